@@ -1,0 +1,70 @@
+# Needs Python 3.11 or newer, git and make. Everything is installed into .venv, nothing outside it.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.stamp
+TORCH := torch==2.13.0
+CODE := igpt_lab tests $(wildcard benchmarks)
+
+# uv and the interpreter should write bytecode: without it every notebook's kernel compiles torch again.
+unexport PYTHONDONTWRITEBYTECODE
+export UV_COMPILE_BYTECODE := 1
+# A folder of wheels kept for pip serves uv as well; empty elsewhere.
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+
+.PHONY: help reproduce test lab lint lock
+
+help:
+	@echo "make reproduce   run every notebook; figures and tables go to results/   (ARGS=--quick for a short run)"
+	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
+	@echo "make lab         open JupyterLab on notebooks/"
+	@echo "make lint        check style and formatting"
+	@echo "make lock        write requirements.lock again                            (ARGS=--upgrade for newer versions)"
+	@echo "Each installs requirements.lock into .venv first, when that is absent or out of date."
+	@echo "Another interpreter: make test PYTHON=python3.12"
+
+reproduce: $(STAMP)
+	@echo "make reproduce: notebooks/ -> results/"
+	@$(BIN)/igpt-lab reproduce --out results $(ARGS)
+
+test: $(STAMP)
+	@echo "make test: pytest on tests/"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lab: $(STAMP)
+	@echo "make lab: JupyterLab on notebooks/, stop it with Ctrl-C"
+	@$(BIN)/python -m jupyterlab notebooks $(ARGS)
+
+lint: $(STAMP)
+	@echo "make lint: ruff check and ruff format on $(CODE)"
+	@$(BIN)/ruff check $(CODE) $(wildcard notebooks)
+	@$(BIN)/ruff format --check $(CODE)
+
+# The stamp comes last, so that an interrupted installation is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "setup: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1);" \
+			"name another with PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setup: installing requirements.lock into .venv (once; takes minutes when packages must be downloaded)"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv || { \
+		echo "setup: '$(PYTHON) -m venv' failed; Debian and Ubuntu have it in the package python3-venv"; exit 1; }
+	@uv=$$(command -v uv) || { $(BIN)/python -m pip install --quiet uv && uv=$(BIN)/uv; } || uv=; \
+	{ [ -n "$$uv" ] && "$$uv" pip install --quiet --python $(BIN)/python -r requirements.lock; } || { \
+		echo "setup: uv did not install the packages, pip does it now (slower)"; \
+		$(BIN)/python -m pip install --quiet -r requirements.lock; }
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# torch is put in by hand: a resolved pin would be one machine's build (+cpu), or bring the CUDA packages to all.
+# Pins that still fit are kept; ARGS=--upgrade chooses the newest.
+lock:
+	@echo "make lock: pyproject.toml -> requirements.lock (needs uv)"
+	@mkdir -p build && { cp requirements.lock build/ 2>/dev/null || true; }
+	@echo "$(TORCH)" | uv pip compile - pyproject.toml --extra test --universal --python-version 3.11 --quiet \
+		--fork-strategy fewest --no-annotate --no-emit-package torch --output-file build/requirements.lock $(ARGS)
+	@{ echo "# Every package that pyproject.toml and its extra \`test\` need, for Python 3.11 and newer."; \
+		echo "# Made again from pyproject.toml by \`make lock\`, with newer versions by \`make lock ARGS=--upgrade\`."; \
+		{ grep -vE '^(#|cuda|nvidia|torch=|triton)' build/requirements.lock; echo "$(TORCH)"; } | LC_ALL=C sort; \
+	} > requirements.lock
