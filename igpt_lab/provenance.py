@@ -1,0 +1,105 @@
+"""What lets a number be trusted later: digests, whole-file-or-nothing writes, and a record of how a result was made."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "igpt-lab",
+    "torch",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "datasets",
+    "pyarrow",
+    "pillow",
+    "matplotlib",
+)
+
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
+    """Write `data` to `path` so that the file is whole or absent, also after a crash; returns the path.
+
+    Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, are flushed to
+    the disk and renamed over it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(data, str):
+        data = data.encode()
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def digest(value: bytes | Path | object) -> str:
+    """SHA-256 (64 hex digits) of bytes, of a file's content (a `Path`), or of anything JSON can hold (sorted keys)."""
+    if isinstance(value, Path):
+        with value.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not isinstance(value, bytes):
+        value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return hashlib.sha256(value).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The git commit of the package's checkout, with `+changes` when files differ from it; '' outside a checkout."""
+    here = Path(__file__)
+    commands = (
+        ["ls-files", "--error-unmatch", here.name],  # fails where the package is installed inside another checkout
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no", "--", "."],
+    )
+    try:
+        tracked, head, status = (
+            subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, timeout=10)
+            for command in commands
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if tracked.returncode or head.returncode or status.returncode:
+        return ""
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a result was made: what ran, with which configuration and seed, from which commit and versions."""
+
+    what: str
+    config: dict = field(default_factory=dict)
+    seed: int | None = None
+    commit: str = field(default_factory=commit)
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict:
+        """The record as plain JSON types (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))

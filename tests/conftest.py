@@ -1,0 +1,61 @@
+"""A tiny model and tiny images: 4 x 4 pixels, 8 greys, 3 blocks of width 8."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import igpt_lab as lab
+from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling
+from igpt_lab.pixels import ImageGPTImageProcessorPil
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TINY = ImageGPTConfig(
+    vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A checkpoint in the port's layout with every tensor, biases too, moved off its initial value."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model = ImageGPTForCausalImageModeling(TINY)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        offset = 1 if "ln_" in name else 0
+        parameter.data.normal_(offset, 0.3, generator=generator)
+    model.save_pretrained(folder)
+    greys = np.linspace(-1, 1, 8)
+    ImageGPTImageProcessorPil(np.stack([greys] * 3, axis=1), 4).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder) -> ImageGPTForCausalImageModeling:
+    return lab.load_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory) -> Path:
+    """train (60) and test (40) images of two classes, `dark` and `light`, as folders of PNG files."""
+    root = tmp_path_factory.mktemp("images") / "shades"
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 20)):
+        for name, low in (("dark", 0), ("light", 100)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(low, low + 156, (4, 4), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def train(tiny_images):
+    return lab.load_images(tiny_images, "train")
+
+
+@pytest.fixture
+def test(tiny_images):
+    return lab.load_images(tiny_images, "test")

@@ -1,0 +1,302 @@
+"""`checkpoints`: what fits is loaded, what does not is named, and nothing in a file is executed."""
+
+import json
+import os
+import pickle
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from igpt_lab import checkpoints
+from igpt_lab.checkpoints import CheckpointError
+from igpt_lab.model import (
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTModel,
+)
+
+TINY = ImageGPTConfig(vocab_size=5, n_positions=4, n_embd=8, n_layer=2, n_head=2, num_labels=3)
+TOKENS = torch.tensor([[4, 0, 1, 2], [4, 3, 3, 0]])
+
+
+@pytest.fixture
+def model():
+    model = ImageGPTForCausalImageModeling(TINY)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.3, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    return model.save_pretrained(tmp_path / "model")
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def fail(name, **_):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+
+
+def load(folder, cls=ImageGPTForCausalImageModeling):
+    return cls.from_pretrained(folder)
+
+
+def change(folder, **tensors):
+    """Replace tensors of the folder's weights file (`__` for `.`); None takes one away."""
+    state = load_file(folder / "model.safetensors")
+    state |= {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, folder / "model.safetensors")
+
+
+# Sources
+
+
+def test_bundled_names(folder, monkeypatch, no_hub):
+    monkeypatch.setattr(checkpoints, "BUNDLED", folder.parent)
+    assert checkpoints.bundled() == ["model"]
+    assert checkpoints.resolve("model") == folder
+    with pytest.raises(CheckpointError, match=r"no model 'modle': did you mean 'model'\? bundled are \['model'\]"):
+        load("modle")
+    with pytest.raises(CheckpointError, match="no model 'zzz': bundled are"):
+        load("zzz")
+
+
+def test_every_bundled_model_loads():
+    for name in checkpoints.bundled():
+        assert load(name).config.n_layer > 0
+
+
+def test_a_hub_name_without_a_network_says_what_was_tried(no_hub):
+    words = r"'openai/imagegpt-small': not bundled .* no such folder, .*LocalEntryNotFoundError.* give its path"
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load("openai/imagegpt-small")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_name_is_downloaded_without_code(folder, monkeypatch):
+    asked = {}
+
+    def fake(name, **options):
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    assert checkpoints.resolve("openai/imagegpt-small") == folder
+    assert asked["name"] == "openai/imagegpt-small"
+    assert not any(pattern.endswith((".py", "*")) for pattern in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize("source", ["./no/such", "/no/such", "~/nosuch/folder"])
+def test_a_missing_folder_is_never_asked_of_the_hub(source, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
+    with pytest.raises(CheckpointError, match=f"no model '{source}'"):
+        load(source)
+
+
+def test_not_a_checkpoint(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty is not a checkpoint: it has no config.json"):
+        load(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="is a file; expected a folder"):
+        load(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match="is not a checkpoint: it has none of model.safetensors, pytorch_model.bin"
+    ):
+        load(folder)
+
+
+# Files that are not what they say
+
+
+@pytest.mark.parametrize("content, words", [(b"{broken", "is not JSON"), (b"\xff\xfe", "is not JSON"),
+                                            (b"[1]", "holds a list; expected an object")])  # fmt: skip
+def test_config_that_is_no_json(folder, content, words):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"config.json {words}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_cut_short(folder, model, name):
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / name) if name.endswith("bin") else model.save_pretrained(folder)
+    whole = (folder / name).read_bytes()
+    for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        (folder / name).write_bytes(whole[:size])
+        with pytest.raises(
+            CheckpointError, match=f"{name} (cannot be read, is it cut short|.* is no file of torch)"
+        ) as e:
+            load(folder)
+        assert "\n" not in str(e.value)
+
+
+class Execute:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_a_pickle_is_refused_and_not_executed(folder, tmp_path, how):
+    made, path = tmp_path / "executed", folder / "pytorch_model.bin"
+    (folder / "model.safetensors").unlink()
+    state = {"transformer.wte.weight": torch.zeros(5, 8), "extra": Execute(made)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"extra": Execute(made)}, protocol=2))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
+    with pytest.raises(CheckpointError, match="pytorch_model.bin holds more than tensors") as caught:
+        load(folder)
+    assert not made.exists()
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+    if how == "pickle":
+        pickle.loads(path.read_bytes())["extra"].close()
+        assert made.exists(), "the file of this test is harmless, so it shows nothing"
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, torch.ones(2)])
+def test_torch_files_that_are_no_state_dict(folder, content):
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pytorch_model.bin is no state dict"):
+        load(folder)
+
+
+# Tensors
+
+
+def test_a_missing_tensor_is_named(folder):
+    change(folder, transformer__h__1__mlp__c_fc__bias=None)
+    with pytest.raises(CheckpointError, match=r"model.safetensors has no tensor 'transformer.h.1.mlp.c_fc.bias'"):
+        load(folder)
+
+
+def test_a_misshapen_tensor_is_named(folder):
+    change(folder, transformer__wpe__weight=torch.zeros(3, 8))
+    with pytest.raises(CheckpointError, match=r"'transformer.wpe.weight' is \(3, 8\); config.json asks for \(4, 8\)"):
+        load(folder)
+
+
+def test_an_unknown_tensor_is_named(folder):
+    change(folder, transformer__h__7__ln_1__weight=torch.zeros(8))
+    with pytest.raises(CheckpointError, match="a tensor 'transformer.h.7.ln_1.weight' that no part of the model takes"):
+        load(folder)
+
+
+def test_a_tensor_of_whole_numbers_is_named(folder):
+    change(folder, transformer__ln_f__weight=torch.ones(8, dtype=torch.int8))
+    with pytest.raises(
+        CheckpointError, match="'transformer.ln_f.weight' is torch.int8; expected a floating-point type"
+    ):
+        load(folder)
+
+
+def test_mask_buffers_of_older_ports_are_passed_over(folder, model):
+    change(
+        folder,
+        transformer__h__0__attn__bias=torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+        transformer__h__0__attn__masked_bias=torch.tensor(-1e4),
+    )
+    assert torch.equal(load(folder)(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_load_as_float32(model, tmp_path, dtype):
+    loaded = load(model.save_pretrained(tmp_path, dtype=dtype))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {dtype}
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, model.state_dict()[name].to(dtype).float()), name
+
+
+def test_the_older_file_loads(folder, model):
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    assert torch.equal(load(folder)(TOKENS).logits, model(TOKENS).logits)
+
+
+# Heads and trunks
+
+
+@torch.no_grad()
+def test_trunk_and_heads_load_into_each_other(folder, model, tmp_path):
+    want = model.transformer(TOKENS).last_hidden_state
+    trunk = load(folder, ImageGPTModel)
+    assert torch.equal(trunk(TOKENS).last_hidden_state, want)
+    trunk.save_pretrained(tmp_path / "trunk")
+    for cls in (ImageGPTForCausalImageModeling, ImageGPTForImageClassification):
+        headed = load(tmp_path / "trunk", cls)
+        assert torch.equal(headed.transformer(TOKENS).last_hidden_state, want)
+        assert not headed(TOKENS).logits.any(), "a head that the checkpoint has not starts at zero"
+    classifier = load(folder, ImageGPTForImageClassification)
+    assert torch.equal(classifier.transformer(TOKENS).last_hidden_state, want)
+    assert not classifier.score.weight.any()
+
+
+def test_a_trunk_file_with_a_head_beside_it_loads(folder, model):
+    """Some published files have no `transformer.` before the trunk's names and yet a head."""
+    state = load_file(folder / "model.safetensors")
+    save_file({k.removeprefix("transformer."): v for k, v in state.items()}, folder / "model.safetensors")
+    assert torch.equal(load(folder)(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_a_class_head_of_another_size_is_named(tmp_path):
+    folder = ImageGPTForImageClassification(TINY).save_pretrained(tmp_path)
+    change(folder, score__weight=torch.zeros(9, 8))
+    with pytest.raises(CheckpointError, match=r"'score.weight' is \(9, 8\); config.json asks for \(3, 8\)"):
+        load(folder, ImageGPTForImageClassification)
+
+
+def test_loading_shares_no_memory(folder):
+    first, second = load(folder), load(folder)
+    with torch.no_grad():
+        first.lm_head.weight.add_(1)
+    assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
+    assert torch.equal(second.lm_head.weight, load(folder).lm_head.weight)
+
+
+# Writing
+
+
+def test_what_is_written(model, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "imagegpt"
+    assert config["architectures"] == ["ImageGPTForCausalImageModeling"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    load(folder).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("fails_at", ["model.safetensors", "config.json"])
+def test_an_interrupted_write_leaves_no_half_written_file(model, folder, tmp_path, monkeypatch, fails_at):
+    replace = os.replace
+    want = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(source, target):
+        if os.path.basename(target) == fails_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            model.save_pretrained(target)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == want
+    left = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert left == ({} if fails_at == "model.safetensors" else {"model.safetensors": want["model.safetensors"]})
+    with pytest.raises(CheckpointError, match="new is not a checkpoint"):
+        load(tmp_path / "new")

@@ -1,0 +1,483 @@
+"""`model` against the port in transformers, the original TensorFlow graph, and cases solved by hand."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from igpt_lab.checkpoints import CheckpointError
+from igpt_lab.model import (
+    SIZES,
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTModel,
+    KeyValueCache,
+    Norm,
+    align,
+    next_pixel_loss,
+)
+from tf_bundle import read_bundle
+
+ORACLE = Path(__file__).resolve().parents[2] / "shared" / "openai-oracle"
+TINY = ImageGPTConfig(vocab_size=17, n_positions=16, n_embd=24, n_layer=3, n_head=4, num_labels=5)
+CLASSES = [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
+HEADS = CLASSES[1:]
+CONFIGS = {
+    "plain": TINY,
+    "one block, one head": dataclasses.replace(TINY, n_layer=1, n_head=1, vocab_size=5),
+    "inner width": dataclasses.replace(TINY, n_inner=20, n_embd=40, n_head=5),
+    "inverse layer scale": dataclasses.replace(TINY, scale_attn_by_inverse_layer_idx=True),
+    "no scale": dataclasses.replace(TINY, scale_attn_weights=False, n_layer=2),
+    "gelu, large eps": dataclasses.replace(TINY, activation_function="gelu", layer_norm_epsilon=0.3),
+    "gelu_new": dataclasses.replace(TINY, activation_function="gelu_new", num_labels=2),
+    "relu, long": dataclasses.replace(TINY, activation_function="relu", n_positions=50),
+}
+
+
+def shaken(cls, config=TINY, seed=0):
+    """A model in eval mode with every parameter, biases and gains too, away from its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    model = cls(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(0, 0.2, generator=generator)
+            if "ln_" in name:
+                weight.add_(1)
+    return model.eval()
+
+
+def tokens_of(config=TINY, n=3, seed=0, length=None):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.n_colours, (n, length or config.n_positions), generator=generator)
+
+
+def close(got, want, tolerance=1e-5):
+    torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def port():
+    return pytest.importorskip("transformers", reason="transformers, the independent answer, is not installed")
+
+
+def twin(port, model):
+    """The port's model of the same class with the same weights, loaded strictly."""
+    config = port.ImageGPTConfig(**dataclasses.asdict(model.config))
+    theirs = getattr(port, type(model).__name__)(config)
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@torch.no_grad()
+def test_the_port_gives_the_same_numbers(port, config):
+    for seed, cls in enumerate(CLASSES):
+        model = shaken(cls, config, seed)
+        tokens = align(tokens_of(config, seed=seed), "sos", config)
+        ours = model(tokens, output_hidden_states=True)
+        theirs = twin(port, model)(tokens, output_hidden_states=True)
+        close(ours[0] if cls is ImageGPTModel else ours.logits, theirs[0])
+        assert len(ours.hidden_states) == len(theirs.hidden_states) == config.n_layer + 1
+        for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+            close(mine, other)
+
+
+@torch.no_grad()
+def test_the_port_gives_the_same_losses(port):
+    model, tokens = shaken(ImageGPTForCausalImageModeling), tokens_of()
+    close(model(tokens, labels=tokens).loss, twin(port, model)(tokens, labels=tokens).loss)
+    model, labels = shaken(ImageGPTForImageClassification), torch.tensor([4, 0, 2])
+    close(model(tokens, labels=labels).loss, twin(port, model)(tokens, labels=labels).loss)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@torch.no_grad()
+def test_the_port_loads_what_we_save(port, cls, tmp_path):
+    model = shaken(cls)
+    model.save_pretrained(tmp_path)
+    theirs, info = getattr(port, cls.__name__).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.config.num_labels == TINY.num_labels
+    close(model(tokens_of())[-2 if cls is not ImageGPTModel else 0], theirs.eval()(tokens_of())[0])
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@torch.no_grad()
+def test_we_load_what_the_port_saves(port, cls, tmp_path):
+    model = shaken(cls)
+    twin(port, model).save_pretrained(tmp_path)
+    loaded = cls.from_pretrained(tmp_path)
+    assert loaded.config == TINY
+    assert not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_hidden_states_are_unnormed_before_the_last():
+    model = shaken(ImageGPTModel)
+    with torch.no_grad():
+        out = model(tokens_of(), output_hidden_states=True)
+        embedded = model.wte(tokens_of()) + model.wpe.weight
+        last_unnormed = model.h[-1](out.hidden_states[-2])
+    assert torch.equal(out.hidden_states[0], embedded)
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
+    close(out.hidden_states[-1], model.ln_f(last_unnormed))
+    assert model(tokens_of()).hidden_states is None
+
+
+# The original TensorFlow graph
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    if not (ORACLE / "expected.npz").is_file():
+        pytest.skip(f"the original graph's answers are not at {ORACLE}")
+    with np.load(ORACLE / "expected.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def oracle_state():
+    """The original variables under the port's names: linear maps (in, out), SOS the last row of `wte`."""
+    given = {name.removeprefix("model/"): value for name, value in read_bundle(ORACLE / "model.ckpt-1000000").items()}
+    state = {"wte.weight": np.concatenate([given["wte"], given["sos"][None]]), "wpe.weight": given["wpe"]}
+    width = given["wpe"].shape[1]
+    for layer in range(4):
+        block = {name.removeprefix(f"h{layer}/"): value for name, value in given.items()}
+        query, key, value, out = (block[f"attn/{x}_proj"].reshape(width, width) for x in "qkvc")
+        state |= {
+            f"h.{layer}.ln_1.weight": block["ln_1/g"],
+            f"h.{layer}.ln_2.weight": block["ln_2/g"],
+            f"h.{layer}.attn.c_attn.weight": np.concatenate([query.T, key.T, value.T], axis=1),
+            f"h.{layer}.attn.c_proj.weight": out,
+            f"h.{layer}.mlp.c_fc.weight": block["mlp/c_fc/w"],
+            f"h.{layer}.mlp.c_proj.weight": block["mlp/c_proj/w"],
+        }
+    state = {f"transformer.{name}": value for name, value in (state | {"ln_f.weight": given["ln_f/g"]}).items()}
+    state |= {"lm_head.weight": given["wtet"], "score.weight": given["clf/wclf"]}
+    return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+
+
+def oracle_model(cls):
+    model = cls(ImageGPTConfig(vocab_size=33, n_positions=64, n_embd=64, n_layer=4, n_head=4, num_labels=7)).eval()
+    given = oracle_state()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.zero_() if name.endswith("bias") else weight.copy_(given[name])
+    return model
+
+
+@torch.no_grad()
+def test_the_original_graph_gives_the_same_numbers(oracle):
+    tokens, causal = oracle["tokens"].long(), oracle_model(ImageGPTForCausalImageModeling)
+    inputs = align(tokens, "sos", causal.config)
+    close(causal(inputs).logits, oracle["logits"], 1e-4)
+    close(next_pixel_loss(causal, tokens), oracle["gen_loss"], 1e-4)
+    classifier = oracle_model(ImageGPTForImageClassification)
+    close(classifier(inputs, labels=oracle["labels"]).loss, oracle["clf_loss"], 1e-4)
+
+
+@torch.no_grad()
+def test_the_original_graph_gives_the_same_features(oracle):
+    model = oracle_model(ImageGPTForCausalImageModeling)
+    trunk, pooled = model.transformer, {}
+
+    def keep(name, of):
+        return lambda module, args, output: pooled.__setitem__(name, of(args, output).mean(dim=1))
+
+    for layer, block in enumerate(trunk.h):
+        block.register_forward_hook(keep(f"h{layer}/in", lambda args, output: args[0]))
+        block.register_forward_hook(keep(f"h{layer}/out", lambda args, output: output))
+        block.ln_1.register_forward_hook(keep(f"h{layer}/ln_1", lambda args, output: output))
+        block.ln_2.register_forward_hook(keep(f"h{layer}/ln_2", lambda args, output: output))
+    trunk.ln_f.register_forward_hook(keep("ln_f", lambda args, output: output))
+    model(align(oracle["tokens"].long(), "sos", model.config))
+    wanted = {name.removeprefix("pooled/"): value for name, value in oracle.items() if name.startswith("pooled/")}
+    assert pooled.keys() == wanted.keys()
+    for name, value in wanted.items():
+        close(pooled[name], value, 1e-4)
+
+
+# Laws
+
+
+@torch.no_grad()
+def test_a_pixel_changes_nothing_at_or_before_its_own_position():
+    model = shaken(ImageGPTForCausalImageModeling).double()
+    tokens = tokens_of(n=1)
+    before = model(align(tokens, "sos", TINY), output_hidden_states=True)
+    for t in range(TINY.n_positions):
+        other = tokens.clone()
+        other[0, t] = (other[0, t] + 1) % TINY.n_colours
+        after = model(align(other, "sos", TINY), output_hidden_states=True)
+        pairs = zip((*before.hidden_states, before.logits), (*after.hidden_states, after.logits), strict=True)
+        changed = torch.stack([(a != b)[0].any(dim=-1) for a, b in pairs])
+        assert not changed[:, : t + 1].any(), f"pixel {t} reaches a position at or before it"
+        assert changed[0].sum() == (t + 1 < TINY.n_positions)  # one input, none for the last pixel: it is dropped
+        assert changed[1:, t + 1 :].all()
+
+
+def test_every_earlier_position_reaches_a_later_one():
+    model = shaken(ImageGPTModel).double()
+    states = []
+    model.drop.register_forward_hook(lambda module, args, output: states.append(output.requires_grad_()))
+    last = model(tokens_of(n=1)).last_hidden_state
+    for position in (0, 7, 15):
+        (gradient,) = torch.autograd.grad(last[0, position].sum(), states[0], retain_graph=True)
+        reached = gradient[0].abs().sum(dim=-1) > 0
+        assert reached.tolist() == [i <= position for i in range(TINY.n_positions)]
+
+
+def test_alignment():
+    tokens = torch.tensor([[3, 1, 4], [0, 2, 5]])
+    assert align(tokens, "sos", TINY).tolist() == [[16, 3, 1], [16, 0, 2]]
+    assert align(tokens, "raw", TINY) is tokens
+    with pytest.raises(ValueError, match="'SOS'; expected 'sos' or 'raw'"):
+        align(tokens, "SOS", TINY)
+
+
+def test_next_pixel_loss_by_hand():
+    """The model reads SOS and all pixels but the last; the score of pixel i is at position i."""
+    model = shaken(ImageGPTForCausalImageModeling)
+    tokens = tokens_of(n=2)
+    with torch.no_grad():
+        total = 0.0
+        for image in tokens:
+            for i in range(TINY.n_positions):
+                logits = model(torch.cat([torch.tensor([16]), image[:i]])[None]).logits[0, -1]
+                total -= torch.log_softmax(logits, dim=0)[image[i]].item()
+        assert next_pixel_loss(model, tokens).item() == pytest.approx(total / tokens.numel(), abs=1e-5)
+
+
+# Norm
+
+
+def test_norm_by_hand():
+    norm = Norm(2, eps=11.0)
+    norm.weight.data = torch.tensor([2.0, 10.0])
+    close(norm(torch.tensor([[1.0, 7.0]])), torch.tensor([[2 / 6, 70 / 6]]))  # mean of squares 25, plus 11: root 6
+    close(Norm(3, eps=0.0)(torch.tensor([2.0, 2.0, 2.0])), torch.ones(3))  # the mean is not taken away
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norm_does_not_overflow_in_half_precision(dtype):
+    norm = Norm(4, eps=1e-5).to(dtype)
+    for size in (300.0, 60000.0):
+        got = norm(torch.tensor([size, -size, size, -size], dtype=dtype))
+        assert got.dtype == dtype
+        assert got.tolist() == [1, -1, 1, -1]
+
+
+def test_norm_keeps_float64():
+    x = np.random.default_rng(0).normal(size=(5, 8))
+    want = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)
+    close(Norm(8, eps=1e-5).double()(torch.from_numpy(x)), torch.from_numpy(want), 1e-14)
+
+
+def test_the_model_runs_in_bfloat16():
+    model = shaken(ImageGPTForCausalImageModeling)
+    want = model(tokens_of()).logits
+    got = model.to(torch.bfloat16)(tokens_of(), labels=tokens_of())
+    assert got.logits.dtype == torch.bfloat16
+    assert got.loss.dtype == torch.float32
+    assert (got.logits.float() - want).abs().max() < 0.1
+
+
+# Initialisation and sizes
+
+
+def test_first_loss_is_ln_v():
+    model = ImageGPTForCausalImageModeling(TINY).initialise(torch.Generator().manual_seed(0))
+    assert next_pixel_loss(model, tokens_of()).item() == pytest.approx(math.log(16), abs=1e-6)
+    assert model(tokens_of(), labels=tokens_of()).loss.item() == pytest.approx(math.log(16), abs=1e-6)
+    classifier = ImageGPTForImageClassification(TINY).initialise(torch.Generator().manual_seed(0))
+    assert classifier(tokens_of(), labels=torch.tensor([0, 1, 2])).loss.item() == pytest.approx(math.log(5), abs=1e-6)
+
+
+def test_initial_scales_are_the_original_ones():
+    config = ImageGPTConfig(vocab_size=257, n_positions=256, n_embd=128, n_layer=4, n_head=4)
+    model = ImageGPTForCausalImageModeling(config).initialise(torch.Generator().manual_seed(0))
+    scale = {"wpe": 0.01, "wte": 0.02, "c_attn": 128**-0.5, "attn.c_proj": (128 * 4) ** -0.5, "mlp": 0.02}
+    for name, weight in model.named_parameters():
+        if name.endswith("bias") or name == "lm_head.weight":
+            assert not weight.any(), name
+        elif "ln_" in name:
+            assert (weight == 1).all(), name
+        else:
+            (wanted,) = (value for part, value in scale.items() if part in name)
+            assert weight.std().item() == pytest.approx(wanted, rel=0.03), name
+            assert abs(weight.mean().item()) < 0.03 * wanted, name
+
+
+def test_initialisation_is_a_function_of_its_generator():
+    def drawn(seed):
+        model = ImageGPTForImageClassification(TINY).initialise(torch.Generator().manual_seed(seed))
+        return torch.cat([weight.flatten() for weight in model.parameters()])
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
+
+
+def test_a_model_never_holds_memory_that_nobody_set():
+    assert all(weight.isfinite().all() for weight in ImageGPTModel(TINY).parameters())
+    assert ImageGPTModel(TINY).h[0].mlp.c_fc.weight.std() < 0.1
+
+
+@pytest.mark.parametrize("size, count", [("S", 76_571_648), ("M", 455_157_760), ("L", 1_362_250_752)])
+def test_published_sizes(size, count):
+    with torch.device("meta"):
+        model = ImageGPTForCausalImageModeling(SIZES[size])
+    assert sum(p.numel() for name, p in model.named_parameters() if not name.endswith("bias")) == count
+
+
+class OnlyMeta(TorchDispatchMode):
+    """Fails at the first operation that puts a tensor anywhere but on the meta device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        assert all(x.is_meta for x in tree_leaves(out) if isinstance(x, torch.Tensor)), func
+        return out
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_everything_runs_on_the_meta_device(cls):
+    with torch.device("meta"), OnlyMeta():
+        model = cls(SIZES["L"]).initialise().eval()
+        tokens = torch.zeros(2, 1024, dtype=torch.long)
+        out = model(tokens, output_hidden_states=True)
+        assert out.hidden_states[-1].shape == (2, 1024, 1536)
+        if cls is ImageGPTForCausalImageModeling:
+            assert model(tokens, labels=tokens).loss.shape == ()
+            assert next_pixel_loss(model, tokens).shape == ()
+            cache = KeyValueCache(model.config, 2, 1024, device=model.device, dtype=torch.float32)
+            assert model(tokens[:, :5], cache=cache).logits.shape == (2, 5, 512)
+            assert model(tokens[:, :1], cache=cache).logits.shape == (2, 1, 512)
+        if cls is ImageGPTForImageClassification:
+            assert model(tokens, labels=torch.zeros(2, dtype=torch.long)).loss.shape == ()
+
+
+# Key-value cache
+
+
+@pytest.mark.parametrize("prefill", [1, 7, 15])
+@pytest.mark.parametrize("name", ["plain", "inverse layer scale", "no scale"])
+@torch.no_grad()
+def test_cached_logits_equal_uncached(name, prefill):
+    model = shaken(ImageGPTForCausalImageModeling, CONFIGS[name])
+    tokens = align(tokens_of(), "sos", TINY)
+    cache = KeyValueCache(model.config, 3, 16, device="cpu", dtype=torch.float32)
+    parts = [tokens[:, :prefill], *tokens[:, prefill:].split(1, dim=1)]
+    got = torch.cat([model(part, cache=cache).logits for part in parts], dim=1)
+    assert cache.filled == 16
+    close(got, model(tokens).logits)
+
+
+@torch.no_grad()
+def test_a_cache_that_does_not_fit_says_so():
+    model = shaken(ImageGPTForCausalImageModeling)
+    cache = KeyValueCache(TINY, 2, 4, device="cpu", dtype=torch.float32)
+    tokens = tokens_of(n=2)
+    with pytest.raises(ValueError, match="5 more tokens for a cache that holds 0 of 4"):
+        model(tokens[:, :5], cache=cache)
+    with pytest.raises(ValueError, match="a batch of 1 for a cache of 2"):
+        model(tokens[:1, :2], cache=cache)
+    model(tokens[:, :3], cache=cache)
+    with pytest.raises(ValueError, match="1 more tokens for a cache that holds 4 of 4"):
+        model(tokens[:, 3:4], cache=cache)
+        model(tokens[:, 4:5], cache=cache)
+    cache = KeyValueCache(TINY, 2, 16, device="cpu", dtype=torch.float32)
+    model(tokens[:, :3], cache=cache)
+    with pytest.raises(ValueError, match="prefill once, then one at a time"):
+        model(tokens[:, 3:6], cache=cache)
+    assert cache.filled == 3
+
+
+def test_too_many_positions():
+    with pytest.raises(ValueError, match="17 positions, but the model has 16"):
+        shaken(ImageGPTModel)(tokens_of(length=17))
+
+
+# Modes, gradients, configuration
+
+
+def test_dropout_only_in_training():
+    config = dataclasses.replace(TINY, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.5)
+    model = shaken(ImageGPTForCausalImageModeling, config)
+    assert torch.equal(model(tokens_of()).logits, model(tokens_of()).logits)
+    model.train()
+    assert not torch.equal(model(tokens_of()).logits, model(tokens_of()).logits)
+
+
+@pytest.mark.parametrize("cls", HEADS)
+def test_every_parameter_gets_a_gradient(cls, tmp_path):
+    shaken(cls).save_pretrained(tmp_path)
+    model = cls.from_pretrained(tmp_path)
+    labels = tokens_of() if cls is ImageGPTForCausalImageModeling else torch.tensor([1, 2, 3])
+    model(align(tokens_of(), "sos", TINY), labels=labels).loss.backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+
+
+def test_config_of_the_port_is_taken(port, tmp_path):
+    theirs = port.ImageGPTConfig(n_layer=2, n_embd=8, n_head=2, num_labels=7)
+    theirs.save_pretrained(tmp_path)
+    ours = ImageGPTConfig.from_dict(json.loads((tmp_path / "config.json").read_text()))
+    assert ours == ImageGPTConfig(n_layer=2, n_embd=8, n_head=2, num_labels=7)
+    assert {name: getattr(port.ImageGPTConfig(), name) for name in dataclasses.asdict(ours)} == dataclasses.asdict(
+        ImageGPTConfig()
+    )
+
+
+def test_config_round_trip():
+    for config in CONFIGS.values():
+        assert ImageGPTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"n_embd": 10, "n_head": 4}, "n_embd 10 is not a multiple of n_head 4"),
+        ({"n_head": 0}, "n_head is 0; expected a whole number above 0"),
+        ({"n_embd": "64"}, "n_embd is '64'; expected a whole number"),
+        ({"activation_function": "swish"}, "'swish'; expected one of"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn=true"),
+        ({"add_cross_attention": True}, "add_cross_attention=true"),
+    ],
+)
+def test_config_errors(values, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        ImageGPTConfig.from_dict(values)
+    shaken(ImageGPTModel).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict() | values))
+    with pytest.raises(CheckpointError, match=f"config.json: .*{words}"):
+        ImageGPTModel.from_pretrained(tmp_path)
+
+
+def test_a_misspelt_field_fails():
+    with pytest.raises(TypeError, match="n_layers"):
+        ImageGPTConfig(n_layers=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.n_layer = 3
+
+
+def test_a_tied_head_is_refused():
+    with pytest.raises(ValueError, match="tie_word_embeddings"):
+        ImageGPTForCausalImageModeling(dataclasses.replace(TINY, tie_word_embeddings=True))
+
+
+def test_causal_loss_by_hand():
+    """`labels` are shifted inside: the logits at i score the label at i + 1."""
+    model, tokens = shaken(ImageGPTForCausalImageModeling), tokens_of(n=2)
+    with torch.no_grad():
+        logits = model(tokens).logits
+        want = -torch.stack([F.log_softmax(logits[n, i], 0)[tokens[n, i + 1]] for n in range(2) for i in range(15)])
+        close(model(tokens, labels=tokens).loss, want.mean())
