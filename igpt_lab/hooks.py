@@ -1,0 +1,142 @@
+"""A `with` block that reduces chosen activations while a model runs, then removes itself.
+
+    with record(model, points=["ln_1"], pool="mean") as pooled:
+        model(tokens)
+    pooled["ln_1"]  # float32 (N, L + 1, D)
+
+A point is a place in a block; layer l is block l. Two points have a layer L as well: at `ln_1` it is `ln_f`, at
+`resid_pre` the last block's un-normed output. Works on our ImageGPT and on transformers'.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
+POOLS = ("mean", "last", "max", "grid:g")
+# point -> (module of the block, is it that module's input?); "" is the block itself
+PLACES = {
+    "resid_pre": ("ln_1", True),
+    "ln_1": ("ln_1", False),
+    "attn_out": ("attn", False),
+    "resid_mid": ("ln_2", True),
+    "ln_2": ("ln_2", False),
+    "mlp_out": ("mlp", False),
+    "resid_post": ("", False),
+}
+
+
+class Pooled:
+    """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
+
+    def __init__(self, layers: dict[str, list[int]]):
+        self.layers = layers
+        self._values: dict[tuple[str, int], Tensor] = {}
+        self._stats: dict[tuple[str, int], Tensor] = {}
+
+    def clear(self) -> None:
+        """Forget the last forward pass."""
+        self._values.clear()
+        self._stats.clear()
+
+    def __getitem__(self, point: str) -> Tensor:
+        return torch.stack(self._of(point, self._values), dim=1)
+
+    def stats(self, point: str) -> Tensor:
+        """(layers, 3): max |x|, number of exact zeros, number of non-finite values, before pooling."""
+        return torch.stack(self._of(point, self._stats))
+
+    def _of(self, point: str, values: dict) -> list[Tensor]:
+        if point not in self.layers:
+            raise KeyError(f"point {point!r} was not recorded; recorded are {list(self.layers)}")
+        missing = [layer for layer in self.layers[point] if (point, layer) not in values]
+        if missing:
+            raise RuntimeError(f"{point} of layer {missing[0]} did not run; call the model inside the `with` block")
+        return [values[point, layer] for layer in self.layers[point]]
+
+
+@contextmanager
+def record(
+    model: nn.Module, points: Sequence[str] = ("ln_1",), *, layers: Sequence[int] | None = None, pool: str = "mean"
+) -> Iterator[Pooled]:
+    """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
+
+    `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated). The
+    hooks are gone after the block, also on an error. Raises ValueError for an unknown point, layer or pooling.
+    """
+    trunk = getattr(model, "transformer", model)
+    wanted = {point: layers_of(point, len(trunk.h), layers) for point in points}
+    reduce, pooled = pooling(pool), Pooled(wanted)
+    handles = [trunk.register_forward_pre_hook(lambda *_: pooled.clear())]
+    try:
+        for point, chosen in wanted.items():
+            for layer in dict.fromkeys(chosen):
+                handles.append(_attach(trunk, point, layer, reduce, pooled))
+        yield pooled
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> list[int]:
+    """All layers of a point in a model of `blocks` blocks, or `layers` checked; negative ones count from the end."""
+    if point not in POINTS:
+        close = difflib.get_close_matches(point, POINTS, n=1)
+        raise ValueError(f"point {point!r}; {f'did you mean {close[0]!r}? ' if close else ''}points are {POINTS}")
+    count = blocks + (point in ("ln_1", "resid_pre"))
+    if layers is None:
+        return list(range(count))
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ValueError(f"layer {layer} at {point}; this model has layers 0..{count - 1} there")
+    return [layer % count for layer in layers]
+
+
+def pooling(name: str):
+    """The function (N, T, D) -> float32 (N, D') of a pooling's name."""
+    if name == "mean":
+        return lambda x: x.mean(dim=1, dtype=torch.float32)
+    if name == "last":
+        return lambda x: x[:, -1].float()
+    if name == "max":
+        return lambda x: x.amax(dim=1).float()
+    kind, _, cells = name.partition(":")
+    if kind == "grid" and cells.isdecimal() and int(cells) > 0:
+        return lambda x: _grid(x, int(cells))
+    raise ValueError(f"pool {name!r}; expected one of {POOLS}, g the number of regions a side")
+
+
+def _grid(x: Tensor, cells: int) -> Tensor:
+    """Means of cells x cells regions, raster order: (N, T, D) -> float32 (N, cells^2 D)."""
+    n, positions, width = x.shape
+    side = round(positions**0.5)
+    if side * side != positions or side % cells:
+        raise ValueError(f"grid:{cells} needs a square image whose side is a multiple of {cells}; T is {positions}")
+    x = x.view(n, cells, side // cells, cells, side // cells, width)
+    return x.mean(dim=(2, 4), dtype=torch.float32).reshape(n, cells * cells * width)
+
+
+def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled):
+    """Register the hook of one point of one layer; returns its handle."""
+    name, is_input = PLACES[point]
+    block = trunk.h[layer] if layer < len(trunk.h) else None
+    module = trunk.ln_f if block is None else getattr(block, name) if name else block
+
+    def keep(x) -> None:
+        x = x[0] if isinstance(x, tuple) else x
+        if (point, layer) in pooled._values:
+            raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
+        x = x.detach()
+        pooled._values[point, layer] = reduce(x)
+        largest = torch.linalg.vector_norm(x.float(), torch.inf)
+        zeros, finite = x.numel() - x.count_nonzero(), x.isfinite().sum()
+        pooled._stats[point, layer] = torch.stack([largest, zeros.float(), (x.numel() - finite).float()])
+
+    if is_input:
+        return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
+    return module.register_forward_hook(lambda _, __, output: keep(output))

@@ -1,0 +1,111 @@
+"""Stored features against a plain forward pass, and extractions that were stopped."""
+
+import numpy as np
+import pytest
+import torch
+
+from igpt_lab import extraction
+from igpt_lab.data import load_images, tokenize
+from igpt_lab.extraction import extract, load_model
+
+
+def plain(model, images, alignment="sos"):
+    """Mean over positions of the port's hidden states, un-normed but the last: float32 (N, L + 1, D)."""
+    tokens = torch.as_tensor(tokenize(images, model.processor, progress=False).astype(np.int64))
+    if alignment == "sos":
+        tokens = torch.cat([torch.full((len(tokens), 1), 8), tokens[:, :-1]], 1)
+    with torch.no_grad():
+        return torch.stack(model(tokens, output_hidden_states=True).hidden_states, 2).mean(1).numpy()
+
+
+@pytest.mark.parametrize("alignment", ["sos", "raw"])
+def test_equals_a_plain_forward(tiny, train, test, tmp_path, alignment):
+    store = extract(
+        tiny, [train, test], store=tmp_path, points=["resid_pre", "ln_1"], alignment=alignment, batch_size=7,
+        device="cpu", progress=False,
+    )  # fmt: skip
+    for images in (train, test):
+        expected = plain(tiny, images, alignment)
+        for layer in range(3):
+            found = store.layer("resid_pre", layer, images.split)
+            np.testing.assert_allclose(found, expected[:, layer], atol=1e-5)
+        np.testing.assert_allclose(store.layer("ln_1", 3, images.split), expected[:, 3], atol=1e-5)
+        np.testing.assert_array_equal(store.labels(images.split), images.labels)
+        np.testing.assert_array_equal(store.index(images.split), images.index)
+
+
+def test_found_again_and_kept_apart(tiny, tiny_folder, test, tmp_path, monkeypatch):
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    store = extract(tiny_folder, test, **options)
+    others = [
+        extract(load_model(tiny_folder, random=True), test, **options),
+        extract(tiny, test, alignment="raw", **options),
+        extract(tiny, test, pool="max", **options),
+        extract(tiny, test.select(np.arange(30)), **options),
+        extract(tiny, test, dtype="bfloat16", **options),
+    ]
+    assert len({each.path for each in (store, *others)}) == 6
+    monkeypatch.setattr(extraction, "_pooled", lambda *_, **__: pytest.fail("computed again"))
+    assert extract(tiny, test, **options).path == store.path
+
+
+def test_a_stopped_extraction_goes_on(tiny, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "ROWS", 25)
+    options = {"device": "cpu", "progress": False}
+    whole = extract(tiny, train, store=tmp_path / "whole", **options)
+    pooled, calls = extraction._pooled, []
+
+    def stops(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return pooled(*arguments, **named)
+
+    monkeypatch.setattr(extraction, "_pooled", stops)
+    with pytest.raises(KeyboardInterrupt):
+        extract(tiny, train, store=tmp_path / "stopped", **options)
+    again = extract(tiny, train, store=tmp_path / "stopped", **options)
+    assert len(calls) == 1 + 1 + 2  # 3 parts; the one that was finished is not computed again
+    for split, number in (("train", 0), ("train", 1), ("train", 2)):
+        assert again.part(split, number).read_bytes() == whole.part(split, number).read_bytes()
+
+
+def test_the_estimate_of_bytes_is_within_five_percent(tiny, train, tmp_path, capsys):
+    store = extract(tiny, train, store=tmp_path, pool="grid:4", device="cpu")
+    said = float(capsys.readouterr().err.split(" MB, about")[0].split()[-1])
+    assert said == pytest.approx(sum(path.stat().st_size for path in store.path.rglob("*.parquet")) / 1e6, rel=0.05)
+
+
+def test_images_without_labels(tiny, tiny_images, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted((tiny_images / "test/dark").iterdir())):
+        (flat / f"{i}.png").write_bytes(path.read_bytes())
+    images = load_images(flat, "test")
+    store = extract(tiny, images, store=tmp_path, device="cpu", progress=False)
+    assert store.labels("test") is None and len(store.index("test")) == 20
+
+
+def test_bad_input_before_any_work(tiny, train, tiny_images, tmp_path):
+    for options, message in (
+        ({"points": ["ln1"]}, "did you mean 'ln_1'"),
+        ({"alignment": "shift"}, "expected 'sos' or 'raw'"),
+        ({"pool": "median"}, "expected one of"),
+        ({"layers": [9]}, "layers 0..3"),
+        ({"dtype": "float16"}, "overflows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract(tiny, train, store=tmp_path, **options)
+    with pytest.raises(ValueError, match="unknown-model"):
+        extract("unknown-model", train, store=tmp_path)
+    twice = [load_images(tiny_images / "test", split) for split in ("train", "test")]
+    with pytest.raises(ValueError, match="the same images for train and test"):
+        extract(tiny, twice, store=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_palette_of_another_model_is_refused(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    type(tiny.processor)(tiny.processor.clusters[:5], 4).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="5 colours.*8 colours"):
+        load_model(tmp_path)
