@@ -1,257 +1,340 @@
-"""Tables and arrays -> matplotlib Axes -> files. Never sees a model; the same input gives the same bytes."""
+"""Tables and arrays -> matplotlib Axes -> files. Never sees a model, never imports torch.
 
-from __future__ import annotations
+Accuracy is a fraction in a table and a percentage on an axis. A figure is 3.5 inches wide, one column of a paper, at
+the size of its letters. In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure` writes as
+png.
+"""
 
+import base64
 import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects, style, ticker, transforms
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as _Figure
 
 from igpt_lab.provenance import RunRecord, atomic_write, digest
 
-# Okabe and Ito's colours, told apart with any colour vision
-COLOURS = {"": "#0072B2", "raw pixels": "#009E73", "random network": "#D55E00", "permuted labels": "#767676"}
-SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.titlesize": 9, "legend.frameon": False, "legend.fontsize": 8}  # fmt: skip
-FILES = {"svg.hashsalt": "igpt-lab", "svg.fonttype": "path", "pdf.fonttype": 42, "path.simplify": True}
-METADATA = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
-    "svg": {"Date": None, "Creator": None},
+DPI, WIDTH, STRIP = 200, 3.5, 20  # png pixels per inch, inches of a column, png pixels above an image for its title
+FRAME = {"axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.6, "legend.frameon": False}
+TEXT = {"font.family": ["DejaVu Sans"], "font.size": 7, "axes.titleweight": "bold", "legend.handlelength": 3}
+FILES = {"pdf.fonttype": 42, "svg.hashsalt": "igpt-lab"}
+UNDATED = {"png": "Software", "pdf": "CreationDate ModDate Producer Creator", "svg": "Date Creator"}  # left out
+# Okabe and Ito's colours, safe for colour-blind readers; dashes and markers tell the lines apart in grey print.
+LOOKS = {
+    "": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
+    "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},
 }
+PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
+AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
+LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
+FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
+COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
+# A theme that the user has set changes nothing here, and nothing here changes the user's settings.
+_styled = style.context(["default", FRAME | TEXT | FILES | {"lines.linewidth": 1.2, "lines.markersize": 3.5}])
 
 
-class Figure(_Figure):
-    """A figure that a notebook shows when it is the last thing in a cell, without pyplot's state."""
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows as the png that `save_figure` writes, whatever backend is active."""
 
-    def _repr_png_(self) -> bytes:
-        return _bytes(self, "png", dpi=100)
-
-
-def layer_curve(table: pd.DataFrame, *, title: str = "", comparison=None, ax: Axes | None = None) -> Axes:
-    """Accuracy over depth from the rows of `probe_layers`: main curve (control ""), its controls, the chosen layer.
-
-    Bands are the table's `low` and `high`; a crossed-out point did not converge. A control far below the curve is named
-    with its accuracy instead of drawn, so that the curve can be read. `comparison`: what `compare_layers` gave.
-    """
-    _need(table, "control layer test_accuracy low high chosen converged n_test")
-    ours = table[table.control == ""].sort_values("layer")
-    if ours.empty:
-        raise ValueError("no rows with control '' in the table: the curve itself is missing")
-    with _style():
-        ax = ax or _axes(6.0, 4.0)
-        span = max(0.05, ours.high.max() - ours.low.min())
-        for number, (control, rows) in enumerate(_controls(table)):
-            colour = _colour(control, number)
-            if rows.test_accuracy.max() < ours.low.min() - 2 * span:
-                ax.plot([], [], color=colour, linestyle=":", label=f"{control}: {_range(rows.test_accuracy)} (below)")
-            else:
-                _layer_line(ax, rows, ours.layer, colour, control)
-        _layer_line(ax, ours, ours.layer, COLOURS[""], "trained network")
-        _mark_chosen(ax, ours)
-        ax.set(xlabel="layer", ylabel="test accuracy (%)", xticks=_ticks(ours.layer))
-        ax.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
-        ax.set_title("\n".join(filter(None, [title, _comparison_line(comparison)])), pad=44)
-    return ax
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"text/plain": repr(self), "image/png": base64.b64encode(_render(self, "png")).decode()}
 
 
-def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Accuracy over labels a class from the rows of `probe_few_labels`: mean and standard deviation over draws.
-
-    One line for the layer chosen inside the labels, one for each fixed layer, one for each control's chosen layer; each
-    draw is a faint dot.
-    """
-    _need(table, "control k draw layer_rule layer test_accuracy")
-    ours = table[table.control == ""]
-    lines = [("chosen layer", ours[ours.layer_rule == "chosen"])]
-    for layer, rows in ours[ours.layer_rule == "fixed"].groupby("layer"):
-        lines.append((f"layer {layer}", rows))
-    lines += [(control, rows[rows.layer_rule == "chosen"]) for control, rows in _controls(table)]
-    with _style():
-        ax = ax or _axes(6.0, 4.0)
-        for number, (label, rows) in enumerate(lines):
-            colour = COLOURS[""] if number == 0 else _colour(label, number - 1)
-            shift = 1.03 ** (number - (len(lines) - 1) / 2)
-            stats = rows.groupby("k").test_accuracy.agg(["mean", "std"])
-            ax.plot(rows.k * shift, 100 * rows.test_accuracy, ".", color=colour, alpha=0.3, markersize=4)
-            mean, spread = 100 * stats["mean"], 100 * stats["std"].fillna(0)
-            style = {"marker": "o", "markersize": 4, "capsize": 2, "linestyle": "-" if number == 0 else "--"}
-            ax.errorbar(stats.index * shift, mean, spread, color=colour, label=label, **style)
-        ks = sorted(table.k.unique())
-        ax.set_xscale("log")
-        ax.set_xticks(ks, [str(k) for k in ks])
-        ax.set_xticks([], minor=True)
-        ax.set(xlabel="labels per class", ylabel="test accuracy (%)", title=title)
-        ax.legend(loc="lower right")
-    return ax
-
-
-def gallery(images: np.ndarray, *, columns: int = 8, scale: int = 4, title: str = "", ax: Axes | None = None) -> Axes:
-    """uint8 (N, H, W) or (N, H, W, 3) as one picture, `scale` screen pixels a pixel, one white pixel between images."""
-    images = _images(images)
-    count, height, width, _ = images.shape
-    columns = min(columns, count)
-    canvas = np.full((math.ceil(count / columns) * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        canvas[top : top + height, left : left + width] = image
-    return _picture(canvas, scale, title, ax)
-
-
-def completion_gallery(
-    primes: np.ndarray,
-    completions: np.ndarray,
-    originals: np.ndarray,
-    *,
-    prime_rows: int,
-    scale: int = 4,
-    title: str = "",
-    ax: Axes | None = None,
+@_styled
+def layer_curve(
+    table: pd.DataFrame, *, title: str = "", comparison: Mapping | None = None, ax: Axes | None = None
 ) -> Axes:
-    """A row an image: prime (S, H, W, 3), masked from row `prime_rows` on; completions (S, n, H, W, 3); original."""
-    primes, originals = _images(primes).copy(), _images(originals)
-    completions = np.stack([_images(each) for each in completions])
-    if not len(primes) == len(completions) == len(originals):
-        counts = f"{len(primes)} primes, {len(completions)} completions and {len(originals)} originals"
-        raise ValueError(f"{counts}; expected as many of each")
-    primes[:, prime_rows:] = 210
-    count, columns, width = len(primes), completions.shape[1] + 2, primes.shape[2]
-    tiles = np.concatenate([primes[:, None], completions, originals[:, None]], axis=1)
-    ax = gallery(tiles.reshape(count * columns, *primes.shape[1:]), columns=columns, scale=scale, title=title, ax=ax)
-    middle = (completions.shape[1] + 2) / 2 * (width + 1)
-    for x, text in ((width / 2, "given"), (middle, "completions"), ((columns - 0.5) * (width + 1), "original")):
-        ax.text(x - 0.5, -1.5, text, ha="center", va="bottom", fontsize=8, fontfamily="DejaVu Sans")
-    return ax
+    """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
 
-
-def save_figure(figure: Axes | _Figure, stem: str | Path, *, data: pd.DataFrame, record: RunRecord) -> list[Path]:
-    """Write STEM.png, .pdf, .svg, .csv (`data`: what is drawn) and .json (how it was made); each whole or absent.
-
-    The same figure, data and record give the same bytes, in any process.
+    `table` has a row for each (control, layer), control '' being the model, and LAYER_COLUMNS. 'raw pixels' has one
+    row and becomes a level line. A control that would flatten the model's curve is stated in words at that edge.
+    `comparison` (COMPARISON, such as `compare_layers(...).to_dict()`) is written below the title.
     """
-    figure = figure.figure if isinstance(figure, Axes) else figure
-    stem = Path(stem)
-    table = data.to_csv(index=False, lineterminator="\n")
-    made = {**record.to_dict(), "csv_sha256": digest(table.encode())}
-    files = {f".{kind}": _bytes(figure, kind, dpi=200) for kind in METADATA}
-    files |= {".csv": table, ".json": json.dumps(made, indent=2, sort_keys=True) + "\n"}
-    return [atomic_write(stem.with_name(stem.name + suffix), content) for suffix, content in files.items()]
+    table = _checked(table, LAYER_COLUMNS)
+    main = table[table.control == ""]
+    chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
+    if len(chosen) != 1:
+        raise ValueError(f"{len(chosen)} rows of control '' are marked as chosen; expected exactly one")
+    ax = _axes(3.0) if ax is None else ax
+    shown, low, high = _in_view(table)
+    for name in shown:
+        _draw_layers(ax, name, table[table.control == name].sort_values("layer"))
+    _mark_chosen(ax, chosen.iloc[0], last)
+    far = [(name, rows) for name, rows in table.groupby("control") if name not in shown]
+    _limit(ax, low, high, [_state(name, rows, low) for name, rows in far])
+    ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
+    ax.set(xlim=(-0.5, last + 0.5), xlabel="layer", ylabel="test accuracy (%)")
+    return _finish(ax, title, _sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "")
 
 
-def _bytes(figure: _Figure, kind: str, dpi: int) -> bytes:
-    """The figure as a file's bytes, without dates, versions or random ids."""
+@_styled
+def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Test accuracy over labels per class: mean and standard deviation over draws, each draw a faint dot.
+
+    `table` has a row for each (control, k, draw, layer_rule, layer), control '' being the model, k labels per class,
+    and FEW_COLUMNS. Lines: the chosen layer, each fixed layer, and each control (its chosen layer where it has one).
+    """
+    table = _checked(table, FEW_COLUMNS)
+    ax = _axes(3.0) if ax is None else ax
+    lines = list(_few_lines(table))
+    for i, (label, look, rows) in enumerate(lines):
+        _draw_draws(ax, label, look, rows, aside=1.05 ** (i - (len(lines) - 1) / 2))
+    counts, draws = sorted(set(table.k.astype(int))), table.draw.nunique()
+    ax.set_xscale("log")
+    ax.set_xticks(counts, [f"{k:,}" for k in counts])
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set(xlim=(counts[0] / 1.4, counts[-1] * 1.4), xlabel="labels per class", ylabel="test accuracy (%)")
+    note = f"mean and standard deviation over {draws} draws; dots are draws" if draws > 1 else "one draw"
+    return _finish(ax, title, note)
+
+
+@_styled
+def gallery(
+    images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """uint8 images (N, H, W, 3) or (N, H, W) in rows of `columns`: one array, one Axes, no smoothing.
+
+    A pixel of an image becomes `scale` x `scale` pixels of the png; gaps are as wide as one. `titles`: one each.
+    """
+    images = _images(images, "images", 1)
+    if titles is not None and (isinstance(titles, str) or len(titles) != len(images)):
+        raise ValueError(f"titles {titles!r}; expected a list of {len(images)} strings, one for each image")
+    array, corners = _tile(images, min(columns, len(images)), scale, STRIP if titles is not None else 0)
+    width = images.shape[2] * scale
+    return _show(array, [(x + width / 2, y, text) for (y, x), text in zip(corners, titles or [], strict=False)], ax)
+
+
+@_styled
+def completion_gallery(
+    primes: np.ndarray, completions: np.ndarray, originals: np.ndarray, *, prime_rows: int, ax: Axes | None = None
+) -> Axes:
+    """A row for each prime: what the model was given, what it drew, what it was.
+
+    uint8 primes and originals (S, H, W[, 3]) and completions (S, n, H, W[, 3]). The model was given the upper
+    `prime_rows` rows of pixels; the rest of the prime is hatched, whatever it holds.
+    """
+    primes, originals = _images(primes, "primes", 1), _images(originals, "originals", 1)
+    completions = _images(completions, "completions", 2)
+    if not primes.shape == originals.shape == completions[:, 0].shape:
+        shapes = f"{primes.shape}, {completions.shape}, {originals.shape}"
+        raise ValueError(f"primes, completions, originals of shapes {shapes}; expected the same S, H and W")
+    count, (height, width) = completions.shape[1], primes.shape[1:3]
+    if not 0 <= prime_rows <= height:
+        raise ValueError(f"prime_rows={prime_rows}; expected 0 to {height}, the height of the images")
+    y, x = np.mgrid[:height, :width, :1][:2]
+    masked = np.where(y < prime_rows, primes, np.where((y + x) % 4 == 0, 160, 215).astype(np.uint8))
+    rows = np.concatenate([masked[:, None], completions, originals[:, None]], axis=1)
+    scale = max(1, round(112 / width))  # wide enough for the headings
+    array, _ = _tile(rows.reshape(-1, *rows.shape[2:]), count + 2, scale, 0)
+    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
+    places = (0, "prime"), ((count + 1) / 2, "completions" if count > 1 else "completion"), (count + 1, "original")
+    step = (width + 1) * scale
+    return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], ax)
+
+
+def save_figure(
+    figure: Axes | matplotlib.figure.Figure, stem: str | os.PathLike, *, data: pd.DataFrame, record: RunRecord
+) -> list[Path]:
+    """Write stem.png, .pdf, .svg, .csv (`data`: what is drawn) and .json (`record`, and the csv's SHA-256).
+
+    `data` may also be a dict of columns or a 2-D array, such as tokens (N, T). The same figure, data and record give
+    the same bytes. Each file is whole or absent; none is written when one cannot be made. Returns the five paths.
+    """
+    data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+    if data.empty:
+        raise ValueError(f"data of shape {data.shape}; expected what is drawn, at least one row and one column")
+    files = {kind: _render(figure.get_figure(root=True), kind) for kind in UNDATED}
+    files["csv"] = data.to_csv(index=data.index.name is not None, lineterminator="\n").encode()
+    facts = record.to_dict() | {"csv_sha256": digest(files["csv"])}
+    files["json"] = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return [atomic_write(f"{os.fspath(stem)}.{kind}", content) for kind, content in files.items()]
+
+
+@_styled
+def _render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
+    """The figure as png, pdf or svg, without a date; its layout is computed once and then kept."""
+    if figure.get_layout_engine() is not None:  # each pass of an iterative layout moves things a little
+        before = figure.dpi
+        figure.set_dpi(DPI)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.set_dpi(before)
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**STYLE, **FILES}), _epoch():
-        if figure.get_layout_engine() is not None:  # it is iterative: laid out once, so that a second file is the same
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict.fromkeys(UNDATED[kind].split()))
     return buffer.getvalue()
 
 
-@contextmanager
-def _epoch() -> Iterator[None]:
-    """Fonts inside a PDF carry the time; this is the standard way to fix it."""
-    before = os.environ.get("SOURCE_DATE_EPOCH")
-    os.environ["SOURCE_DATE_EPOCH"] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SOURCE_DATE_EPOCH"]
-        else:
-            os.environ["SOURCE_DATE_EPOCH"] = before
+def _axes(height: float) -> Axes:
+    return Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
 
 
-def _style():
-    return matplotlib.rc_context(STYLE)
+def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table, fit to draw: all `columns`, some rows, the model among the controls, accuracy a fraction."""
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")
+    if table.empty:
+        raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
+    table = table.assign(control=table.control.fillna(""))  # a csv file cannot tell '' from nothing
+    if "" not in set(table.control):
+        raise ValueError(f"no row has control '' (the model); controls that came: {sorted(set(table.control))}")
+    for name in [name for name in ("test_accuracy", "low", "high") if name in columns]:
+        if len(wrong := table[name][~table[name].between(0, 1)]):
+            raise ValueError(f"{name} {wrong.iloc[0]} in row {wrong.index[0]}; expected a fraction from 0 to 1")
+    return table
 
 
-def _axes(width: float, height: float) -> Axes:
-    return Figure(figsize=(width, height), layout="constrained").subplots()
+def _in_view(table: pd.DataFrame) -> tuple[list[str], float, float]:
+    """What to draw, the model first, and its range in %: the model's curve keeps at least a third of the height."""
+    ends = table.groupby("control").agg({"low": "min", "high": "max"}) * 100
+    shown, (low, high) = [""], ends.loc[""]
+    room, others = max(3 * (high - low), 10), ends.drop("")
+    for name in np.maximum(low - others.low, others.high - high).sort_values(kind="stable").index:
+        together = min(low, others.low[name]), max(high, others.high[name])
+        if together[1] - together[0] <= room:
+            shown, (low, high) = [*shown, name], together
+    return shown, low, high
 
 
-def _layer_line(ax: Axes, rows: pd.DataFrame, layers: pd.Series, colour: str, label: str) -> None:
-    """A curve with its band; a control with one row becomes a horizontal line across all layers."""
-    if len(rows) == 1:
-        rows = rows.loc[rows.index.repeat(2)].assign(layer=[layers.min(), layers.max()])
-    ours = label == "trained network"
-    style = {"marker": "o", "markersize": 4} if ours else {"linestyle": "--", "linewidth": 1.2}
-    ax.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, color=colour, alpha=0.18, linewidth=0)
-    ax.plot(rows.layer, 100 * rows.test_accuracy, color=colour, label=label, **style)
-    lost = rows[~rows.converged.astype(bool)]
-    if len(lost):
-        ax.plot(lost.layer, 100 * lost.test_accuracy, "x", color="black", label=f"{label}: not converged", markersize=7)
+def _draw_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
+    look, weight = LOOKS.get(name, PURPLE), 2 if name == "" else 1
+    x, y, low, high = rows.layer, *(100 * rows[each] for each in ("test_accuracy", "low", "high"))
+    band = {"color": look["color"], "alpha": 0.12 * weight, "linewidth": 0}
+    if name == "raw pixels" and len(rows) == 1:  # pixels have no layer: the same at every depth
+        ax.axhspan(low.iloc[0], high.iloc[0], **band)
+        ax.axhline(y.iloc[0], **look | {"marker": ""}, label=name + _doubt(rows))
+        return
+    ax.fill_between(x, low, high, **band, zorder=weight)
+    label = name or "ImageGPT, 95 % interval"
+    ax.plot(x, y, **look, label=label, linewidth=0.7 * weight, markersize=1.8 * weight, zorder=1 + weight)
+    _mark_failed(ax, x, y, rows, look)
 
 
-def _mark_chosen(ax: Axes, ours: pd.DataFrame) -> None:
-    best = ours[ours.chosen.astype(bool)]
-    label = f"chosen on validation: layer {best.layer.iloc[0]}" if len(best) else None
-    ax.plot(best.layer, 100 * best.test_accuracy, "o", markersize=11, fillstyle="none", color="black", label=label)
+def _mark_failed(ax: Axes, x: pd.Series, y: pd.Series, rows: pd.DataFrame, look: dict) -> None:
+    """Open diamonds on the rows whose probe did not converge, named once in the legend."""
+    failed = ~rows.converged.astype(bool)
+    if failed.any():
+        label = ("_" if "not converged" in ax.get_legend_handles_labels()[1] else "") + "not converged"
+        edge = {"marker": "D", "markersize": 5, "markerfacecolor": "white", "markeredgecolor": look["color"]}
+        ax.plot(x[failed], y[failed], linestyle="", label=label, **edge, zorder=4)
 
 
-def _controls(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    names = [name for name in table.control.unique() if name]
-    return [(name, table[table.control == name]) for name in names]
+def _mark_chosen(ax: Axes, row: pd.Series, last: int) -> None:
+    ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgecolor": "black"}
+    ax.plot(row.layer, 100 * row.test_accuracy, linestyle="", label="chosen on validation", **ring, zorder=5)
+    side = "left" if row.layer < last / 8 else "right" if row.layer > last * 7 / 8 else "center"
+    look = {"ha": side, "va": "top", "path_effects": [patheffects.withStroke(linewidth=2, foreground="white")]}
+    place = {"xy": (row.layer, 100 * row.low), "xytext": (0, -5), "textcoords": "offset points", "zorder": 6}
+    ax.annotate(f"layer {row.layer:.0f}\n{100 * row.test_accuracy:.1f} %", **place, **look)
 
 
-def _colour(name: str, number: int) -> str:
-    return COLOURS.get(name, SPARE[number % len(SPARE)])
+def _doubt(rows: pd.DataFrame) -> str:
+    return "" if rows.converged.all() else " (not converged)"
 
 
-def _range(values: pd.Series) -> str:
-    low, high = (f"{100 * value:.0f}" for value in (values.min(), values.max()))
-    return f"{low}%" if low == high else f"{low} to {high}%"
+def _state(name: str, rows: pd.DataFrame, low: float) -> tuple[str, str, str]:
+    """Side, words and colour for a control that is too far away to be drawn."""
+    ends = sorted({f"{100 * value:.1f}" for value in (rows.test_accuracy.min(), rows.test_accuracy.max())}, key=float)
+    side = "below" if 100 * rows.low.min() < low else "above"
+    return side, f"{name}: {' to '.join(ends)} %{_doubt(rows)}", LOOKS.get(name, PURPLE)["color"]
 
 
-def _ticks(layers: pd.Series) -> list[int]:
-    step = max(1, math.ceil(len(layers) / 17))
-    return list(layers)[::step]
+def _limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, str]]) -> None:
+    """Show low to high, and state what lies beyond (side, words, colour) at that edge, in a strip of its own."""
+    strip, counts, margin = 0.075, {"below": 0, "above": 0}, 0.06 * (high - low or 1)
+    height = (high - low + 2 * margin) / (1 - strip * len(notes))
+    for side, words, color in notes:
+        edge, y, arrow = ("bottom", 0.02, "↓") if side == "below" else ("top", 0.98, "↑")
+        y += strip * counts[side] * (1 if side == "below" else -1)
+        look = {"ha": "right", "va": edge, "color": color, "transform": ax.transAxes}
+        ax.text(0.99, y, f"{arrow} {words} ({side} this axis)", **look)
+        counts[side] += 1
+    ax.set_ylim(low - margin - strip * height * counts["below"], high + margin + strip * height * counts["above"])
 
 
-def _comparison_line(comparison) -> str:
-    if comparison is None:
-        return ""
-    each = comparison if isinstance(comparison, Mapping) else asdict(comparison) if is_dataclass(comparison) else {}
-    low, high, difference = (100 * each[name] for name in ("low", "high", "difference"))
-    return (
-        f"layer {each['best_layer']} against layer {each['last_layer']}: {difference:+.1f} points "
-        f"[{low:+.1f}, {high:+.1f}], p = {each['p_value']:.2g}, {each['n_test']:,} test images"
-    )
+def _few_lines(table: pd.DataFrame) -> Iterable[tuple[str, dict, pd.DataFrame]]:
+    """Label, look and rows (one for each k and draw) of each line."""
+    is_main, is_chosen = table.control == "", table.layer_rule == "chosen"
+    if (is_main & is_chosen).any():
+        yield "chosen layer", LOOKS[""], table[is_main & is_chosen]
+    for i, (layer, rows) in enumerate(table[is_main & ~is_chosen].groupby("layer")):
+        yield f"layer {layer:.0f}", (PURPLE, AMBER)[i % 2], rows
+    for name, rows in table[~is_main].groupby("control"):
+        yield name, LOOKS.get(name, PURPLE), rows[is_chosen[rows.index]] if is_chosen[rows.index].any() else rows
 
 
-def _picture(canvas: np.ndarray, scale: int, title: str, ax: Axes | None) -> Axes:
-    """One crisp image without axes, `scale` screen pixels (1/100 inch) a pixel."""
-    with _style():
-        ax = ax or _axes(canvas.shape[1] * scale / 100 + 0.1, canvas.shape[0] * scale / 100 + 0.3)
-        ax.imshow(canvas, interpolation="nearest")
-        ax.set_axis_off()
-        ax.set_title(title)
+def _draw_draws(ax: Axes, label: str, look: dict, rows: pd.DataFrame, aside: float) -> None:
+    """One line; `aside` moves it a little, so that bars of different lines do not lie on one another."""
+    if rows.duplicated(["k", "draw"]).any():
+        raise ValueError(f"{label}: more than one row for the same k and draw; expected one")
+    x, y = rows.k * aside, 100 * rows.test_accuracy
+    mean, spread = y.groupby(x).mean(), y.groupby(x).std().fillna(0)
+    ax.plot(x, y, linestyle="", marker=".", color=look["color"], alpha=0.3)
+    ax.errorbar(mean.index, mean, spread, fmt="none", ecolor=look["color"], elinewidth=0.8, capsize=1.5)
+    ax.plot(mean.index, mean, label=label, **look)
+    _mark_failed(ax, x, y, rows, look)
+
+
+def _sentence(comparison: Mapping, n_test: int) -> str:
+    """The paired test in words."""
+    if missing := [name for name in COMPARISON if name not in comparison]:
+        raise ValueError(f"comparison lacks {', '.join(missing)}; it has {', '.join(map(str, comparison))}")
+    best, last, difference, low, high, p = (comparison[name] for name in COMPARISON)
+    if best == last:
+        return f"the chosen layer, {best}, is the last"
+    points = f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    value = "p < 1e-300" if p < 1e-300 else f"p = {p:.1g}".replace("e-0", "e-") if p < 0.001 else f"p = {p:.3f}"
+    return f"best layer {best} against last layer {last}: {points},\n{value} (McNemar, {n_test:,} test images)"
+
+
+def _finish(ax: Axes, title: str, note: str) -> Axes:
+    """Title, note below it, and the legend below the axes at a distance in inches, where it covers no line."""
+    ax.set_title(title, loc="left", pad=4 + 9 * len(note.splitlines()))
+    ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points")
+    down = transforms.ScaledTranslation(0, -0.38, ax.get_figure(root=True).dpi_scale_trans)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=2)
     return ax
 
 
-def _images(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W) or (N, H, W, 3) -> (N, H, W, 3)."""
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = np.repeat(images[..., None], 3, axis=3)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
-        raise ValueError(f"expected images uint8 (N, H, W, 3), N above 0; these are {images.dtype} {images.shape}")
-    return images
+def _images(images: np.ndarray, name: str, leading: int) -> np.ndarray:
+    """The same images with three colours; `leading` dimensions come before H and W."""
+    images, axes = np.asarray(images), "N, H, W" if leading == 1 else "S, n, H, W"
+    coloured = images.ndim == leading + 3 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not images.size or not (coloured or images.ndim == leading + 2):
+        raise ValueError(f"{name}: {images.dtype} {images.shape}; expected uint8 ({axes}, 3) or ({axes}), not empty")
+    return images if coloured else np.repeat(images[..., None], 3, axis=-1)
 
 
-def _need(table: pd.DataFrame, columns: str) -> None:
-    missing = [name for name in columns.split() if name not in table]
-    if missing or table.empty:
-        raise ValueError(f"the table has {len(table)} rows and lacks {missing}; expected rows with {columns.split()}")
+def _tile(images: np.ndarray, columns: int, scale: int, strip: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """uint8 (N, H, W, 3) -> one array with white gaps, and the (y, x) of each image in it; `strip` rows above each."""
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns={columns}, scale={scale}; expected both at least 1")
+    height, width = (side * scale for side in images.shape[1:3])
+    down, right = height + scale + strip, width + scale
+    corners = [(strip + i // columns * down, i % columns * right) for i in range(len(images))]
+    array = np.full((corners[-1][0] + height, columns * right - scale, 3), 255, np.uint8)
+    for image, (y, x) in zip(images, corners, strict=True):
+        array[y : y + height, x : x + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    return array, corners
+
+
+def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axes | None) -> Axes:
+    """The array and titles (x middle, y below, text). Its own figure has a png pixel for each pixel of the array."""
+    if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
+        size = [(side + 0.01) / DPI for side in array.shape[1::-1]]
+        ax = Figure(figsize=size).add_axes((0, 0, 1, 1))
+    ax.imshow(array, interpolation="none", aspect="equal")
+    ax.set_axis_off()
+    for x, y, text in titles:
+        ax.text(x, y - 5, text, ha="center", va="baseline", fontsize=6)
+    return ax

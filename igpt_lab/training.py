@@ -96,7 +96,10 @@ def pretrain(
             if trainer.step % recipe.log_every == 0 or trainer.step == recipe.steps:
                 trainer.report(held_out, bar)
             if trainer.step in snapshot_steps(recipe):
-                trainer.model.save_pretrained(out / "checkpoints" / f"step-{trainer.step:06d}", dtype=torch.float16)
+                snapshot = out / "checkpoints" / f"step-{trainer.step:06d}"
+                trainer.model.save_pretrained(snapshot, dtype=torch.float16)
+                if processor is not None:
+                    processor.save_pretrained(snapshot)
             if trainer.step % recipe.save_every == 0 or trainer.step == recipe.steps or interrupted.is_set():
                 trainer.save()
             if interrupted.is_set():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from igpt_lab.figures import completion_gallery, few_label_curve, gallery, layer_curve, save_figure
+from igpt_lab.figures import STRIP, completion_gallery, few_label_curve, gallery, layer_curve, save_figure
 from igpt_lab.provenance import RunRecord
 
 RECORD = RunRecord("test", {"a": 1}, seed=0, commit="c", versions={})
@@ -24,6 +24,10 @@ def layer_table() -> pd.DataFrame:
     return table.assign(low=table.test_accuracy - 0.01, high=table.test_accuracy + 0.01, n_test=100)
 
 
+def words(ax):
+    return [text.get_text() for text in ax.texts]
+
+
 def lines(ax):
     return {line.get_label(): line for line in ax.get_lines()}
 
@@ -32,34 +36,42 @@ def test_layer_curve_draws_the_table_in_percent():
     comparison = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
     ax = layer_curve(layer_table(), title="t", comparison=comparison | {"n_test": 100})
     drawn = lines(ax)
-    np.testing.assert_allclose(drawn["trained network"].get_xydata(), [[0, 50], [1, 80], [2, 70]])
-    np.testing.assert_allclose(drawn["raw pixels"].get_xydata(), [[0, 60], [2, 60]])
-    np.testing.assert_allclose(drawn["chosen on validation: layer 1"].get_xydata(), [[1, 80]])
-    np.testing.assert_allclose(drawn["trained network: not converged"].get_xydata(), [[2, 70]])
-    assert ax.get_title() == "t\nlayer 1 against layer 2: +10.0 points [+2.0, +18.0], p = 0.004, 100 test images"
+    np.testing.assert_allclose(drawn["ImageGPT, 95 % interval"].get_xydata(), [[0, 50], [1, 80], [2, 70]])
+    np.testing.assert_allclose(drawn["random network"].get_xydata(), [[0, 45], [1, 45], [2, 45]])
+    np.testing.assert_allclose(drawn["raw pixels"].get_ydata(), 60)
+    np.testing.assert_allclose(drawn["chosen on validation"].get_xydata(), [[1, 80]])
+    np.testing.assert_allclose(drawn["not converged"].get_xydata(), [[2, 70]])
+    assert ax.get_title(loc="left") == "t"
+    sentence = "best layer 1 against last layer 2: +10.0 points [2.0, 18.0],\np = 0.004 (McNemar, 100 test images)"
+    assert sentence in words(ax)
 
 
 def test_a_control_far_below_is_named_not_drawn():
     table = layer_table()
-    table.loc[table.control == "", ["test_accuracy", "low", "high"]] += 0.15
-    assert "permuted labels: 5% (below)" in lines(layer_curve(table.query("layer > 0 or control != ''")))
+    table.loc[table.control == "", ["test_accuracy", "low", "high"]] *= [0.1, 0.1, 0.1]
+    table.loc[table.control == "", ["test_accuracy", "low", "high"]] += [0.8, 0.8, 0.8]
+    ax = layer_curve(table)
+    assert "↓ permuted labels: 5.0 % (below this axis)" in words(ax) and "permuted labels" not in lines(ax)
+    assert ax.get_ylim()[0] > 5
 
 
 def test_few_label_curve_has_means_and_deviations():
     rows = [("", k, d, rule, layer, 0.1 * k + 0.02 * d) for k in (1, 4) for d in range(3)
             for rule, layer in (("chosen", 5), ("fixed", 0))]  # fmt: skip
     table = pd.DataFrame(rows, columns=["control", "k", "draw", "layer_rule", "layer", "test_accuracy"])
-    containers = {c.get_label(): c for c in few_label_curve(table).containers}
-    assert set(containers) == {"chosen layer", "layer 0"}
-    line, _, (bars,) = containers["chosen layer"]
-    np.testing.assert_allclose(line.get_ydata().astype(float), [12, 42])
+    table["converged"] = True
+    ax = few_label_curve(table)
+    drawn = lines(ax)
+    assert {"chosen layer", "layer 0"} <= set(drawn)
+    np.testing.assert_allclose(drawn["chosen layer"].get_ydata().astype(float), [12, 42])
+    _, _, (bars,) = ax.containers[0]
     lower, upper = bars.get_segments()[0][:, 1]
     assert (upper - lower) / 2 == pytest.approx(2)  # standard deviation of 10, 12, 14
 
 
 def test_gallery_by_hand():
     images = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    canvas = gallery(images, columns=2).images[0].get_array()
+    canvas = gallery(images, columns=2, scale=1).images[0].get_array()
     assert canvas.shape == (5, 5, 3)
     w = 255
     assert canvas[..., 0].tolist() == [
@@ -71,9 +83,11 @@ def test_completions_stand_between_the_masked_prime_and_the_original():
     primes = np.full((2, 4, 4, 3), 10, np.uint8)
     completions = np.full((2, 3, 4, 4, 3), 20, np.uint8)
     canvas = completion_gallery(primes, completions, primes + 20, prime_rows=2).images[0].get_array()
-    assert canvas.shape == (9, 5 * 5 - 1, 3)
-    assert canvas[0:4, 0, 0].tolist() == [10, 10, 210, 210]
-    assert canvas[0, ::5, 0].tolist() == [10, 20, 20, 20, 30] and primes.max() == 10
+    scale, strip = 28, STRIP  # 112 screen pixels an image
+    assert canvas.shape == (strip + 9 * scale, (5 * 5 - 1) * scale, 3)
+    pixels = canvas[strip::scale, ::scale, 0]
+    assert pixels[0:2, :4].tolist() == [[10] * 4] * 2 and set(pixels[2:4, :4].ravel().tolist()) == {160, 215}
+    assert pixels[0, ::5].tolist() == [10, 20, 20, 20, 30] and primes.max() == 10
 
 
 SAVE = """
@@ -98,10 +112,10 @@ def test_same_bytes_in_any_process(tmp_path, request):
 
 def test_saving_twice_and_showing_gives_the_same(tmp_path):
     ax = layer_curve(layer_table())
-    shown = ax.figure._repr_png_()
+    shown = ax.figure._repr_mimebundle_()
     first = [path.read_bytes() for path in save_figure(ax, tmp_path / "a.b", data=layer_table(), record=RECORD)]
     second = [path.read_bytes() for path in save_figure(ax, tmp_path / "c", data=layer_table(), record=RECORD)]
-    assert first == second and ax.figure._repr_png_() == shown
+    assert first == second and ax.figure._repr_mimebundle_() == shown
     assert sorted(path.name for path in tmp_path.iterdir())[:2] == ["a.b.csv", "a.b.json"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "c.csv", keep_default_na=False), layer_table())
     made = json.loads((tmp_path / "c.json").read_text())
@@ -116,14 +130,14 @@ def test_no_setting_is_left_changed(tmp_path):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="lacks .'high'"):
+    with pytest.raises(ValueError, match="the table lacks high"):
         layer_curve(layer_table().drop(columns="high"))
-    with pytest.raises(ValueError, match="0 rows"):
-        few_label_curve(pd.DataFrame(columns="control k draw layer_rule layer test_accuracy".split()))
-    with pytest.raises(ValueError, match="the curve itself is missing"):
+    with pytest.raises(ValueError, match="the table is empty"):
+        few_label_curve(pd.DataFrame(columns="control k draw layer_rule layer test_accuracy converged".split()))
+    with pytest.raises(ValueError, match="no row has control ''"):
         layer_curve(layer_table().query("control != ''"))
-    with pytest.raises(ValueError, match=r"these are float64 \(2, 3, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"float64 \(2, 3, 3, 3\); expected uint8"):
         gallery(np.zeros((2, 3, 3, 3)))
     images = np.zeros((2, 4, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="1 completions"):
+    with pytest.raises(ValueError, match="expected the same S, H and W"):
         completion_gallery(images, images[None], images, prime_rows=2)

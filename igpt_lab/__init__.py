@@ -1,0 +1,49 @@
+"""igpt-lab: what does a network that learned only to predict the next pixel know about its image, and at which depth?
+
+import igpt_lab as lab offers the main names; each is imported when it is first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "RunRecord": "provenance",
+    "SIZES": "model",
+    "ImageGPTConfig": "model",
+    "ImageGPTForCausalImageModeling": "model",
+    "ImageGPTForImageClassification": "model",
+    "ImageGPTImageProcessorPil": "pixels",
+    "ImageGPTModel": "model",
+    "FeatureStore": "store",
+    "Features": "probes",
+    "Recipe": "training",
+    "compare_layers": "probes",
+    "complete": "sampling",
+    "extract": "extraction",
+    "few_per_class": "data",
+    "fit_palette": "pixels",
+    "load_images": "data",
+    "load_model": "extraction",
+    "pretrain": "training",
+    "prime_rows": "sampling",
+    "probe_few_labels": "probes",
+    "probe_layers": "probes",
+    "record": "hooks",
+    "sample": "sampling",
+    "tokenize": "data",
+}
+_MODULES = {"figures", *_HOME.values()}
+__all__ = [*_HOME, "figures"]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"igpt_lab.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"igpt_lab.{name}")
+    raise AttributeError(f"igpt_lab has no {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,7 @@
+"""python -m igpt_lab is the command igpt-lab."""
+
+import sys
+
+from igpt_lab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,228 @@
+"""Thin commands over the package: pretrain, extract, loss, reproduce."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import sys
+import time
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import igpt_lab as lab
+from igpt_lab.provenance import atomic_write
+
+NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery")
+QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 8, "primes": 2}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; bad input ends in one line on stderr and exit code 1."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        return command(**options) or 0
+    except (ValueError, OSError) as error:
+        print(f"igpt-lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stopped:
+        print(f"igpt-lab: {stopped or 'stopped'}; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def extract(model: str, images: str, split: list[str], limit: int | None, store: str, random: bool) -> None:
+    """Every layer's pooled features of an image set, into a feature store."""
+    splits = [lab.load_images(images, name, limit=limit) for name in split or ["train", "test"]]
+    print(lab.extract(lab.load_model(model, random=random), splits, store=store).path)
+
+
+def loss(model: str, images: str, split: str, limit: int | None) -> None:
+    """A model's loss over the images of a split."""
+    from igpt_lab.training import next_pixel_loss_of
+
+    loaded = lab.load_model(model)
+    tokens = lab.tokenize(lab.load_images(images, split, limit=limit), loaded.processor)
+    nats = next_pixel_loss_of(loaded, tokens, progress=True)
+    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "
+          f"{nats / math.log(2):.4f} bits per pixel")  # fmt: skip
+
+
+def pretrain(
+    images: str, out: str, side: int, colours: int, layers: int, width: int, heads: int, limit: int | None, **recipe
+) -> None:
+    """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
+    import numpy as np
+
+    source = lab.load_images(images, "train", limit=limit)
+    if Path(out, "preprocessor_config.json").exists():
+        processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)
+    else:
+        blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
+        processor = lab.ImageGPTImageProcessorPil(lab.fit_palette(blank.resize(source.images()), colours), side)
+    config = lab.ImageGPTConfig(
+        vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    tokens = lab.tokenize(source, processor)
+    print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+
+
+def reproduce(model: str, images: str, out: str, quick: bool) -> int:
+    """Execute the notebooks in order, keep them under OUT, and print what they found."""
+    begun, out = time.perf_counter(), Path(out).resolve()
+    model_path, images_path = (str(Path(it).resolve()) if Path(it).exists() else it for it in (model, images))
+    values = {"model": model_path, "images": images_path, "out": str(out)}
+    lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
+    for number, name in enumerate(NOTEBOOKS, 1):
+        failed = _run_notebook(name, values | (QUICK if quick else {}), out, f"{number}/{len(NOTEBOOKS)} {name}")
+        if failed:
+            print(f"igpt-lab: {failed}", file=sys.stderr)
+            return 1
+    summary = _summary(out) | {"model": model, "images": images, "seconds": round(time.perf_counter() - begun, 1)}
+    atomic_write(out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    low, high = summary["best_interval"]
+    print(
+        f"{model} on {images}, {summary['test_rows']:,} test images, {summary['seconds']:.0f} s\n"
+        f"best layer   {summary['best_layer']} of 0..{summary['n_layers']}: {summary['best_accuracy']:.1%} "
+        f"[{low:.1%}, {high:.1%}]\n"
+        f"first, last  {summary['first_accuracy']:.1%}, {summary['last_accuracy']:.1%}\n"
+        f"best against last, same test images: p = {summary['p_value']:.2g} (McNemar's exact test)\n"
+        f"figures and tables: {out}"
+    )
+    return 0
+
+
+def _summary(out: Path) -> dict:
+    """The layer curve's main numbers, read from the files that the notebooks left."""
+    import pandas as pd
+
+    table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
+    ours = table[table.control == ""].set_index("layer")
+    best = ours[ours.chosen.astype(str) == "True"].iloc[0]
+    comparison = json.loads((out / "layer_curve.json").read_text())["config"]["comparison"]
+    return {
+        "n_layers": int(ours.index.max()),
+        "best_layer": int(best.name),
+        "best_accuracy": float(best.test_accuracy),
+        "best_interval": [float(best.low), float(best.high)],
+        "first_accuracy": float(ours.test_accuracy[ours.index.min()]),
+        "last_accuracy": float(ours.test_accuracy[ours.index.max()]),
+        "p_value": float(comparison["p_value"]),
+        "test_rows": int(best.n_test),
+    }
+
+
+def _run_notebook(name: str, values: dict, out: Path, label: str) -> str | None:
+    """Execute one notebook with `values` into OUT/notebooks; returns what failed, naming the notebook and the cell."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from tqdm.auto import tqdm
+
+    folder = notebooks()
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    with_parameters(notebook, values, folder)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    failure, where = None, [0]
+    with tqdm(total=cells, desc=label, unit="cell") as bar:
+        client = NotebookClient(
+            notebook, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"], record_timing=False,
+            store_widget_state=False,
+            resources={"metadata": {"path": str(folder)}}, on_cell_executed=lambda **_: bar.update(),
+            on_cell_start=lambda cell, cell_index: where.__setitem__(0, cell_index),
+        )  # fmt: skip
+        try:
+            client.execute()
+        except (CellExecutionError, DeadKernelError) as error:
+            reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else "the kernel died"
+            failure = f"notebook {name}, cell {where[0] + 1} failed: {reason}"
+    _tidy(notebook)
+    atomic_write(out / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+    return failure
+
+
+def notebooks() -> Path:
+    """The folder of the notebooks: of the checkout, or in the working directory."""
+    for folder in (Path(__file__).resolve().parents[1] / "notebooks", Path("notebooks").resolve()):
+        if (folder / f"{NOTEBOOKS[0]}.ipynb").is_file():
+            return folder
+    raise FileNotFoundError("no folder notebooks/ with 01_features.ipynb; run this in a clone of the repository")
+
+
+def with_parameters(notebook, values: dict, folder: Path) -> None:
+    """Set those of `values` that the cell tagged `parameters` names, in a cell behind it, where they differ."""
+    import nbformat
+
+    cells = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"a notebook has one cell tagged `parameters`; this one has {len(cells)}")
+    assigned = ast.parse(notebook.cells[cells[0]].source).body
+    defaults = {a.targets[0].id: ast.literal_eval(a.value) for a in assigned if isinstance(a, ast.Assign)}
+    given = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
+    if "out" in given and (folder / defaults["out"]).resolve() == Path(given["out"]):
+        del given["out"]
+    if given:
+        lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+        cell = nbformat.v4.new_code_cell(lines, id="injected-parameters", metadata={"tags": ["injected-parameters"]})
+        notebook.cells.insert(cells[0] + 1, cell)
+
+
+def _tidy(notebook) -> None:
+    """Leave no progress bars in an executed notebook: they differ from run to run."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+                and not (output.get("name") == "stderr" and "%|" in output.get("text", ""))
+            ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="igpt-lab", description=lab.__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    model, images = "bundled name, folder or Hub name of a model", "bundled name, folder, Parquet or Hub name of images"
+
+    def command(function, **positional) -> argparse.ArgumentParser:
+        text = function.__doc__
+        added = commands.add_parser(function.__name__, help=text, description=text)
+        added.set_defaults(command=function)
+        for name, description in positional.items():
+            added.add_argument(name, help=description)
+        return added
+
+    add = command(extract, model=model, images=images).add_argument
+    add("--split", action="append", help="repeatable; train and test when not given")
+    add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
+    add("--store", default="stores", help="folder of the stores (stores)")
+    add("--random", action="store_true", help="draw the weights anew: the untrained control")
+
+    add = command(loss, model=model, images=images).add_argument
+    add("--split", default="test")
+    add("--limit", type=int, help="at most so many images")
+
+    add = command(pretrain, images=images).add_argument
+    add("--out", required=True, help="folder for the model, its log and its checkpoints")
+    for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
+        add(f"--{name}", type=int, default=default, help=f"({default})")
+    add("--limit", type=int, help="at most so many images")
+    for field in fields(lab.Recipe):
+        if field.name != "betas":
+            given = {"required": True} if field.default is MISSING else {"default": field.default}
+            kind = float if field.name == "learning_rate" else int
+            add(f"--{field.name.replace('_', '-')}", type=kind, help=f"({given.get('default', 'required')})", **given)
+
+    add = command(reproduce).add_argument
+    add("--model", default="fashion-xs", help=model)
+    add("--images", default="fashion-mini", help=images)
+    add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
+    add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The commands on tiny input: what they print, leave behind, and say of bad input."""
+
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+
+from igpt_lab import cli
+from igpt_lab.store import FeatureStore
+
+
+def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
+    arguments = ["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--limit", "10"]
+    assert cli.main([*arguments, "--store", str(tmp_path)]) == 0
+    store = FeatureStore.open(capsys.readouterr().out.strip())
+    assert store.splits == ["test"] and store.layer("ln_1", 3, "test").shape == (10, 8)
+    assert cli.main([*arguments, "--store", str(tmp_path), "--random"]) == 0
+    assert "tiny-random-" in capsys.readouterr().out
+
+
+def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):
+    arguments = "--side 4 --colours 6 --layers 2 --width 8 --heads 2 --batch-size 4 --warmup 1 --steps 3 --holdout 5 "
+    arguments += "--validate 5 --log-every 2 --save-every 2 --snapshots 1"
+    assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0
+    assert pd.read_csv(tmp_path / "m/log.csv").validation_bits_per_pixel[0] == pytest.approx(2.58496, abs=1e-4)
+    assert cli.main(["loss", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
+    assert "m on 12 images" in capsys.readouterr().out
+    assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0  # finished
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["extract", "fashion-xz", "fashion-mini"], "did you mean 'fashion-xs'"),
+        (["extract", "TINY", "fashion-minni"], "fashion-mini"),
+        (["loss", "EMPTY", "fashion-mini"], "config.json"),
+        (["extract", "TINY", "EMPTY"], "EMPTY"),
+        (["reproduce", "--model", "fashion-xz"], "did you mean 'fashion-xs'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    given = [str(tiny_folder) if word == "TINY" else word for word in arguments]
+    assert cli.main(given) == 1
+    message = capsys.readouterr().err
+    assert culprit in message and message.startswith("igpt-lab: ") and message.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["EMPTY"]
+
+
+def notebook(*sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_parameters_are_set_where_they_differ(tmp_path):
+    book = notebook('out = "../results"\nrows = 5\nks = [1, 2]', "rows")
+    folder = tmp_path / "notebooks"
+    cli.with_parameters(book, {"out": str(tmp_path / "results"), "rows": 5, "ks": [1, 2], "other": 3}, folder)
+    assert len(book.cells) == 2
+    cli.with_parameters(book, {"out": str(tmp_path / "else"), "rows": 6}, folder)
+    assert book.cells[1].source == f"out = {str(tmp_path / 'else')!r}\nrows = 6"
+    book.cells[0].metadata["tags"] = []
+    with pytest.raises(ValueError, match="tagged `parameters`"):
+        cli.with_parameters(notebook("a = 1", "b = 2"), {}, folder) or cli.with_parameters(book, {}, folder)
+
+
+def test_a_failing_notebook_is_named_with_its_cell(tiny_folder, tiny_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "NOTEBOOKS", ("one", "two"))
+    monkeypatch.setattr(cli, "notebooks", lambda: tmp_path)
+    for name, last in (("one", "print(rows)"), ("two", "rows[0]")):
+        nbformat.write(notebook("rows = 1", "rows + 1", last), tmp_path / f"{name}.ipynb")
+    arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(tmp_path / "out")]
+    assert cli.main(["reproduce", *arguments]) == 1
+    assert "notebook two, cell 3 failed: TypeError" in capsys.readouterr().err
+    kept = nbformat.read(tmp_path / "out/notebooks/one.ipynb", as_version=4)
+    assert kept.cells[2].outputs[0].text == "1\n"
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_tidy_drops_progress_only():
+    cell = nbformat.v4.new_code_cell("x")
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="a:  50%|##  | 1/2"),
+        nbformat.v4.new_output("stream", name="stderr", text="Warning: mind this"),
+        nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+        nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=1),
+    ]
+    cli._tidy(nbformat.v4.new_notebook(cells=[cell]))
+    assert [output.get("text") for output in cell.outputs] == ["Warning: mind this", None]
+
+
+def test_summary_reads_what_the_notebooks_left(tmp_path):
+    rows = [("", 0, 0.5, 0.4, 0.6, False), ("", 1, 0.8, 0.7, 0.9, True), ("", 2, 0.6, 0.5, 0.7, False)]
+    rows.append(("raw pixels", 0, 0.3, 0.2, 0.4, True))
+    table = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "low", "high", "chosen"])
+    table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)
+    record = {"config": {"comparison": {"p_value": 0.001}}}
+    (tmp_path / "layer_curve.json").write_text(json.dumps(record))
+    assert cli._summary(tmp_path) == {
+        "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
+        "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
+    }  # fmt: skip
