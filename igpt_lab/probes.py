@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, cpu_count, delayed
 from scipy.stats import beta, binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from igpt_lab.data import ImageSet, few_per_class, stratified_split
@@ -26,6 +28,7 @@ from igpt_lab.pixels import ImageGPTImageProcessorPil
 from igpt_lab.store import FeatureStore
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+NEWTON = 1500  # parameters up to which Newton's Hessian is cheaper than the iterations that it saves
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +40,9 @@ class Features:
     index: np.ndarray
 
     def __post_init__(self):
-        if self.labels is None:
-            raise ValueError("a probe needs labels, and these features have none; use an image set that has them")
+        if self.labels is None or np.min(self.labels, initial=0) < 0:
+            which = "none" if self.labels is None else f"{np.sum(np.less(self.labels, 0))} rows without one"
+            raise ValueError(f"a probe needs labels, and these features have {which}; use an image set that has them")
         for layer, values in self.layers.items():
             if values.ndim != 2 or len(values) != len(self.labels) or len(values) != len(self.index):
                 raise ValueError(
@@ -64,32 +68,47 @@ class Features:
 
 
 class LinearProbe:
-    """Standardisation on the training rows, then logistic regression with scikit-learn's C.
+    """Standardisation on the training rows, then multinomial logistic regression with scikit-learn's C.
 
-    After `fit`: `converged_` and `n_iter_`. One probe may be fitted for a path of Cs on the same rows, each from the
-    solution before.
+    After `fit`: `converged_` and `n_iter_`. scikit-learn's own tolerance, 1e-4, stops L-BFGS on correlated features
+    with probabilities hundredths away from the optimum, so `fit` goes on to 1e-6, by Newton's method where its Hessian
+    is small: the same optimum as the paper's L-BFGS, reached.
     """
 
-    def __init__(self, C: float = 1.0, *, max_iter: int = 2000, tol: float = 1e-4):
-        self.C, self.max_iter, self.tol = C, max_iter, tol
+    def __init__(self, C: float = 1.0, *, max_iter: int = 10_000):
+        self.C, self.max_iter = C, max_iter
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> LinearProbe:
         """x (N, D), y int (N,)."""
-        return next(self.path(x, y, [self.C]))
+        parameters = len(np.unique(y)) * (x.shape[1] + 1)
+        self.model_ = LogisticRegression(solver="newton-cholesky" if parameters <= NEWTON else "lbfgs", tol=1e-6)
+        self._solve(self._scale(x), y, self.C)
+        return self
 
-    def path(self, x: np.ndarray, y: np.ndarray, Cs: Iterable[float]) -> Iterable[LinearProbe]:
-        """This probe after each C in turn, weakest strength first is fastest."""
-        self.scaler_ = StandardScaler().fit(x)
-        scaled = self.scaler_.transform(x.astype(np.float64))
-        self.model_ = LogisticRegression(max_iter=self.max_iter, tol=self.tol, warm_start=True)
-        for self.C in Cs:
-            self.model_.set_params(C=self.C)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", ConvergenceWarning)
-                self.model_.fit(scaled, y)
-            self.converged_ = not any(issubclass(each.category, ConvergenceWarning) for each in caught)
-            self.n_iter_ = int(self.model_.n_iter_.max())
+    def path(self, x: np.ndarray, y: np.ndarray, Cs: Iterable[float]) -> Iterator[LinearProbe]:
+        """This probe after each C in turn, from the solution before, to tolerance 1e-4: to choose among them."""
+        self.model_ = LogisticRegression(tol=1e-4, warm_start=True)
+        scaled = self._scale(x)
+        for C in Cs:
+            self._solve(scaled, y, C)
             yield self
+
+    def _scale(self, x: np.ndarray) -> np.ndarray:
+        self.scaler_ = StandardScaler().fit(x)
+        return self.scaler_.transform(x.astype(np.float64))
+
+    def _solve(self, scaled: np.ndarray, y: np.ndarray, C: float) -> None:
+        self.C = C
+        self.model_.set_params(C=C, max_iter=self.max_iter)
+        # one thread: on matrices as small as these, two take five times as long
+        with warnings.catch_warnings(record=True) as caught, threadpool_limits(1):
+            warnings.simplefilter("always", ConvergenceWarning)
+            self.model_.fit(scaled, y)
+        self.converged_ = not any(issubclass(each.category, ConvergenceWarning) for each in caught)
+        for each in caught:  # recording holds back every warning, and only the solver's is ours to keep
+            if not issubclass(each.category, ConvergenceWarning):
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        self.n_iter_ = int(self.model_.n_iter_.max())
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Labels (N,) of x (N, D)."""
@@ -120,7 +139,7 @@ def probe_layers(
     Cs: Sequence[float] = CS,
     seed: int = 0,
     holdout: float = 0.1,
-    max_iter: int = 2000,
+    max_iter: int = 10_000,
     control: str = "",
     permute_labels: bool = False,
     progress: bool = True,
@@ -137,15 +156,15 @@ def probe_layers(
     if permute_labels:
         labels = np.random.default_rng([seed, 7]).permutation(labels)
     fit, held = stratified_split(labels, holdout, seed=seed)
+    jobs = [
+        delayed(_probe)(x, labels, [(fit, held)], Cs, max_iter, test.layers[layer]) for layer, x in train.layers.items()
+    ]
     rows, predictions = [], {}
-    for layer, x in tqdm(train.layers.items(), desc=f"probe {control}".strip(), unit="layer", disable=not progress):
-        C, validation, sure = _best_C(x, labels, [(fit, held)], Cs, max_iter)
-        probe = LinearProbe(C, max_iter=max_iter).fit(x, labels)
-        predictions[layer] = probe.predict(test.layers[layer])
+    for layer, (row, predicted) in zip(train.layers, _run(jobs, f"probe {control}", "layer", progress), strict=True):
+        predictions[layer] = predicted
         rows.append({
-            "control": control, "layer": layer, "C": C, "validation_accuracy": validation,
-            "converged": probe.converged_ and sure, "iterations": probe.n_iter_, "n_train": len(labels),
-            "n_test": len(test.index), "n_features": x.shape[1], "seed": seed,
+            "control": control, "layer": layer, **row, "n_train": len(labels), "n_test": len(test.index),
+            "n_features": train.layers[layer].shape[1], "seed": seed,
         })  # fmt: skip
     chosen = max(rows, key=lambda row: row["validation_accuracy"])["layer"]
     correct = _meet_test(predictions, test)
@@ -174,8 +193,8 @@ def probe_few_labels(
     draws: int = 5,
     seed: int = 0,
     layers: Sequence[int] | None = None,
-    Cs: Sequence[float] = (1e-3, 1e-2, 1e-1),
-    max_iter: int = 2000,
+    Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
+    max_iter: int = 10_000,
     control: str = "",
     progress: bool = True,
 ) -> FewLabelResult:
@@ -188,27 +207,24 @@ def probe_few_labels(
     """
     _same_layers(train, test)
     fixed = [min(train.layers), max(train.layers)] if layers is None else list(layers)
-    rows, subsets, predictions = [], {}, {}
+    _known(fixed, train.layers)
     cases = [(k, draw) for k in ks for draw in range(draws)]
-    for k, draw in tqdm(cases, desc=f"few labels {control}".strip(), unit="draw", disable=not progress):
-        subset = few_per_class(train.labels, k, seed=seed, draw=draw)
-        subsets[k, draw] = train.index[subset]
-        y, folds = train.labels[subset], _folds(train.labels[subset], k, seed)
-        found = {layer: _best_C(x[subset], y, folds, Cs, max_iter) for layer, x in train.layers.items()}
-        best = max(found, key=lambda layer: found[layer][1]) if folds else sorted(found)[len(found) // 2]
-        for rule, layer in [("chosen", best), *(("fixed", layer) for layer in dict.fromkeys(fixed))]:
-            C, validation, sure = found[layer]
-            probe = LinearProbe(C, max_iter=max_iter).fit(train.layers[layer][subset], y)
-            predictions[len(rows)] = probe.predict(test.layers[layer])
-            rows.append({
-                "control": control, "k": k, "draw": draw, "layer_rule": rule, "layer": layer, "C": C,
-                "C_rule": f"{len(folds)} of 4 folds" if folds else "fixed", "validation_accuracy": validation,
-                "converged": probe.converged_ and sure, "n_train": len(y), "n_test": len(test.index), "seed": seed,
-            })  # fmt: skip
+    chosen = {case: few_per_class(train.labels, case[0], seed=seed, draw=case[1]) for case in cases}
+    jobs = [
+        delayed(_probe_few)({layer: x[rows] for layer, x in train.layers.items()}, train.labels[rows], k, fixed, Cs,
+                            max_iter, seed, test.layers)
+        for (k, _), rows in chosen.items()
+    ]  # fmt: skip
+    rows, predictions = [], {}
+    for (k, draw), found in zip(cases, _run(jobs, f"few labels {control}", "draw", progress), strict=True):
+        for row, predicted in found:
+            predictions[len(rows)] = predicted
+            facts = {"n_train": len(chosen[k, draw]), "n_test": len(test.index), "seed": seed}
+            rows.append({"control": control, "k": k, "draw": draw, **row, **facts})
     correct = _meet_test(predictions, test)
     table = pd.DataFrame(rows)
     table.insert(6, "test_accuracy", [correct[i].mean() for i in range(len(rows))])
-    return FewLabelResult(table, subsets)
+    return FewLabelResult(table, {case: train.index[rows] for case, rows in chosen.items()})
 
 
 @dataclass(frozen=True)
@@ -244,6 +260,7 @@ def compare_layers(
     """
     best = result.chosen if best is None else best
     last = max(result.correct) if last is None else last
+    _known([best, last], result.correct)
     right, wrong = result.correct[best], ~result.correct[best]
     only_best, only_last = int((right & ~result.correct[last]).sum()), int((wrong & result.correct[last]).sum())
     n, discordant = len(right), only_best + only_last
@@ -271,6 +288,34 @@ def _accuracy(correct: np.ndarray) -> dict[str, float]:
     return {"test_accuracy": hits / n, "low": float(low), "high": float(high)}
 
 
+def _run(jobs: list, what: str, unit: str, progress: bool) -> Iterator:
+    """Results of `delayed` jobs, in order, from as many processes as there are cores."""
+    results = Parallel(n_jobs=min(len(jobs), cpu_count()), return_as="generator")(jobs)
+    return tqdm(results, total=len(jobs), desc=what.strip(), unit=unit, disable=not progress)
+
+
+def _probe(x, y, folds, Cs, max_iter, x_test) -> tuple[dict, np.ndarray]:
+    """One layer: C chosen on `folds`, refit on all rows; its row of the table and its predictions for `x_test`."""
+    C, validation, sure = _best_C(x, y, folds, Cs, max_iter)
+    probe = LinearProbe(C, max_iter=max_iter).fit(x, y)
+    facts = {"C": C, "validation_accuracy": validation, "converged": probe.converged_ and sure}
+    return facts | {"iterations": probe.n_iter_}, probe.predict(x_test)
+
+
+def _probe_few(layers, y, k, fixed, Cs, max_iter, seed, test_layers) -> list[tuple[dict, np.ndarray]]:
+    """One subset: rows and predictions of the layer chosen inside it and of the `fixed` ones."""
+    folds, how = _folds(y, k, seed)
+    found = {layer: _best_C(x, y, folds, Cs, max_iter) for layer, x in layers.items()}
+    best = max(found, key=lambda layer: found[layer][1]) if folds else sorted(found)[len(found) // 2]
+    rows = []
+    for rule, layer in [("chosen", best), *(("fixed", layer) for layer in dict.fromkeys(fixed))]:
+        C, validation, sure = found[layer]
+        probe = LinearProbe(C, max_iter=max_iter).fit(layers[layer], y)
+        row = {"layer_rule": rule, "layer": layer, "C": C, "C_rule": how, "validation_accuracy": validation}
+        rows.append((row | {"converged": probe.converged_ and sure}, probe.predict(test_layers[layer])))
+    return rows
+
+
 def _best_C(
     x: np.ndarray, y: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], Cs: Sequence[float], max_iter: int
 ) -> tuple[float, float, bool]:
@@ -286,14 +331,21 @@ def _best_C(
     return Cs[int(scores.argmax())], float(scores.max()), sure
 
 
-def _folds(y: np.ndarray, k: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Splits inside k labels a class: 4 folds (as many as k allows), only the first of them above k = 50."""
+def _folds(y: np.ndarray, k: int, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Splits inside k labels a class: 4 folds (as many as k allows), only the first above k = 50; and how, in words."""
     if k < 2:
-        return []
-    folds = StratifiedKFold(min(4, k), shuffle=True, random_state=seed).split(np.zeros(len(y)), y)
-    return list(folds)[: 1 if k > 50 else None]
+        return [], "fixed"
+    folds = list(StratifiedKFold(min(4, k), shuffle=True, random_state=seed).split(np.zeros(len(y)), y))
+    used = folds[: 1 if k > 50 else None]
+    return used, f"{len(used)} of {len(folds)} folds"
 
 
 def _same_layers(train: Features, test: Features) -> None:
-    if list(train.layers) != list(test.layers):
-        raise ValueError(f"train has layers {list(train.layers)}, test {list(test.layers)}; expected the same")
+    ours, theirs = ({layer: x.shape[1] for layer, x in each.layers.items()} for each in (train, test))
+    if ours != theirs or not ours:
+        raise ValueError(f"features of each layer: train has {ours}, test {theirs}; expected the same, at least one")
+
+
+def _known(layers: Sequence[int], known: Iterable[int]) -> None:
+    if unknown := [layer for layer in layers if layer not in known]:
+        raise ValueError(f"layer {unknown[0]} is not among these features; expected one of {list(known)}")

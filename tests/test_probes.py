@@ -66,13 +66,32 @@ def test_test_labels_choose_nothing(monkeypatch):
         return {key: np.ones(len(predicted), bool) for key, predicted in predictions.items()}
 
     monkeypatch.setattr(probes, "_meet_test", stand_in)
-    with pytest.raises(AssertionError, match="outside the one function"):
-        poisoned.labels.any()
+    for read in (lambda x: x.any(), lambda x: x[0], len, np.asarray, lambda x: np.zeros(240) == x):
+        with pytest.raises((AssertionError, TypeError)):
+            read(poisoned.labels)
     blind = probe_layers(TRAIN, poisoned, **QUIET)
     probe_few_labels(TRAIN, poisoned, ks=(4,), draws=2, **QUIET)
     monkeypatch.undo()
     unseen = ["layer", "C", "validation_accuracy", "chosen", "converged", "iterations"]
     assert blind.table[unseen].equals(probe_layers(TRAIN, TEST, **QUIET).table[unseen])
+    with pytest.raises(AssertionError, match="outside the one function"):
+        probe_layers(TRAIN, poisoned, **QUIET)
+
+
+def test_shuffled_test_labels_change_no_choice_and_no_prediction(monkeypatch):
+    seen, meet = [], probes._meet_test
+    monkeypatch.setattr(
+        probes, "_meet_test", lambda predictions, test: seen.append(predictions) or meet(predictions, test)
+    )
+    shuffled = Features(TEST.layers, np.random.default_rng(5).permutation(TEST.labels), TEST.index)
+    unseen = ["layer", "layer_rule", "C", "validation_accuracy", "converged"]
+    one, two = (probe_few_labels(TRAIN, each, ks=(4, 60), draws=2, **QUIET).table for each in (TEST, shuffled))
+    assert one[unseen].equals(two[unseen]) and not one.test_accuracy.equals(two.test_accuracy)
+    results = [probe_layers(TRAIN, each, **QUIET) for each in (TEST, shuffled)]
+    assert results[0].chosen == results[1].chosen
+    for before, after in ((seen[0], seen[1]), (seen[2], seen[3])):
+        assert len(before) > 0
+        np.testing.assert_equal(before, after)
 
 
 def test_permuted_labels_fall_to_chance():
@@ -93,11 +112,25 @@ def test_linear_probe_is_standardised_logistic_regression():
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)).fit(
         x.astype(float), y
     )
-    probe = LinearProbe(0.1, tol=1e-8).fit(x, y)
+    probe = LinearProbe(0.1).fit(x, y)
     np.testing.assert_allclose(probe.predict_proba(x), pipeline.predict_proba(x.astype(float)), atol=1e-4)
-    path = [each.predict_proba(x) for each in LinearProbe(tol=1e-8).path(x, y, [1e-3, 0.1])]
-    np.testing.assert_allclose(path[1], probe.predict_proba(x), atol=1e-4)  # a warm start changes nothing
+    path = [each.predict_proba(x) for each in LinearProbe().path(x, y, [1e-3, 0.1])]
+    np.testing.assert_allclose(path[1], probe.predict_proba(x), atol=0.01)  # a warm start goes to the same optimum
     assert probe.score(x, y) == (probe.predict(x) == y).mean()
+
+
+def test_converged_means_at_the_optimum_also_for_correlated_features(monkeypatch):
+    generator = np.random.default_rng(0)
+    y, mix = np.arange(600) % 4, np.arange(1, 31)[:, None] ** -1.5 * np.linalg.qr(generator.normal(size=(30, 30)))[0]
+    x = ((np.eye(4, 30)[y] * 0.5 + generator.normal(size=(600, 30))) @ mix).astype(np.float32)
+    scaled = StandardScaler().fit_transform(x.astype(float))
+    loose = LogisticRegression(C=10, tol=1e-4, max_iter=10_000).fit(scaled, y).predict_proba(scaled)
+    exact = LogisticRegression(C=10, tol=1e-11, max_iter=100_000).fit(scaled, y).predict_proba(scaled)
+    for parameters in (0, 1500):  # L-BFGS, Newton
+        monkeypatch.setattr(probes, "NEWTON", parameters)
+        found = LinearProbe(10).fit(x, y)
+        assert found.converged_ and np.abs(found.predict_proba(x) - exact).max() < 1e-3
+    assert np.abs(loose - exact).max() > 1e-3  # what scikit-learn's default leaves
 
 
 def test_comparison_by_hand():
@@ -128,6 +161,11 @@ def test_few_labels_are_nested_stratified_and_kept():
     assert again.table.equals(table[table.k == 4].reset_index(drop=True))
 
 
+def test_the_rule_names_the_folds_that_were_possible():
+    table = probe_few_labels(TRAIN, TEST, ks=(1, 2, 3, 5, 60), draws=1, layers=[], **QUIET).table
+    assert table.C_rule.tolist() == ["fixed", "2 of 2 folds", "3 of 3 folds", "4 of 4 folds", "1 of 4 folds"]
+
+
 def test_few_label_rows_see_only_their_labels():
     result = probe_few_labels(TRAIN, TEST, ks=(4,), draws=1, **QUIET)
     others = np.setdiff1d(np.arange(300), result.subsets[4, 0] - 1000)
@@ -155,3 +193,12 @@ def test_bad_input():
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
     with pytest.raises(ValueError, match="expected the same"):
         probe_layers(TRAIN, planted(30, 1, (1.0,)), **QUIET)
+    with pytest.raises(ValueError, match="2 rows without one"):
+        Features({0: np.zeros((3, 2))}, np.array([0, -1, -1]), np.arange(3))
+    narrow = Features({layer: x[:, :4] for layer, x in TEST.layers.items()}, TEST.labels, TEST.index)
+    with pytest.raises(ValueError, match=r"train has \{0: 5.*test \{0: 4"):
+        probe_layers(TRAIN, narrow, **QUIET)
+    with pytest.raises(ValueError, match=r"layer 9 is not among these features; expected one of \[0, 1, 2\]"):
+        probe_few_labels(TRAIN, TEST, layers=[9], **QUIET)
+    with pytest.raises(ValueError, match="layer 9 is not among"):
+        compare_layers(ProbeResult(None, {0: np.ones(3, bool)}, 0), last=9)
