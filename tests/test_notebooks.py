@@ -1,0 +1,77 @@
+"""The notebooks' rules, and all four of them run on a tiny model by the command that users run."""
+
+import ast
+import json
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from igpt_lab import cli
+
+FOLDER = cli.notebooks()
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+FIGURES = ("layer_curve", "few_label_curve", "samples", "completions")
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_the_pipeline_is_all_the_notebooks():
+    assert tuple(path.stem for path in PATHS) == cli.NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_rules(path):
+    cells = code_cells(path)
+    assert [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])] == [0]
+    for cell in cells:
+        assert not any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(ast.parse(cell.source))
+        )
+        assert len([line for line in cell.source.splitlines() if line]) <= 7, cell.source
+    assert path.stat().st_size < 500_000
+    assert nbformat.read(path, as_version=4).cells[0].source.startswith(f"# {path.stem[1]} · ")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_committed_executed(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert "injected-parameters" not in path.read_text()
+    for cell in cells:
+        assert not any(output.output_type == "error" for output in cell.outputs)
+        assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(cell.outputs))
+
+
+def test_every_quick_value_is_a_parameter():
+    named = {
+        target.id for path in PATHS for node in ast.parse(code_cells(path)[0].source).body for target in node.targets
+    }
+    assert named >= {"model", "images", "out", *cli.QUICK}
+
+
+def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(out), "--quick"]
+    assert cli.main(["reproduce", *arguments]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) == {
+        "model", "images", "n_layers", "best_layer", "best_accuracy", "best_interval", "first_accuracy",
+        "last_accuracy", "p_value", "test_rows", "seconds",
+    }  # fmt: skip
+    table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
+    assert set(table.control) == {"", "raw pixels", "random network", "permuted labels"}
+    ours = table[table.control == ""].set_index("layer")
+    assert summary["n_layers"] == 3 and len(ours) == 4 and summary["test_rows"] == 40
+    assert ours.validation_accuracy.idxmax() == summary["best_layer"]
+    assert ours.test_accuracy[summary["best_layer"]] == summary["best_accuracy"] > 0.8  # dark against light
+    few = pd.read_csv(out / "few_label_curve.csv", keep_default_na=False)
+    assert sorted(few.k.unique()) == [4, 25] and sorted(few.draw.unique()) == [0, 1]
+    for name in FIGURES:
+        assert all((out / f"{name}.{kind}").stat().st_size for kind in ("png", "pdf", "svg", "csv", "json"))
+    assert len(list((out / "notebooks").glob("*.ipynb"))) == 4
+    printed = capsys.readouterr().out
+    assert f"best layer   {summary['best_layer']} of 0..3" in printed and str(out) in printed
