@@ -133,9 +133,9 @@ def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled):
             raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
         x = x.detach()
         pooled._values[point, layer] = reduce(x)
-        largest = torch.linalg.vector_norm(x.float(), torch.inf)
-        zeros, finite = x.numel() - x.count_nonzero(), x.isfinite().sum()
-        pooled._stats[point, layer] = torch.stack([largest, zeros.float(), (x.numel() - finite).float()])
+        low, high = torch.aminmax(x)
+        zeros, bad = x.numel() - x.count_nonzero(), (x * 0).count_nonzero()  # 0 times what is not finite is NaN
+        pooled._stats[point, layer] = torch.stack([torch.maximum(-low, high).float(), zeros.float(), bad.float()])
 
     if is_input:
         return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
