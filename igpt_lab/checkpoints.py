@@ -1,7 +1,8 @@
 """A name or a folder <-> a config dict and a state dict. Never executes what a file contains.
 
-Three kinds of source: a model bundled with the package (`fashion-xs`), a folder in the port's layout (`config.json`,
-`model.safetensors`, or the older `pytorch_model.bin`, read with `weights_only=True`), and a name on the Hub.
+Three kinds of source: a model bundled with the package (`fashion-xs`), a folder in the port's layout (`config.json` and
+`model.safetensors`, or the older `pytorch_model.bin`, read with `weights_only=True`; either may be in shards, listed in
+an index beside them), and a name on the Hub.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,8 +20,11 @@ from safetensors.torch import load_file, save
 from igpt_lab.provenance import atomic_write
 
 BUNDLED = Path(__file__).parent / "bundled"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-IGNORED = (".attn.bias", ".attn.masked_bias")  # causal-mask buffers that older versions of the port saved
+INDEX = ".index.json"  # behind a weights file's name: the index of its shards
+WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
+HEADS = ("lm_head.weight", "score.weight")
+# Causal masks, which older versions of the port saved with the weights.
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".crossattention.bias", ".crossattention.masked_bias")
 
 
 class CheckpointError(ValueError):
@@ -31,8 +36,11 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
-def resolve(source: str | Path) -> Path:
-    """The local folder of a bundled name, a folder, or (by download) a Hub name `owner/name`."""
+def resolve(source: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a bundled name, a folder, or (by download) a Hub name `owner/name`.
+
+    `revision` is a branch, a tag or a commit on the Hub; what is local has none.
+    """
     folder = Path(source).expanduser()
     if str(source) in bundled():
         return BUNDLED / str(source)
@@ -41,22 +49,29 @@ def resolve(source: str | Path) -> Path:
     if folder.exists():
         raise CheckpointError(f"{source} is a file; expected a folder with config.json and model.safetensors")
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
-        return _download(str(source))
+        return _download(str(source), revision)
     close = difflib.get_close_matches(str(source), bundled(), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise CheckpointError(f"no model {str(source)!r}: {hint}bundled are {bundled()}; or give a folder or owner/name")
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    folder = None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", *WEIGHTS]))
+        for weights in ("model*.safetensors", "pytorch_model*.bin"):  # the older files only where there are no others
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", weights]))
+            if any(folder.glob(weights)):
+                break
     except Exception as error:  # the Hub client raises a different class for each way to have no network
+        at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"no model {name!r}: not bundled ({bundled()}), no such folder, and the Hub did not answer "
-            f"({type(error).__name__}). Without a network, copy the checkpoint's folder here and give its path"
+            f"no model {name!r}{at}: not bundled ({bundled()}), no such folder, and the Hub did not give it "
+            f"({type(error).__name__}). Without a network, put config.json, preprocessor_config.json and "
+            f"model.safetensors (or pytorch_model.bin) of {name} into a folder and give its path"
         ) from error
+    return folder
 
 
 def read_json(path: Path) -> dict:
@@ -77,11 +92,41 @@ def write_json(path: Path, value: dict) -> None:
     atomic_write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read(source: str | Path) -> tuple[dict, dict[str, torch.Tensor], Path]:
-    """(config dict, state dict with float32 tensors on the CPU, the weights' file) of a source."""
-    folder = resolve(source)
+def read(source: str | Path, *, revision: str | None = None) -> tuple[dict, dict[str, torch.Tensor], Path]:
+    """(config dict, state dict on the CPU in the file's dtypes, the weights' file or their index) of a source."""
+    folder = resolve(source, revision=revision)
     config = read_json(folder / "config.json")
-    path = weights_file(folder)
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return config, _shards(folder / name) if name.endswith(INDEX) else _tensors(folder / name), folder / name
+    raise CheckpointError(f"{folder} is not a checkpoint: it has none of {', '.join(WEIGHTS)}")
+
+
+def _shards(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files that an index names; each must be there, beside it, and hold what the index says."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
+    files = sorted(set(where.values()))
+    suffix = Path(index.name.removesuffix(INDEX)).suffix
+    strange = [name for name in files if Path(name).name != name or not name.endswith(suffix)]
+    if strange:
+        raise CheckpointError(f"{index} names {strange[0]!r}; expected {suffix} files beside it")
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}")
+    state, lacking = {}, []
+    for file in files:
+        found = _tensors(index.parent / file)
+        lacking += [f"{name!r} in {file}" for name, at in where.items() if at == file and name not in found]
+        state |= found
+    if lacking:
+        raise CheckpointError(f"{index} names tensors that its shards lack: {', '.join(lacking)}")
+    return state
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file, by name."""
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -93,47 +138,47 @@ def read(source: str | Path) -> tuple[dict, dict[str, torch.Tensor], Path]:
         raise CheckpointError(f"{path} cannot be read, is it cut short? {error}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
-    return config, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path
-
-
-def weights_file(folder: Path) -> Path:
-    """The file with the weights in a checkpoint's folder."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} is not a checkpoint: it has none of {', '.join(WEIGHTS)}")
+    return state
 
 
 def match(
-    state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, base: bool, where: Path
+    state: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    *,
+    base: bool,
+    where: Path,
+    ignore_mismatched_sizes: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """`state` with exactly the names and shapes of `expected`, or an error that names the first that does not fit.
+    """`state` with exactly the names and shapes of `expected`, or an error that names all that does not fit.
 
-    A checkpoint with a head loads into the trunk and the other way round; a head that is absent starts at zero.
+    A checkpoint with a head loads into the trunk (`base`) and the other way round. A head that is absent, or with
+    `ignore_mismatched_sizes` one of another shape, starts at zero, with a UserWarning.
     """
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED)}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}
     if base:
         state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     elif not any(name.startswith("transformer.") for name in state):
-        state = {name if name.startswith(("lm_head", "score")) else f"transformer.{name}": tensor
-                 for name, tensor in state.items()}  # fmt: skip
-    found = {}
+        state = {name if name in HEADS else f"transformer.{name}": tensor for name, tensor in state.items()}
+    found, wrong = {}, []
     for name, like in expected.items():
-        if name not in state and name.startswith(("lm_head", "score")):
+        given = state.get(name)
+        fits = given is not None and given.shape == like.shape
+        if name in HEADS and (given is None or not fits and ignore_mismatched_sizes):
             found[name] = torch.zeros(like.shape)
-            continue
-        if name not in state:
-            raise CheckpointError(f"{where} has no tensor {name!r}, which config.json asks for")
-        if not state[name].is_floating_point():
-            raise CheckpointError(f"{where}: tensor {name!r} is {state[name].dtype}; expected a floating-point type")
-        if state[name].shape != like.shape:
-            raise CheckpointError(
-                f"{where}: tensor {name!r} is {tuple(state[name].shape)}; config.json asks for {tuple(like.shape)}"
-            )
-        found[name] = state[name].contiguous()
-    unknown = sorted(set(state) - set(expected) - {"lm_head.weight", "score.weight"})
-    if unknown:
-        raise CheckpointError(f"{where} has a tensor {unknown[0]!r} that no part of the model takes")
+            what = "absent" if given is None else f"{tuple(given.shape)}, not {tuple(like.shape)}"
+            warnings.warn(f"{where}: {name!r} is {what}: this head starts at zero; train it first", stacklevel=3)
+        elif given is None:
+            wrong.append(f"no tensor {name!r}, which config.json asks for")
+        elif not given.is_floating_point():
+            wrong.append(f"{name!r} is {given.dtype}; expected a floating-point type")
+        elif not fits:
+            wrong.append(f"{name!r} is {tuple(given.shape)}; config.json asks for {tuple(like.shape)}")
+        else:
+            found[name] = given.contiguous()
+    unknown = sorted(set(state) - set(expected) - set(HEADS))
+    wrong += [f"a tensor {name!r} that no part of the model takes" for name in unknown]
+    if wrong:
+        raise CheckpointError(f"{where} does not fit ({len(wrong)}): {'; '.join(wrong)}")
     return found
 
 

@@ -19,6 +19,11 @@ from igpt_lab.provenance import digest
 from igpt_lab.store import FeatureKey, FeatureStore
 
 ROWS = 2000  # rows of a part
+# Fields of a configuration that no hidden state of a model in eval mode depends on: they are not in the store's key.
+NOT_SEEN = (
+    "resid_pdrop embd_pdrop attn_pdrop initializer_range use_cache tie_word_embeddings pad_token_id bos_token_id "
+    "eos_token_id num_labels id2label label2id problem_type output_attentions output_hidden_states return_dict"
+).split()
 
 
 def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> ImageGPTForCausalImageModeling:
@@ -30,7 +35,7 @@ def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> Im
     model = ImageGPTForCausalImageModeling.from_pretrained(source)
     model.name = Path(source).name
     if random:
-        model.initialise(torch.Generator().manual_seed(seed))
+        model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
     model.processor = processor
     if len(processor.clusters) != model.config.n_colours or processor.size**2 != model.config.n_positions:
@@ -98,6 +103,7 @@ def _key(
 ) -> FeatureKey:
     """The key of an extraction, with weights and palette by their content."""
     weights = {name: digest(tensor.cpu().numpy().tobytes()) for name, tensor in model.transformer.state_dict().items()}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_SEEN}
     names = {each.name for each in splits.values()}
     if len(names) != 1:
         raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}")
@@ -105,7 +111,7 @@ def _key(
         raise ValueError(f"{names.pop()} gives the same images for {' and '.join(splits)}; it needs splits of its own")
     return FeatureKey(
         model=model.name,
-        weights=digest({"config": model.config.to_dict(), "weights": weights}),
+        weights=digest({"config": config, "weights": weights}),
         palette=digest(model.processor.clusters.tobytes()),
         size=model.processor.size,
         resample=model.processor.resample.name.lower(),
@@ -130,7 +136,7 @@ def _pooled(
     with low, record(model, points, layers=layers, pool=pool) as pooled:
         for start in range(0, len(tokens), batch_size):
             batch = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
-            model.transformer(align(batch, alignment, model.config))
+            model.transformer(align(batch, alignment, model.config), use_cache=False)
             for point in points:
                 kept[point].append(pooled[point])
                 stats[point].append(pooled.stats(point))

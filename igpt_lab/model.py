@@ -5,31 +5,41 @@ Three things differ from GPT-2: the norm keeps the mean and has a gain only, the
 a learned start token (SOS, the last row of `wte`) takes the place of the last pixel, so that position i holds pixel
 i - 1 and predicts pixel i.
 
-Names and shapes of the weights are those of the port in Hugging Face transformers, so its checkpoints load: linear maps
-are stored (in, out), and have biases, which are zero in the released weights because the original has none.
+Classes, arguments, outputs, and the names and shapes of the weights are those of the port in Hugging Face transformers,
+so its code runs and its checkpoints load: linear maps are stored (in, out), and have biases, which are zero in the
+released weights because the original has none.
 
 Letters: N images, T positions, V colours, L blocks, D width, K classes.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from igpt_lab import checkpoints
 
 
 @dataclass(frozen=True)
 class ImageGPTConfig:
-    """Shape of a model; field names and defaults are those of transformers' `ImageGPTConfig` (size S).
+    """Shape and options of a model; names and defaults are those of transformers' `ImageGPTConfig` (size S).
 
-    `vocab_size` is V + 1: the palette's colours and SOS, whose index is V.
+    `vocab_size` is V + 1: the palette's colours and SOS, whose index is V. `hidden_size`, `max_position_embeddings`,
+    `num_attention_heads` and `num_hidden_layers` are other names of `n_embd`, `n_positions`, `n_head` and `n_layer`, as
+    arguments and as attributes. `num_labels` and `id2label` give each other. `bidirectional` is ours alone: the
+    original's BERT models, without a causal mask and without SOS.
     """
 
     vocab_size: int = 513
@@ -45,19 +55,41 @@ class ImageGPTConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
+    use_cache: bool = True
     tie_word_embeddings: bool = False
     scale_attn_by_inverse_layer_idx: bool = False
-    num_labels: int = 2
+    reorder_and_upcast_attn: bool = False
+    add_cross_attention: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    num_labels: int | None = None
+    id2label: dict[int, str] | None = None
+    problem_type: str | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    bidirectional: bool = False
 
     def __post_init__(self):
+        labels = {int(k): str(name) for k, name in (self.id2label or {}).items()}
+        if self.num_labels is None:
+            object.__setattr__(self, "num_labels", len(labels) or 2)
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a whole number above 0")
+        if all(name == f"LABEL_{k}" for k, name in labels.items()):  # the port's names of classes without names
+            labels = {k: f"LABEL_{k}" for k in range(self.num_labels)}
+        object.__setattr__(self, "id2label", labels)
+        if self.num_labels != len(labels):
+            raise ValueError(f"num_labels is {self.num_labels}, but id2label names {len(labels)} classes")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; choose one that is")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(f"activation_function {self.activation_function!r}; expected one of {sorted(ACTIVATIONS)}")
+        if self.problem_type not in (None, *PROBLEMS):
+            raise ValueError(f"problem_type {self.problem_type!r}; expected None or one of {PROBLEMS}")
 
     @property
     def n_colours(self) -> int:
@@ -69,22 +101,53 @@ class ImageGPTConfig:
         """Index of SOS in `wte`: V."""
         return self.vocab_size - 1
 
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class index by name."""
+        return {name: k for k, name in self.id2label.items()}
+
     @classmethod
     def from_dict(cls, values: dict) -> ImageGPTConfig:
-        """From a `config.json` dict; fields of the port that change no number here are passed over."""
-        values = dict(values)
-        if "num_labels" not in values and isinstance(values.get("id2label"), dict):
-            values["num_labels"] = len(values["id2label"])
+        """From a `config.json` dict; what is no field of an ImageGPT is passed over."""
         if values.get("model_type", "imagegpt") != "imagegpt":
             raise ValueError(f"model_type {values['model_type']!r} in config.json; expected 'imagegpt'")
-        for name in ("reorder_and_upcast_attn", "add_cross_attention"):
-            if values.get(name):
-                raise ValueError(f"{name}=true in config.json is not supported; ImageGPT's checkpoints have false")
+        values = {ALIASES.get(name, name): value for name, value in values.items()}
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def to_dict(self) -> dict:
         """As `config.json` of the port."""
-        return {"model_type": "imagegpt", **asdict(self)}
+        return {"model_type": "imagegpt", **asdict(self), "label2id": self.label2id}
+
+
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def _take_aliases(config: type) -> None:
+    """Let the constructor and the attributes of a config know the port's other names."""
+    given = config.__init__
+
+    @functools.wraps(given)
+    def init(self, **values):
+        values = {ALIASES.get(name, name): value for name, value in values.items()}
+        unknown = sorted(set(values) - {f.name for f in fields(config)})
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], [*(f.name for f in fields(config)), *ALIASES], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"ImageGPTConfig has no field {unknown[0]!r}{hint}")
+        given(self, **values)
+
+    config.__init__ = init
+    for alias, name in ALIASES.items():
+        setattr(config, alias, property(attrgetter(name), doc=f"The port's other name of `{name}`."))
+
+
+_take_aliases(ImageGPTConfig)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -92,15 +155,52 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-               "relu": F.relu}  # fmt: skip
+_gelu_tanh = functools.partial(F.gelu, approximate="tanh")
+ACTIVATIONS = {
+    "quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "relu": F.relu,
+    "relu6": F.relu6, "leaky_relu": F.leaky_relu, "silu": F.silu, "swish": F.silu, "mish": F.mish, "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}  # fmt: skip
+"""By the port's names."""
 
 SIZES = {
     "S": ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),
     "M": ImageGPTConfig(n_layer=36, n_embd=1024, n_head=8),
     "L": ImageGPTConfig(n_layer=48, n_embd=1536, n_head=16),
+    "XL": ImageGPTConfig(n_layer=60, n_embd=3072, n_head=16),
 }
-"""The published sizes at 32 x 32 pixels (76M, 455M and 1362M parameters without biases)."""
+"""The published sizes at 32 x 32 pixels (76M, 455M, 1362M and 6801M parameters without biases).
+
+XL was never released and its number of heads never published: 16 is our guess, and no parameter count depends on it.
+"""
+
+
+FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions cross_attentions".split()
+
+
+class Output(dict):
+    """What a forward pass gives: fields by attribute, key or index, as the outputs of the port.
+
+    A field that was not asked for is None as an attribute, and absent as a key and in `to_tuple()`.
+    """
+
+    def __getattr__(self, name: str):
+        if name in FIELDS:
+            return self.get(name)
+        raise AttributeError(f"an output has no {name!r}; it has {', '.join(self)}")
+
+    def __getitem__(self, key: str | int | slice):
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple:
+        """The fields that are there, in order."""
+        return tuple(self.values())
+
+
+def _output(values: dict, return_dict: bool) -> Output | tuple:
+    """`values` without those that are None, as `Output` or as a tuple."""
+    given = Output({name: value for name, value in values.items() if value is not None})
+    return given if return_dict else given.to_tuple()
 
 
 class Linear(nn.Module):
@@ -108,11 +208,16 @@ class Linear(nn.Module):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_in, n_out).normal_(0, 0.02))  # `initialise` sets the original's scales
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.t(), self.bias)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Norm(nn.Module):
@@ -124,60 +229,102 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
+        wide = _wide(x)
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class KeyValueCache:
-    """Keys and values of every block for up to `length` positions, each (N, heads, length, D / heads), sized once.
+    """Keys and values of every block's self-attention, each (N, heads, t, D / heads), for decoding.
 
-    For decoding without gradients: one forward with the first tokens, then one token at a time.
+    `KeyValueCache()` grows with every forward pass and keeps gradients. `KeyValueCache.of(config, ...)` has room for
+    `length` positions from the start and is written in place: faster, without gradients.
     """
 
-    def __init__(self, config: ImageGPTConfig, batch: int, length: int, *, device, dtype):
-        shape = (config.n_layer, 2, batch, config.n_head, length, config.n_embd // config.n_head)
-        self.states = torch.zeros(shape, device=device, dtype=dtype)
+    def __init__(self):
         self.filled = 0
+        self.room: Tensor | None = None
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, config: ImageGPTConfig, batch: int, length: int, *, device, dtype) -> KeyValueCache:
+        """A cache for `batch` images of up to `length` positions."""
+        cache = cls()
+        shape = (config.n_layer, 2, batch, config.n_head, length, config.n_embd // config.n_head)
+        cache.room = torch.zeros(shape, device=device, dtype=dtype)
+        return cache
+
+    def get_seq_length(self) -> int:
+        """Positions that it holds; the name is the port's."""
+        return self.filled
 
     def check(self, batch: int, tokens: int) -> None:
         """Raise ValueError unless `tokens` more positions of `batch` images fit behind what is filled."""
-        _, _, n, _, length, _ = self.states.shape
-        if batch != n:
-            raise ValueError(f"a batch of {batch} for a cache of {n}; make the cache with batch={batch}")
-        if self.filled + tokens > length:
+        held = self.room.shape[2] if self.room is not None else self.states[0][0].shape[0] if self.states else batch
+        if batch != held:
+            raise ValueError(f"a batch of {batch} for a cache of {held}; make the cache with batch={batch}")
+        if self.room is not None and self.filled + tokens > self.room.shape[4]:
+            length = self.room.shape[4]
             raise ValueError(f"{tokens} more tokens for a cache that holds {self.filled} of {length}; make it longer")
-        if self.filled and tokens > 1:
-            raise ValueError(f"{tokens} tokens for a cache that holds {self.filled}; prefill once, then one at a time")
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (N, heads, t, D / heads) behind what is filled; returns all keys and values so far."""
+        """Put (N, heads, t, D / heads) behind what is filled; returns all keys and values so far."""
+        if self.room is None:
+            if layer in self.states:
+                old = self.states[layer]
+                key, value = torch.cat([old[0], key], dim=2), torch.cat([old[1], value], dim=2)
+            self.states[layer] = key, value
+            return key, value
         end = self.filled + key.shape[2]
-        self.states[layer, 0, :, :, self.filled : end] = key
-        self.states[layer, 1, :, :, self.filled : end] = value
-        return self.states[layer, 0, :, :, :end], self.states[layer, 1, :, :, :end]
+        self.room[layer, 0, :, :, self.filled : end] = key
+        self.room[layer, 1, :, :, self.filled : end] = value
+        return self.room[layer, 0, :, :, :end], self.room[layer, 1, :, :, :end]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, scale: float, dropout: float, upcast: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for its weights (N, heads, T, S) or for scores in float32 whatever the model's dtype."""
+    kind = query.device.type
+    full = torch.autocast(kind, enabled=False) if upcast and torch.amp.is_autocast_available(kind) else nullcontext()
+    with full:
+        scores = (_wide(query) @ _wide(key).mT if upcast else query @ key.mT) * scale
+    weights = (scores if bias is None else scores + bias).softmax(dim=-1).to(value.dtype)
+    weights = F.dropout(weights, dropout)
+    return weights @ value, weights
 
 
 class Attention(nn.Module):
-    """Dense causal self-attention, scale 1 / sqrt(D / heads)."""
+    """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states."""
 
-    def __init__(self, config: ImageGPTConfig, layer: int):
+    def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
         super().__init__()
-        self.heads, self.layer, self.dropout = config.n_head, layer, config.attn_pdrop
+        self.heads, self.layer, self.cross, self.dropout = config.n_head, layer, cross, config.attn_pdrop
+        self.upcast = config.reorder_and_upcast_attn
         self.scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_attn = Linear(config.n_embd, (2 if cross else 3) * config.n_embd)
+        if cross:
+            self.q_attn = Linear(config.n_embd, config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        n, t, d = x.shape
-        query, key, value = self.c_attn(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(
+        self, x: Tensor, *, encoder: Tensor | None = None, bias: Tensor | None = None, causal: bool = False,
+        cache: KeyValueCache | None = None, explicit: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """(N, T, D) -> (N, T, D), and with `explicit` the weights (N, heads, T, S). `bias` is added to the scores."""
+        parts = (self.q_attn(x), *self.c_attn(encoder).chunk(2, -1)) if self.cross else self.c_attn(x).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
+        how, weights = {"scale": self.scale}, None
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=t > 1, dropout_p=dropout, scale=self.scale)
-        return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).reshape(n, t, d)))
+        if explicit or self.upcast:
+            mixed, weights = _attend(query, key, value, bias, dropout=dropout, upcast=self.upcast, **how)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, **how)
+        return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2))), weights
 
 
 class MLP(nn.Module):
@@ -196,36 +343,30 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm block: (N, T, D) -> (N, T, D)."""
+    """One pre-norm block: (N, T, D) -> (N, T, D), and its attention weights where they are asked for."""
 
     def __init__(self, config: ImageGPTConfig, layer: int):
         super().__init__()
         self.ln_1 = Norm(config.n_embd, config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
         self.ln_2 = Norm(config.n_embd, config.layer_norm_epsilon)
+        if config.add_cross_attention:
+            self.crossattention = Attention(config, layer, cross=True)
+            self.ln_cross_attn = Norm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
-
-
-class ModelOutput(NamedTuple):
-    """`last_hidden_state` (N, T, D) after `ln_f`; `hidden_states` as the port counts them, or None.
-
-    The port's `hidden_states[l]` is the UN-normed input of block l for l < L, and the normed last state for l = L.
-    """
-
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-class HeadOutput(NamedTuple):
-    """`logits`: (N, T, V) of the causal head, (N, K) of the class head; `loss` in nats when labels were given."""
-
-    loss: Tensor | None
-    logits: Tensor
-    hidden_states: tuple[Tensor, ...] | None = None
+    def forward(
+        self, x: Tensor, *, encoder: Tensor | None = None, encoder_bias: Tensor | None = None, explicit: bool = False,
+        **how,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        mixed, weights = self.attn(self.ln_1(x), explicit=explicit, **how)
+        x, cross_weights = x + mixed, None
+        if encoder is not None:
+            mixed, cross_weights = self.crossattention(
+                self.ln_cross_attn(x), encoder=encoder, bias=encoder_bias, explicit=explicit
+            )
+            x = x + mixed
+        return x + self.mlp(self.ln_2(x)), weights, cross_weights
 
 
 class _Pretrained(nn.Module):
@@ -239,125 +380,429 @@ class _Pretrained(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def trunk(self) -> ImageGPTModel:
+        """The model without its head."""
+        return getattr(self, "transformer", self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.trunk.wte
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        self.trunk.wte = embeddings
+
+    def num_parameters(self) -> int:
+        """All of them, biases too."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep only every block's input and compute the rest again in the backward pass."""
+        self.trunk.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.trunk.gradient_checkpointing = False
+
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator | None = None) -> Self:
-        """The original's initialisation: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention
-        output 1 / sqrt(D L); norms 1; biases and both heads exactly zero, so the first loss is exactly ln V."""
+    def initialise(self, init: str = "original", generator: torch.Generator | None = None) -> Self:
+        """Draw the weights anew; biases become zero, gains one.
+
+        `original`, as the paper's code: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention output
+        1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. `port`, as transformers: all
+        `initializer_range`, but for the outputs of attention and MLP, which have it over sqrt(2 L).
+        """
+        if init not in ("original", "port"):
+            raise ValueError(f"init {init!r}; expected 'original' or 'port'")
         d, blocks = self.config.n_embd, self.config.n_layer
-        scales = {"wpe": 0.01, "c_attn": d**-0.5, "attn.c_proj": (d * blocks) ** -0.5}
+        if init == "original":
+            usual = 0.02
+            scales = {"lm_head": 0, "score": 0, "wpe": 0.01, "c_attn": d**-0.5, "q_attn": d**-0.5,
+                      "attn.c_proj": (d * blocks) ** -0.5, "crossattention.c_proj": (d * blocks) ** -0.5}  # fmt: skip
+        else:
+            usual = self.config.initializer_range
+            scales = {"c_proj": usual / math.sqrt(2 * blocks)}
         for name, weight in self.named_parameters():
-            if name.endswith("bias") or name.startswith(("lm_head", "score")):
+            if name.endswith("bias"):
                 weight.zero_()
             elif weight.ndim == 1:
                 weight.fill_(1)
             else:
-                scale = next((s for part, s in scales.items() if part in name), self.config.initializer_range)
-                weight.normal_(0, scale, generator=generator)
+                scale = next((s for part, s in scales.items() if part in name), usual)
+                weight.normal_(0, scale, generator=generator) if scale else weight.zero_()
         return self
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Self:
-        """A model in eval mode on the CPU, float32, from a bundled name, a folder in the port's layout or a Hub name.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        ignore_mismatched_sizes: bool = False,
+        **changes,
+    ) -> Self:
+        """A model in eval mode on the CPU, from a bundled name, a folder in the port's layout or a Hub name.
 
-        Raises `checkpoints.CheckpointError` naming the missing, misshapen or unknown tensor.
+        `revision` is a branch, tag or commit on the Hub. `changes` are fields of the configuration: `num_labels=10`. A
+        head that the checkpoint has not starts at zero, with a warning; `ignore_mismatched_sizes` does so with a head
+        of another shape too. Raises `checkpoints.CheckpointError` naming missing, misshapen and unknown tensors.
         """
-        config, state, where = checkpoints.read(source)
+        config, state, where = checkpoints.read(source, revision=revision)
         try:
-            config = ImageGPTConfig.from_dict(config)
+            config = ImageGPTConfig.from_dict(_changed(config, changes))
         except ValueError as error:
             raise checkpoints.CheckpointError(f"{where.parent / 'config.json'}: {error}") from error
         with torch.device("meta"):
-            model = cls(config)
-        state = checkpoints.match(state, model.state_dict(), base=cls is ImageGPTModel, where=where)
-        model.load_state_dict(state, assign=True)
-        return model.eval()
+            model = cls(config, init=None)
+        expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}
+        state = checkpoints.match(
+            state, expected, base=cls is ImageGPTModel, where=where, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False, assign=True)
+        return model.tie_weights().eval()
+
+    def tie_weights(self) -> Self:
+        """With `tie_word_embeddings`, make the causal head's weight that of `wte`."""
+        if self.config.tie_word_embeddings and hasattr(self, "lm_head"):
+            self.lm_head.weight = self.transformer.wte.weight
+        return self
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in the port's layout."""
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
-        state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in self.state_dict().items()}
+        tied = {TIED} if self.config.tie_word_embeddings else set()
+        state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in self.state_dict().items() if n not in tied}
         return checkpoints.write(folder, config, state)
 
 
-class ImageGPTModel(_Pretrained):
-    """The trunk: tokens (N, T) int64 -> states (N, T, D)."""
+TIED = "lm_head.weight"
 
-    def __init__(self, config: ImageGPTConfig):
+
+def _changed(config: dict, changes: dict) -> dict:
+    """A `config.json` dict with some fields set anew; a misspelt one raises TypeError."""
+    ImageGPTConfig(**{name: value for name, value in changes.items() if name not in ("num_labels", "id2label")})
+    config = {ALIASES.get(name, name): value for name, value in config.items()}
+    if {"num_labels", "id2label"} & set(changes):
+        config.pop("id2label", None), config.pop("num_labels", None)
+    return config | {ALIASES.get(name, name): value for name, value in changes.items()}
+
+
+class ImageGPTModel(_Pretrained):
+    """The trunk: tokens (N, T) int64 -> states (N, T, D).
+
+    `init`: "original" or "port", see `initialise`; None leaves the weights unset, for whoever sets them all.
+    """
+
+    def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = Norm(config.n_embd, config.layer_norm_epsilon)
-
-    def forward(
-        self, input_ids: Tensor, *, cache: KeyValueCache | None = None, output_hidden_states: bool = False
-    ) -> ModelOutput:
-        """`input_ids` int64 (N, T), each below `vocab_size`; with a cache, the tokens behind those it holds."""
-        start = cache.filled if cache is not None else 0
-        end = start + input_ids.shape[1]
-        if end > self.config.n_positions:
-            raise ValueError(f"{end} positions, but the model has {self.config.n_positions}; shorten the input")
-        if cache is not None:
-            cache.check(*input_ids.shape)
-        x = self.drop(self.wte(input_ids) + self.wpe.weight[start:end])
-        states = []
-        for block in self.h:
-            if output_hidden_states:
-                states.append(x)
-            x = block(x, cache)
-        if cache is not None:
-            cache.filled = end
-        x = self.ln_f(x)
-        return ModelOutput(x, (*states, x) if output_hidden_states else None)
-
-
-class ImageGPTForCausalImageModeling(_Pretrained):
-    """The trunk and an untied head over the V colours."""
-
-    def __init__(self, config: ImageGPTConfig):
-        super().__init__(config)
-        if config.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings=true: ImageGPT's head has V rows and its embedding V + 1; set false")
-        self.transformer = ImageGPTModel(config)
-        self.lm_head = nn.Linear(config.n_embd, config.n_colours, bias=False)
+        self.gradient_checkpointing = False
+        if init:
+            self.initialise(init, generator)
 
     def forward(
         self,
+        input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        masked: Tensor | None = None,
+    ) -> Output | tuple:
+        """`last_hidden_state` (N, T, D) after `ln_f`, and what else is asked for.
+
+        `input_ids` int64 (N, T), each below `vocab_size`, or `inputs_embeds` (N, T, D). With `past_key_values`, the
+        tokens behind those that it holds; it is changed in place. `attention_mask` (N, all T so far) is 0 where nobody
+        may look, or is itself added to the scores, (N or 1, heads or 1, T, S). `token_type_ids` (N, T) add their rows
+        of `wte`. `position_ids` (1 or N, T). `encoder_hidden_states` (N, S, D) with `encoder_attention_mask` (N, S) is
+        what `add_cross_attention` looks at. `masked` bool (N, T), of a bidirectional model: these tokens are hidden.
+
+        `hidden_states`, L + 1 of (N, T, D), are as the port counts them: [l] is the UN-normed input of block l for
+        l < L, and the normed last state for l = L. `attentions` and `cross_attentions` are L of (N, heads, T, S).
+        """
+        config = self.config
+        weighed = config.output_attentions if output_attentions is None else output_attentions
+        keep = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds; got both or none")
+        if encoder_hidden_states is not None and not config.add_cross_attention:
+            raise ValueError("encoder_hidden_states need a model with cross-attention: set add_cross_attention=True")
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids.view(-1, input_ids.shape[-1]))
+        n, t = inputs_embeds.shape[:2]
+        checkpointing = self.gradient_checkpointing and self.training and past_key_values is None
+        cached = (config.use_cache if use_cache is None else use_cache) and not (config.bidirectional or checkpointing)
+        cache = KeyValueCache() if cached and past_key_values is None else past_key_values
+        start = self._start(cache, n, t)
+
+        x = self._masked(inputs_embeds, masked)
+        x = x + (self.wpe.weight[start : start + t] if position_ids is None else self.wpe(position_ids))
+        if token_type_ids is not None:
+            x = x + self.wte(token_type_ids.view(-1, t))
+        x = self.drop(x)
+
+        explicit = weighed or config.reorder_and_upcast_attn
+        bias, causal = self._bias(x, start, attention_mask, explicit)
+        how = {
+            "bias": bias, "causal": causal, "cache": cache, "explicit": explicit, "encoder": encoder_hidden_states,
+            "encoder_bias": _hide(encoder_attention_mask, x),
+        }  # fmt: skip
+        states, attentions, crossed = [], [], []
+        for block in self.h:
+            states.append(x if keep else None)
+            x, *weights = checkpoint(block, x, use_reentrant=False, **how) if checkpointing else block(x, **how)
+            attentions.append(weights[0])
+            crossed.append(weights[1])
+        if cache is not None:
+            cache.filled = start + t
+        x = self.ln_f(x)
+        values = {
+            "last_hidden_state": x,
+            "past_key_values": cache,
+            "hidden_states": (*states, x) if keep else None,
+            "attentions": tuple(attentions) if weighed else None,
+            "cross_attentions": tuple(crossed) if weighed and encoder_hidden_states is not None else None,
+        }
+        return _output(values, config.return_dict if return_dict is None else return_dict)
+
+    def _start(self, cache: KeyValueCache | None, n: int, t: int) -> int:
+        """The position of the first of `t` tokens of `n` images, after checks that they fit."""
+        if cache is None:
+            start = 0
+        elif self.config.bidirectional:
+            raise ValueError("a bidirectional model has no past: every position sees all others")
+        else:
+            start = cache.filled
+            cache.check(n, t)
+        if start + t > self.config.n_positions:
+            raise ValueError(f"{start + t} positions, but the model has {self.config.n_positions}; shorten the input")
+        return start
+
+    def _masked(self, embedded: Tensor, masked: Tensor | None) -> Tensor:
+        """Token embeddings (N, T, D), zero where `masked` (N, T)."""
+        if masked is None:
+            return embedded
+        if not self.config.bidirectional:
+            raise ValueError("masked tokens are for a bidirectional model; this one predicts the next pixel")
+        return embedded.masked_fill(masked[..., None], 0)
+
+    def _bias(self, x: Tensor, start: int, attention_mask: Tensor | None, explicit: bool) -> tuple[Tensor | None, bool]:
+        """What is added to the scores, if anything, and whether SDPA makes the causal mask by itself."""
+        t, causal = x.shape[1], not self.config.bidirectional and x.shape[1] > 1
+        if attention_mask is None and causal and start == 0 and not explicit:
+            return None, True
+        bias, dtype = _hide(attention_mask, x), _dtype_of_products(x)
+        if causal:
+            later = torch.full((t, start + t), torch.finfo(dtype).min, device=x.device, dtype=dtype).triu(start + 1)
+            bias = later if bias is None else later + bias
+        return bias, False
+
+
+def _hide(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """(N, S), 0 where nobody may look -> what is added to scores (N, heads, T, S); four axes are taken as they are.
+
+    The lowest finite number hides, as in the port: minus infinity would make a row that sees nothing NaN.
+    """
+    if mask is None or mask.ndim == 4:
+        return mask
+    dtype, shown = _dtype_of_products(x), mask.view(len(mask), 1, 1, -1).bool()
+    return torch.zeros(shown.shape, device=mask.device, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with `x`: autocast's, where it is on."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
+
+
+class ImageGPTForCausalImageModeling(_Pretrained):
+    """The trunk and an untied head over the V colours (V + 1 rows with `tie_word_embeddings`, as in the port)."""
+
+    def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
+        super().__init__(config)
+        self.transformer = ImageGPTModel(config, init=None)
+        self.lm_head = nn.Linear(config.n_embd, config.n_colours, bias=False)
+        self.tie_weights()
+        if init:
+            self.initialise(init, generator)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        masked: Tensor | None = None,
+    ) -> Output | tuple:
+        """`logits` (N, T, V), `loss` in nats where there are labels, and what `ImageGPTModel` gives.
+
+        `labels` int64 (N, T) are shifted inside as in the port: logits at i score label i + 1; -100 is left out. That
+        leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`.
+        """
+        out = self.transformer(
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            encoder_hidden_states, encoder_attention_mask, use_cache, output_attentions, output_hidden_states,
+            return_dict=True, masked=masked,
+        )  # fmt: skip
+        logits, loss = self.lm_head(out.pop("last_hidden_state")), None
+        if labels is not None:
+            loss = F.cross_entropy(_wide(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten())
+        values = {"loss": loss, "logits": logits, **out}
+        return _output(values, self.config.return_dict if return_dict is None else return_dict)
+
+    @torch.inference_mode()
+    def generate(
+        self,
         input_ids: Tensor,
         *,
-        labels: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        output_hidden_states: bool = False,
-    ) -> HeadOutput:
-        """Logits (N, T, V). `labels` int64 (N, T) are shifted inside as in the port: logits at i score label i + 1.
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue int64 (N, t), the given tokens in front, to `max_length` tokens or by `max_new_tokens`.
 
-        For the paper's loss over all T pixels use `next_pixel_loss`.
+        The most probable token each time, or one drawn with `do_sample`: logits over `temperature`, all but the `top_k`
+        largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
+        in the paper. Arguments are the port's. An image is SOS and T pixels: max_length = n_positions + 1. Raises
+        ValueError for more.
         """
-        out = self.transformer(input_ids, cache=cache, output_hidden_states=output_hidden_states)
-        logits = self.lm_head(out.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return HeadOutput(loss, logits, out.hidden_states)
+        if (max_length is None) == (max_new_tokens is None):
+            raise ValueError("expected either max_length or max_new_tokens; got both or none")
+        count, given = input_ids.shape
+        length = max_length if max_new_tokens is None else given + max_new_tokens
+        longest = self.config.n_positions + 1
+        if not given < length <= longest:
+            raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
+
+        def pick(logits: Tensor, _: int) -> Tensor:
+            if not do_sample:
+                return logits.argmax(-1, keepdim=True)
+            weights = cut(logits.float() / temperature, top_k, top_p).softmax(-1)
+            return torch.multinomial(weights, 1, generator=generator)
+
+        tokens = F.pad(input_ids, (0, length - given), value=self.config.sos_token_id)
+        return self.continue_(tokens, given, pick)
+
+    @torch.inference_mode()
+    def continue_(self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor], progress=range) -> Tensor:
+        """Fill int64 (N, length) from column `given` on, in place: one pass over what is given, then a token a step.
+
+        `pick(logits (N, V), column)` gives the column's tokens (N, 1). `progress` wraps the range of columns.
+        """
+        count, length = tokens.shape
+        was_training = self.training
+        self.eval()
+        cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
+        fed = tokens[:, :given]
+        for column in progress(given, length):
+            states = self.transformer(fed, cache).last_hidden_state[:, -1]
+            fed = pick(self.lm_head(states)[:, : self.config.n_colours], column)
+            tokens[:, column, None] = fed
+        self.train(was_training)
+        return tokens
 
 
 class ImageGPTForImageClassification(_Pretrained):
     """The trunk and a linear head over the mean of its T normed last states."""
 
-    def __init__(self, config: ImageGPTConfig):
+    def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
-        self.transformer = ImageGPTModel(config)
+        self.num_labels = config.num_labels
+        self.transformer = ImageGPTModel(config, init=None)
         self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        if init:
+            self.initialise(init, generator)
 
     def forward(
-        self, input_ids: Tensor, *, labels: Tensor | None = None, output_hidden_states: bool = False
-    ) -> HeadOutput:
-        """Logits (N, K); `labels` int64 (N,)."""
-        out = self.transformer(input_ids, output_hidden_states=output_hidden_states)
-        logits = self.score(out.last_hidden_state.mean(dim=1))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return HeadOutput(loss, logits, out.hidden_states)
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Output | tuple:
+        """`logits` (N, K), `loss` where there are labels, and what `ImageGPTModel` gives.
+
+        `labels` are int64 (N,), or floating point: (N,) for regression (K = 1), (N, K) of 0 and 1 for several labels an
+        image. `problem_type` of the configuration decides where K and the labels' dtype do not say it.
+        """
+        out = self.transformer(
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )  # fmt: skip
+        logits = self.score(out.pop("last_hidden_state").mean(dim=1))
+        loss = None if labels is None else self._loss(_wide(logits), labels)
+        values = {"loss": loss, "logits": logits, **out}
+        return _output(values, self.config.return_dict if return_dict is None else return_dict)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error for regression, cross-entropy for one label an image, binary cross-entropy for several."""
+        kind = self.config.problem_type
+        if kind is None:
+            whole = not labels.is_floating_point()
+            kind = PROBLEMS[0] if self.config.num_labels == 1 else PROBLEMS[1] if whole else PROBLEMS[2]
+        if kind == "regression":
+            return F.mse_loss(logits.view(labels.shape), labels.to(logits.dtype))
+        if kind == "single_label_classification":
+            return F.cross_entropy(logits, labels.view(-1))
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (N, V) with minus infinity outside the `top_k` largest, then outside the nucleus of `top_p`.
+
+    Ties with the k-th stay. The nucleus is the smallest set of the most probable tokens whose sum reaches `top_p`
+    (Holtzman et al., 2020); the most probable one always stays.
+    """
+    if top_k:  # 0 leaves nothing out, as in the port
+        if top_k < 0:
+            raise ValueError(f"top_k={top_k}; expected a whole number above 0, or None to leave nothing out")
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}; expected a fraction above 0 and at most 1, or None to leave nothing out")
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
+    return logits
 
 
 def best_device() -> torch.device:
@@ -371,10 +816,22 @@ def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
         return tokens
     if alignment != "sos":
         raise ValueError(f"alignment {alignment!r}; expected 'sos' or 'raw'")
+    if config.bidirectional:
+        raise ValueError("alignment 'sos': a bidirectional model has no SOS; use 'raw'")
     return torch.cat([torch.full_like(tokens[:, :1], config.sos_token_id), tokens[:, :-1]], dim=1)
 
 
 def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
     """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T)."""
-    logits = model(align(tokens, "sos", model.config)).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+    logits = model(align(tokens, "sos", model.config), use_cache=False).logits
+    return F.cross_entropy(_wide(logits.flatten(0, 1)), tokens.flatten())
+
+
+def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, masked: Tensor) -> Tensor:
+    """Mean over the masked pixels of -log p(pixel | pixels shown), in nats, of a bidirectional model.
+
+    `tokens` int64 (N, T); `masked` bool (N, T), each with 15% in the original's BERT pretraining.
+    """
+    logits = model(tokens, masked=masked).logits
+    losses = F.cross_entropy(_wide(logits.flatten(0, 1)), tokens.flatten(), reduction="none")
+    return (losses * masked.flatten()).sum() / masked.sum()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
-from igpt_lab.model import ImageGPTForCausalImageModeling, KeyValueCache
+from igpt_lab.model import ImageGPTForCausalImageModeling
 
 
 def sample(
@@ -65,20 +67,18 @@ def _draw(
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}; expected a number above 0")
-    model = model.eval()
-    config, device, dtype = model.config, model.device, model.lm_head.weight.dtype
+    config, device = model.config, model.device
     count, known = prime.shape
     uniform = np.stack([np.random.default_rng([seed, i]).random(config.n_positions) for i in range(count)])
     uniform = torch.as_tensor(uniform, device=device, dtype=torch.float32)
     tokens = torch.full((count, config.n_positions + 1), config.sos_token_id, device=device)
     tokens[:, 1 : known + 1] = torch.as_tensor(prime, device=device)
-    cache = KeyValueCache(config, count, config.n_positions, device=device, dtype=dtype)
-    fed = tokens[:, : known + 1]
-    for position in tqdm(range(known, config.n_positions), desc="pixels", disable=not progress):
-        states = model.transformer(fed, cache=cache).last_hidden_state[:, -1]
-        fed = _pick(model.lm_head(states).float() / temperature, uniform[:, position, None])
-        tokens[:, position + 1, None] = fed
-    return tokens[:, 1:].cpu().numpy()
+
+    def pick(logits: Tensor, column: int) -> Tensor:
+        return _pick(logits.float() / temperature, uniform[:, column - 1, None])
+
+    bar = partial(trange, desc="pixels", disable=not progress)
+    return model.continue_(tokens, known + 1, pick, bar)[:, 1:].cpu().numpy()
 
 
 def _pick(logits: Tensor, uniform: Tensor) -> Tensor:

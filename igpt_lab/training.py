@@ -131,7 +131,7 @@ class _Trainer:
     def __init__(self, config: ImageGPTConfig, recipe: Recipe, device: torch.device, path: Path):
         self.recipe, self.path, self.step, self.log = recipe, path, 0, []
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.model = ImageGPTForCausalImageModeling(config).initialise(generator).to(device)
+        self.model = ImageGPTForCausalImageModeling(config, generator=generator).to(device)
         self.weights = {n: p for n, p in self.model.named_parameters() if not n.endswith("bias")}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.weights)  # the original has no biases: they stay zero
@@ -238,6 +238,8 @@ def _same_run(path: Path, run: dict) -> None:
     if not path.exists():
         return write_json(path, {**run, "versions": versions()})
     begun = read_json(path)
+    config = ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()  # a run may be older than some fields
+    begun["config"] = json.loads(json.dumps(config))
     for part in ("config", "recipe", "tokens"):
         if begun.get(part) != run[part]:
             raise ValueError(

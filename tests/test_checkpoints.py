@@ -75,23 +75,32 @@ def test_every_bundled_model_loads():
 
 
 def test_a_hub_name_without_a_network_says_what_was_tried(no_hub):
-    words = r"'openai/imagegpt-small': not bundled .* no such folder, .*LocalEntryNotFoundError.* give its path"
+    words = (
+        r"'openai/imagegpt-small' at revision 'v1': not bundled .* no such folder, .*LocalEntryNotFoundError.* put "
+        r"config.json, preprocessor_config.json and model.safetensors .* into a folder and give its path"
+    )
     with pytest.raises(CheckpointError, match=words) as caught:
-        load("openai/imagegpt-small")
+        ImageGPTModel.from_pretrained("openai/imagegpt-small", revision="v1")
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_name_is_downloaded_without_code(folder, monkeypatch):
-    asked = {}
+@pytest.mark.parametrize("older", [False, True])
+def test_a_hub_name_is_downloaded_without_code_and_no_weights_twice(folder, model, monkeypatch, older):
+    asked = []
+    if older:
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
 
     def fake(name, **options):
-        asked.update(options, name=name)
+        asked.append({"name": name} | options)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    assert checkpoints.resolve("openai/imagegpt-small") == folder
-    assert asked["name"] == "openai/imagegpt-small"
-    assert not any(pattern.endswith((".py", "*")) for pattern in asked["allow_patterns"])
+    loaded = ImageGPTForCausalImageModeling.from_pretrained("openai/imagegpt-small", revision="abc123")
+    assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+    wanted = {"name": "openai/imagegpt-small", "revision": "abc123"}
+    patterns = [["*.json", "model*.safetensors"], ["*.json", "pytorch_model*.bin"]]
+    assert asked == [wanted | {"allow_patterns": each} for each in patterns[: 1 + older]]
 
 
 @pytest.mark.parametrize("source", ["./no/such", "/no/such", "~/nosuch/folder"])
@@ -109,7 +118,7 @@ def test_not_a_checkpoint(folder, tmp_path):
         load(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     with pytest.raises(
-        CheckpointError, match="is not a checkpoint: it has none of model.safetensors, pytorch_model.bin"
+        CheckpointError, match="is not a checkpoint: it has none of model.safetensors, .*pytorch_model.bin"
     ):
         load(folder)
 
@@ -175,12 +184,95 @@ def test_torch_files_that_are_no_state_dict(folder, content):
         load(folder)
 
 
+# Shards
+
+
+@pytest.fixture(params=["model.safetensors", "pytorch_model.bin"])
+def shards(request, folder, model):
+    """The folder with its weights in three files and an index; also the index's path."""
+    (folder / "model.safetensors").unlink()
+    stem, kind = request.param.split(".")
+    state = model.state_dict()
+    files = {name: f"{stem}-0000{i % 3 + 1}-of-00003.{kind}" for i, name in enumerate(state)}
+    for file in set(files.values()):
+        part = {name: state[name] for name in state if files[name] == file}
+        save_file(part, folder / file) if kind == "safetensors" else torch.save(part, folder / file)
+    index = folder / f"{request.param}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    return index
+
+
+def shard(index, number):
+    return next(path for path in index.parent.iterdir() if f"-0000{number}-of-" in path.name)
+
+
+def test_shards_load(shards, model):
+    assert torch.equal(load(shards.parent)(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_shards_that_transformers_writes_load(model, folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    port = transformers.ImageGPTForCausalImageModeling.from_pretrained(folder)
+    port.save_pretrained(tmp_path / "port", max_shard_size="2KB")
+    assert len(list((tmp_path / "port").glob("model-*.safetensors"))) > 1
+    assert torch.equal(load(tmp_path / "port")(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_missing_shards_are_named(shards):
+    gone = sorted([shard(shards, 1), shard(shards, 3)])
+    for path in gone:
+        path.unlink()
+    with pytest.raises(CheckpointError, match=f"model lacks 2 of 3 shards: {gone[0].name}, {gone[1].name}"):
+        load(shards.parent)
+
+
+def test_a_shard_without_its_tensor_is_named(shards):
+    index = json.loads(shards.read_text())
+    name, file = next((k, v) for k, v in index["weight_map"].items() if "00002" in v)
+    index["weight_map"][name] = shard(shards, 1).name
+    shards.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"tensors that its shards lack: '{name}' in {shard(shards, 1).name}"):
+        load(shards.parent)
+
+
+@pytest.mark.parametrize("file", ["../other/model.safetensors", "/etc/passwd", "sub/model.safetensors", "weights.pkl"])
+def test_an_index_that_points_elsewhere_is_refused(shards, file):
+    index = json.loads(shards.read_text())
+    index["weight_map"]["transformer.wte.weight"] = file
+    shards.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"names '{file}'; expected .* files beside it"):
+        load(shards.parent)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}'])
+def test_an_index_without_a_map(shards, content):
+    shards.write_text(content)
+    with pytest.raises(CheckpointError, match=f"{shards.name} has no `weight_map`"):
+        load(shards.parent)
+
+
+def test_a_shard_cut_short_is_named(shards):
+    path = shard(shards, 2)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"{path.name} (cannot be read|holds more than tensors)"):
+        load(shards.parent)
+
+
+@pytest.mark.parametrize("shards", ["pytorch_model.bin"], indirect=True)
+def test_a_pickle_among_shards_is_refused_and_not_executed(shards, tmp_path):
+    made = tmp_path / "executed"
+    torch.save({"transformer.wte.weight": torch.zeros(5, 8), "extra": Execute(made)}, shard(shards, 2))
+    with pytest.raises(CheckpointError, match="00002-of-00003.bin holds more than tensors"):
+        load(shards.parent)
+    assert not made.exists()
+
+
 # Tensors
 
 
 def test_a_missing_tensor_is_named(folder):
     change(folder, transformer__h__1__mlp__c_fc__bias=None)
-    with pytest.raises(CheckpointError, match=r"model.safetensors has no tensor 'transformer.h.1.mlp.c_fc.bias'"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors .* no tensor 'transformer.h.1.mlp.c_fc.bias'"):
         load(folder)
 
 
@@ -204,12 +296,23 @@ def test_a_tensor_of_whole_numbers_is_named(folder):
         load(folder)
 
 
-def test_mask_buffers_of_older_ports_are_passed_over(folder, model):
+def test_all_that_does_not_fit_is_named(folder):
     change(
-        folder,
-        transformer__h__0__attn__bias=torch.ones(1, 1, 4, 4, dtype=torch.uint8),
-        transformer__h__0__attn__masked_bias=torch.tensor(-1e4),
-    )
+        folder, transformer__wpe__weight=torch.zeros(3, 8), transformer__h__0__ln_1__weight=None,
+        transformer__h__1__ln_1__weight=None, transformer__more=torch.zeros(1), other=torch.zeros(1),
+    )  # fmt: skip
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    words = "wpe.weight' is (3, 8)|no tensor 'transformer.h.0.ln_1|no tensor 'transformer.h.1.ln_1|.more'|'other'|(5)"
+    assert [word for word in words.split("|") if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_mask_buffers_of_older_ports_are_passed_over(folder, model):
+    mask, low = torch.ones(1, 1, 4, 4, dtype=torch.uint8), torch.tensor(-1e4)
+    for attention in ("attn", "crossattention"):
+        name = f"transformer__h__0__{attention}__"
+        change(folder, **{f"{name}bias": mask, f"{name}masked_bias": low})
     assert torch.equal(load(folder)(TOKENS).logits, model(TOKENS).logits)
 
 
@@ -237,11 +340,13 @@ def test_trunk_and_heads_load_into_each_other(folder, model, tmp_path):
     trunk = load(folder, ImageGPTModel)
     assert torch.equal(trunk(TOKENS).last_hidden_state, want)
     trunk.save_pretrained(tmp_path / "trunk")
-    for cls in (ImageGPTForCausalImageModeling, ImageGPTForImageClassification):
-        headed = load(tmp_path / "trunk", cls)
+    for cls, head in ((ImageGPTForCausalImageModeling, "lm_head"), (ImageGPTForImageClassification, "score")):
+        with pytest.warns(UserWarning, match=f"'{head}.weight' is absent: this head starts at zero"):
+            headed = load(tmp_path / "trunk", cls)
         assert torch.equal(headed.transformer(TOKENS).last_hidden_state, want)
-        assert not headed(TOKENS).logits.any(), "a head that the checkpoint has not starts at zero"
-    classifier = load(folder, ImageGPTForImageClassification)
+        assert not headed(TOKENS).logits.any()
+    with pytest.warns(UserWarning, match="'score.weight' is absent"):
+        classifier = load(folder, ImageGPTForImageClassification)
     assert torch.equal(classifier.transformer(TOKENS).last_hidden_state, want)
     assert not classifier.score.weight.any()
 

@@ -1,5 +1,7 @@
 """Stored features against a plain forward pass, and extractions that were stopped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,10 @@ def test_found_again_and_kept_apart(tiny, tiny_folder, test, tmp_path, monkeypat
         extract(tiny, test, dtype="bfloat16", **options),
     ]
     assert len({each.path for each in (store, *others)}) == 6
+    tiny.config = replace(tiny.config, activation_function="gelu")
+    assert extract(tiny, test, **options).path not in {each.path for each in (store, *others)}
     monkeypatch.setattr(extraction, "_pooled", lambda *_, **__: pytest.fail("computed again"))
+    tiny.config = replace(load_model(tiny_folder).config, resid_pdrop=0.5, id2label={0: "cat", 1: "dog"})
     assert extract(tiny, test, **options).path == store.path
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from igpt_lab.checkpoints import CheckpointError
+from igpt_lab.hooks import record
 from igpt_lab.model import (
     SIZES,
     ImageGPTConfig,
@@ -22,6 +24,7 @@ from igpt_lab.model import (
     KeyValueCache,
     Norm,
     align,
+    masked_pixel_loss,
     next_pixel_loss,
 )
 from tf_bundle import read_bundle
@@ -127,7 +130,7 @@ def test_hidden_states_are_unnormed_before_the_last():
     with torch.no_grad():
         out = model(tokens_of(), output_hidden_states=True)
         embedded = model.wte(tokens_of()) + model.wpe.weight
-        last_unnormed = model.h[-1](out.hidden_states[-2])
+        last_unnormed, *_ = model.h[-1](out.hidden_states[-2], causal=True)
     assert torch.equal(out.hidden_states[0], embedded)
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
     close(out.hidden_states[-1], model.ln_f(last_unnormed))
@@ -195,7 +198,7 @@ def test_the_original_graph_gives_the_same_features(oracle):
 
     for layer, block in enumerate(trunk.h):
         block.register_forward_hook(keep(f"h{layer}/in", lambda args, output: args[0]))
-        block.register_forward_hook(keep(f"h{layer}/out", lambda args, output: output))
+        block.register_forward_hook(keep(f"h{layer}/out", lambda args, output: output[0]))
         block.ln_1.register_forward_hook(keep(f"h{layer}/ln_1", lambda args, output: output))
         block.ln_2.register_forward_hook(keep(f"h{layer}/ln_2", lambda args, output: output))
     trunk.ln_f.register_forward_hook(keep("ln_f", lambda args, output: output))
@@ -291,20 +294,34 @@ def test_the_model_runs_in_bfloat16():
     assert (got.logits.float() - want).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_padding_on_the_left_stays_finite_under_autocast(dtype, explicit):
+    model, tokens, mask = shaken(ImageGPTForCausalImageModeling), tokens_of(), torch.ones(3, 16)
+    mask[:, :4] = 0
+    how = {"attention_mask": mask, "position_ids": torch.arange(16)[None] - 4, "output_attentions": explicit}
+    how["position_ids"] = how["position_ids"].clamp(min=0)
+    with torch.autocast("cpu", dtype):
+        got = model(tokens, **how).logits
+    assert got.isfinite().all()
+    assert (got[:, 4:] - model(tokens[:, 4:]).logits).abs().max() < 0.1, "what is hidden changed what is not"
+
+
 # Initialisation and sizes
 
 
 def test_first_loss_is_ln_v():
-    model = ImageGPTForCausalImageModeling(TINY).initialise(torch.Generator().manual_seed(0))
+    model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(0))
     assert next_pixel_loss(model, tokens_of()).item() == pytest.approx(math.log(16), abs=1e-6)
     assert model(tokens_of(), labels=tokens_of()).loss.item() == pytest.approx(math.log(16), abs=1e-6)
-    classifier = ImageGPTForImageClassification(TINY).initialise(torch.Generator().manual_seed(0))
+    classifier = ImageGPTForImageClassification(TINY, generator=torch.Generator().manual_seed(0))
     assert classifier(tokens_of(), labels=torch.tensor([0, 1, 2])).loss.item() == pytest.approx(math.log(5), abs=1e-6)
 
 
 def test_initial_scales_are_the_original_ones():
     config = ImageGPTConfig(vocab_size=257, n_positions=256, n_embd=128, n_layer=4, n_head=4)
-    model = ImageGPTForCausalImageModeling(config).initialise(torch.Generator().manual_seed(0))
+    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(0))
     scale = {"wpe": 0.01, "wte": 0.02, "c_attn": 128**-0.5, "attn.c_proj": (128 * 4) ** -0.5, "mlp": 0.02}
     for name, weight in model.named_parameters():
         if name.endswith("bias") or name == "lm_head.weight":
@@ -319,7 +336,7 @@ def test_initial_scales_are_the_original_ones():
 
 def test_initialisation_is_a_function_of_its_generator():
     def drawn(seed):
-        model = ImageGPTForImageClassification(TINY).initialise(torch.Generator().manual_seed(seed))
+        model = ImageGPTForImageClassification(TINY, generator=torch.Generator().manual_seed(seed))
         return torch.cat([weight.flatten() for weight in model.parameters()])
 
     assert torch.equal(drawn(0), drawn(0))
@@ -331,7 +348,9 @@ def test_a_model_never_holds_memory_that_nobody_set():
     assert ImageGPTModel(TINY).h[0].mlp.c_fc.weight.std() < 0.1
 
 
-@pytest.mark.parametrize("size, count", [("S", 76_571_648), ("M", 455_157_760), ("L", 1_362_250_752)])
+@pytest.mark.parametrize(
+    "size, count", [("S", 76_571_648), ("M", 455_157_760), ("L", 1_362_250_752), ("XL", 6_801_438_720)]
+)
 def test_published_sizes(size, count):
     with torch.device("meta"):
         model = ImageGPTForCausalImageModeling(SIZES[size])
@@ -347,21 +366,76 @@ class OnlyMeta(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_everything_runs_on_the_meta_device(cls):
+WAYS = {
+    "plain": {},
+    "states": {"output_hidden_states": True, "use_cache": False},
+    "attentions": {"output_attentions": True},
+    "mask": {"attention_mask": (2, 64)},
+    "positions, types": {"position_ids": (1, 64), "token_type_ids": (2, 64)},
+    "encoder": {"encoder_hidden_states": (2, 5, 1536), "encoder_attention_mask": (2, 5)},
+    "upcast": {"reorder_and_upcast_attn": True},
+    "masked": {"bidirectional": True, "masked": (2, 64)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16 autocast"])
+def test_every_way_runs_on_the_meta_device(way, low):
+    """A tensor that is made on the wrong device, or looked at by the host, fails here."""
+    chosen = {name: way[name] for name in ("reorder_and_upcast_attn", "bidirectional") if name in way}
+    config = dataclasses.replace(SIZES["L"], n_layer=2, add_cross_attention="encoder_hidden_states" in way, **chosen)
+    given = {name: value for name, value in way.items() if name not in chosen}
+    dtypes = {"masked": torch.bool, "encoder_hidden_states": torch.float32}
+    with torch.device("meta"), OnlyMeta(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        shapes = {name: shape for name, shape in given.items() if isinstance(shape, tuple)}
+        given |= {name: torch.zeros(shape, dtype=dtypes.get(name, torch.long)) for name, shape in shapes.items()}
+        tokens = torch.zeros(2, 64, dtype=torch.long)
+        for training in (False, True):
+            model = ImageGPTForCausalImageModeling(config).train(training)
+            model.gradient_checkpointing_enable()
+            out = model(tokens, labels=tokens, **given)
+            assert out.logits.shape == (2, 64, 512)
+            out.loss.backward()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_published_sizes_run_on_the_meta_device(size):
     with torch.device("meta"), OnlyMeta():
-        model = cls(SIZES["L"]).initialise().eval()
         tokens = torch.zeros(2, 1024, dtype=torch.long)
-        out = model(tokens, output_hidden_states=True)
-        assert out.hidden_states[-1].shape == (2, 1024, 1536)
-        if cls is ImageGPTForCausalImageModeling:
-            assert model(tokens, labels=tokens).loss.shape == ()
-            assert next_pixel_loss(model, tokens).shape == ()
-            cache = KeyValueCache(model.config, 2, 1024, device=model.device, dtype=torch.float32)
-            assert model(tokens[:, :5], cache=cache).logits.shape == (2, 5, 512)
-            assert model(tokens[:, :1], cache=cache).logits.shape == (2, 1, 512)
-        if cls is ImageGPTForImageClassification:
-            assert model(tokens, labels=torch.zeros(2, dtype=torch.long)).loss.shape == ()
+        model = ImageGPTForCausalImageModeling(SIZES[size]).eval()
+        assert next_pixel_loss(model, tokens).shape == ()
+        assert model.generate(tokens[:, :1023], max_new_tokens=2).shape == (2, 1025)
+        classifier = ImageGPTForImageClassification(SIZES[size])
+        assert classifier(tokens, labels=tokens[:, 0]).loss.shape == ()
+        bert = ImageGPTForCausalImageModeling(dataclasses.replace(SIZES[size], bidirectional=True))
+        assert masked_pixel_loss(bert, tokens, tokens.bool()).shape == ()
+
+
+def test_no_layer_has_a_buffer():
+    with torch.device("meta"):
+        assert not list(ImageGPTForCausalImageModeling(SIZES["L"]).buffers())
+
+
+COMPILERS = [
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")),
+]
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
+@torch.no_grad()
+def test_a_compiled_model_gives_the_same_with_hooks_present(backend):
+    points = ["ln_1", "resid_mid", "resid_post"]
+    model, tokens = shaken(ImageGPTForCausalImageModeling), tokens_of()
+    with record(model, points) as want:
+        logits = model(tokens).logits
+    torch._dynamo.reset()
+    with record(model, points) as got:
+        out = torch.compile(model, backend=backend, fullgraph=True)(tokens, output_hidden_states=True)
+    close(out.logits, logits, 1e-4)
+    assert list(out) == ["logits", "past_key_values", "hidden_states"]
+    for point in points:
+        close(got[point], want[point])
 
 
 # Key-value cache
@@ -373,9 +447,9 @@ def test_everything_runs_on_the_meta_device(cls):
 def test_cached_logits_equal_uncached(name, prefill):
     model = shaken(ImageGPTForCausalImageModeling, CONFIGS[name])
     tokens = align(tokens_of(), "sos", TINY)
-    cache = KeyValueCache(model.config, 3, 16, device="cpu", dtype=torch.float32)
+    cache = KeyValueCache.of(model.config, 3, 16, device="cpu", dtype=torch.float32)
     parts = [tokens[:, :prefill], *tokens[:, prefill:].split(1, dim=1)]
-    got = torch.cat([model(part, cache=cache).logits for part in parts], dim=1)
+    got = torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
     assert cache.filled == 16
     close(got, model(tokens).logits)
 
@@ -383,21 +457,22 @@ def test_cached_logits_equal_uncached(name, prefill):
 @torch.no_grad()
 def test_a_cache_that_does_not_fit_says_so():
     model = shaken(ImageGPTForCausalImageModeling)
-    cache = KeyValueCache(TINY, 2, 4, device="cpu", dtype=torch.float32)
+    cache = KeyValueCache.of(TINY, 2, 4, device="cpu", dtype=torch.float32)
     tokens = tokens_of(n=2)
     with pytest.raises(ValueError, match="5 more tokens for a cache that holds 0 of 4"):
-        model(tokens[:, :5], cache=cache)
+        model(tokens[:, :5], past_key_values=cache)
     with pytest.raises(ValueError, match="a batch of 1 for a cache of 2"):
-        model(tokens[:1, :2], cache=cache)
-    model(tokens[:, :3], cache=cache)
+        model(tokens[:1, :2], past_key_values=cache)
+    model(tokens[:, :3], past_key_values=cache)
     with pytest.raises(ValueError, match="1 more tokens for a cache that holds 4 of 4"):
-        model(tokens[:, 3:4], cache=cache)
-        model(tokens[:, 4:5], cache=cache)
-    cache = KeyValueCache(TINY, 2, 16, device="cpu", dtype=torch.float32)
-    model(tokens[:, :3], cache=cache)
-    with pytest.raises(ValueError, match="prefill once, then one at a time"):
-        model(tokens[:, 3:6], cache=cache)
-    assert cache.filled == 3
+        model(tokens[:, 3:4], past_key_values=cache)
+        model(tokens[:, 4:5], past_key_values=cache)
+    cache = model(tokens[:, :3]).past_key_values
+    with pytest.raises(ValueError, match="a batch of 1 for a cache of 2"):
+        model(tokens[:1, :2], past_key_values=cache)
+    with pytest.raises(ValueError, match="19 positions, but the model has 16"):
+        model(tokens_of(n=2, length=16), past_key_values=cache)
+    assert cache.get_seq_length() == 3
 
 
 def test_too_many_positions():
@@ -431,9 +506,27 @@ def test_config_of_the_port_is_taken(port, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = ImageGPTConfig.from_dict(json.loads((tmp_path / "config.json").read_text()))
     assert ours == ImageGPTConfig(n_layer=2, n_embd=8, n_head=2, num_labels=7)
-    assert {name: getattr(port.ImageGPTConfig(), name) for name in dataclasses.asdict(ours)} == dataclasses.asdict(
-        ImageGPTConfig()
-    )
+    defaults = dataclasses.asdict(ImageGPTConfig())
+    assert defaults.pop("bidirectional") is False  # ours alone
+    assert {name: getattr(port.ImageGPTConfig(), name) for name in defaults} == defaults
+
+
+def test_other_names_of_fields_are_those_of_the_port(port):
+    sizes = {"hidden_size": 12, "max_position_embeddings": 9, "num_attention_heads": 3, "num_hidden_layers": 1}
+    ours, theirs = ImageGPTConfig(**sizes), port.ImageGPTConfig(**sizes)
+    assert (ours.n_embd, ours.n_positions, ours.n_head, ours.n_layer) == (12, 9, 3, 1)
+    assert {name: getattr(ours, name) for name in sizes} == sizes
+    assert {name: getattr(theirs, name) for name in defaults_of(ours)} == defaults_of(ours)
+    assert dataclasses.replace(ours, n_embd=24).hidden_size == 24
+    names = {0: "cat", 1: "dog", 2: "owl"}
+    for config in (ImageGPTConfig(id2label=names), ImageGPTConfig(id2label={str(k): v for k, v in names.items()})):
+        assert (config.num_labels, config.id2label, config.label2id["owl"]) == (3, names, 2)
+    assert ImageGPTConfig(num_labels=3).id2label == port.ImageGPTConfig(num_labels=3).id2label
+    assert dataclasses.replace(TINY, num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+
+
+def defaults_of(config):
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "bidirectional"}
 
 
 def test_config_round_trip():
@@ -447,10 +540,10 @@ def test_config_round_trip():
         ({"n_embd": 10, "n_head": 4}, "n_embd 10 is not a multiple of n_head 4"),
         ({"n_head": 0}, "n_head is 0; expected a whole number above 0"),
         ({"n_embd": "64"}, "n_embd is '64'; expected a whole number"),
-        ({"activation_function": "swish"}, "'swish'; expected one of"),
+        ({"activation_function": "swoosh"}, "'swoosh'; expected one of"),
         ({"model_type": "gpt2"}, "model_type 'gpt2'"),
-        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn=true"),
-        ({"add_cross_attention": True}, "add_cross_attention=true"),
+        ({"num_labels": 3, "id2label": {"0": "cat", "1": "dog"}}, "num_labels is 3, but id2label names 2 classes"),
+        ({"problem_type": "ranking"}, "problem_type 'ranking'; expected None or one of"),
     ],
 )
 def test_config_errors(values, words, tmp_path):
@@ -462,16 +555,40 @@ def test_config_errors(values, words, tmp_path):
         ImageGPTModel.from_pretrained(tmp_path)
 
 
-def test_a_misspelt_field_fails():
-    with pytest.raises(TypeError, match="n_layers"):
+def test_a_misspelt_field_fails(tmp_path):
+    with pytest.raises(TypeError, match="no field 'n_layers'; did you mean 'n_layer'"):
         ImageGPTConfig(n_layers=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.n_layer = 3
+    shaken(ImageGPTModel).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="no field 'num_label'; did you mean 'num_labels'"):
+        ImageGPTModel.from_pretrained(tmp_path, num_label=3)
 
 
-def test_a_tied_head_is_refused():
-    with pytest.raises(ValueError, match="tie_word_embeddings"):
-        ImageGPTForCausalImageModeling(dataclasses.replace(TINY, tie_word_embeddings=True))
+def test_fields_are_changed_while_loading(tmp_path):
+    shaken(ImageGPTModel).save_pretrained(tmp_path)
+    names = {0: "cat", 1: "dog"}
+    with pytest.warns(UserWarning, match="score.weight"):
+        model = ImageGPTForImageClassification.from_pretrained(tmp_path, id2label=names, dtype=torch.bfloat16)
+    assert (model.config.id2label, model.score.weight.shape, model.dtype) == (names, (2, 24), torch.bfloat16)
+    shaken(ImageGPTForImageClassification).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'score.weight' is \(5, 24\); .*\(9, 24\)"):
+        ImageGPTForImageClassification.from_pretrained(tmp_path, num_labels=9)
+    with pytest.warns(UserWarning, match="score.weight"):
+        model = ImageGPTForImageClassification.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
+    assert not model.score.weight.any() and model.score.weight.shape == (9, 24)
+
+
+@torch.no_grad()
+def test_a_tied_head_is_the_embedding(tmp_path):
+    config = dataclasses.replace(TINY, tie_word_embeddings=True)
+    model = shaken(ImageGPTForCausalImageModeling, config)
+    model.save_pretrained(tmp_path)
+    for one in (model, ImageGPTForCausalImageModeling.from_pretrained(tmp_path)):
+        assert one.lm_head.weight is one.transformer.wte.weight
+        assert one(tokens_of()).logits.shape == (3, 16, 17)  # SOS has a column too, as in the port
+        close(one(tokens_of()).logits, model(tokens_of()).logits, 0)
+        assert one.generate(tokens_of(n=1, length=1), max_new_tokens=9).max() < 16, "SOS was drawn"
 
 
 def test_causal_loss_by_hand():

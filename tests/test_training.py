@@ -1,5 +1,6 @@
 """The recipe by its formulas, Adam by a plain loop, and a stopped run against one that was never stopped."""
 
+import json
 import math
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_first_loss_is_ln_v_and_the_log_is_right(tmp_path):
 
 
 def test_equals_a_plain_loop(tmp_path):
-    model = ImageGPTForCausalImageModeling(TINY).initialise(torch.Generator().manual_seed(0))
+    model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(0))
     train = training._split(TOKENS, TINY, RECIPE)[0]
     trained = [p for n, p in model.named_parameters() if "bias" not in n]
     first, second = [torch.zeros_like(p) for p in trained], [torch.zeros_like(p) for p in trained]
@@ -106,6 +107,21 @@ def test_interrupt_saves_the_step_at_hand(tmp_path, monkeypatch):
     run(tmp_path / "a")
     assert steps == [5, 6, 7, 8]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_older_than_some_fields_of_the_configuration_goes_on(tmp_path):
+    run(tmp_path)
+    begun = json.loads((tmp_path / "training.json").read_text())
+    begun["config"] = {
+        name: begun["config"][name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    }
+    begun["config"] |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    (tmp_path / "training.json").write_text(json.dumps(begun))
+    run(tmp_path)
+    begun["config"]["n_layer"] = 4
+    (tmp_path / "training.json").write_text(json.dumps(begun))
+    with pytest.raises(ValueError, match="whose config differs"):
+        run(tmp_path)
 
 
 def test_batches_are_passes_over_the_training_rows():
