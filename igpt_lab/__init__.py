@@ -13,6 +13,7 @@ _HOME = {
     "ImageGPTConfig": "model",
     "ImageGPTForCausalImageModeling": "model",
     "ImageGPTForImageClassification": "model",
+    "ImageGPTImageProcessor": "pixels",
     "ImageGPTImageProcessorPil": "pixels",
     "ImageGPTModel": "model",
     "FeatureStore": "store",

@@ -19,8 +19,10 @@ from pathlib import Path, PurePath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
+
+from igpt_lab.pixels import to_rgb
 
 BUNDLED = Path(__file__).parent / "bundled"
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
@@ -28,6 +30,8 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
+TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")
+TOKEN_SPLITS = {"train": "tr", "validation": "va", "valid": "va", "val": "va", "dev": "va", "test": "te"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.parquet)")
 REVISIONS = ("main", "refs/convert/parquet")  # the Hub keeps a Parquet copy of sets in other formats in the second
 PATIENCE = 5  # seconds to wait for the Hub's first answer
@@ -59,13 +63,18 @@ class ImageSet:
         """The image at `position`, mode RGB; ValueError names its row when it cannot be read."""
         data, path = self._encoded(position)
         try:
-            return to_rgb(Image.open(io.BytesIO(data)))
+            image = Image.open(io.BytesIO(data))
+            image.load()
         except Exception as error:  # each of Pillow's formats raises classes of its own for a damaged file
             known = not isinstance(error, UnidentifiedImageError)
             why = _line(error) if known else "its format is unknown"
             raise ValueError(
                 f"{self._row(position, path)} is not a readable image, is it cut short? {why} ({len(data):,} bytes)"
             ) from error
+        try:
+            return to_rgb(image)
+        except Exception as error:
+            raise ValueError(f"{self._row(position, path)}: {_line(error)}") from error
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
         """The encoded image as the source has it, and its path or ''."""
@@ -119,33 +128,70 @@ class ImageSet:
         return self.labels
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image of any mode -> mode RGB, upright.
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenSet:
+    """Images of one split that come as tokens: an `ImageSet` without pixels.
 
-    The camera's orientation is applied. Greys are repeated, 16-bit greys divided by 257 and rounded, palettes looked
-    up, CMYK and others converted as Pillow does; transparency is laid over white. Of an animation, the first frame.
-    Raises ValueError for floating-point pixels, whose range is unknown.
+    `tokens`: integers (rows of the split, T), palette indices in raster order, as the source has them.
     """
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save them with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        greys = (np.asarray(image).astype(np.int64) + 128) // 257
-        image = Image.fromarray(greys.clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+
+    name: str
+    split: str
+    index: np.ndarray
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    tokens: np.ndarray
+
+    __len__, select, require_labels = ImageSet.__len__, ImageSet.select, ImageSet.require_labels
+
+    def __repr__(self) -> str:
+        return ImageSet.__repr__(self).replace("ImageSet", "TokenSet")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tokens, the labels and the row numbers, in order."""
+        sha = hashlib.sha256(f"tokens {self.tokens.shape[1]}".encode())
+        for rows in np.array_split(self.index, len(self) // 10_000 + 1):
+            sha.update(self.tokens[rows].astype("<i8").tobytes())
+        sha.update(b"no labels" if self.labels is None else self.labels.astype("<i8").tobytes())
+        sha.update(self.index.astype("<i8").tobytes())
+        return sha.hexdigest()
+
+    def encoded(self, positions: int, colours: int) -> np.ndarray:
+        """The tokens, uint16 (N, T), for a model of so many positions and colours; ValueError when they do not fit."""
+        if self.tokens.shape[1] != positions:
+            raise ValueError(
+                f"{self.name} {self.split} has {self.tokens.shape[1]} tokens an image, the model {positions} positions"
+            )
+        chosen = self.tokens[self.index]
+        wrong = np.argwhere((chosen < 0) | (chosen >= colours))
+        if wrong.size:
+            row, at = wrong[0]
+            raise ValueError(
+                f"{self.name} {self.split} row {self.index[row]} has the token {chosen[row, at]}; the palette has "
+                f"{colours} colours, 0 to {colours - 1}"
+            )
+        return chosen.astype(np.uint16)
+
+    def images(self, *_) -> list[Image.Image]:
+        """ValueError: there are none."""
+        raise ValueError(f"{self.name} {self.split} holds tokens, and this needs the images they were made from")
+
+    __getitem__ = batches = images
 
 
-def load_images(name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0) -> ImageSet:
+def load_images(
+    name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0
+) -> ImageSet | TokenSet:
     """One split of an image set; `limit` keeps at most so many images, a seeded draw that is stratified over labels.
 
     `name` is a bundled name; a folder of class folders, with or without `train/` and `test/` above them; a Parquet file
     or a folder of them, as the Hub has; a folder saved by `datasets`; or a Hub name `owner/name`. A source without
-    splits is served whole under any split's name. Raises ValueError, which names the culprit.
+    splits is served whole under any split's name. What `load_tokens` takes gives a token set. Raises ValueError, which
+    names the culprit.
     """
+    if _token_sets(Path(name).expanduser()):
+        return load_tokens(name, split, limit=limit, seed=seed)
     name, path = str(name), _locate(str(name), split)
     table, root = _open(path, split, name)
     if not len(table):
@@ -154,6 +200,69 @@ def load_images(name: str | Path, split: str = "test", *, limit: int | None = No
     labels, label_names = _labels(table, label, f"{name} {split}") if label else (None, ())
     images = ImageSet(_title(name), split, _fixed(np.arange(len(table))), labels, label_names, table[image], root)
     return images if limit is None else images.select(_draw(images, limit, seed))
+
+
+def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0) -> TokenSet:
+    """One split of a token set as OpenAI publishes them: `cifar10_trX.npy`, `cifar10_trY.npy`, and so with va and te.
+
+    X: integers (N, T); Y, if it is there: classes (N,), or one column a class (N, K) with a 1 in the right one. `name`
+    is FOLDER/cifar10, a folder that holds one set, or one of the files. Raises ValueError, which names the culprit.
+    """
+    sets = _token_sets(Path(name).expanduser())
+    if len(sets) != 1:
+        found = f"several token sets: {', '.join(map(str, sets))}; give one" if sets else "no NAME_trX.npy, _vaX, _teX"
+        raise ValueError(f"{name} has {found}")
+    files = {each: sets[0].with_name(f"{sets[0].name}_{part}X.npy") for each, part in TOKEN_SPLITS.items()}
+    if split not in files or not files[split].is_file():
+        there = ", ".join(each for each in ("train", "validation", "test") if files[each].is_file())
+        raise ValueError(f"{name} has no split {split!r}; it has {there}")
+    tokens = _array(files[split])
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise ValueError(f"{files[split]} is {tokens.dtype} {tokens.shape}; expected integers (images, tokens)")
+    beside = files[split].with_name(files[split].name[:-5] + "Y.npy")
+    labels, names = _classes_of(beside, len(tokens)) if beside.is_file() else (None, ())
+    whole = TokenSet(sets[0].name, split, _fixed(np.arange(len(tokens))), labels, names, tokens)
+    return whole if limit is None else whole.select(_draw(whole, limit, seed))
+
+
+def _token_sets(path: Path) -> list[Path]:
+    """FOLDER/NAME of the token sets that a path means: of a folder all, else the one it begins, or is a file of."""
+    if of := TOKEN_FILE.fullmatch(path.name):
+        return [path.with_name(of[1])] if path.is_file() else []
+    folder = path if path.is_dir() else path.parent
+    names = {of[1] for file in folder.glob("*_??X.npy") if (of := TOKEN_FILE.fullmatch(file.name))}
+    return [folder / name for name in sorted(names) if path.is_dir() or name == path.name]
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped from the disk."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy file of numbers, is it cut short?") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive; expected a .npy file")
+    return array
+
+
+def _classes_of(path: Path, rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int64 (N,) and the classes' names, their numbers, of a Y file."""
+    given = _array(path)
+    if given.ndim not in (1, 2) or len(given) != rows or given.dtype.kind not in "iufb":
+        raise ValueError(f"{path} is {given.dtype} {given.shape}; expected classes of {rows} images")
+    labels, count = np.empty(rows, np.int64), given.shape[1] if given.ndim == 2 else int(np.nan_to_num(given.max())) + 1
+    if not 0 < count < 1_000_000:
+        raise ValueError(f"{path} has the class {count - 1}; expected classes from 0 on")
+    for start in range(0, rows, 10_000):
+        part = given[start : start + 10_000]
+        with np.errstate(invalid="ignore"):  # no number: found below, as it is not what it was made into
+            found = (part if part.ndim == 1 else part.argmax(axis=1)).astype(np.int64)
+        back = found if part.ndim == 1 else np.eye(count)[found]
+        wrong = (part != back).reshape(len(part), -1).any(axis=1) | (found < 0)
+        if wrong.any():
+            raise ValueError(f"{path} row {start + wrong.argmax()} names no class: {part[wrong.argmax()]}")
+        labels[start : start + len(part)] = found
+    return _fixed(labels), tuple(map(str, range(count)))
 
 
 def _draw(images: ImageSet, limit: int, seed: int) -> np.ndarray:
@@ -208,8 +317,10 @@ def _classes(labels: np.ndarray) -> dict[int, np.ndarray]:
     return {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def tokenize(images: ImageSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
-    """Palette indices uint16 (N, T) of all images, by the processor's `encode`."""
+def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
+    """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked."""
+    if isinstance(images, TokenSet):
+        return images.encoded(processor.side**2, len(processor.clusters))
     tokens = []
     with tqdm(total=len(images), desc=f"tokens of {images.name} {images.split}", disable=not progress) as bar:
         for batch in images.batches(batch_size):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from igpt_lab.data import ImageSet, tokenize
+from igpt_lab.data import ImageSet, TokenSet, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
 from igpt_lab.model import ImageGPTForCausalImageModeling, align, best_device
 from igpt_lab.pixels import ImageGPTImageProcessorPil
@@ -38,9 +38,9 @@ def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> Im
         model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
     model.processor = processor
-    if len(processor.clusters) != model.config.n_colours or processor.size**2 != model.config.n_positions:
+    if len(processor.clusters) != model.config.n_colours or processor.side**2 != model.config.n_positions:
         raise ValueError(
-            f"{source}: the palette has {len(processor.clusters)} colours, its images {processor.size} pixels a side; "
+            f"{source}: the palette has {len(processor.clusters)} colours, its images {processor.side} pixels a side; "
             f"the model has {model.config.n_colours} colours and {model.config.n_positions} positions; they do not fit"
         )
     return model
@@ -48,7 +48,7 @@ def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> Im
 
 def extract(
     model: ImageGPTForCausalImageModeling | str | Path,
-    images: ImageSet | Sequence[ImageSet],
+    images: ImageSet | TokenSet | Sequence[ImageSet | TokenSet],
     *,
     store: str | Path = "stores",
     points: Sequence[str] = ("ln_1",),
@@ -68,7 +68,7 @@ def extract(
     Raises ValueError for an unknown point, layer, pooling or alignment before any work is done.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    splits = {each.split: each for each in ([images] if isinstance(images, ImageSet) else images)}
+    splits = {each.split: each for each in ([images] if isinstance(images, ImageSet | TokenSet) else images)}
     wanted = {point: layers_of(point, model.config.n_layer, layers) for point in points}
     pooling(pool)
     align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
@@ -113,9 +113,9 @@ def _key(
         model=model.name,
         weights=digest({"config": config, "weights": weights}),
         palette=digest(model.processor.clusters.tobytes()),
-        size=model.processor.size,
-        resample=model.processor.resample.name.lower(),
-        crop="squash",
+        size=model.processor.side,
+        resample=model.processor.resampling,
+        crop=model.processor.crop,
         images=names.pop(),
         splits={split: (each.fingerprint, len(each)) for split, each in splits.items()},
         layers=layers,
