@@ -1,4 +1,4 @@
-"""Thin commands over the package: pretrain, extract, loss, reproduce."""
+"""Thin commands over the package: pretrain, extract, loss, reproduce, and OpenAI's weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import ast
 import json
 import math
+import shlex
 import sys
 import time
+import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -67,6 +69,32 @@ def pretrain(
     )  # fmt: skip
     tokens = lab.tokenize(source, processor)
     print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+
+
+def convert_openai(folder: str, out: str, palette: str | None, step: int | None, bert: bool | None) -> None:
+    """An original TensorFlow checkpoint into a model's folder; TensorFlow is not needed."""
+    from igpt_lab import openai
+
+    print(openai.describe(openai.find_openai(folder, step=step)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        path = openai.convert_openai(folder, out, palette=palette, step=step, bert=bert)
+    for each in told:
+        if each.category is UserWarning:  # a missing palette
+            print(f"igpt-lab: {each.message}", file=sys.stderr)
+    print(path)
+
+
+def download_openai(size: str | None, step: int, bert: bool, datasets: list[str], cache: str | None) -> None:
+    """Fetch what OpenAI published: a checkpoint with its palette, and images as tokens; prints what comes next."""
+    from igpt_lab import openai
+
+    folder = openai.download_openai(size, step, bert=bert, datasets=datasets, cache=cache)
+    if size:
+        print(f"igpt-lab convert-openai {shlex.quote(str(folder))} OUT")
+    for name in datasets:
+        tokens = Path(cache or openai.cache_folder()) / "datasets" / name
+        print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
 
 
 def reproduce(model: str, images: str, out: str, quick: bool) -> int:
@@ -189,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(function, **positional) -> argparse.ArgumentParser:
         text = function.__doc__
-        added = commands.add_parser(function.__name__, help=text, description=text)
+        added = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
         added.set_defaults(command=function)
         for name, description in positional.items():
             added.add_argument(name, help=description)
@@ -215,6 +243,19 @@ def _parser() -> argparse.ArgumentParser:
             given = {"required": True} if field.default is MISSING else {"default": field.default}
             kind = float if field.name == "learning_rate" else int
             add(f"--{field.name.replace('_', '-')}", type=kind, help=f"({given.get('default', 'required')})", **given)
+
+    add = command(convert_openai, folder="folder with model.ckpt-STEP.index and its data files, or that prefix",
+                  out="folder for the model").add_argument  # fmt: skip
+    add("--palette", metavar="FILE", help="its kmeans_centers.npy, when that is not in the folder")
+    add("--step", type=int, help="which of several checkpoints in the folder")
+    add("--bert", action="store_true", default=None, help="fail unless it is a BERT model")
+
+    add = command(download_openai).add_argument
+    add("--size", choices=["s", "m", "l"])
+    add("--step", type=int, default=1_000_000, choices=[131_000, 262_000, 524_000, 1_000_000], help="(1000000)")
+    add("--bert", action="store_true", help="the BERT model in place of the autoregressive one")
+    add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
+    add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
 
     add = command(reproduce).add_argument
     add("--model", default="fashion-xs", help=model)

@@ -27,7 +27,7 @@ from igpt_lab.model import (
     masked_pixel_loss,
     next_pixel_loss,
 )
-from tf_bundle import read_bundle
+from igpt_lab.tensorflow_bundle import Bundle
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared" / "openai-oracle"
 TINY = ImageGPTConfig(vocab_size=17, n_positions=16, n_embd=24, n_layer=3, n_head=4, num_labels=5)
@@ -150,7 +150,8 @@ def oracle():
 
 def oracle_state():
     """The original variables under the port's names: linear maps (in, out), SOS the last row of `wte`."""
-    given = {name.removeprefix("model/"): value for name, value in read_bundle(ORACLE / "model.ckpt-1000000").items()}
+    bundle = Bundle(ORACLE / "model.ckpt-1000000")
+    given = {name.removeprefix("model/"): bundle.read(name) for name in bundle.entries}
     state = {"wte.weight": np.concatenate([given["wte"], given["sos"][None]]), "wpe.weight": given["wpe"]}
     width = given["wpe"].shape[1]
     for layer in range(4):
