@@ -241,8 +241,12 @@ def _parser() -> argparse.ArgumentParser:
     for field in fields(lab.Recipe):
         if field.name != "betas":
             given = {"required": True} if field.default is MISSING else {"default": field.default}
-            kind = float if field.name == "learning_rate" else int
-            add(f"--{field.name.replace('_', '-')}", type=kind, help=f"({given.get('default', 'required')})", **given)
+            name, kind = f"--{field.name.replace('_', '-')}", field.type.removesuffix(" | None")
+            if kind == "bool":
+                add(name, action=argparse.BooleanOptionalAction, **given)
+            else:
+                kind = {"int": int, "float": float, "str": str}[kind]
+                add(name, type=kind, help=f"({given.get('default', 'required')})", **given)
 
     add = command(convert_openai, folder="folder with model.ckpt-STEP.index and its data files, or that prefix",
                   out="folder for the model").add_argument  # fmt: skip

@@ -14,11 +14,12 @@ Letters: N images, T positions, V colours, L blocks, D width, K classes.
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import functools
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -293,13 +294,29 @@ def _attend(
     return weights @ value, weights
 
 
+def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, *, scale: float, parts: int) -> Tensor:
+    """Causal attention written out, a part of the queries at a time, each to the keys up to its own end."""
+    mixed, edges = [], [round(i * query.shape[2] / parts) for i in range(parts + 1)]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        scores = _wide((query[:, :, begin:end] * scale) @ key[:, :, :end].mT)
+        position = torch.arange(end, device=query.device)
+        weights = scores.masked_fill(position[begin:, None] < position, -math.inf).softmax(dim=-1)
+        mixed.append(weights.to(value.dtype) @ value[:, :, :end])
+    return torch.cat(mixed, dim=2)
+
+
 class Attention(nn.Module):
-    """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states."""
+    """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states.
+
+    With `parts` above 0, training writes causal attention out in so many parts: on a CPU the backward pass of the fused
+    kernel takes four times as long.
+    """
 
     def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
         super().__init__()
         self.heads, self.layer, self.cross, self.dropout = config.n_head, layer, cross, config.attn_pdrop
         self.upcast = config.reorder_and_upcast_attn
+        self.parts = 0
         self.scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -322,6 +339,8 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if explicit or self.upcast:
             mixed, weights = _attend(query, key, value, bias, dropout=dropout, upcast=self.upcast, **how)
+        elif self.parts and self.training and causal and not dropout:
+            mixed = _attend_in_parts(query, key, value, parts=self.parts, **how)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, **how)
         return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2))), weights
@@ -808,6 +827,38 @@ def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 def best_device() -> torch.device:
     """The accelerator of this machine (CUDA, MPS, ...), or the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let this process keep the memory that it frees, as accelerators do; without effect where glibc is absent.
+
+    By default glibc gives every large block back to the system, which hands it out again page by page and zeroed: in
+    training on a CPU that takes as long as the arithmetic.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+        mallopt(option, value)
+    try:
+        yield
+    finally:
+        # glibc's defaults, as they are once it has met large blocks
+        for option, value in (
+            (M_MMAP_MAX, 65536),
+            (M_MMAP_THRESHOLD, 2**25),
+            (M_TRIM_THRESHOLD, 2**26),
+            (M_TOP_PAD, 2**17),
+        ):
+            mallopt(option, value)
+        trim(0)
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # of malloc.h
 
 
 def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:

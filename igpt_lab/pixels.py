@@ -28,14 +28,15 @@ ORIENTATION = 0x0112  # the EXIF tag
 LAYOUTS = {"channels_first": -3, "channels_last": -1}
 CHUNK = 1 << 16  # pixels at a time: what stays in a CPU's cache when looking colours up
 ROWS = 1 << 13  # pixels at a time against a whole palette: 32 MB of distances for 512 colours in float64
+DISTINCT = 100_000  # colours that k-means gets: minutes
 UNSEEN, CONTESTED = -1, -2  # in a table of colours
 
 
 def fit_palette(images: np.ndarray, colours: int, *, seed: int = 0) -> np.ndarray:
     """k-means over the pixels of uint8 (N, H, W, 3) -> float32 centres (colours, 3) in [-1, 1], dark to light.
 
-    Equal pixels are clustered once, with their count as weight. Raises ValueError when the images have fewer distinct
-    colours than asked for.
+    Equal pixels are clustered once, with their count as weight; of images with more than 100,000 distinct colours, so
+    many pixels drawn at random. Raises ValueError when there are fewer distinct colours than asked for.
     """
     from sklearn.cluster import KMeans
 
@@ -44,6 +45,9 @@ def fit_palette(images: np.ndarray, colours: int, *, seed: int = 0) -> np.ndarra
     pixels, counts = np.unique(_pack(images), return_counts=True)
     if len(pixels) < colours:
         raise ValueError(f"the images have {len(pixels)} distinct colours; ask for at most that, not {colours}")
+    if len(pixels) > DISTINCT:
+        counts = np.random.default_rng(seed).multinomial(DISTINCT, counts / counts.sum())
+        pixels, counts = pixels[counts > 0], counts[counts > 0]
     points = _unpack(pixels) / 127.5 - 1
     centres = KMeans(colours, n_init=4, random_state=seed).fit(points, sample_weight=counts).cluster_centers_
     return centres[np.argsort(centres @ [0.299, 0.587, 0.114], kind="stable")].astype(np.float32)

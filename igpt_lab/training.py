@@ -1,15 +1,22 @@
-"""Next-pixel pretraining by the paper's recipe, checkpointed whole and resumed to the same numbers."""
+"""Next-pixel pretraining by the paper's recipe, checkpointed whole and resumed to the same numbers.
+
+Speed on a CPU: blocks are compiled, attention is written out (`model.Attention.parts`), freed memory is kept
+(`model.memory_kept`), and matrix products are bfloat16 where the processor multiplies it. Blocks are compiled one by
+one, and the embeddings not at all: their compiled backward pass adds up in an order that changes from run to run.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,42 +28,89 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.checkpoints import CheckpointError, read_json, write_json
-from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, best_device, next_pixel_loss
+from igpt_lab.model import (
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    best_device,
+    memory_kept,
+    next_pixel_loss,
+)
 from igpt_lab.pixels import ImageGPTImageProcessorPil
 from igpt_lab.provenance import atomic_write, digest, versions
+
+WORTH_COMPILING = 5e13  # multiply-adds, times 2, of a run: minutes on two CPU cores, where compiling takes half of one
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The paper's: Adam 0.9 / 0.95, linear warm-up, cosine to 0, no weight decay, no dropout, no biases.
 
-    A step is one batch of `batch_size` images. `holdout` images are drawn from the data and never trained on; the first
-    `validate` of them are scored every `log_every` steps. The full state is written every `save_every` steps, and
-    float16 weights at `snapshots` evenly spaced steps.
+    A step is `batch_size` images, in `accumulate` equal parts one after another. `holdout` images are drawn from the
+    data and never trained on; the first `validate` of them are scored every `log_every` steps. The full state is
+    written every `save_every` steps, and float16 weights at `snapshots` evenly spaced steps.
+
+    `cooldown` above 0 replaces the cosine: the learning rate stays, and falls to 0 in a straight line over the last
+    `cooldown` steps. `clip` bounds the gradient's norm. `flip` mirrors every second image, at random. `optimizer`
+    "muon" updates the blocks' matrices by Muon (Jordan et al., 2024, at the learning rate of Adam), the rest by Adam.
+    `spike`: the run stops when the loss of the steps since the last save is so many nats above the lowest before.
+    `dtype` of the matrix products, "float32" or "bfloat16"; `compile` the blocks; `recompute` activations in the
+    backward pass, for models that are too large. None leaves these to the machine: see `settled`.
     """
 
     steps: int
     batch_size: int = 128
     learning_rate: float = 3e-3
     warmup: int = 200
+    cooldown: int = 0
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: str = "adam"
+    clip: float | None = None
+    flip: bool = False
+    accumulate: int = 1
     holdout: int = 3000
     validate: int = 500
     log_every: int = 100
     save_every: int = 50
     snapshots: int = 6
+    spike: float = 1.0
     seed: int = 0
+    dtype: str | None = None
+    compile: bool | None = None
+    recompute: bool = False
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1 or not 0 <= self.warmup <= self.steps:
-            raise ValueError(f"expected steps and batch_size above 0 and warmup within steps; got {self}")
+        if self.steps < 1 or self.batch_size < 1 or not 0 <= self.warmup <= self.steps - self.cooldown <= self.steps:
+            raise ValueError(f"expected steps and batch_size above 0, warmup and cooldown within steps; got {self}")
         if not 0 < self.validate <= self.holdout:
             raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
+        if self.optimizer not in ("adam", "muon") or self.dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(
+                f"optimizer={self.optimizer!r}, dtype={self.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
+                "'bfloat16' (float16 overflows in ImageGPT)"
+            )
+
+    def settled(self, config: ImageGPTConfig, device: torch.device) -> Recipe:
+        """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
+        on_cpu, dtype = device.type == "cpu", self.dtype
+        if dtype is None:
+            gains = device.type == "cuda" or on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False)
+            dtype = "bfloat16" if gains else "float32"
+        if (compile := self.compile) is None:
+            weights = 12 * config.n_layer * config.n_embd**2
+            long = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
+            compile = long and (
+                device.type == "cuda" or on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None
+            )
+        return replace(self, dtype=dtype, compile=compile)
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: linear up to `warmup`, then half a cosine down to 0 at `steps`."""
+        """Learning rate of step 0, 1, ...: linear up to `warmup`, half a cosine or `cooldown` down to 0 at `steps`."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
+        if self.cooldown:
+            return self.learning_rate * min(1, (self.steps - step) / self.cooldown)
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -76,31 +130,34 @@ def pretrain(
     `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
     `log_every` steps: losses in nats per token and bits per pixel, tokens per second), `training.json`,
     `checkpoints/step-*/` (float16) and `state.safetensors`. Called again with the same arguments it goes on where it
-    stopped, to the same numbers; with others it raises ValueError and names what differs. Ctrl-C ends it after the step
-    at hand, saved.
+    stopped, to the same numbers; with others it raises ValueError and names what differs. `steps` and `cooldown` may
+    change while the steps that were taken keep their learning rate, so that a run with a cooldown can be made longer or
+    shorter. Ctrl-C ends it after the step at hand, saved.
     """
-    out, tokens = Path(out), np.ascontiguousarray(tokens)
+    out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
-    run = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
-    _same_run(out / "training.json", run)
+    recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
     if processor is not None:
         processor.save_pretrained(out)
-    trainer = _Trainer(config, recipe, torch.device(device or best_device()), out / "state.safetensors")
+    trainer = _Trainer(config, recipe, device, out / "state.safetensors")
     bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=not progress)
-    with bar, _interruptible() as interrupted:
+    with bar, memory_kept(), _interruptible() as interrupted:
         if not trainer.log:
             trainer.report(held_out, bar)
         for positions in _batches(len(train), recipe, trainer.step):
             trainer.update(train[positions])
             bar.update()
-            if trainer.step % recipe.log_every == 0 or trainer.step == recipe.steps:
+            last = trainer.step == recipe.steps
+            if trainer.step % recipe.save_every == 0 or last or interrupted.is_set():
+                trainer.check()
+            if trainer.step % recipe.log_every == 0 or last:
                 trainer.report(held_out, bar)
             if trainer.step in snapshot_steps(recipe):
                 snapshot = out / "checkpoints" / f"step-{trainer.step:06d}"
                 trainer.model.save_pretrained(snapshot, dtype=torch.float16)
                 if processor is not None:
                     processor.save_pretrained(snapshot)
-            if trainer.step % recipe.save_every == 0 or trainer.step == recipe.steps or interrupted.is_set():
+            if trainer.step % recipe.save_every == 0 or last or interrupted.is_set():
                 trainer.save()
             if interrupted.is_set():
                 raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
@@ -126,69 +183,107 @@ def next_pixel_loss_of(
 
 
 class _Trainer:
-    """Model, optimiser, step and log of one run; all of it, and nothing else, is in its state file."""
+    """Model, optimisers, step and log of one run; all of it, and nothing else, is in its state file."""
 
     def __init__(self, config: ImageGPTConfig, recipe: Recipe, device: torch.device, path: Path):
-        self.recipe, self.path, self.step, self.log = recipe, path, 0, []
+        self.recipe, self.path, self.step, self.log, self.lowest = recipe, path, 0, [], math.inf
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = ImageGPTForCausalImageModeling(config, generator=generator).to(device)
         self.weights = {n: p for n, p in self.model.named_parameters() if not n.endswith("bias")}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.weights)  # the original has no biases: they stay zero
-        self.adam = torch.optim.Adam(self.weights.values(), betas=recipe.betas, fused=device.type in ("cpu", "cuda"))
-        self.moments = {}
-        for name, weight in self.weights.items():
-            moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-            self.adam.state[weight] = {"step": torch.zeros((), device=device), **moments}
-            self.moments |= {f"{key}.{name}": value for key, value in moments.items()}
+        self.optimisers, self.moments = [], {}
+        matrices = {n: w for n, w in self.weights.items() if ".h." in n and w.ndim == 2 and recipe.optimizer == "muon"}
+        others = {n: w for n, w in self.weights.items() if n not in matrices}
+        fused = device.type in ("cpu", "cuda")
+        self.add(torch.optim.Adam(others.values(), betas=recipe.betas, fused=fused), others, "exp_avg", "exp_avg_sq")
+        if matrices:
+            muon = torch.optim.Muon(matrices.values(), weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            self.add(muon, matrices, "momentum_buffer")
+        if recipe.recompute:
+            self.model.gradient_checkpointing_enable()
+        for block in self.model.transformer.h:
+            block.attn.parts = math.ceil(config.n_positions / 128) if device.type == "cpu" else 0
+            if recipe.compile:
+                block.compile()
         self.total = torch.zeros((), device=device)  # sum of the training losses since the last row of the log
+        self.unsaved = torch.zeros((), device=device)  # and since the last save
         self.resume()
-        self.clock, self.since = time.perf_counter(), self.step
+        self.clock, self.since, self.saved = time.perf_counter(), self.step, self.step
+
+    def add(self, optimiser: torch.optim.Optimizer, weights: dict[str, Tensor], *moments: str) -> None:
+        """Take on an optimiser, with moments that a state file can fill before its first step."""
+        for name, weight in weights.items():
+            state = {key: torch.zeros_like(weight) for key in moments}
+            optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **state}
+            self.moments |= {f"{key}.{name}": value for key, value in state.items()}
+        self.optimisers.append(optimiser)
 
     def tensors(self) -> dict[str, Tensor]:
         return {**{f"model.{n}": w.detach() for n, w in self.weights.items()}, **self.moments, "total": self.total}
 
     def save(self) -> None:
         tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
-        atomic_write(self.path, save(tensors, {"step": str(self.step), "log": json.dumps(self.log)}))
+        about = {"step": str(self.step), "log": json.dumps(self.log), "lowest": repr(self.lowest)}
+        atomic_write(self.path, save(tensors, about))
         atomic_write(self.path.parent / "log.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
 
     @torch.no_grad()
     def resume(self) -> None:
         if not self.path.exists():
             return
-        try:
-            with safe_open(self.path, "pt") as file:
-                for name, tensor in self.tensors().items():
-                    tensor.copy_(file.get_tensor(name))
-                self.step, self.log = int(file.metadata()["step"]), json.loads(file.metadata()["log"])
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.path} cannot be read ({error}); delete it to begin again") from error
-        for state in self.adam.state.values():
-            state["step"].fill_(self.step)
+        with _opened(self.path) as file:
+            for name, tensor in self.tensors().items():
+                tensor.copy_(file.get_tensor(name))
+            about = file.metadata()
+        self.step, self.log = int(about["step"]), json.loads(about["log"])
+        self.lowest = float(about.get("lowest", "inf"))
+        for optimiser in self.optimisers:
+            for state in optimiser.state.values():
+                state["step"].fill_(self.step)
 
     def update(self, batch: np.ndarray) -> None:
         """One step on palette indices (batch_size, T)."""
-        for group in self.adam.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
-        pixels = torch.as_tensor(batch.astype(np.int64)).to(self.model.device, non_blocking=True)
-        self.adam.zero_grad()
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
-            loss = next_pixel_loss(self.model.train(), pixels)
-        loss.backward()
-        self.adam.step()
-        self.total += loss.detach()
+        recipe, device = self.recipe, self.model.device
+        if recipe.flip:
+            batch = _flipped(batch, np.random.default_rng([recipe.seed, 3, self.step]))
+        self.model.train()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate(self.step)
+        for part in torch.as_tensor(batch.astype(np.int64)).to(device, non_blocking=True).chunk(recipe.accumulate):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+                loss = next_pixel_loss(self.model, part) / recipe.accumulate
+            loss.backward()
+            self.total += loss.detach()
+            self.unsaved += loss.detach()
+        if recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
 
+    def check(self) -> None:
+        """FloatingPointError before a state is overwritten by one whose loss is no number, or far above the lowest."""
+        loss = self.unsaved.item() / max(1, self.step - self.saved)
+        if not loss < self.lowest + self.recipe.spike:
+            raise FloatingPointError(
+                f"the loss of steps {self.saved + 1} to {self.step} is {loss:.4f}, the lowest before {self.lowest:.4f};"
+                f" the last good state is {self.path}, of step {self.saved}; begin anew with a lower learning rate or "
+                "with clip=1"
+            )
+        self.lowest, self.saved = min(self.lowest, loss), self.step
+        self.unsaved.zero_()
+
     def report(self, held_out: np.ndarray, bar: tqdm) -> None:
-        """Add a row to the log and print it; raises FloatingPointError when the loss is no longer a number."""
+        """Add a row to the log and print it."""
         positions = self.model.config.n_positions
         done = self.step % self.recipe.log_every or min(self.step, self.recipe.log_every)
         trained = self.total.item() / done if self.step else math.nan
-        if self.step and not math.isfinite(trained):
-            raise FloatingPointError(f"the loss is {trained} at step {self.step}; the last good state is {self.path}")
         speed = (self.step - self.since) * self.recipe.batch_size * positions / (time.perf_counter() - self.clock)
-        validated = next_pixel_loss_of(self.model.eval(), held_out[: self.recipe.validate])
+        with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
+            validated = next_pixel_loss_of(self.model.eval(), held_out[: self.recipe.validate])
         self.log.append({
             "step": self.step,
             "tokens": self.step * self.recipe.batch_size * positions,
@@ -232,20 +327,54 @@ def _batches(rows: int, recipe: Recipe, step: int) -> Iterator[np.ndarray]:
         queue = queue[recipe.batch_size :]
 
 
-def _same_run(path: Path, run: dict) -> None:
-    """Write the run's arguments to `path`, or compare them with those that began it."""
+def _flipped(batch: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Palette indices (n, T) of square images, every second one mirrored left to right, at random."""
+    side = math.isqrt(batch.shape[1])
+    images = batch.reshape(len(batch), side, side)
+    return np.where(random.random(len(batch))[:, None, None] < 0.5, images[:, :, ::-1], images).reshape(batch.shape)
+
+
+def _same_run(out: Path, config: ImageGPTConfig, recipe: Recipe, tokens: str) -> Recipe:
+    """Note what a run is made of beside its weights, or compare it with what began the run."""
+    path, run = out / "training.json", {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": tokens}
     run = json.loads(json.dumps(run))
     if not path.exists():
-        return write_json(path, {**run, "versions": versions()})
+        write_json(path, {**run, "versions": versions()})
+        return recipe
     begun = read_json(path)
-    config = ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()  # a run may be older than some fields
-    begun["config"] = json.loads(json.dumps(config))
+    # A run may be older than some fields.
+    begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
+    older = {"dtype": "float32", "compile": False}
+    begun["recipe"] = json.loads(json.dumps(asdict(Recipe(**older | begun["recipe"]))))
+    if _same_rates(path.parent, Recipe(**begun["recipe"]), recipe):
+        begun["recipe"] |= {name: run["recipe"][name] for name in ("steps", "cooldown")}
     for part in ("config", "recipe", "tokens"):
         if begun.get(part) != run[part]:
             raise ValueError(
                 f"{path.parent} holds a run whose {part} differs: {begun.get(part)} there, {run[part]} here; "
                 "choose another folder, or the same arguments to go on"
             )
+    write_json(path, begun)
+    return recipe
+
+
+def _same_rates(out: Path, begun: Recipe, recipe: Recipe) -> bool:
+    """Would the steps that were taken have had the same learning rates?"""
+    state, taken = out / "state.safetensors", 0
+    if state.exists():
+        with _opened(state) as file:
+            taken = int(file.metadata()["step"])
+    return taken <= recipe.steps and all(begun.rate(step) == recipe.rate(step) for step in range(taken))
+
+
+@contextmanager
+def _opened(state: Path) -> Iterator[safe_open]:
+    """A state file; CheckpointError where it cannot be read."""
+    try:
+        with safe_open(state, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{state} cannot be read ({error}); delete it to begin again") from error
 
 
 @contextmanager

@@ -511,3 +511,12 @@ def test_palette_of_separate_greys():
         fit_palette(images, 5)
     with pytest.raises(ValueError, match=r"uint8 \(N, H, W, 3\)"):
         fit_palette(images / 255, 3)
+
+
+def test_palette_of_more_colours_than_are_clustered(monkeypatch):
+    monkeypatch.setattr("igpt_lab.pixels.DISTINCT", 50)
+    reds, blues = np.zeros((2, 1, 20, 20, 3), np.uint8)
+    reds[..., 0], blues[..., 2] = [np.arange(400).reshape(20, 20) % 40 + 200] * 2
+    palette = fit_palette(np.concatenate([reds, blues]), 2)
+    assert abs(127.5 * (palette + 1) - [[0, 0, 219.5], [219.5, 0, 0]]).max() < 8
+    np.testing.assert_array_equal(fit_palette(np.concatenate([reds, blues]), 2), palette)

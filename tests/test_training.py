@@ -2,6 +2,13 @@
 
 import json
 import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +18,14 @@ import torch
 from conftest import TINY
 from igpt_lab import training
 from igpt_lab.checkpoints import CheckpointError
-from igpt_lab.model import ImageGPTForCausalImageModeling, align
+from igpt_lab.model import ImageGPTForCausalImageModeling, align, memory_kept, next_pixel_loss
 from igpt_lab.training import Recipe, next_pixel_loss_of, pretrain, snapshot_steps
 
 TOKENS = np.random.default_rng(0).integers(0, 8, (30, 16)).astype(np.uint16)
 RECIPE = Recipe(
-    steps=9, batch_size=4, warmup=2, learning_rate=0.01, holdout=6, validate=5, log_every=3, save_every=2, snapshots=3
-)
+    steps=9, batch_size=4, warmup=2, learning_rate=0.01, holdout=6, validate=5, log_every=3, save_every=2, snapshots=3,
+    dtype="float32", compile=False,
+)  # fmt: skip
 
 
 def run(out, recipe=RECIPE, tokens=TOKENS):
@@ -32,6 +40,9 @@ def test_learning_rate_by_hand():
     recipe = Recipe(steps=110, warmup=10, learning_rate=1.0)
     assert recipe.rate(0) == 0.1 and recipe.rate(9) == 1 and recipe.rate(10) == 1
     assert recipe.rate(60) == pytest.approx(0.5) and recipe.rate(110) == pytest.approx(0)
+    recipe = Recipe(steps=110, warmup=10, learning_rate=1.0, cooldown=20)
+    assert recipe.rate(4) == 0.5 and recipe.rate(89) == recipe.rate(90) == 1
+    assert recipe.rate(100) == 0.5 and recipe.rate(109) == 0.05 and recipe.rate(110) == 0
 
 
 def test_first_loss_is_ln_v_and_the_log_is_right(tmp_path):
@@ -66,9 +77,18 @@ def test_equals_a_plain_loop(tmp_path):
         assert not name.endswith("bias") or not tensor.any()
 
 
-@pytest.mark.parametrize("stop", [1, 5, 7])
-def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, monkeypatch, stop):
-    whole, stopped, update = run(tmp_path / "whole"), tmp_path / "stopped", training._Trainer.update
+EVERYTHING = replace(
+    RECIPE, optimizer="muon", clip=0.5, flip=True, accumulate=2, cooldown=3, dtype="bfloat16", recompute=True
+)
+
+
+@pytest.mark.parametrize(
+    "recipe, stop",
+    [(RECIPE, 1), (RECIPE, 5), (EVERYTHING, 5), (replace(EVERYTHING, compile=True, recompute=False), 7)],
+    ids=["1", "5", "everything", "compiled"],
+)
+def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, monkeypatch, recipe, stop):
+    whole, stopped, update = run(tmp_path / "whole", recipe), tmp_path / "stopped", training._Trainer.update
 
     def dies(self, batch):
         if self.step == stop:
@@ -77,15 +97,136 @@ def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, monkeypatch, stop):
 
     monkeypatch.setattr(training._Trainer, "update", dies)
     with pytest.raises(MemoryError):
-        run(stopped)
+        run(stopped, recipe)
     monkeypatch.undo()
-    run(stopped)
+    run(stopped, recipe)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(stopped)[name]), name
     logs = [pd.read_csv(out / "log.csv").drop(columns="tokens_per_second") for out in (whole, stopped)]
     pd.testing.assert_frame_equal(*logs)
     for step in snapshot_steps(RECIPE):
         assert (stopped / f"checkpoints/step-{step:06d}/config.json").exists()
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_numbers(tmp_path):
+    recipe = replace(EVERYTHING, steps=40, save_every=4)
+    whole, killed = run(tmp_path / "whole", recipe), tmp_path / "killed"
+    code = f"from test_training import *; run({str(killed)!r}, {recipe!r}); print('finished')"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+        state, deadline = killed / "state.safetensors", time.monotonic() + 60
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    run(killed, recipe)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(killed)[name]), name
+
+
+def test_a_run_with_a_cooldown_can_be_made_longer_and_one_with_a_cosine_cannot(tmp_path):
+    run(tmp_path / "a", replace(RECIPE, steps=4, cooldown=2, warmup=1))
+    with pytest.raises(ValueError, match="whose recipe differs"):
+        run(tmp_path / "a", replace(RECIPE, steps=9, cooldown=2, warmup=1))  # its steps 2 and 3 were slower
+    run(tmp_path / "b", replace(RECIPE, steps=4, cooldown=0, warmup=4))  # all steps in the warm-up, no cosine yet
+    longer = replace(RECIPE, steps=9, cooldown=3, warmup=4)
+    run(tmp_path / "b", longer)
+    assert json.loads((tmp_path / "b" / "training.json").read_text())["recipe"]["steps"] == 9
+    run(tmp_path / "whole", longer)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "b")[name]), name
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path):
+    whole, parts = run(tmp_path / "whole"), run(tmp_path / "parts", replace(RECIPE, accumulate=4))
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(tensor, weights(parts)[name], atol=1e-4, rtol=1e-3)
+
+
+def test_flips_by_hand():
+    image = np.array([[1, 2, 3, 4]])
+    flipped = {tuple(training._flipped(image, np.random.default_rng(seed))[0]) for seed in range(20)}
+    assert flipped == {(1, 2, 3, 4), (2, 1, 4, 3)}
+
+
+def trainer_of(tmp_path, **changes):
+    return training._Trainer(TINY, replace(RECIPE, **changes), torch.device("cpu"), tmp_path / "state.safetensors")
+
+
+def test_clip_bounds_the_gradient(tmp_path):
+    norms = []
+    for clip in (None, 1e-3):
+        trainer = trainer_of(tmp_path, clip=clip)
+        trainer.update(TOKENS[:4])
+        norms.append(torch.linalg.vector_norm(torch.cat([w.grad.flatten() for w in trainer.weights.values()])))
+    assert norms[0] > 1e-2 and norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_muon_s_first_step_is_orthogonal_for_the_blocks_matrices_and_adam_s_for_the_rest(tmp_path):
+    trainer = trainer_of(tmp_path, optimizer="muon", warmup=0)
+    before = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
+    trainer.model.lm_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))  # else no gradient below it
+    before["lm_head.weight"] = trainer.model.lm_head.weight.detach().clone()
+    trainer.update(TOKENS[:4])
+    for name, weight in trainer.weights.items():
+        change = (weight.detach() - before[name]) / 0.01
+        if ".h." in name and weight.ndim == 2:  # singular values within what five Newton-Schulz steps reach
+            sizes = torch.linalg.svdvals(change) / (0.2 * max(weight.shape) ** 0.5)
+            assert 0.3 < sizes.quantile(0.3) and sizes.max() < 1.4, name
+        else:  # Adam's first step is the sign of the gradient
+            seen = weight.grad.abs() > 1e-5
+            torch.testing.assert_close(change[seen], -weight.grad[seen].sign(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 16])
+@torch.enable_grad()
+def test_attention_in_parts_is_attention(parts):
+    model, tokens, gradients = (
+        ImageGPTForCausalImageModeling(TINY).double().train(),
+        torch.as_tensor(TOKENS[:2]).long(),
+        [],
+    )
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(weight.numel()))
+    for number in (0, parts):
+        for block in model.transformer.h:
+            block.attn.parts = number
+        gradients.append(torch.autograd.grad(next_pixel_loss(model, tokens), list(model.parameters())))
+    for fused, written in zip(*gradients, strict=True):
+        torch.testing.assert_close(written, fused, atol=1e-12, rtol=1e-9)
+
+
+def resident() -> float:
+    """Memory of this process, MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="kept by glibc alone")
+def test_freed_memory_is_kept_and_given_back():
+    begun = resident()
+    with memory_kept():
+        torch.ones(50_000_000)
+        assert resident() > begun + 150
+    assert resident() < begun + 60
+
+
+def test_memory_is_not_kept_where_there_is_no_glibc(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    with memory_kept():
+        pass
+
+
+def test_what_is_left_open_is_settled_by_the_device_and_the_length_of_the_run():
+    cuda, cpu, long = torch.device("cuda"), torch.device("cpu"), Recipe(steps=10**9)
+    assert Recipe(steps=500).settled(TINY, cuda).dtype == "bfloat16"
+    assert long.settled(TINY, cuda).compile and not Recipe(steps=500).settled(TINY, cpu).compile
+    given = Recipe(steps=10**9, dtype="float32", compile=False)
+    assert given.settled(TINY, cuda) == given
+    assert Recipe(steps=500).settled(TINY, cpu).dtype in ("float32", "bfloat16")
 
 
 def test_interrupt_saves_the_step_at_hand(tmp_path, monkeypatch):
@@ -148,11 +289,25 @@ def test_bad_input(tmp_path):
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="state.safetensors cannot be read"):
         run(tmp_path)
-    with pytest.raises(ValueError, match="warmup within steps"):
+    with pytest.raises(ValueError, match="warmup and cooldown within steps"):
         Recipe(steps=5)
+    with pytest.raises(ValueError, match="no multiple of accumulate=3"):
+        Recipe(steps=500, accumulate=3)
+    with pytest.raises(ValueError, match="optimizer='sgd'"):
+        Recipe(steps=500, optimizer="sgd")
 
 
-def test_a_loss_that_is_no_number_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "next_pixel_loss", lambda model, pixels: model.lm_head.weight.sum() * math.nan)
-    with pytest.raises(FloatingPointError, match="last good state"):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3.5])
+def test_a_loss_that_is_no_number_or_jumps_stops_with_the_last_good_state(tmp_path, monkeypatch, bad):
+    usual, steps = training.next_pixel_loss, []
+
+    def sometimes_bad(model, pixels):
+        steps.append(model.training)
+        return usual(model, pixels) + (bad if sum(steps) == 6 else 0)
+
+    monkeypatch.setattr(training, "next_pixel_loss", sometimes_bad)
+    with pytest.raises(FloatingPointError, match=r"steps 5 to 6 .* last good state is .*state.safetensors, of step 4;"):
         run(tmp_path)
+    with training._opened(tmp_path / "state.safetensors") as file:
+        assert file.metadata()["step"] == "4"
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())
