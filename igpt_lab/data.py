@@ -51,6 +51,7 @@ class ImageSet:
     label_names: tuple[str, ...]
     column: pa.ChunkedArray  # encoded images of the whole split: bytes, a path, or a struct of both
     root: Path  # where a relative path in `column` starts
+    source: dict | None = None  # what `load_images` was given
 
     def __len__(self) -> int:
         return len(self.index)
@@ -141,6 +142,7 @@ class TokenSet:
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     tokens: np.ndarray
+    source: dict | None = None
 
     __len__, select, require_labels = ImageSet.__len__, ImageSet.select, ImageSet.require_labels
 
@@ -199,6 +201,7 @@ def load_images(
     image, label = _columns(table.schema, name)
     labels, label_names = _labels(table, label, f"{name} {split}") if label else (None, ())
     images = ImageSet(_title(name), split, _fixed(np.arange(len(table))), labels, label_names, table[image], root)
+    images = replace(images, source=_source(name, limit, seed))
     return images if limit is None else images.select(_draw(images, limit, seed))
 
 
@@ -222,6 +225,7 @@ def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = No
     beside = files[split].with_name(files[split].name[:-5] + "Y.npy")
     labels, names = _classes_of(beside, len(tokens)) if beside.is_file() else (None, ())
     whole = TokenSet(sets[0].name, split, _fixed(np.arange(len(tokens))), labels, names, tokens)
+    whole = replace(whole, source=_source(str(name), limit, seed))
     return whole if limit is None else whole.select(_draw(whole, limit, seed))
 
 
@@ -232,6 +236,13 @@ def _token_sets(path: Path) -> list[Path]:
     folder = path if path.is_dir() else path.parent
     names = {of[1] for file in folder.glob("*_??X.npy") if (of := TOKEN_FILE.fullmatch(file.name))}
     return [folder / name for name in sorted(names) if path.is_dir() or name == path.name]
+
+
+def _source(name: str, limit: int | None, seed: int) -> dict:
+    """What loads these images again, from any folder."""
+    path = Path(name).expanduser()
+    here = name not in bundled() and (path.exists() or _token_sets(path))
+    return {"name": str(path.resolve()) if here else name, "limit": limit, "seed": seed}
 
 
 def _array(path: Path) -> np.ndarray:

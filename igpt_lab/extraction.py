@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from igpt_lab.checkpoints import bundled
 from igpt_lab.data import ImageSet, TokenSet, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
 from igpt_lab.model import ImageGPTForCausalImageModeling, align, best_device
@@ -37,6 +38,9 @@ def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> Im
     if random:
         model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
+    here = Path(source).expanduser()
+    known = str(source) in bundled() or not here.is_dir()
+    model.source = {"name": str(source if known else here.resolve()), "random": random, "seed": seed}
     model.processor = processor
     if len(processor.clusters) != model.config.n_colours or processor.side**2 != model.config.n_positions:
         raise ValueError(
@@ -75,7 +79,10 @@ def extract(
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
     parts = {split: math.ceil(len(each) / ROWS) for split, each in splits.items()}
-    target = FeatureStore.create(store, _key(model, splits, wanted, pool, alignment, dtype), parts)
+    source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
+    source["options"] = {"batch_size": batch_size}  # what a repair passes on besides the key
+    key = _key(model, splits, wanted, pool, alignment, dtype)
+    target = FeatureStore.create(store, key, parts, source=source)
     todo = [(split, n) for split, count in parts.items() for n in range(count) if not target.has(split, n)]
     if not todo:
         return target
@@ -86,7 +93,7 @@ def extract(
     with tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar:
         if progress:
             bar.set_postfix_str(_estimate(model, splits[todo[0][0]], rows, batch_size, how))
-        for split, n in todo:
+        for split, n in target.claims(todo):
             part = splits[split].select(_rows(splits[split], n))
             features, stats = _pooled(model, tokenize(part, model.processor, progress=False), batch_size, bar, **how)
             target.write_part(split, n, part.index, part.labels, features, stats)

@@ -5,13 +5,19 @@
 
 A part holds a fixed range of rows: columns `index` (row in the source), `label`, and `<point>.<layer>` as
 fixed_size_list<float32>[D]. The manifest holds the key, and each part's rows, SHA-256 and statistics. A part counts
-when the manifest lists it and its digest matches; a file that merely exists proves nothing.
+when the manifest lists it and its digest matches; a file that merely exists proves nothing. docs/feature-store.md has
+the format in full.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +25,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from igpt_lab.provenance import atomic_write, digest, versions
 
@@ -43,10 +50,48 @@ class FeatureKey:
     dtype: str
     format: int = field(default=FORMAT)
 
+    def __post_init__(self):
+        """Layers in any order, or twice, are the same features."""
+        layers = {point: np.unique(self.layers[point]).tolist() for point in sorted(self.layers)}
+        object.__setattr__(self, "layers", layers)
+
+    def plain(self) -> dict:
+        """The fields as a manifest holds them: plain JSON, tuples as lists."""
+        return json.loads(json.dumps(asdict(self)))
+
     def folder(self) -> str:
         """`<model>-<images>-<key8>`, safe as a folder's name."""
         names = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in (self.model, self.images))
-        return "-".join([*names, digest(asdict(self))[:8]])
+        return "-".join([*names, digest(self.plain())[:8]])
+
+    def nearest(self, root: str | Path) -> tuple[Path, list[tuple[str, object, object]]] | None:
+        """Of the stores under `root` the one that differs in the fewest fields, with (field, ours, its) of each."""
+        ours, found = self.plain(), []
+        for path in stores_in(root):
+            with suppress(StoreError):
+                theirs = _manifest(path)["key"]
+                fields = [name for name in ours if ours[name] != theirs.get(name)]
+                found.append((path, [(name, ours[name], theirs.get(name)) for name in fields]))
+        return min(found, key=lambda each: len(each[1]), default=None)
+
+
+def explain_miss(root: str | Path, key: FeatureKey) -> str:
+    """What is new about `key`, by the nearest store under `root`; '' when it has a store or there is none."""
+    nearest = None if (Path(root) / key.folder()).exists() else key.nearest(root)
+    if nearest is None:
+        return ""
+    path, fields = nearest
+    differs = "; ".join(f"{name} is {_short(ours)}, there {_short(theirs)}" for name, ours, theirs in fields)
+    return f"no store has this key yet; the nearest is {path}: {differs}"
+
+
+def _short(value: object) -> str:
+    """A key's field for a message: digests by their first 8 digits, 0, 1, ..., 12 as 0..12."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_short(each)}" for name, each in value.items())
+    if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
+        return f"{value[0]}..{value[-1]}"
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", json.dumps(value))
 
 
 class StoreError(ValueError):
@@ -58,23 +103,39 @@ class FeatureStore:
 
     def __init__(self, path: str | Path, manifest: dict):
         self.path, self.manifest = Path(path), manifest
+        self._seen: tuple | None = None  # of the manifest's file, when it was read last
+        self._claims: dict[tuple[str, int], FileLock] = {}
 
     @classmethod
-    def create(cls, root: str | Path, key: FeatureKey, parts: dict[str, int]) -> FeatureStore:
-        """The store of `key` under `root`, with what is already in it; `parts` is the number of parts of each split."""
-        path = Path(root) / key.folder()
-        if (path / "manifest.json").exists():
-            return cls(path, _manifest(path))
-        manifest = {"key": json.loads(json.dumps(asdict(key))), "versions": versions()}
-        return cls(path, manifest | {"splits": {split: [None] * count for split, count in parts.items()}})
+    def create(
+        cls, root: str | Path, key: FeatureKey, parts: dict[str, int], *, source: dict | None = None
+    ) -> FeatureStore:
+        """The store of `key` under `root`, with what is already in it; `parts` is the number of parts of each split.
+
+        `source` says where model and images came from, for a repair. A manifest that is unreadable, or not of this key
+        and these parts, is begun anew. What a killed writer left behind is removed.
+        """
+        splits = {split: [None] * count for split, count in parts.items()}
+        manifest = {"key": key.plain(), "versions": versions(), "source": source, "splits": splits}
+        store = cls(Path(root) / key.folder(), manifest)
+        store._refresh()
+        store._forget_wrong_rows()
+        store._clean()
+        return store
 
     @classmethod
-    def open(cls, path: str | Path) -> FeatureStore:
-        """A complete store; raises StoreError naming the part that is missing or altered."""
+    def open(cls, path: str | Path, *, verify: bool = True) -> FeatureStore:
+        """A complete store; raises StoreError naming the part that is missing or altered.
+
+        Every part is read once for its digest; `verify=False` trusts those that the manifest lists and that are there.
+        """
         store = cls(path, _manifest(Path(path)))
-        problems = store.problems()
+        problems = store.problems(verify=verify)
         if problems:
-            raise StoreError(f"{problems[0]} ({len(problems)} such); run the same extraction again to redo only these")
+            raise StoreError(
+                f"{problems[0]} ({len(problems)} such); run the same extraction again, or "
+                f"igpt-lab verify {path} --repair, to redo only these"
+            )
         return store
 
     @property
@@ -95,19 +156,57 @@ class FeatureStore:
         """Path of a part, whether it exists or not."""
         return self.path / split / f"part-{number:05d}-of-{len(self.manifest['splits'][split]):05d}.parquet"
 
-    def has(self, split: str, number: int) -> bool:
-        """Is this part listed, there and unaltered?"""
+    def has(self, split: str, number: int, *, verify: bool = True) -> bool:
+        """Is this part listed, by whichever process, there and unaltered?"""
+        self._refresh()
         listed, path = self.manifest["splits"][split][number], self.part(split, number)
-        return listed is not None and path.is_file() and digest(path) == listed["sha256"]
+        if listed is None or not path.is_file():
+            return False
+        # The digest first: what has it is Parquet.
+        return not verify or (digest(path) == listed["sha256"] and pq.read_metadata(path).num_rows == listed["rows"])
 
-    def problems(self) -> list[str]:
-        """One line for each part that does not count."""
-        return [
-            f"{self.part(split, number)} is " + ("not finished" if listed is None else "missing or not as listed")
-            for split, parts in self.manifest["splits"].items()
-            for number, listed in enumerate(parts)
-            if not self.has(split, number)
-        ]
+    def problems(self, *, verify: bool = True) -> list[str]:
+        """One line for each part that does not count, and for each split whose parts do not give its rows."""
+        found = []
+        for split in self.splits:
+            numbers = range(len(self._listed(split)))
+            bad = [number for number in numbers if not self.has(split, number, verify=verify)]
+            for number in bad:
+                why = "missing or not as listed" if self._listed(split)[number] else "not finished"
+                found.append(f"{self.part(split, number)} is {why}")
+            if not bad and self._rows(split) != self.key["splits"][split][1]:
+                rows = f"{self._rows(split)} rows in its parts, {self.key['splits'][split][1]} in its key"
+                found.append(f"{self.path / 'manifest.json'} is stale: {split} has {rows}")
+        return found
+
+    def claims(self, todo: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or the loop's end.
+
+        A part that another process finished is left out. Those that others are at come last, when they are finished,
+        or their process is gone. Raises nothing when two processes compute one part; they write the same.
+        """
+        waiting = list(todo)
+        try:
+            while waiting:
+                elsewhere = []
+                for part in waiting:
+                    lock = self._lock(f".{part[0]}.{part[1]}")
+                    try:
+                        lock.acquire(timeout=0)
+                    except Timeout:
+                        elsewhere.append(part)
+                        continue
+                    self._claims[part] = lock
+                    if self.has(*part):
+                        self._give_back(part)
+                    else:
+                        yield part
+                if len(elsewhere) == len(waiting):
+                    time.sleep(0.1)
+                waiting = elsewhere
+        finally:
+            for part in list(self._claims):
+                self._give_back(part)
 
     def write_part(
         self,
@@ -117,28 +216,112 @@ class FeatureStore:
         labels: np.ndarray | None,
         features: dict[str, np.ndarray],
         stats: dict[str, list[float]],
+        skipped: Sequence[tuple[int, str]] = (),
     ) -> None:
-        """Write one part whole, then the manifest. `features` maps `<point>.<layer>` to float32 (rows, D); `stats` to
-        [max |x|, share of exact zeros, count of non-finite values] of the states before pooling."""
-        columns = {"index": pa.array(index, pa.int64())}
-        columns["label"] = pa.nulls(len(index), pa.int64()) if labels is None else pa.array(labels, pa.int64())
-        for name, values in features.items():
-            flat = pa.array(np.ascontiguousarray(values, np.float32).ravel(), pa.float32())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns), buffer, compression="none", use_dictionary=False)
-        data = buffer.getvalue().to_pybytes()
-        atomic_write(self.part(split, number), data)
-        self.manifest["splits"][split][number] = {"rows": len(index), "sha256": digest(data), "stats": stats}
-        atomic_write(self.path / "manifest.json", json.dumps(self.manifest, indent=1) + "\n")
+        """Write one part whole, then the manifest with it and all that other processes have listed by then.
+
+        `features` maps `<point>.<layer>` to float32 (rows, D); `stats` to [max |x|, share of exact zeros, count of
+        non-finite values] of the states before pooling; `skipped` holds (row in the source, reason) of the part's
+        images that could not be read. Raises OSError when there is no room; what was finished stays.
+        """
+        names = [f"{point}.{layer}" for point, layers in self.layers.items() for layer in layers]
+        if set(names) != set(features):
+            raise ValueError(f"features of {sorted(features)}; the key of {self.path.name} has {names}")
+        data = _parquet(index, labels, {name: features[name] for name in names})
+        entry = {"rows": len(index), "sha256": digest(data), "stats": {name: _json(stats[name]) for name in stats}}
+        if skipped:
+            entry["skipped"] = [[int(row), str(reason)] for row, reason in skipped]
+        path = self.part(split, number)
+        try:
+            with self._alone():
+                self._list(split, number, path, data, entry)
+        except OSError as error:
+            why = f"{error.strerror}: {path} was not written; finished parts are kept, the same command goes on"
+            raise OSError(error.errno, why) from error
+        self._give_back((split, number))
+
+    def _list(self, split: str, number: int, path: Path, data: bytes, entry: dict) -> None:
+        """A part's file, and the manifest that lists it; neither when there is no room for both."""
+        self._refresh(always=True)
+        before = self.manifest["splits"][split]
+        parts = [*before[:number], entry, *before[number + 1 :]]
+        manifest = self.manifest | {"splits": self.manifest["splits"] | {split: parts}}
+        atomic_write(path, data)
+        try:
+            atomic_write(self.path / "manifest.json", _text(manifest))
+        except BaseException:
+            if before[number] is None:
+                path.unlink(missing_ok=True)
+            raise
+        self.manifest = manifest
+
+    def _forget_wrong_rows(self) -> None:
+        """Of a split whose parts are whole and yet do not give its rows, no part can be trusted."""
+        for split, (_, rows) in self.key["splits"].items():
+            numbers = range(len(self._listed(split)))
+            if all(self._listed(split)) and self._rows(split) != rows and all(self.has(split, n) for n in numbers):
+                self.manifest["splits"][split] = [None for _ in numbers]
+                with self._alone():
+                    atomic_write(self.path / "manifest.json", _text(self.manifest))
+
+    def _refresh(self, *, always: bool = False) -> None:
+        """Take over what the manifest on disk lists, where it is of this key and these parts."""
+        stamp = _stamp(self.path / "manifest.json")
+        if stamp == self._seen and not always:
+            return
+        self._seen = stamp
+        with suppress(StoreError):
+            found = _manifest(self.path)
+            ours, theirs = ({s: len(p) for s, p in each["splits"].items()} for each in (self.manifest, found))
+            if found["key"] == self.key and ours == theirs:
+                self.manifest = found
+
+    def _lock(self, of: str = "") -> FileLock:
+        """A lock that dies with its process, in a file beside the store: the store's own files are the same ever."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_name(f".{self.path.name}{of}.lock"), thread_local=False)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes into this store inside this block."""
+        lock = self._lock()
+        with lock:
+            try:
+                yield
+            finally:
+                _unlink(lock)
+
+    def _give_back(self, part: tuple[str, int]) -> None:
+        if lock := self._claims.pop(part, None):
+            _unlink(lock)
+            lock.release()
+
+    def _clean(self) -> None:
+        """Remove temporary files and locks of killed writers; the living write, and claim, under a lock."""
+        with suppress(OSError):  # a folder that cannot be written to
+            if any(self.path.glob("**/.*.tmp")):
+                with self._alone():
+                    for file in self.path.glob("**/.*.tmp"):
+                        file.unlink(missing_ok=True)
+            for file in locks_of(self.path):
+                drop_lock(file)
 
     def layer(self, point: str, layer: int, split: str) -> np.ndarray:
-        """float32 (N, D), rows in the order of `index(split)`; reads no other layer."""
-        name = f"{point}.{layer}"
-        if layer not in self.layers.get(point, []):
-            raise KeyError(f"{self.path.name} has no {name}; it has {self.layers}")
-        chunks = [table.column(0).combine_chunks() for table in self._read(split, [name])]
-        return np.concatenate([c.flatten().to_numpy().reshape(len(c), -1) for c in chunks])
+        """float32 (N, D), rows in the order of `index(split)`; reads no other layer, each part into its place.
+
+        A negative layer counts from the deepest that is stored.
+        """
+        name, at = self._name(point, layer), 0
+        rows = sum(part["rows"] for part in self._listed(split))
+        values = None
+        for path in self._paths(split):
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                if values is None:
+                    values = np.empty((rows, file.schema_arrow.field(name).type.list_size), np.float32)
+                for chunk in file.read([name], use_threads=False).column(0).chunks:
+                    values[at : at + len(chunk)] = chunk.flatten().to_numpy().reshape(len(chunk), values.shape[1])
+                    at += len(chunk)
+        return values
 
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
@@ -149,27 +332,62 @@ class FeatureStore:
         columns = [table.column(0) for table in self._read(split, ["label"])]
         return None if any(c.null_count for c in columns) else np.concatenate([c.to_numpy() for c in columns])
 
-    def table(self, split: str) -> pd.DataFrame:
-        """All of a split for pandas: `index`, `label` and one column of arrays for each layer."""
-        return pa.concat_tables(self._read(split, None)).to_pandas()
+    def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:
+        """For pandas: `index`, `label` and a column of arrays for each point's `layers`, all when None."""
+        names = None
+        if layers is not None:
+            chosen = dict.fromkeys(self._name(point, layer) for point in self.layers for layer in layers)
+            names = ["index", "label", *chosen]
+        return pa.concat_tables(self._read(split, names)).to_pandas()
+
+    def skipped(self, split: str) -> pd.DataFrame:
+        """`row` in the source and `reason` of the images that could not be read and have no features."""
+        found = [each for part in self._listed(split) if part for each in part.get("skipped", [])]
+        return pd.DataFrame(found, columns=["row", "reason"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the parts that are there."""
+        return sum(path.stat().st_size for split in self.splits for path in self._paths(split) if path.is_file())
 
     def stats(self) -> pd.DataFrame:
         """A row for each split, point and layer: max |x|, share of exact zeros and count of non-finite values."""
         rows = []
         for split, parts in self.manifest["splits"].items():
+            parts = [part for part in parts if part["rows"]]
             weights = [part["rows"] for part in parts]
-            for name in parts[0]["stats"]:
-                largest, zeros, bad = np.array([part["stats"][name] for part in parts]).T
+            for name in parts[0]["stats"] if parts else ():
+                largest, zeros, bad = np.array([part["stats"][name] for part in parts], float).T
                 point, layer = name.rsplit(".", 1)
                 zeros = np.average(zeros, weights=weights)
                 rows.append((split, point, int(layer), largest.max(), zeros, int(bad.sum())))
         return pd.DataFrame(rows, columns=["split", "point", "layer", "max_abs", "zeros", "non_finite"])
 
-    def _read(self, split: str, columns: list[str] | None) -> list[pa.Table]:
+    def _name(self, point: str, layer: int) -> str:
+        """Column of a layer; KeyError when it is not stored."""
+        stored = self.layers.get(point, [])
+        if -len(stored) <= layer < 0:
+            layer = stored[layer]
+        if layer not in stored:
+            raise KeyError(f"{self.path.name} has no {point}.{layer}; it has {self.layers}")
+        return f"{point}.{layer}"
+
+    def _rows(self, split: str) -> int:
+        """Rows of the source that the listed parts stand for."""
+        return sum(_covers(part) for part in self._listed(split) if part)
+
+    def _listed(self, split: str) -> list[dict | None]:
+        """What the manifest lists of a split's parts; KeyError for an unknown split."""
         if split not in self.splits:
             raise KeyError(f"{self.path.name} has no split {split!r}; it has {self.splits}")
-        paths = [self.part(split, number) for number in range(len(self.manifest["splits"][split]))]
+        return self.manifest["splits"][split]
+
+    def _paths(self, split: str) -> list[Path]:
+        return [self.part(split, number) for number in range(len(self._listed(split)))]
+
+    def _read(self, split: str, columns: list[str] | None) -> list[pa.Table]:
         # threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits
+        paths = self._paths(split)
         return [pq.ParquetFile(path, pre_buffer=False).read(columns, use_threads=False) for path in paths]
 
     def __repr__(self) -> str:
@@ -180,16 +398,92 @@ class FeatureStore:
         )
 
 
+def stores_in(root: str | Path) -> list[Path]:
+    """Folders under `root` that have a manifest, by name; or `root` itself."""
+    if (Path(root) / "manifest.json").is_file():
+        return [Path(root)]
+    return sorted(file.parent for file in Path(root).glob("*/manifest.json"))
+
+
+def locks_of(store: Path) -> list[Path]:
+    """Lock files of a store, held or left behind."""
+    return sorted(store.parent.glob(f".{store.name}.*lock"))
+
+
+def drop_lock(file: Path) -> bool:
+    """Remove a lock's file; False where a living process holds it."""
+    lock = FileLock(file)
+    try:
+        with lock.acquire(timeout=0):
+            _unlink(lock)
+    except Timeout:
+        return False
+    return True
+
+
+def _unlink(lock: FileLock) -> None:
+    """Remove the file of a lock that we hold: who waits for it sees that it is gone, and makes a new one."""
+    with suppress(OSError):  # Windows keeps open files
+        os.unlink(lock.lock_file)
+
+
+def _parquet(index: np.ndarray, labels: np.ndarray | None, features: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a part."""
+    columns = {"index": pa.array(index, pa.int64())}
+    columns["label"] = pa.nulls(len(index), pa.int64()) if labels is None else pa.array(labels, pa.int64())
+    for name, values in features.items():
+        flat = pa.array(np.ascontiguousarray(values, np.float32).ravel(), pa.float32())
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), buffer, compression="none", use_dictionary=False)
+    return buffer.getvalue().to_pybytes()
+
+
+def _json(numbers: Sequence[float]) -> list:
+    """Numbers as JSON has them; what is not finite by its name, "inf" or "nan"."""
+    return [number if math.isfinite(number) else str(float(number)) for number in numbers]
+
+
+def _text(manifest: dict) -> str:
+    return json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+
+
+def _covers(part: dict) -> int:
+    """Rows of the source that a listed part stands for."""
+    return part["rows"] + len(part.get("skipped", ()))
+
+
+def _stamp(file: Path) -> tuple | None:
+    """Changes when another manifest is renamed over this one; None when there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _manifest(path: Path) -> dict:
     """The manifest of a store, checked for its parts."""
     file = path / "manifest.json"
     if not file.is_file():
         raise StoreError(f"{path} is not a feature store, or one that was never begun: it has no manifest.json")
+    again = f"delete {path} and extract again"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        found, splits = manifest["key"]["format"], manifest["splits"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file} is not a manifest ({error!r}); delete {path} and extract again") from error
-    if found != FORMAT or not isinstance(splits, dict):
+        found, key8 = manifest["key"]["format"], digest(manifest["key"])[:8]
+    except (ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{file} is not a manifest ({error!r}); {again}") from error
+    if found != FORMAT:
         raise StoreError(f"{file} has format {found}; this version reads {FORMAT}. Extract again")
+    try:
+        rows = {split: count + 0 for split, (_, count) in manifest["key"]["splits"].items()}
+        for part in (part for parts in manifest["splits"].values() for part in parts if part is not None):
+            _ = part["sha256"] + "", _covers(part) + 0, part["stats"].items()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError(f"{file} is not a manifest ({error!r}); {again}") from error
+    ends = re.search(r"-([0-9a-f]{8})$", path.resolve().name)
+    if ends and ends[1] != key8:
+        raise StoreError(f"{file} is stale: its key is {key8}, its folder's {ends[1]}; {again}")
+    if set(manifest["splits"]) != set(rows):
+        raise StoreError(f"{file} is stale: it lists {sorted(manifest['splits'])}, its key {sorted(rows)}; {again}")
     return manifest

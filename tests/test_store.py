@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from igpt_lab import provenance
-from igpt_lab.store import FeatureKey, FeatureStore, StoreError
+from igpt_lab.store import FeatureKey, FeatureStore, StoreError, explain_miss
 
 KEY = FeatureKey(
     model="tiny", weights="w", palette="p", size=4, resample="bilinear", crop="squash", images="a/b c",
@@ -49,7 +49,7 @@ def test_any_parquet_reader(tmp_path):
 
 def test_same_bytes_in_any_order(tmp_path):
     stores = [fill(tmp_path / "a", (0, 1)), fill(tmp_path / "b", (1, 0, 1))]
-    files = [{p.relative_to(s.path): p.read_bytes() for p in s.path.rglob("*.*")} for s in stores]
+    files = [{p.relative_to(s.path.parent): p.read_bytes() for p in s.path.parent.rglob("*.*")} for s in stores]
     assert files[0] == files[1] and len(files[0]) == 3
 
 
@@ -78,9 +78,17 @@ def test_no_half_written_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(provenance.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left.*part-00001-of-00002.parquet was not written"):
         fill(tmp_path, (1,))
     assert sorted(store.path.rglob("*")) == before
+    written, calls = provenance.os.replace, []
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        provenance.os, "replace", lambda *a: calls.append(a) or (full if len(calls) > 1 else written)(*a)
+    )
+    with pytest.raises(OSError, match="No space left"):  # there is room for the part, and none for the manifest
+        fill(tmp_path, (1,))
+    assert sorted(store.path.rglob("*")) == before and len(calls) == 2
 
 
 def test_not_a_store(tmp_path):
@@ -103,6 +111,159 @@ def test_every_field_of_the_key_changes_the_folder():
     folders = {KEY.folder()}
     for field in dataclasses.fields(KEY):
         value = getattr(KEY, field.name)
-        other = {"x": 1} if isinstance(value, dict) else 7 if isinstance(value, int) else value + "x"
+        other = {"x": [1]} if isinstance(value, dict) else 7 if isinstance(value, int) else value + "x"
         folders.add(dataclasses.replace(KEY, **{field.name: other}).folder())
     assert len(folders) == 1 + len(dataclasses.fields(KEY))
+
+
+OTHER = {
+    "model": "b", "weights": "x", "palette": "x", "size": 8, "resample": "nearest", "crop": "center", "images": "c",
+    "splits": {"train": ("g", 5)}, "layers": {"ln_1": [0, 1, 2]}, "pool": "max", "alignment": "raw",
+    "dtype": "bfloat16", "format": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(KEY)])
+def test_a_miss_names_the_field(field, tmp_path):
+    store = fill(tmp_path)
+    other = dataclasses.replace(KEY, **{field: OTHER[field]})
+    path, fields = other.nearest(tmp_path)
+    assert path == store.path and [name for name, _, _ in fields] == [field]
+    assert fields[0][1:] == (other.plain()[field], KEY.plain()[field])
+    assert f"{store.path}: {field} is " in explain_miss(tmp_path, other)
+
+
+def test_the_nearest_store_is_the_one_named(tmp_path):
+    assert KEY.nearest(tmp_path / "none") is None and explain_miss(tmp_path, KEY) == ""
+    far = dataclasses.replace(KEY, pool="max", alignment="raw", weights="a" * 64)
+    near = dataclasses.replace(KEY, layers={"ln_1": [0, 1, 2, 3]})
+    for key in (far, near):
+        values = {f"ln_1.{layer}": VALUES["ln_1.0"] for layer in key.layers["ln_1"]}
+        FeatureStore.create(tmp_path, key, {"train": 1}).write_part("train", 0, np.arange(5), None, values, {})
+    assert explain_miss(tmp_path, KEY).endswith("layers is ln_1: [0, 2], there ln_1: 0..3")
+    other = dataclasses.replace(far, weights="b" * 64)
+    assert explain_miss(tmp_path, other).endswith(': weights is "bbbbbbbb", there "aaaaaaaa"')
+    assert explain_miss(tmp_path, far) == ""  # a hit
+
+
+def test_a_change_that_cannot_matter_is_a_hit(tmp_path):
+    same = dataclasses.replace(KEY, layers={"ln_1": [2, 0, 2]}, splits={"train": ["f", 5]})
+    assert same == dataclasses.replace(KEY, splits={"train": ["f", 5]}) and same.folder() == KEY.folder()
+    assert FeatureStore.create(tmp_path, same, {"train": 2}).path == fill(tmp_path).path
+
+
+def test_two_writers_with_their_own_view_make_one_store(tmp_path):
+    first, second = (FeatureStore.create(tmp_path / "two", KEY, {"train": 2}) for _ in range(2))
+    for store, n in ((first, 0), (second, 1)):
+        rows = slice(3 * n, 3 * n + 3)
+        values = {name: each[rows] for name, each in VALUES.items()}
+        assert list(store.claims([("train", n)])) == [("train", n)]
+        store.write_part("train", n, np.arange(10, 15)[rows], np.array([0, 1, 0, 1, 1])[rows], values, STATS)
+    assert first.has("train", 1) and list(first.claims([("train", 0), ("train", 1)])) == []
+    alone = fill(tmp_path / "one")
+    for path in alone.path.rglob("*.*"):
+        assert (second.path / path.relative_to(alone.path)).read_bytes() == path.read_bytes()
+
+
+def test_a_part_is_claimed_by_one(tmp_path):
+    first, second = (FeatureStore.create(tmp_path, KEY, {"train": 2}) for _ in range(2))
+    mine = first.claims([("train", 0), ("train", 1)])
+    assert next(mine) == ("train", 0)
+    theirs = second.claims([("train", 0), ("train", 1)])
+    assert next(theirs) == ("train", 1)
+    mine.close()
+    assert next(theirs) == ("train", 0)
+    theirs.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stale_manifests_are_found_and_mended(tmp_path):
+    store = fill(tmp_path)
+    file, good = store.path / "manifest.json", json.loads((store.path / "manifest.json").read_text())
+
+    def stale(message, **changes):
+        file.write_text(json.dumps(good | changes))
+        with pytest.raises(StoreError, match=message):
+            FeatureStore.open(store.path)
+        again = FeatureStore.create(tmp_path, KEY, {"train": 2})
+        fill(tmp_path, [n for n in (0, 1) if not again.has("train", n)])
+        assert json.loads(file.read_text()) == good
+        FeatureStore.open(store.path)
+
+    stale("is stale: its key is .*, its folder's .*; delete", key=good["key"] | {"pool": "max"})
+    stale("is stale: it lists \\['test'\\]", splits={"test": good["splits"]["train"]})
+    stale("part-00000-of-00001.parquet is missing", splits={"train": good["splits"]["train"][:1]})
+    stale("part-00000-of-00003.parquet is missing", splits={"train": [*good["splits"]["train"], None]})
+    good0 = good["splits"]["train"][0]
+    parts = [part | {"rows": part["rows"] + 1} for part in good["splits"]["train"]]
+    stale("part-00001-of-00002.parquet is missing or not as listed .1 such", splits={"train": [good0, parts[1]]})
+    stale("part-00000-of-00002.parquet is missing or not as listed .2 such", splits={"train": parts})
+    stale("is not a manifest", splits={"train": [1, 2]})
+    store.part("train", 0).write_bytes(store.part("train", 1).read_bytes())
+    stale("train has 4 rows in its parts, 5 in its key", splits={"train": [good["splits"]["train"][1]] * 2})
+    file.write_bytes(b"\xff{")
+    with pytest.raises(StoreError, match="is not a manifest.*delete .* and extract again"):
+        FeatureStore.open(store.path)
+    assert not FeatureStore.create(tmp_path, KEY, {"train": 2}).has("train", 0)
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    store = fill(tmp_path, (0,))
+    left = [store.path / ".manifest.json.abc.tmp", store.path / "train/.part-00001-of-00002.parquet.x.tmp"]
+    left += [tmp_path / f".{store.path.name}.train.0.lock", tmp_path / f".{store.path.name}.lock"]
+    for file in left:
+        file.touch()
+    other = FeatureStore.create(tmp_path, KEY, {"train": 2})
+    assert not any(file.exists() for file in left) and not other.has("train", 1)
+    busy = store.claims([("train", 1)])
+    next(busy)
+    FeatureStore.create(tmp_path, KEY, {"train": 2})
+    assert (tmp_path / f".{store.path.name}.train.1.lock").exists()  # held
+
+
+def test_rows_without_features_are_listed(tmp_path):
+    key = dataclasses.replace(KEY, splits={"train": ("f", 7)})
+    store = FeatureStore.create(tmp_path, key, {"train": 3})
+    empty = {name: values[:0] for name, values in VALUES.items()}
+    store.write_part("train", 0, np.arange(4), None, {n: v[:4] for n, v in VALUES.items()}, STATS, [(4, "cut short")])
+    store.write_part("train", 1, np.arange(0), None, empty, {}, skipped=[(5, "no image")])
+    store.write_part("train", 2, np.array([6]), None, {n: v[4:] for n, v in VALUES.items()}, STATS)
+    store = FeatureStore.open(store.path)
+    assert store.skipped("train").to_dict("list") == {"row": [4, 5], "reason": ["cut short", "no image"]}
+    assert store.index("train").tolist() == [0, 1, 2, 3, 6] and store.labels("train") is None
+    np.testing.assert_array_equal(store.layer("ln_1", 2, "train"), VALUES["ln_1.2"])
+    assert len(store.stats()) == 2 and len(store.table("train")) == 5
+
+
+def test_one_layer_and_no_other(tmp_path, monkeypatch):
+    store = fill(tmp_path)
+    np.testing.assert_array_equal(store.layer("ln_1", -1, "train"), VALUES["ln_1.2"])
+    np.testing.assert_array_equal(store.layer("ln_1", -2, "train"), VALUES["ln_1.0"])
+    assert list(store.table("train", [-1])) == ["index", "label", "ln_1.2"]
+    assert store.size == sum(path.stat().st_size for path in store.path.rglob("*.parquet"))
+    for layer in (-3, 1, 3):
+        with pytest.raises(KeyError, match=f"no ln_1.{layer}; it has"):
+            store.layer("ln_1", layer, "train")
+
+
+def test_open_without_digests(tmp_path):
+    store = fill(tmp_path)
+    store.part("train", 0).write_bytes(b"altered")
+    assert FeatureStore.open(store.path, verify=False).splits == ["train"]
+    store.part("train", 0).unlink()
+    with pytest.raises(StoreError, match="part-00000-of-00002.parquet is missing"):
+        FeatureStore.open(store.path, verify=False)
+
+
+def test_overflow_is_kept_as_json(tmp_path):
+    store = FeatureStore.create(tmp_path, KEY, {"train": 1})
+    stats = {"ln_1.0": [float("inf"), 0.0, 3], "ln_1.2": [float("nan"), 0.0, 3]}
+    store.write_part("train", 0, np.arange(5), None, VALUES, stats)
+    json.loads((store.path / "manifest.json").read_text(), parse_constant=pytest.fail)
+    assert FeatureStore.open(store.path).stats().max_abs.tolist() == pytest.approx([np.inf, np.nan], nan_ok=True)
+
+
+def test_features_of_another_key_are_refused(tmp_path):
+    store = FeatureStore.create(tmp_path, KEY, {"train": 1})
+    with pytest.raises(ValueError, match="the key of tiny-b-c-.* has"):
+        store.write_part("train", 0, np.arange(5), None, {"ln_1.0": VALUES["ln_1.0"]}, STATS)
