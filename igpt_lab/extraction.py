@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,13 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.checkpoints import bundled
-from igpt_lab.data import ImageSet, TokenSet, tokenize
+from igpt_lab.data import ImageSet, TokenSet
 from igpt_lab.hooks import layers_of, pooling, record
-from igpt_lab.model import ImageGPTForCausalImageModeling, align, best_device
+from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device, memory_kept
 from igpt_lab.pixels import ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
-from igpt_lab.store import FeatureKey, FeatureStore
+from igpt_lab.store import FeatureKey, FeatureStore, explain_miss
+from igpt_lab.token_cache import cached_tokens
 
 ROWS = 2000  # rows of a part
 # Fields of a configuration that no hidden state of a model in eval mode depends on: they are not in the store's key.
@@ -58,46 +62,95 @@ def extract(
     points: Sequence[str] = ("ln_1",),
     layers: Sequence[int] | None = None,
     pool: str = "mean",
-    alignment: str = "sos",
-    dtype: str = "float32",
+    alignment: str | None = None,
+    dtype: str | None = None,
     batch_size: int | None = None,
+    on_bad_image: str = "error",
     device: str | torch.device | None = None,
+    workers: int | None = None,
     progress: bool = True,
 ) -> FeatureStore:
-    """Pooled states of all `layers` at `points`, for the splits of one image set, kept under the folder `store`.
+    """Pooled states of `layers` (all by default) at `points`, for the splits of one image set, kept under `store`.
 
-    One forward pass a batch gives every layer. What is in the store and whole is not computed again, so an interrupted
-    extraction goes on where it stopped. Prints an estimate first. `dtype="bfloat16"` runs the matrix products in it.
-    `batch_size` is 8 on a CPU by default (larger batches leave its caches and were slower), 128 elsewhere.
-    Raises ValueError for an unknown point, layer, pooling or alignment before any work is done.
+    One forward pass a batch gives every layer; blocks above the deepest one do not run. What is in the store and whole
+    is not computed again, so an interrupted extraction goes on where it stopped. Images are decoded by `workers`
+    threads ahead of the device, once for all models of one palette (see `token_cache`). Prints an estimate first.
+
+    `alignment` is "sos" by default, "raw" for a bidirectional model, which has no SOS. `dtype` of the matrix products,
+    "float32" or "bfloat16": by default bfloat16 on CUDA alone. `batch_size` is halved where memory runs out.
+    `on_bad_image="skip"` leaves out images that cannot be read, and the store lists them. Raises ValueError for an
+    unknown point, layer, pooling or alignment before any work is done.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     splits = {each.split: each for each in ([images] if isinstance(images, ImageSet | TokenSet) else images)}
+    device = torch.device(device or best_device())
+    alignment = alignment or ("raw" if model.config.bidirectional else "sos")
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     wanted = {point: layers_of(point, model.config.n_layer, layers) for point in points}
     pooling(pool)
     align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
-    parts = {split: math.ceil(len(each) / ROWS) for split, each in splits.items()}
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(f"on_bad_image={on_bad_image!r}; expected 'error' or 'skip'")
+    parts = {split: _parts(each) for split, each in splits.items()}
     source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
-    source["options"] = {"batch_size": batch_size}  # what a repair passes on besides the key
+    source["options"] = {"batch_size": batch_size, "on_bad_image": on_bad_image}  # what a repair passes on
     key = _key(model, splits, wanted, pool, alignment, dtype)
-    target = FeatureStore.create(store, key, parts, source=source)
-    todo = [(split, n) for split, count in parts.items() for n in range(count) if not target.has(split, n)]
+    miss = explain_miss(store, key)
+    target = FeatureStore.create(store, key, {split: len(each) for split, each in parts.items()}, source=source)
+    todo = [(split, n) for split, each in parts.items() for n in range(len(each)) if not target.has(split, n)]
     if not todo:
-        return target
-    model = model.to(device or best_device()).eval()
-    batch_size = batch_size or (8 if model.device.type == "cpu" else 128)
-    how = {"points": points, "layers": layers, "pool": pool, "alignment": alignment, "dtype": dtype}
-    rows = sum(len(_rows(splits[split], n)) for split, n in todo)
-    with tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar:
+        return FeatureStore.open(target.path, verify=False)
+    runner = _Runner(
+        model.to(device).eval(), points, layers, pool, alignment, dtype,
+        batch_size or default_batch(model.config, device),
+    )  # fmt: skip
+    rows = sum(len(parts[split][n]) for split, n in todo)
+    with (
+        tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar,
+        memory_kept(),
+        ThreadPoolExecutor(1) as writer,
+        closing(target.claims(todo)) as claims,
+        closing(
+            cached_tokens(
+                splits, model.processor, parts, claims, root=Path(store), skip_bad=on_bad_image == "skip",
+                workers=workers,
+            )
+        ) as made,
+    ):  # fmt: skip
         if progress:
-            bar.set_postfix_str(_estimate(model, splits[todo[0][0]], rows, batch_size, how))
-        for split, n in target.claims(todo):
-            part = splits[split].select(_rows(splits[split], n))
-            features, stats = _pooled(model, tokenize(part, model.processor, progress=False), batch_size, bar, **how)
-            target.write_part(split, n, part.index, part.labels, features, stats)
-    return FeatureStore.open(target.path)
+            if miss:
+                bar.write(miss)
+            bar.set_postfix_str(runner.estimate(rows))
+        written = None
+        for split, n, tokens in made:
+            features, stats = runner.over(tokens.tokens, bar)
+            bar.update(len(tokens.skipped))
+            if written is not None:
+                written.result()
+            chosen = splits[split].select(tokens.positions)
+            written = writer.submit(
+                target.write_part, split, n, chosen.index, chosen.labels, features, stats, tokens.skipped
+            )
+        if written is not None:
+            written.result()
+    finished = FeatureStore.open(target.path)
+    _warn_of_bad_states(finished)
+    return finished
+
+
+def default_batch(config: ImageGPTConfig, device: torch.device) -> int:
+    """Images at a time: on a CPU as many as stay near its caches, elsewhere what fills a large accelerator.
+
+    A function of the shapes alone, since another batch size may round in another way.
+    """
+    return max(1, (3_200 if device.type == "cpu" else 131_072) // config.n_positions)
+
+
+def _parts(images: ImageSet | TokenSet) -> list[np.ndarray]:
+    """The positions of each part of a split."""
+    return [np.arange(start, min(start + ROWS, len(images))) for start in range(0, len(images), ROWS)]
 
 
 def _key(
@@ -132,43 +185,104 @@ def _key(
     )
 
 
-@torch.inference_mode()
-def _pooled(
-    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, batch_size: int, bar: tqdm | None, *,
-    points: Sequence[str], layers: Sequence[int] | None, pool: str, alignment: str, dtype: str,
-) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:  # fmt: skip
-    """Palette indices (N, T) -> {`point.layer`: float32 (N, D)}, and the statistics that the store keeps with them."""
-    kept, stats = {point: [] for point in points}, {point: [] for point in points}
-    low = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    with low, record(model, points, layers=layers, pool=pool) as pooled:
-        for start in range(0, len(tokens), batch_size):
-            batch = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
-            model.transformer(align(batch, alignment, model.config), use_cache=False)
-            for point in points:
-                kept[point].append(pooled[point])
-                stats[point].append(pooled.stats(point))
+@dataclass
+class _Runner:
+    """What a model is asked for, and in which way."""
+
+    model: ImageGPTForCausalImageModeling
+    points: Sequence[str]
+    layers: Sequence[int] | None
+    pool: str
+    alignment: str
+    dtype: str
+    batch_size: int
+
+    def over(self, tokens: np.ndarray, bar: tqdm | None = None) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
+        """Palette indices (N, T) -> {`point.layer`: float32 (N, D)}, and the statistics that the store keeps with them.
+
+        Where memory runs out, all of them again in batches of half the size.
+        """
+        while True:
+            done = 0 if bar is None else bar.n
+            try:
+                return self._over(tokens, bar)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise MemoryError(
+                        f"no memory for a single image of {tokens.shape[1]} positions on {self.model.device}"
+                    ) from error
+            self.batch_size //= 2
+            tqdm.write(f"out of memory: going on with batches of {self.batch_size}")
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
             if bar is not None:
-                bar.update(len(batch))
-    features, figures, states = {}, {}, tokens.size * model.config.n_embd
-    for point in points:
-        values, measured = torch.cat(kept[point]).cpu().numpy(), torch.stack(stats[point]).cpu().double().numpy()
-        for i, layer in enumerate(pooled.layers[point]):
-            features[f"{point}.{layer}"] = values[:, i]
-            largest, zeros, bad = measured[:, i].T
-            figures[f"{point}.{layer}"] = [float(largest.max()), float(zeros.sum() / states), int(bad.sum())]
-    return features, figures
+                bar.update(done - bar.n)
+
+    @torch.inference_mode()
+    def _over(self, tokens: np.ndarray, bar: tqdm | None) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
+        model, device = self.model, self.model.device
+        if any(module.training for module in model.modules()):
+            raise RuntimeError("the model is in training mode; call model.eval()")
+        pixels = torch.as_tensor(tokens.astype(np.int32))
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)  # the kernels behind it wait for it
+        kept, stats = {point: [] for point in self.points}, {point: [] for point in self.points}
+        low = torch.autocast(device.type, torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
+        how = {"layers": self.layers, "pool": self.pool, "alignment": self.alignment}
+        with low, record(model, self.points, **how) as pooled:
+            for batch in pixels.split(self.batch_size) if len(pixels) else ():
+                pooled.run(batch.to(device).long(), use_cache=False)
+                for point in self.points:
+                    kept[point].append(pooled[point])
+                    stats[point].append(pooled.stats(point))
+                if bar is not None:
+                    bar.update(len(batch))
+        features, figures, states = {}, {}, tokens.size * model.config.n_embd
+        for point in self.points:
+            if not kept[point]:  # a part without an image that can be read
+                cells = int(self.pool.partition(":")[2] or 1)
+                names = [f"{point}.{layer}" for layer in pooled.layers[point]]
+                features |= {name: np.zeros((0, cells**2 * model.config.n_embd), np.float32) for name in names}
+                figures |= {name: [0.0, 0.0, 0] for name in names}
+                continue
+            values, measured = torch.cat(kept[point]).cpu().numpy(), torch.stack(stats[point]).cpu().double().numpy()
+            for i, layer in enumerate(pooled.layers[point]):
+                features[f"{point}.{layer}"] = values[:, i]
+                largest, zeros, bad = measured[:, i].T
+                figures[f"{point}.{layer}"] = [float(largest.max()), float(zeros.sum() / states), int(bad.sum())]
+        return features, figures
+
+    def estimate(self, rows: int) -> str:
+        """What `rows` images will take: bytes and memory by arithmetic, seconds by timing a batch of random tokens."""
+        config, size = self.model.config, min(self.batch_size, rows)
+        tokens = np.random.default_rng(0).integers(config.n_colours, size=(size, config.n_positions))
+        features, _ = self.over(tokens[:4])
+        begun = time.perf_counter()
+        self.over(tokens)
+        seconds = (time.perf_counter() - begun) * rows / size
+        row = 4 * sum(values.shape[1] for values in features.values())
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        width = 8 * config.n_embd + 2 * (config.n_inner or 4 * config.n_embd)  # of what a block holds at once
+        part = min(rows, ROWS) * row * 5  # in batches, together, as columns, as a file and its copy
+        memory = weights + size * config.n_positions * width * 4 + part
+        return (
+            f"{rows * (16 + row) / 1e6:,.3g} MB, {memory / 1e9:,.2g} GB of memory, about {seconds:,.0f} s on "
+            f"{self.model.device}"
+        )
 
 
-def _estimate(model: ImageGPTForCausalImageModeling, images: ImageSet, rows: int, batch_size: int, how: dict) -> str:
-    """What `rows` images will take: bytes on disk by arithmetic, seconds by timing one batch."""
-    tokens = tokenize(images.select(np.arange(min(batch_size, len(images)))), model.processor, progress=False)
-    _pooled(model, tokens[:4], batch_size, None, **how)
-    begun = time.perf_counter()
-    features, _ = _pooled(model, tokens, batch_size, None, **how)
-    seconds = (time.perf_counter() - begun) * rows / len(tokens)
-    size = rows * (16 + 4 * sum(values.shape[1] for values in features.values()))
-    return f"{size / 1e6:,.3g} MB, about {seconds:,.0f} s on {model.device}"
+def _warn_of_bad_states(store: FeatureStore) -> None:
+    """Name the layers whose states are not finite, or so large that float16 could not hold them."""
+    stats = store.stats()
+    bad, large = stats[stats.non_finite > 0], stats[(stats.non_finite == 0) & (stats.max_abs > 65_504)]
+    for rows, what in ((bad, "are not finite"), (large, "overflow in float16 (above 65,504)")):
+        for point, of_point in rows.groupby("point", sort=False):
+            layers = ", ".join(map(str, sorted(of_point.layer.unique())))
+            warnings.warn(f"{store.path.name}, {point}: layers {layers} have states that {what}", stacklevel=3)
 
 
-def _rows(images: ImageSet, part: int) -> np.ndarray:
-    return np.arange(part * ROWS, min(len(images), (part + 1) * ROWS))
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA says so by its class, a CPU's allocator in words alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

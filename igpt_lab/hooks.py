@@ -1,7 +1,7 @@
 """A `with` block that reduces chosen activations while a model runs, then removes itself.
 
-    with record(model, points=["ln_1"], pool="mean") as pooled:
-        model(tokens)
+    with record(model, points=["ln_1"], pool="mean", alignment="sos") as pooled:
+        model(pixels)
     pooled["ln_1"]  # float32 (N, L + 1, D)
 
 A point is a place in a block; layer l is block l. Two points have a layer L as well: at `ln_1` it is `ln_f`, at
@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from igpt_lab.model import align
 
 POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
 POOLS = ("mean", "last", "max", "grid:g")
@@ -34,15 +36,21 @@ PLACES = {
 class Pooled:
     """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
 
-    def __init__(self, layers: dict[str, list[int]]):
-        self.layers = layers
+    def __init__(self, trunk: nn.Module, layers: dict[str, list[int]]):
+        self.layers, self._trunk = layers, trunk
         self._values: dict[tuple[str, int], Tensor] = {}
         self._stats: dict[tuple[str, int], Tensor] = {}
+        self._stops = False
 
-    def clear(self) -> None:
-        """Forget the last forward pass."""
-        self._values.clear()
-        self._stats.clear()
+    def run(self, *inputs, **named) -> None:
+        """The trunk's forward pass, only as far as what is recorded: the blocks above, and the head, do not run."""
+        self._stops = True
+        try:
+            self._trunk(*inputs, **named)
+        except _Enough:
+            self._trunk_is_through()
+        finally:
+            self._stops = False
 
     def __getitem__(self, point: str) -> Tensor:
         return torch.stack(self._of(point, self._values), dim=1)
@@ -59,28 +67,63 @@ class Pooled:
             raise RuntimeError(f"{point} of layer {missing[0]} did not run; call the model inside the `with` block")
         return [values[point, layer] for layer in self.layers[point]]
 
+    def _begin(self) -> None:
+        self._values.clear()
+        self._stats.clear()
+
+    def _trunk_is_through(self) -> None:
+        for point in self.layers:
+            self._of(point, self._values)
+
+
+class _Enough(Exception):
+    """Everything that was asked for is recorded."""
+
 
 @contextmanager
 def record(
-    model: nn.Module, points: Sequence[str] = ("ln_1",), *, layers: Sequence[int] | None = None, pool: str = "mean"
+    model: nn.Module,
+    points: Sequence[str] = ("ln_1",),
+    *,
+    layers: Sequence[int] | None = None,
+    pool: str = "mean",
+    alignment: str | None = None,
 ) -> Iterator[Pooled]:
     """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
 
-    `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated). The
-    hooks are gone after the block, also on an error. Raises ValueError for an unknown point, layer or pooling.
+    `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated).
+    `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
+    as they come. The hooks are gone after the block, also on an error. Raises ValueError for an unknown point, layer,
+    pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
     """
     trunk = getattr(model, "transformer", model)
     wanted = {point: layers_of(point, len(trunk.h), layers) for point in points}
-    reduce, pooled = pooling(pool), Pooled(wanted)
-    handles = [trunk.register_forward_pre_hook(lambda *_: pooled.clear())]
+    reduce, pooled = pooling(pool), Pooled(trunk, wanted)
+    places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
+    last = max(places, key=lambda place: (place[1], POINTS.index(place[0])), default=None)
+    handles = [trunk.register_forward_pre_hook(lambda *_: pooled._begin())]
     try:
-        for point, chosen in wanted.items():
-            for layer in dict.fromkeys(chosen):
-                handles.append(_attach(trunk, point, layer, reduce, pooled))
+        if alignment is not None:
+            align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
+            handles.append(trunk.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
+        for place in places:
+            handles.append(_attach(trunk, *place, reduce, pooled, place == last))
+        handles.append(trunk.register_forward_hook(lambda *_: pooled._trunk_is_through()))
         yield pooled
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _aligned(alignment: str, config):
+    """A hook that aligns a trunk's `input_ids`, its first argument."""
+
+    def hook(_, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        if inputs:
+            return (align(inputs[0], alignment, config), *inputs[1:]), named
+        return inputs, named | {"input_ids": align(named["input_ids"], alignment, config)}
+
+    return hook
 
 
 def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> list[int]:
@@ -121,7 +164,7 @@ def _grid(x: Tensor, cells: int) -> Tensor:
     return x.mean(dim=(2, 4), dtype=torch.float32).reshape(n, cells * cells * width)
 
 
-def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled):
+def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled, last: bool):
     """Register the hook of one point of one layer; returns its handle."""
     name, is_input = PLACES[point]
     block = trunk.h[layer] if layer < len(trunk.h) else None
@@ -133,10 +176,21 @@ def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled):
             raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
         x = x.detach()
         pooled._values[point, layer] = reduce(x)
-        low, high = torch.aminmax(x)
-        zeros, bad = x.numel() - x.count_nonzero(), (x * 0).count_nonzero()  # 0 times what is not finite is NaN
-        pooled._stats[point, layer] = torch.stack([torch.maximum(-low, high).float(), zeros.float(), bad.float()])
+        pooled._stats[point, layer] = _measured(x)
+        if last and pooled._stops:
+            raise _Enough
 
     if is_input:
         return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
     return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def _measured(x: Tensor) -> Tensor:
+    """(3,): max |x|, number of exact zeros, number of non-finite values."""
+    low, high = torch.aminmax(x)
+    largest, zeros = torch.maximum(-low, high).float(), x.numel() - x.count_nonzero()
+    if x.is_cpu and largest.isfinite():  # asking costs an accelerator more than counting
+        bad = torch.zeros(())
+    else:
+        bad = (x * 0).count_nonzero()  # 0 times what is not finite is NaN
+    return torch.stack([largest, zeros.float(), bad.float()])

@@ -153,7 +153,9 @@ _take_aliases(ImageGPTConfig)
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the original's activation."""
-    return x * torch.sigmoid(1.702 * x)
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(1.702 * x)
+    return (1.702 * x).sigmoid_().mul_(x)
 
 
 _gelu_tanh = functools.partial(F.gelu, approximate="tanh")
@@ -867,9 +869,9 @@ def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
         return tokens
     if alignment != "sos":
         raise ValueError(f"alignment {alignment!r}; expected 'sos' or 'raw'")
-    if config.bidirectional:
+    if getattr(config, "bidirectional", False):
         raise ValueError("alignment 'sos': a bidirectional model has no SOS; use 'raw'")
-    return torch.cat([torch.full_like(tokens[:, :1], config.sos_token_id), tokens[:, :-1]], dim=1)
+    return torch.cat([torch.full_like(tokens[:, :1], config.vocab_size - 1), tokens[:, :-1]], dim=1)
 
 
 def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:

@@ -179,11 +179,12 @@ class FeatureStore:
                 found.append(f"{self.path / 'manifest.json'} is stale: {split} has {rows}")
         return found
 
-    def claims(self, todo: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    def claims(self, todo: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int] | None]:
         """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or the loop's end.
 
         A part that another process finished is left out. Those that others are at come last, when they are finished,
-        or their process is gone. Raises nothing when two processes compute one part; they write the same.
+        or their process is gone; None says that there is nothing but those. Two processes that compute one
+        part in spite of this write the same.
         """
         waiting = list(todo)
         try:
@@ -201,8 +202,12 @@ class FeatureStore:
                         self._give_back(part)
                     else:
                         yield part
-                if len(elsewhere) == len(waiting):
-                    time.sleep(0.1)
+                if elsewhere and len(elsewhere) == len(waiting):
+                    time.sleep(0.05)
+                    if (
+                        self._claims
+                    ):  # whoever prepares parts ahead must not wait for the others' before it ends its own
+                        yield None
                 waiting = elsewhere
         finally:
             for part in list(self._claims):

@@ -44,6 +44,50 @@ def test_same_on_the_port(tiny, tiny_folder):
         torch.testing.assert_close(ours[point], theirs[point], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("alignment", ["sos", "raw"])
+def test_pixels_are_aligned_on_both_models(tiny, tiny_folder, alignment):
+    transformers = pytest.importorskip("transformers")
+    port = transformers.ImageGPTModel.from_pretrained(tiny_folder).eval()
+    shifted = torch.cat([torch.full((5, 1), 8), TOKENS[:, :-1]], 1) if alignment == "sos" else TOKENS
+    with torch.no_grad():
+        expected = port(shifted, output_hidden_states=True).hidden_states[2].mean(1)
+        for model in (tiny, port):
+            for call in (lambda model: model(TOKENS), lambda model: model(input_ids=TOKENS)):
+                with record(model, ["resid_pre"], layers=[2], alignment=alignment) as pooled:
+                    call(model)
+                torch.testing.assert_close(pooled["resid_pre"][:, 0], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="expected 'sos' or 'raw'"), record(tiny, alignment="shift"):
+        pass
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_ends_with_what_is_asked_on_both_models(tiny, tiny_folder, point):
+    transformers = pytest.importorskip("transformers")
+    port = transformers.ImageGPTModel.from_pretrained(tiny_folder).eval()
+    whole = recorded(tiny)[point][:, 1:2]
+    for model in (tiny, port):
+        trunk, ran = getattr(model, "transformer", model), []
+        for i, block in enumerate(trunk.h):
+            block.register_forward_pre_hook(lambda *_, i=i, ran=ran: ran.append(i))
+        with torch.no_grad(), record(model, [point], layers=[1]) as pooled:
+            pooled.run(TOKENS)
+            assert ran == [0, 1]
+            torch.testing.assert_close(pooled[point], whole, atol=1e-5, rtol=1e-5)
+            model(TOKENS)  # and a call of the model itself goes to its end
+            assert ran == [0, 1, 0, 1, 2]
+
+
+def test_a_layer_that_does_not_run_exactly_once_is_an_error(tiny):
+    with record(tiny, ["mlp_out"]), pytest.raises(RuntimeError, match="mlp_out of layer 1 did not run"):
+        tiny.transformer.h[1].forward = lambda x, **_: (x, None, None)
+        tiny(TOKENS)
+    again = tiny.transformer.h[2]
+    del tiny.transformer.h[1].forward
+    again.mlp.forward = lambda x: again.mlp.c_proj(x.repeat(1, 1, 4)) + 0 * again.ln_2(x)
+    with record(tiny, ["ln_2"]), pytest.raises(RuntimeError, match="ln_2 of layer 2 ran twice"):
+        tiny(TOKENS)
+
+
 def test_poolings_by_hand():
     x = torch.arange(16.0).view(1, 16, 1)  # a 4 x 4 image, one channel
     assert pooling("mean")(x).item() == 7.5
@@ -84,6 +128,16 @@ def test_hooks_are_gone_and_others_stay(tiny):
         assert hooks() == 1
     tiny(TOKENS)
     assert calls == [1]
+
+    def generator():
+        with record(tiny, POINTS):
+            yield
+
+    begun = generator()
+    next(begun)
+    assert hooks() > 1
+    begun.close()
+    assert hooks() == 1
 
 
 def test_bad_names(tiny):
