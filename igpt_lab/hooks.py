@@ -11,8 +11,9 @@ A point is a place in a block; layer l is block l. Two points have a layer L as 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +36,19 @@ class Pooled:
     """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
 
     def __init__(self, layers: dict[str, list[int]]):
-        self.layers = layers
+        self.layers, self.running = layers, False
         self._values: dict[tuple[str, int], Tensor] = {}
         self._stats: dict[tuple[str, int], Tensor] = {}
 
-    def clear(self) -> None:
-        """Forget the last forward pass."""
+    def begin(self) -> None:
+        """Forget the last forward pass; another begins."""
         self._values.clear()
         self._stats.clear()
+        self.running = True
+
+    def end(self) -> None:
+        """What runs from here on is gradient checkpointing, which computes again in the backward pass."""
+        self.running = False
 
     def __getitem__(self, point: str) -> Tensor:
         return torch.stack(self._of(point, self._values), dim=1)
@@ -56,7 +62,10 @@ class Pooled:
             raise KeyError(f"point {point!r} was not recorded; recorded are {list(self.layers)}")
         missing = [layer for layer in self.layers[point] if (point, layer) not in values]
         if missing:
-            raise RuntimeError(f"{point} of layer {missing[0]} did not run; call the model inside the `with` block")
+            raise RuntimeError(
+                f"{point} of layer {missing[0]} did not run; call the model inside the `with` block, and "
+                "if it is compiled, give the compiled one to `record`"
+            )
         return [values[point, layer] for layer in self.layers[point]]
 
 
@@ -67,20 +76,32 @@ def record(
     """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
 
     `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated). The
-    hooks are gone after the block, also on an error. Raises ValueError for an unknown point, layer or pooling.
+    hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of hooks, runs as it is
+    without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer or pooling.
     """
     trunk = getattr(model, "transformer", model)
+    trunk = getattr(trunk, "_orig_mod", trunk)
     wanted = {point: layers_of(point, len(trunk.h), layers) for point in points}
     reduce, pooled = pooling(pool), Pooled(wanted)
-    handles = [trunk.register_forward_pre_hook(lambda *_: pooled.clear())]
+    handles = [trunk.register_forward_pre_hook(lambda *_: pooled.begin())]
     try:
         for point, chosen in wanted.items():
             for layer in dict.fromkeys(chosen):
                 handles.append(_attach(trunk, point, layer, reduce, pooled))
-        yield pooled
+        handles.append(trunk.register_forward_hook(lambda *_: pooled.end()))
+        with _uncompiled(model):
+            yield pooled
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _uncompiled(model: nn.Module):
+    """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
+    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+        return nullcontext()
+    warnings.warn("a compiled model is recorded without its compiler: the same numbers, more slowly", stacklevel=4)
+    return torch.compiler.set_stance("force_eager")
 
 
 def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> list[int]:
@@ -128,6 +149,8 @@ def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled):
     module = trunk.ln_f if block is None else getattr(block, name) if name else block
 
     def keep(x) -> None:
+        if not pooled.running:
+            return
         x = x[0] if isinstance(x, tuple) else x
         if (point, layer) in pooled._values:
             raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
