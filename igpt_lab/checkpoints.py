@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import pickle
 import warnings
 from pathlib import Path
 
@@ -36,10 +35,11 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
-def resolve(source: str | Path, *, revision: str | None = None) -> Path:
+def resolve(source: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
     """The local folder of a bundled name, a folder, or (by download) a Hub name `owner/name`.
 
-    `revision` is a branch, a tag or a commit on the Hub; what is local has none.
+    `revision` is a branch, a tag or a commit on the Hub; what is local has none. Without `weights` only the Hub's JSON
+    files are fetched.
     """
     folder = Path(source).expanduser()
     if str(source) in bundled():
@@ -49,20 +49,21 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Path:
     if folder.exists():
         raise CheckpointError(f"{source} is a file; expected a folder with config.json and model.safetensors")
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
-        return _download(str(source), revision)
+        return _download(str(source), revision, ("model*.safetensors", "pytorch_model*.bin") if weights else ())
     close = difflib.get_close_matches(str(source), bundled(), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise CheckpointError(f"no model {str(source)!r}: {hint}bundled are {bundled()}; or give a folder or owner/name")
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
+    """The folder with the JSON files, and the weights of the first of `kinds` that there is."""
     from huggingface_hub import snapshot_download
 
     folder = None
     try:
-        for weights in ("model*.safetensors", "pytorch_model*.bin"):  # the older files only where there are no others
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", weights]))
-            if any(folder.glob(weights)):
+        for kind in kinds or ("",):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", *filter(None, [kind])]))
+            if kind and any(folder.glob(kind)):
                 break
     except Exception as error:  # the Hub client raises a different class for each way to have no network
         at = f" at revision {revision!r}" if revision else ""
@@ -132,13 +133,23 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text runs over ten lines and tells how to execute it
-        raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read, is it cut short? {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds, in texts over ten lines that tell how to execute the file
+        raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
+    if strange := [name for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)]:
+        raise CheckpointError(f"{path} is no state dict: {strange[0]!r} is no name, or of no dense tensor with values")
     return state
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is dense, of real numbers, and has them."""
+    special = tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
+    return tensor.layout == torch.strided and not special
 
 
 def match(
@@ -155,6 +166,8 @@ def match(
     `ignore_mismatched_sizes` one of another shape, starts at zero, with a UserWarning.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}
+    if twice := [name for name in state if f"transformer.{name}" in state]:
+        raise CheckpointError(f"{where} has {', '.join(map(repr, twice))} with and without `transformer.` in front")
     if base:
         state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     elif not any(name.startswith("transformer.") for name in state):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 ATTEMPTS = 5  # in a row without a new byte
 PATIENCE = 30  # seconds to wait for the server
-PAUSE = 1  # seconds before the second attempt; doubled for each after it
+PAUSE = 1  # seconds before the second attempt in a row; doubled for each after it
 CHUNK = 1 << 14  # bytes; what came of a chunk is lost when the connection drops
 PLAIN = {"Accept-Encoding": "identity"}  # compressed bytes could not be counted
 
@@ -34,8 +34,10 @@ def fetch(files: dict[str, Path], *, progress: bool = True) -> None:
         except requests.RequestException as error:
             if all(path.is_file() for path in files.values()):
                 return
-            raise OSError(f"no answer ({type(error).__name__}); without a network, {_by_hand(files)}") from error
-        held = {url: _held(path) for url, path in files.items()}
+            why = error if error.response is not None else f"no answer ({type(error).__name__})"
+            raise OSError(f"{why}; without a network, {_by_hand(files)}") from error
+        whole = {url: path.is_file() and path.stat().st_size == sizes[url] for url, path in files.items()}
+        held = {url: sizes[url] if whole[url] else _held(path) for url, path in files.items()}
         folder, needed = next(iter(files.values())).parent, sum(sizes[url] - held[url] for url in files)
         folder.mkdir(parents=True, exist_ok=True)
         if needed > (free := shutil.disk_usage(folder).free):
@@ -43,7 +45,7 @@ def fetch(files: dict[str, Path], *, progress: bool = True) -> None:
         what = {"desc": f"{len(files)} files", "unit": "B", "unit_scale": True}
         with tqdm(total=sum(sizes.values()), disable=not progress, **what) as bar:
             for url, path in files.items():
-                if path.is_file() and path.stat().st_size == sizes[url]:
+                if whole[url]:
                     bar.update(sizes[url])
                 else:
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,15 +64,22 @@ def _by_hand(files: dict[str, Path]) -> str:
 
 
 def _size(session: requests.Session, url: str) -> int:
-    """Bytes of the file at an address."""
-    answer = session.head(url, headers=PLAIN, timeout=PATIENCE, allow_redirects=True)
-    _check(answer, url)
+    """Bytes of the file at an address. A passing fault is tried again; without any answer there is no network."""
+    for attempt in range(ATTEMPTS):
+        answer = session.head(url, headers=PLAIN, timeout=PATIENCE, allow_redirects=True)
+        try:
+            _check(answer, url)
+            break
+        except requests.RequestException:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE * 2**attempt)
     return int(answer.headers.get("Content-Length", 0))
 
 
 def _held(path: Path) -> int:
-    """Bytes of a file that are on the disk, whole or in part."""
-    return next((each.stat().st_size for each in (path, _part(path)) if each.is_file()), 0)
+    """Bytes of `FILE.part`."""
+    return _part(path).stat().st_size if _part(path).is_file() else 0
 
 
 def _part(path: Path) -> Path:
@@ -80,7 +89,7 @@ def _part(path: Path) -> Path:
 def _check(answer: requests.Response, url: str) -> None:
     """A passing fault of the server is an error to try again on, any other is final."""
     if answer.status_code in (408, 429) or answer.status_code >= 500:
-        raise requests.ConnectionError(f"the server answers {answer.status_code}")
+        raise requests.ConnectionError(f"{url}: the server answers {answer.status_code}", response=answer)
     if answer.status_code >= 400:
         raise FileNotFoundError(f"{url}: the server answers {answer.status_code} {answer.reason}")
 
@@ -95,8 +104,9 @@ def _fetch(session: requests.Session, url: str, path: Path, bar: tqdm) -> None:
         except requests.RequestException as error:
             failures, best = (0, _held(path)) if _held(path) > best else (failures + 1, best)
             if failures == ATTEMPTS:
-                raise OSError(f"{url}: {error}; {best:,} bytes are kept, call again to go on") from error
-            time.sleep(PAUSE * 2**failures)
+                why = str(error).removeprefix(f"{url}: ")
+                raise OSError(f"{url}: {why}; {best:,} bytes are kept, call again to go on") from error
+            time.sleep(PAUSE * 2 ** max(0, failures - 1))
     os.replace(_part(path), path)
     _mark(path).unlink(missing_ok=True)
 

@@ -11,8 +11,9 @@ A point is a place in a block; layer l is block l. Two points have a layer L as 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Pooled:
     """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
 
     def __init__(self, trunk: nn.Module, layers: dict[str, list[int]]):
-        self.layers, self._trunk = layers, trunk
+        self.layers, self._trunk, self._running = layers, trunk, False
         self._values: dict[tuple[str, int], Tensor] = {}
         self._stats: dict[tuple[str, int], Tensor] = {}
         self._stops = False
@@ -48,7 +49,7 @@ class Pooled:
         try:
             self._trunk(*inputs, **named)
         except _Enough:
-            self._trunk_is_through()
+            self._end()
         finally:
             self._stops = False
 
@@ -64,14 +65,19 @@ class Pooled:
             raise KeyError(f"point {point!r} was not recorded; recorded are {list(self.layers)}")
         missing = [layer for layer in self.layers[point] if (point, layer) not in values]
         if missing:
-            raise RuntimeError(f"{point} of layer {missing[0]} did not run; call the model inside the `with` block")
+            raise RuntimeError(
+                f"{point} of layer {missing[0]} did not run; call the model inside the `with` block, and "
+                "if it is compiled, give the compiled one to `record`"
+            )
         return [values[point, layer] for layer in self.layers[point]]
 
     def _begin(self) -> None:
         self._values.clear()
         self._stats.clear()
+        self._running = True
 
-    def _trunk_is_through(self) -> None:
+    def _end(self) -> None:
+        self._running = False  # what runs from here on is gradient checkpointing, again in the backward pass
         for point in self.layers:
             self._of(point, self._values)
 
@@ -93,10 +99,12 @@ def record(
 
     `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated).
     `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
-    as they come. The hooks are gone after the block, also on an error. Raises ValueError for an unknown point, layer,
+    as they come. The hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of
+    hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
     pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
     """
     trunk = getattr(model, "transformer", model)
+    trunk = getattr(trunk, "_orig_mod", trunk)
     wanted = {point: layers_of(point, len(trunk.h), layers) for point in points}
     reduce, pooled = pooling(pool), Pooled(trunk, wanted)
     places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
@@ -108,8 +116,9 @@ def record(
             handles.append(trunk.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
         for place in places:
             handles.append(_attach(trunk, *place, reduce, pooled, place == last))
-        handles.append(trunk.register_forward_hook(lambda *_: pooled._trunk_is_through()))
-        yield pooled
+        handles.append(trunk.register_forward_hook(lambda *_: pooled._end()))
+        with _uncompiled(model):
+            yield pooled
     finally:
         for handle in handles:
             handle.remove()
@@ -124,6 +133,14 @@ def _aligned(alignment: str, config):
         return inputs, named | {"input_ids": align(named["input_ids"], alignment, config)}
 
     return hook
+
+
+def _uncompiled(model: nn.Module):
+    """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
+    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+        return nullcontext()
+    warnings.warn("a compiled model is recorded without its compiler: the same numbers, more slowly", stacklevel=4)
+    return torch.compiler.set_stance("force_eager")
 
 
 def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> list[int]:
@@ -171,6 +188,8 @@ def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled, la
     module = trunk.ln_f if block is None else getattr(block, name) if name else block
 
     def keep(x) -> None:
+        if not pooled._running:
+            return
         x = x[0] if isinstance(x, tuple) else x
         if (point, layer) in pooled._values:
             raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")

@@ -6,6 +6,7 @@ centre nearest to x / 127.5 - 1 in squared Euclidean distance, and a centre c co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -75,7 +76,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         greys = np.asarray(image)
         if image.mode == "I" and 0 < greys.max() <= 255:
             raise ValueError("mode I with pixels of at most 255: of 8 or of 16 bits? Convert the image to L or I;16")
-        image = Image.fromarray(_from_16_bits(greys))
+        clear = image.info.get("transparency")  # the one grey, of 16 bits, that a PNG may declare transparent
+        levels = _from_16_bits(greys)
+        image = Image.fromarray(levels if clear is None else np.where(greys == clear, np.uint8(255), levels))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -153,7 +156,7 @@ class ImageGPTImageProcessorPil:
 
         Old files and new ones, of either class. Raises CheckpointError, which names the file, for one that is broken.
         """
-        where = checkpoints.resolve(source, revision=revision) / CONFIG
+        where = checkpoints.resolve(source, revision=revision, weights=False) / CONFIG
         found = checkpoints.read_json(where)
         values = {name: found.get(name) for name in ("clusters", *DEFAULTS)} | changes
         if values["clusters"] is None and values["do_color_quantize"] is not False:
@@ -171,21 +174,29 @@ class ImageGPTImageProcessorPil:
         checkpoints.write_json(Path(folder) / CONFIG, values)
         return Path(folder)
 
-    def __call__(self, images, return_tensors: str | None = None, *, input_data_format=None, device=None, **changes):
+    def __call__(
+        self, images, return_tensors: str | None = None, *, input_data_format=None, data_format=None, device=None,
+        **changes,
+    ):  # fmt: skip
         """An image, an array of several or a (nested) list -> {"input_ids": N x int64 (T,)}, raster order.
 
-        With `do_color_quantize=False` {"pixel_values": N x (3, H, W)}. Without `return_tensors` a list, with "np" or
-        "pt" one array or tensor. `changes` are arguments for this call only. Images are Pillow's (see `to_rgb`), or
-        numpy arrays or torch tensors (H, W), (H, W, C), (C, H, W) or several of the latter two, C in 1, 3, 4 (RGBA);
-        `input_data_format` says "channels_first" or "channels_last" where the shape does not tell. Pixels are integers
-        in [0, 255], uint16, or floats in [0, 255], which with `do_rescale=False` are in [0, 1] if they are resized.
-        Raises ValueError for others. `device` is for the class with torch.
+        With `do_color_quantize=False` {"pixel_values": N x (3, H, W)}, or N x (H, W, 3) with the `data_format`
+        "channels_last". Without `return_tensors` a list, with "np" or "pt" one array or tensor. `changes` are arguments
+        for this call only. Images are Pillow's (see `to_rgb`), or numpy arrays or torch tensors (H, W), (H, W, C),
+        (C, H, W) or several of the latter two, C in 1, 3, 4 (RGBA); `input_data_format` says "channels_first" or
+        "channels_last" where the shape does not tell. Pixels are integers in [0, 255], uint16, or floats in [0, 255],
+        which with `do_rescale=False` are in [0, 1] if they are resized. Raises ValueError for others. `device` is for
+        the class with torch.
         """
         if return_tensors not in (None, "np", "pt"):
             raise ValueError(f"return_tensors={return_tensors!r}; expected None, 'np' or 'pt'")
+        if data_format not in (None, *LAYOUTS):
+            raise ValueError(f"data_format={data_format!r}; expected 'channels_first' or 'channels_last'")
         processor = self._changed(changes) if changes else self
         found = processor._process(list(_flat(images)), input_data_format, device)
         name = "input_ids" if processor.do_color_quantize else "pixel_values"
+        if name == "pixel_values" and data_format == "channels_last":
+            found = [batch.swapaxes(1, 2).swapaxes(2, 3) for batch in found]
         if return_tensors is None:
             return Batch({name: [row for batch in found for row in batch]})
         if len({batch.shape[1:] for batch in found}) > 1:
@@ -211,14 +222,17 @@ class ImageGPTImageProcessorPil:
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Palette indices (N, T) -> uint8 (N, height, width, 3), square where T is not that of `size`."""
         tokens = tokens.numpy(force=True) if isinstance(tokens, torch.Tensor) else np.asarray(tokens)
-        centres = self._palette()
+        centres, (height, width) = self._palette(), self.size.values()
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}; expected integers (images, tokens an image)")
+        if tokens.shape[1] != height * width:
+            height = width = math.isqrt(tokens.shape[1])
+            if not 0 < height**2 == tokens.shape[1]:
+                raise ValueError(f"{tokens.shape[1]} tokens make no square, nor an image of {self.size}")
         if tokens.size and (tokens.min() < 0 or tokens.max() >= len(centres)):
             worst = tokens.max() if tokens.min() >= 0 else tokens.min()
             raise ValueError(f"token {worst} does not lie in this palette of {len(centres)} colours")
         colours = np.rint(127.5 * (centres.astype(float) + 1)).clip(0, 255).astype(np.uint8)
-        height, width = self.size.values()
-        if tokens.shape[-1] != height * width:
-            height = width = round(tokens.shape[-1] ** 0.5)
         return colours[tokens].reshape(len(tokens), height, width, 3)
 
     def _changed(self, changes: dict):
@@ -522,11 +536,14 @@ def _from_16_bits(greys: np.ndarray) -> np.ndarray:
 
 def _size(size) -> dict[str, int]:
     """An int, {"height", "width"} or (height, width) -> {"height", "width"}."""
-    pair = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
-    pair = [pair, pair] if isinstance(pair, int) else pair
-    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    if isinstance(size, dict) or hasattr(size, "height"):  # the latter: the port's SizeDict
+        pair = [size.get("height"), size.get("width")]
+    else:
+        pair = size if isinstance(size, list | tuple) else [size, size]
+    whole = [n for n in pair if isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0]
+    if len(pair) != 2 or len(whole) != 2:
         raise ValueError(f"size={size!r}; expected pixels as an int, or as {{'height': ..., 'width': ...}}")
-    return {"height": pair[0], "width": pair[1]}
+    return {"height": int(pair[0]), "width": int(pair[1])}
 
 
 def _three(value, name: str) -> tuple[float, float, float]:

@@ -184,6 +184,35 @@ def test_torch_files_that_are_no_state_dict(folder, content):
         load(folder)
 
 
+def archive_of_code(path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+
+
+FAULTY = {
+    "a tape archive": b"ustar" * 300,
+    "text": b"hello world",
+    "no names": {1: torch.ones(2)},
+    "sparse": {"transformer.wte.weight": torch.eye(5, 8).to_sparse()},
+    "without values": {"transformer.wte.weight": torch.ones(5, 8, device="meta")},
+    "complex": {"transformer.wte.weight": torch.ones(5, 8, dtype=torch.complex64)},
+    "code": archive_of_code,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit|script)")
+@pytest.mark.parametrize("content", FAULTY.values(), ids=FAULTY.keys())
+def test_faulty_files_are_refused_in_one_line(folder, model, content):
+    path = folder / "pytorch_model.bin"
+    (folder / "model.safetensors").unlink()
+    if isinstance(content, dict):
+        torch.save(model.state_dict() | content, path)
+    else:
+        path.write_bytes(content) if isinstance(content, bytes) else content(path)
+    with pytest.raises(CheckpointError, match="pytorch_model.bin (holds more than tensors|is no state dict)") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
 # Shards
 
 
@@ -314,12 +343,22 @@ def test_mask_buffers_of_older_ports_are_passed_over(folder, model):
         name = f"transformer__h__0__{attention}__"
         change(folder, **{f"{name}bias": mask, f"{name}masked_bias": low})
     assert torch.equal(load(folder)(TOKENS).logits, model(TOKENS).logits)
+    state = load_file(folder / "model.safetensors")
+    save_file({k.removeprefix("transformer."): v for k, v in state.items()}, folder / "model.safetensors")
+    assert torch.equal(load(folder)(TOKENS).logits, model(TOKENS).logits)
+    assert torch.equal(load(folder, ImageGPTModel)(TOKENS)[0], model.transformer(TOKENS)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_files_load_as_float32(model, tmp_path, dtype):
-    loaded = load(model.save_pretrained(tmp_path, dtype=dtype))
-    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {dtype}
+@pytest.mark.parametrize("older", [False, True])
+def test_half_precision_files_load_as_float32(model, tmp_path, dtype, older):
+    model.save_pretrained(tmp_path, dtype=dtype)
+    state = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {dtype}
+    if older:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    loaded = load(tmp_path)
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, model.state_dict()[name].to(dtype).float()), name
@@ -363,6 +402,13 @@ def test_a_class_head_of_another_size_is_named(tmp_path):
     change(folder, score__weight=torch.zeros(9, 8))
     with pytest.raises(CheckpointError, match=r"'score.weight' is \(9, 8\); config.json asks for \(3, 8\)"):
         load(folder, ImageGPTForImageClassification)
+
+
+@pytest.mark.parametrize("cls", [ImageGPTModel, ImageGPTForCausalImageModeling])
+def test_a_tensor_by_both_of_its_names_is_refused(folder, cls):
+    change(folder, wte__weight=torch.zeros(5, 8))
+    with pytest.raises(CheckpointError, match="has 'wte.weight' with and without `transformer.` in front"):
+        load(folder, cls)
 
 
 def test_loading_shares_no_memory(folder):

@@ -140,6 +140,38 @@ def test_hooks_are_gone_and_others_stay(tiny):
     assert hooks() == 1
 
 
+@pytest.mark.parametrize("how", ["called before", "called first inside", "in place", "a part"])
+@torch.no_grad()
+def test_a_compiled_model_is_recorded_without_its_compiler(tiny, how):
+    want, logits = recorded(tiny), tiny(TOKENS).logits
+    torch._dynamo.reset()
+    model = tiny
+    if how == "in place":
+        model.compile(backend="aot_eager")
+    elif how == "a part":
+        model.transformer = torch.compile(model.transformer, backend="aot_eager", fullgraph=True)
+    else:
+        model = torch.compile(model, backend="aot_eager", fullgraph=True)
+    if how != "called first inside":
+        model(TOKENS)
+    with pytest.warns(UserWarning, match="a compiled model is recorded without its compiler"):
+        got = recorded(model)
+    for point in POINTS:
+        torch.testing.assert_close(got[point], want[point])
+    torch.testing.assert_close(model(TOKENS).logits, logits)
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == 0
+
+
+def test_gradient_checkpointing_records_once(tiny):
+    want = recorded(tiny)
+    tiny.train().gradient_checkpointing_enable()
+    with record(tiny, POINTS) as pooled:
+        for _ in range(2):
+            tiny(TOKENS, labels=TOKENS).loss.backward()
+    for point in POINTS:
+        torch.testing.assert_close(pooled[point], want[point])
+
+
 def test_bad_names(tiny):
     with pytest.raises(ValueError, match="did you mean 'attn_out'"):
         layers_of("atn_out", 3)

@@ -465,6 +465,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.drops, self.log, self.ranges, self.tag, self.broken = {}, [], [], True, '"1"', []
+        self.broken_heads = []
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -475,8 +476,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, asked = self.server, self.headers.get("Range")
         server.log.append((self.command, self.path, asked))
-        if self.path not in server.files or (self.command == "GET" and server.broken):
-            return self.send_error(server.broken.pop() if self.path in server.files else 404)
+        faults = server.broken if self.command == "GET" else server.broken_heads
+        if self.path not in server.files or faults:
+            return self.send_error(faults.pop() if self.path in server.files else 404)
         content, begin = server.files[self.path], 0
         if asked and server.ranges and self.headers.get("If-Range") == server.tag:
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -575,6 +577,33 @@ def test_passing_faults_are_tried_again_and_others_are_final(server, one, tmp_pa
     with pytest.raises(OSError, match="/f: the server answers 503; 0 bytes are kept, call again to go on"):
         one()
     assert len(server.broken) == 20 - downloads.ATTEMPTS
+
+
+def test_a_passing_fault_at_the_first_question_is_tried_again(server, one, tmp_path):
+    server.broken_heads = [503, 500]
+    assert one().read_bytes() == CONTENT
+    (tmp_path / "f").unlink()
+    server.broken_heads = [503] * 20
+    with pytest.raises(OSError, match="/f: the server answers 503; without a network, put f of "):
+        one()
+    assert len(server.broken_heads) == 20 - downloads.ATTEMPTS
+
+
+def test_what_comes_in_place_of_an_older_file_counts_as_new(server, one, tmp_path):
+    (tmp_path / "f").write_bytes(b"an older version" * 20_000)
+    server.drops = [16_384] * 10  # more than the attempts without a new byte
+    assert one().read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_pauses_grow_while_nothing_comes(server, one, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(downloads, "PAUSE", 1)
+    monkeypatch.setattr(downloads.time, "sleep", pauses.append)
+    server.drops = [16_384]
+    server.broken = [503, 503]
+    assert one().read_bytes() == CONTENT
+    assert pauses == [1, 2, 1]
 
 
 def test_a_disk_that_is_too_small(one, tmp_path, monkeypatch):

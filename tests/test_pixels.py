@@ -139,6 +139,23 @@ def test_arguments_of_a_call_change_that_call_only(cls):
         processor(image, do_rezise=False)
 
 
+@BOTH
+def test_sizes_and_layouts_as_the_port_has_them(cls):
+    from transformers.image_utils import ChannelDimension, SizeDict
+
+    for size in (SizeDict(height=3, width=5), {"height": np.int64(3), "width": 5}, (np.int32(3), 5)):
+        assert cls(PALETTE, size).size == {"height": 3, "width": 5}
+    assert type(cls(PALETTE, np.int64(4)).size["height"]) is int
+    processor, images = cls(PALETTE, 4), noise(2, 9, 7, 3)
+    for kind in ("np", "pt", None):
+        how = {"do_color_quantize": False, "return_tensors": kind}
+        first = processor(images, **how).pixel_values
+        last = processor(images, **how, data_format=ChannelDimension.LAST).pixel_values
+        for one, other in zip(first, last, strict=True):
+            np.testing.assert_array_equal(np.moveaxis(np.asarray(one), 0, -1), np.asarray(other))
+        assert processor(images, return_tensors=kind, data_format="channels_last").input_ids[0].shape == (16,)
+
+
 def test_images_of_several_sizes_stay_apart():
     processor = ImageGPTImageProcessorPil(PALETTE, do_resize=False)
     rows = processor([noise(2, 3, 3), [noise(4, 5, 3)], noise(2, 7, 9, 3)]).input_ids
@@ -283,6 +300,11 @@ def test_modes_by_hand():
     assert rgb_of(palette) == [[[10, 20, 30], [40, 50, 60]]]
     palette.info["transparency"] = 1
     assert rgb_of(palette) == [[[10, 20, 30], [255] * 3]]
+    deep, file = np.array([[257 * 9, 257 * 10, 65535, 2571]], np.uint16), io.BytesIO()
+    Image.fromarray(deep).save(file, "PNG", transparency=257 * 10)
+    saved = Image.open(file)
+    assert saved.mode.startswith("I") and saved.info["transparency"] == 2570
+    assert rgb_of(saved) == [[[9] * 3, [255] * 3, [255] * 3, [10] * 3]]
     for mode in ("YCbCr", "HSV"):
         image = Image.fromarray(noise(3, 3, 3)).convert(mode)
         assert rgb_of(image) == np.asarray(image.convert("RGB")).tolist()
@@ -406,6 +428,9 @@ def test_other_refusals(cls):
         "crop='centre'; expected 'squash'": {"crop": "centre"},
         "size={'shortest_edge': 4}; expected": {"size": {"shortest_edge": 4}},
         "size=0; expected": {"size": 0},
+        "size=True; expected": {"size": True},
+        "size=.4, False.; expected": {"size": (4, False)},
+        "data_format='HWC'; expected 'channels_first'": {"data_format": "HWC"},
         "image_mean=\\[1, 2\\]; expected": {"image_mean": [1, 2]},
         "image_std is .0.0, .*; it divides": {"image_std": 0},
         "a palette is \\(colours, 3\\)": {"clusters": np.zeros((3, 4))},
@@ -499,6 +524,22 @@ def test_decode_by_hand(cls):
     for worst, tokens in ((2, [0, 1, 2, 0]), (-1, [0, -1, 1, 0])):
         with pytest.raises(ValueError, match=f"token {worst} does not lie in this palette of 2 colours"):
             processor.decode(np.array([tokens]))
+
+
+@BOTH
+def test_tokens_that_make_no_image_are_refused(cls):
+    processor = cls(PALETTE, {"height": 2, "width": 3})
+    assert processor.decode(np.zeros((2, 9), np.uint8)).shape == (2, 3, 3, 3)
+    for tokens, words in [
+        (np.zeros(6, int), r"tokens are int64 \(6,\); expected integers \(images, tokens an image\)"),
+        (np.zeros((1, 2, 3), int), r"tokens are int64 \(1, 2, 3\)"),
+        (np.zeros((1, 6)), r"tokens are float64 \(1, 6\); expected integers"),
+        (torch.zeros(1, 6), r"tokens are float32 \(1, 6\)"),
+        (np.zeros((1, 7), int), "7 tokens make no square, nor an image of {'height': 2, 'width': 3}"),
+        (np.zeros((1, 0), int), "0 tokens make no square"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            processor.decode(tokens)
 
 
 def test_palette_of_separate_greys():
