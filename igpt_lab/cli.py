@@ -58,11 +58,11 @@ def pretrain(
     import numpy as np
 
     source = lab.load_images(images, "train", limit=limit)
-    if Path(out, "preprocessor_config.json").exists():
-        processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)
-    else:
+    if not Path(out, "preprocessor_config.json").exists():
         blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
-        processor = lab.ImageGPTImageProcessorPil(lab.fit_palette(blank.resize(source.images()), colours), side)
+        palette = lab.fit_palette(blank.resize(source.images()), colours)
+        lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
+    processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
     config = lab.ImageGPTConfig(
         vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
