@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from igpt_lab import checkpoints
 from igpt_lab.data import ImageSet, TokenSet, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
-from igpt_lab.model import ImageGPTForCausalImageModeling, align, best_device
-from igpt_lab.pixels import ImageGPTImageProcessorPil
+from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device
+from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
 from igpt_lab.store import FeatureKey, FeatureStore
 
@@ -26,24 +27,40 @@ NOT_SEEN = (
 ).split()
 
 
-def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> ImageGPTForCausalImageModeling:
+def load_model(
+    source: str | Path, *, revision: str | None = None, random: bool = False, seed: int = 0
+) -> ImageGPTForCausalImageModeling:
     """A model with its `name` and image `processor`, from a bundled name, a folder in the port's layout or a Hub name.
 
-    `random=True` keeps the shape and draws the weights anew with `seed`: the control that was never trained.
+    `revision` is a branch, tag or commit on the Hub. Without a palette, in its `preprocessor_config.json`, the
+    processor is None: then token sets are all that can be fed. `random=True` keeps the shape and draws the weights anew
+    with `seed`: the control that was never trained.
     """
-    processor = ImageGPTImageProcessorPil.from_pretrained(source)
-    model = ImageGPTForCausalImageModeling.from_pretrained(source)
+    model = ImageGPTForCausalImageModeling.from_pretrained(source, revision=revision)
     model.name = Path(source).name
     if random:
         model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
-    model.processor = processor
-    if len(processor.clusters) != model.config.n_colours or processor.side**2 != model.config.n_positions:
+    model.processor = processor = _processor(source, revision)
+    if processor is not None and not _fit(processor, model.config):
         raise ValueError(
             f"{source}: the palette has {len(processor.clusters)} colours, its images {processor.side} pixels a side; "
             f"the model has {model.config.n_colours} colours and {model.config.n_positions} positions; they do not fit"
         )
     return model
+
+
+def _processor(source: str | Path, revision: str | None) -> ImageGPTImageProcessorPil | None:
+    """The image processor of a source, if it has one with a palette."""
+    folder = checkpoints.resolve(source, revision=revision, weights=False)
+    if not (folder / CONFIG).is_file():
+        return None
+    processor = ImageGPTImageProcessorPil.from_pretrained(folder)
+    return None if processor.clusters is None else processor
+
+
+def _fit(processor: ImageGPTImageProcessorPil, config: ImageGPTConfig) -> bool:
+    return len(processor.clusters) == config.n_colours and processor.side**2 == config.n_positions
 
 
 def extract(
@@ -54,7 +71,7 @@ def extract(
     points: Sequence[str] = ("ln_1",),
     layers: Sequence[int] | None = None,
     pool: str = "mean",
-    alignment: str = "sos",
+    alignment: str | None = None,
     dtype: str = "float32",
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -63,7 +80,8 @@ def extract(
     """Pooled states of all `layers` at `points`, for the splits of one image set, kept under the folder `store`.
 
     One forward pass a batch gives every layer. What is in the store and whole is not computed again, so an interrupted
-    extraction goes on where it stopped. Prints an estimate first. `dtype="bfloat16"` runs the matrix products in it.
+    extraction goes on where it stopped. Prints an estimate first. `alignment` is "sos" by default, "raw" for a
+    bidirectional model, which has no SOS. `dtype="bfloat16"` runs the matrix products in it.
     `batch_size` is 8 on a CPU by default (larger batches leave its caches and were slower), 128 elsewhere.
     Raises ValueError for an unknown point, layer, pooling or alignment before any work is done.
     """
@@ -71,6 +89,7 @@ def extract(
     splits = {each.split: each for each in ([images] if isinstance(images, ImageSet | TokenSet) else images)}
     wanted = {point: layers_of(point, model.config.n_layer, layers) for point in points}
     pooling(pool)
+    alignment = alignment or ("raw" if model.config.bidirectional else "sos")
     align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
@@ -88,7 +107,7 @@ def extract(
             bar.set_postfix_str(_estimate(model, splits[todo[0][0]], rows, batch_size, how))
         for split, n in todo:
             part = splits[split].select(_rows(splits[split], n))
-            features, stats = _pooled(model, tokenize(part, model.processor, progress=False), batch_size, bar, **how)
+            features, stats = _pooled(model, tokens_of(model, part), batch_size, bar, **how)
             target.write_part(split, n, part.index, part.labels, features, stats)
     return FeatureStore.open(target.path)
 
@@ -109,13 +128,14 @@ def _key(
         raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}")
     if len({each.fingerprint for each in splits.values()}) < len(splits):
         raise ValueError(f"{names.pop()} gives the same images for {' and '.join(splits)}; it needs splits of its own")
+    processor = model.processor
     return FeatureKey(
         model=model.name,
         weights=digest({"config": config, "weights": weights}),
-        palette=digest(model.processor.clusters.tobytes()),
-        size=model.processor.side,
-        resample=model.processor.resampling,
-        crop=model.processor.crop,
+        palette=digest(processor.clusters.tobytes()) if processor else "none",
+        size=processor.side if processor else math.isqrt(model.config.n_positions),
+        resample=processor.resampling if processor else "none",
+        crop=processor.crop if processor else "none",
         images=names.pop(),
         splits={split: (each.fingerprint, len(each)) for split, each in splits.items()},
         layers=layers,
@@ -152,9 +172,18 @@ def _pooled(
     return features, figures
 
 
+def tokens_of(
+    model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet, *, progress: bool = False
+) -> np.ndarray:
+    """Palette indices uint16 (N, T) for a model, which for a token set may be without a processor."""
+    if isinstance(images, TokenSet):
+        return images.encoded(model.config.n_positions, model.config.n_colours)
+    return tokenize(images, model.processor, progress=progress)
+
+
 def _estimate(model: ImageGPTForCausalImageModeling, images: ImageSet, rows: int, batch_size: int, how: dict) -> str:
     """What `rows` images will take: bytes on disk by arithmetic, seconds by timing one batch."""
-    tokens = tokenize(images.select(np.arange(min(batch_size, len(images)))), model.processor, progress=False)
+    tokens = tokens_of(model, images.select(np.arange(min(batch_size, len(images)))))
     _pooled(model, tokens[:4], batch_size, None, **how)
     begun = time.perf_counter()
     features, _ = _pooled(model, tokens, batch_size, None, **how)
