@@ -50,6 +50,8 @@ def loss(model: str, images: str, split: str, limit: int | None, revision: str |
     from igpt_lab.training import next_pixel_loss_of
 
     loaded = lab.load_model(model, revision=revision)
+    if loaded.config.bidirectional:
+        raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
     tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
     nats = next_pixel_loss_of(loaded, tokens, progress=True)
     print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "

@@ -35,8 +35,8 @@ def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, ca
     assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "sos"]) == 1
     assert "a bidirectional model has no SOS" in capsys.readouterr().err
     assert cli.main(["loss", *given]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "igpt-lab: a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss"
+    assert capsys.readouterr().err == (
+        f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
     )
 
 
