@@ -34,18 +34,25 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def extract(model: str, images: str, split: list[str], limit: int | None, store: str, random: bool) -> None:
+def extract(
+    model: str, images: str, split: list[str], limit: int | None, store: str, random: bool, alignment: str | None,
+    revision: str | None,
+) -> None:  # fmt: skip
     """Every layer's pooled features of an image set, into a feature store."""
     splits = [lab.load_images(images, name, limit=limit) for name in split or ["train", "test"]]
-    print(lab.extract(lab.load_model(model, random=random), splits, store=store).path)
+    loaded = lab.load_model(model, revision=revision, random=random)
+    print(lab.extract(loaded, splits, store=store, alignment=alignment).path)
 
 
-def loss(model: str, images: str, split: str, limit: int | None) -> None:
+def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
     """A model's loss over the images of a split."""
+    from igpt_lab.extraction import tokens_of
     from igpt_lab.training import next_pixel_loss_of
 
-    loaded = lab.load_model(model)
-    tokens = lab.tokenize(lab.load_images(images, split, limit=limit), loaded.processor)
+    loaded = lab.load_model(model, revision=revision)
+    if loaded.config.bidirectional:
+        raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
+    tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
     nats = next_pixel_loss_of(loaded, tokens, progress=True)
     print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "
           f"{nats / math.log(2):.4f} bits per pixel")  # fmt: skip
@@ -228,10 +235,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--store", default="stores", help="folder of the stores (stores)")
     add("--random", action="store_true", help="draw the weights anew: the untrained control")
+    add("--alignment", choices=["sos", "raw"], help="start token in front, or not (sos; raw for a BERT model)")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
 
     add = command(loss, model=model, images=images).add_argument
     add("--split", default="test")
     add("--limit", type=int, help="at most so many images")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
 
     add = command(pretrain, images=images).add_argument
     add("--out", required=True, help="folder for the model, its log and its checkpoints")

@@ -329,9 +329,18 @@ def _classes(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
-    """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked."""
+    """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked.
+
+    `processor` may be None for a token set, as the model has it whose folder lacks a palette.
+    """
     if isinstance(images, TokenSet):
-        return images.encoded(processor.side**2, len(processor.clusters))
+        fits = (processor.side**2, len(processor.clusters)) if processor else (images.tokens.shape[1], 1 << 16)
+        return images.encoded(*fits)
+    if processor is None:
+        raise ValueError(
+            f"{images.name} {images.split} holds images, and they need a palette to become tokens: the model's folder "
+            "has no preprocessor_config.json; put it there, or convert the weights again with a palette"
+        )
     tokens = []
     with tqdm(total=len(images), desc=f"tokens of {images.name} {images.split}", disable=not progress) as bar:
         for batch in images.batches(batch_size):

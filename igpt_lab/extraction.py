@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from igpt_lab.checkpoints import bundled
-from igpt_lab.data import ImageSet, TokenSet
+from igpt_lab import checkpoints
+from igpt_lab.data import ImageSet, TokenSet, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
 from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device, memory_kept
-from igpt_lab.pixels import ImageGPTImageProcessorPil
+from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
 from igpt_lab.store import FeatureKey, FeatureStore, explain_miss
 from igpt_lab.token_cache import cached_tokens
@@ -31,27 +32,43 @@ NOT_SEEN = (
 ).split()
 
 
-def load_model(source: str | Path, *, random: bool = False, seed: int = 0) -> ImageGPTForCausalImageModeling:
+def load_model(
+    source: str | Path, *, revision: str | None = None, random: bool = False, seed: int = 0
+) -> ImageGPTForCausalImageModeling:
     """A model with its `name` and image `processor`, from a bundled name, a folder in the port's layout or a Hub name.
 
-    `random=True` keeps the shape and draws the weights anew with `seed`: the control that was never trained.
+    `revision` is a branch, tag or commit on the Hub. Without a palette, in its `preprocessor_config.json`, the
+    processor is None: then token sets are all that can be fed. `random=True` keeps the shape and draws the weights anew
+    with `seed`: the control that was never trained.
     """
-    processor = ImageGPTImageProcessorPil.from_pretrained(source)
-    model = ImageGPTForCausalImageModeling.from_pretrained(source)
+    model = ImageGPTForCausalImageModeling.from_pretrained(source, revision=revision)
     model.name = Path(source).name
     if random:
         model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
     here = Path(source).expanduser()
-    known = str(source) in bundled() or not here.is_dir()
+    known = str(source) in checkpoints.bundled() or not here.is_dir()
     model.source = {"name": str(source if known else here.resolve()), "random": random, "seed": seed}
-    model.processor = processor
-    if len(processor.clusters) != model.config.n_colours or processor.side**2 != model.config.n_positions:
+    model.processor = processor = _processor(source, revision)
+    if processor is not None and not _fit(processor, model.config):
         raise ValueError(
             f"{source}: the palette has {len(processor.clusters)} colours, its images {processor.side} pixels a side; "
             f"the model has {model.config.n_colours} colours and {model.config.n_positions} positions; they do not fit"
         )
     return model
+
+
+def _processor(source: str | Path, revision: str | None) -> ImageGPTImageProcessorPil | None:
+    """The image processor of a source, if it has one with a palette."""
+    folder = checkpoints.resolve(source, revision=revision, weights=False)
+    if not (folder / CONFIG).is_file():
+        return None
+    processor = ImageGPTImageProcessorPil.from_pretrained(folder)
+    return None if processor.clusters is None else processor
+
+
+def _fit(processor: ImageGPTImageProcessorPil, config: ImageGPTConfig) -> bool:
+    return len(processor.clusters) == config.n_colours and processor.side**2 == config.n_positions
 
 
 def extract(
@@ -93,6 +110,9 @@ def extract(
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r}; expected 'error' or 'skip'")
+    for each in splits.values():
+        if model.processor is None and isinstance(each, ImageSet):
+            tokenize(each, None)  # says what is missing
     parts = {split: _parts(each) for split, each in splits.items()}
     source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
     source["options"] = {"batch_size": batch_size, "on_bad_image": on_bad_image}  # what a repair passes on
@@ -114,7 +134,8 @@ def extract(
         closing(target.claims(todo)) as claims,
         closing(
             cached_tokens(
-                splits, model.processor, parts, claims, root=Path(store), skip_bad=on_bad_image == "skip",
+                splits, model.processor, parts, claims, root=Path(store),
+                fits=(model.config.n_positions, model.config.n_colours), skip_bad=on_bad_image == "skip",
                 workers=workers,
             )
         ) as made,
@@ -169,13 +190,14 @@ def _key(
         raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}")
     if len({each.fingerprint for each in splits.values()}) < len(splits):
         raise ValueError(f"{names.pop()} gives the same images for {' and '.join(splits)}; it needs splits of its own")
+    processor = model.processor
     return FeatureKey(
         model=model.name,
         weights=digest({"config": config, "weights": weights}),
-        palette=digest(model.processor.clusters.tobytes()),
-        size=model.processor.side,
-        resample=model.processor.resampling,
-        crop=model.processor.crop,
+        palette=digest(processor.clusters.tobytes()) if processor else "none",
+        size=processor.side if processor else math.isqrt(model.config.n_positions),
+        resample=processor.resampling if processor else "none",
+        crop=processor.crop if processor else "none",
         images=names.pop(),
         splits={split: (each.fingerprint, len(each)) for split, each in splits.items()},
         layers=layers,
@@ -271,6 +293,15 @@ class _Runner:
             f"{rows * (16 + row) / 1e6:,.3g} MB, {memory / 1e9:,.2g} GB of memory, about {seconds:,.0f} s on "
             f"{self.model.device}"
         )
+
+
+def tokens_of(
+    model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet, *, progress: bool = False
+) -> np.ndarray:
+    """Palette indices uint16 (N, T) for a model, which for a token set may be without a processor."""
+    if isinstance(images, TokenSet):
+        return images.encoded(model.config.n_positions, model.config.n_colours)
+    return tokenize(images, model.processor, progress=progress)
 
 
 def _warn_of_bad_states(store: FeatureStore) -> None:

@@ -208,7 +208,8 @@ def _measured(x: Tensor) -> Tensor:
     """(3,): max |x|, number of exact zeros, number of non-finite values."""
     low, high = torch.aminmax(x)
     largest, zeros = torch.maximum(-low, high).float(), x.numel() - x.count_nonzero()
-    if x.is_cpu and largest.isfinite():  # asking costs an accelerator more than counting
+    asks = x.is_cpu and not torch.compiler.is_compiling()  # costs an accelerator more than counting
+    if asks and largest.isfinite():
         bad = torch.zeros(())
     else:
         bad = (x * 0).count_nonzero()  # 0 times what is not finite is NaN

@@ -20,7 +20,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Self
@@ -39,8 +39,8 @@ class ImageGPTConfig:
 
     `vocab_size` is V + 1: the palette's colours and SOS, whose index is V. `hidden_size`, `max_position_embeddings`,
     `num_attention_heads` and `num_hidden_layers` are other names of `n_embd`, `n_positions`, `n_head` and `n_layer`, as
-    arguments and as attributes. `num_labels` and `id2label` give each other. `bidirectional` is ours alone: the
-    original's BERT models, without a causal mask and without SOS.
+    arguments and as attributes. `num_labels` and `id2label` give each other, and `label2id` gives both.
+    `bidirectional` is ours alone: the original's BERT models, without a causal mask and without SOS.
     """
 
     vocab_size: int = 513
@@ -63,9 +63,9 @@ class ImageGPTConfig:
     add_cross_attention: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
+    eos_token_id: int | list[int] | None = field(default=None, hash=False)
     num_labels: int | None = None
-    id2label: dict[int, str] | None = None
+    id2label: dict[int, str] | None = field(default=None, hash=False)
     problem_type: str | None = None
     output_attentions: bool = False
     output_hidden_states: bool = False
@@ -80,6 +80,12 @@ class ImageGPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a whole number above 0")
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}; expected a fraction from 0 to 1")
+        if not isinstance(self.layer_norm_epsilon, int | float) or not 0 < self.layer_norm_epsilon < math.inf:
+            raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; expected a number above 0")
         if all(name == f"LABEL_{k}" for k, name in labels.items()):  # the port's names of classes without names
             labels = {k: f"LABEL_{k}" for k in range(self.num_labels)}
         object.__setattr__(self, "id2label", labels)
@@ -112,12 +118,23 @@ class ImageGPTConfig:
         """From a `config.json` dict; what is no field of an ImageGPT is passed over."""
         if values.get("model_type", "imagegpt") != "imagegpt":
             raise ValueError(f"model_type {values['model_type']!r} in config.json; expected 'imagegpt'")
-        values = {ALIASES.get(name, name): value for name, value in values.items()}
+        values = _own_names(values)
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def to_dict(self) -> dict:
         """As `config.json` of the port."""
         return {"model_type": "imagegpt", **asdict(self), "label2id": self.label2id}
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **changes) -> ImageGPTConfig:
+        """From the `config.json` of a bundled name, a folder or a Hub name; `changes` are fields."""
+        where = checkpoints.resolve(source, revision=revision, weights=False) / "config.json"
+        return _config_of(checkpoints.read_json(where), changes, where)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json` as the port reads it; returns the folder."""
+        checkpoints.write_json(Path(folder) / "config.json", self.to_dict())
+        return Path(folder)
 
 
 ALIASES = {
@@ -129,13 +146,22 @@ ALIASES = {
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
+def _own_names(values: dict) -> dict:
+    """Fields by our names: without the port's other ones, and `label2id` as the `id2label` that it is."""
+    values = {ALIASES.get(name, name): value for name, value in values.items()}
+    numbers = values.pop("label2id", None)
+    if numbers is not None and not values.get("id2label"):
+        values["id2label"] = {k: name for name, k in numbers.items()}
+    return values
+
+
 def _take_aliases(config: type) -> None:
     """Let the constructor and the attributes of a config know the port's other names."""
     given = config.__init__
 
     @functools.wraps(given)
     def init(self, **values):
-        values = {ALIASES.get(name, name): value for name, value in values.items()}
+        values = _own_names(values)
         unknown = sorted(set(values) - {f.name for f in fields(config)})
         if unknown:
             close = difflib.get_close_matches(unknown[0], [*(f.name for f in fields(config)), *ALIASES], n=1)
@@ -184,13 +210,22 @@ FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions
 class Output(dict):
     """What a forward pass gives: fields by attribute, key or index, as the outputs of the port.
 
-    A field that was not asked for is None as an attribute, and absent as a key and in `to_tuple()`.
+    A field that was not asked for is None as an attribute, and absent as a key and in `to_tuple()`; setting one to
+    None takes it away.
     """
 
     def __getattr__(self, name: str):
         if name in FIELDS:
             return self.get(name)
         raise AttributeError(f"an output has no {name!r}; it has {', '.join(self)}")
+
+    def __setattr__(self, name: str, value) -> None:
+        if name not in FIELDS:
+            raise AttributeError(f"an output has no {name!r}; its fields are {', '.join(FIELDS)}")
+        if value is None:
+            self.pop(name, None)
+        else:
+            self[name] = value
 
     def __getitem__(self, key: str | int | slice):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
@@ -432,8 +467,9 @@ class _Pretrained(nn.Module):
         """Draw the weights anew; biases become zero, gains one.
 
         `original`, as the paper's code: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention output
-        1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. `port`, as transformers: all
-        `initializer_range`, but for the outputs of attention and MLP, which have it over sqrt(2 L).
+        1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. (Not so a head that is tied to the
+        tokens: it is drawn as they are.) `port`, as transformers: all `initializer_range`, but for the outputs of
+        attention and MLP, which have it over sqrt(2 L).
         """
         if init not in ("original", "port"):
             raise ValueError(f"init {init!r}; expected 'original' or 'port'")
@@ -460,22 +496,24 @@ class _Pretrained(nn.Module):
         cls,
         source: str | Path,
         *,
+        config: ImageGPTConfig | None = None,
         revision: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
+        torch_dtype: torch.dtype | str | None = None,
         ignore_mismatched_sizes: bool = False,
         **changes,
     ) -> Self:
         """A model in eval mode on the CPU, from a bundled name, a folder in the port's layout or a Hub name.
 
-        `revision` is a branch, tag or commit on the Hub. `changes` are fields of the configuration: `num_labels=10`. A
-        head that the checkpoint has not starts at zero, with a warning; `ignore_mismatched_sizes` does so with a head
-        of another shape too. Raises `checkpoints.CheckpointError` naming missing, misshapen and unknown tensors.
+        `revision` is a branch, tag or commit on the Hub. `config` takes the place of `config.json`. `changes` are
+        fields of the configuration: `num_labels=10`. `dtype`, or as it was called `torch_dtype`, is a type, its name,
+        or "auto": that of the checkpoint. A head that the checkpoint has not starts at zero, with a warning;
+        `ignore_mismatched_sizes` does so with a head of another shape too. Raises `checkpoints.CheckpointError` naming
+        missing, misshapen and unknown tensors.
         """
-        config, state, where = checkpoints.read(source, revision=revision)
-        try:
-            config = ImageGPTConfig.from_dict(_changed(config, changes))
-        except ValueError as error:
-            raise checkpoints.CheckpointError(f"{where.parent / 'config.json'}: {error}") from error
+        found, state, where = checkpoints.read(source, revision=revision)
+        dtype = _dtype(torch_dtype or dtype, found, state)
+        config = _config_of(found if config is None else config.to_dict(), changes, where.parent / "config.json")
         with torch.device("meta"):
             model = cls(config, init=None)
         expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}
@@ -502,13 +540,28 @@ class _Pretrained(nn.Module):
 TIED = "lm_head.weight"
 
 
-def _changed(config: dict, changes: dict) -> dict:
-    """A `config.json` dict with some fields set anew; a misspelt one raises TypeError."""
-    ImageGPTConfig(**{name: value for name, value in changes.items() if name not in ("num_labels", "id2label")})
-    config = {ALIASES.get(name, name): value for name, value in config.items()}
+def _config_of(config: dict, changes: dict, where: Path) -> ImageGPTConfig:
+    """A `config.json` dict, read from `where`, with some fields set anew; a misspelt one raises TypeError."""
+    config, changes = _own_names(config), _own_names(changes)
+    if unknown := set(changes) - {f.name for f in fields(ImageGPTConfig)}:
+        ImageGPTConfig(**dict.fromkeys(unknown))
     if {"num_labels", "id2label"} & set(changes):
         config.pop("id2label", None), config.pop("num_labels", None)
-    return config | {ALIASES.get(name, name): value for name, value in changes.items()}
+    try:
+        return ImageGPTConfig.from_dict(config | changes)
+    except ValueError as error:
+        raise checkpoints.CheckpointError(f"{where}: {error}") from error
+
+
+def _dtype(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> torch.dtype:
+    """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
+    if given == "auto":
+        floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
+    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
+    return found
 
 
 class ImageGPTModel(_Pretrained):
@@ -553,6 +606,8 @@ class ImageGPTModel(_Pretrained):
         of `wte`. `position_ids` (1 or N, T). `encoder_hidden_states` (N, S, D) with `encoder_attention_mask` (N, S) is
         what `add_cross_attention` looks at. `masked` bool (N, T), of a bidirectional model: these tokens are hidden.
 
+        Ids of other axes, (T,) or (N, 1, T), are taken as (N, T), and the last state has their axes, as in the port.
+
         `hidden_states`, L + 1 of (N, T, D), are as the port counts them: [l] is the UN-normed input of block l for
         l < L, and the normed last state for l = L. `attentions` and `cross_attentions` are L of (N, heads, T, S).
         """
@@ -566,6 +621,9 @@ class ImageGPTModel(_Pretrained):
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids.view(-1, input_ids.shape[-1]))
         n, t = inputs_embeds.shape[:2]
+        if not isinstance(past_key_values, KeyValueCache | None):
+            kind = type(past_key_values).__name__
+            raise TypeError(f"past_key_values is a {kind}; expected a KeyValueCache, as this model's outputs have it")
         checkpointing = self.gradient_checkpointing and self.training and past_key_values is None
         cached = (config.use_cache if use_cache is None else use_cache) and not (config.bidirectional or checkpointing)
         cache = KeyValueCache() if cached and past_key_values is None else past_key_values
@@ -592,6 +650,7 @@ class ImageGPTModel(_Pretrained):
         if cache is not None:
             cache.filled = start + t
         x = self.ln_f(x)
+        x = x if input_ids is None else x.view(*input_ids.shape, -1)
         values = {
             "last_hidden_state": x,
             "past_key_values": cache,
@@ -620,7 +679,7 @@ class ImageGPTModel(_Pretrained):
             return embedded
         if not self.config.bidirectional:
             raise ValueError("masked tokens are for a bidirectional model; this one predicts the next pixel")
-        return embedded.masked_fill(masked[..., None], 0)
+        return embedded.masked_fill(masked.view(embedded.shape[:2])[..., None].bool(), 0)
 
     def _bias(self, x: Tensor, start: int, attention_mask: Tensor | None, explicit: bool) -> tuple[Tensor | None, bool]:
         """What is added to the scores, if anything, and whether SDPA makes the causal mask by itself."""
@@ -641,7 +700,7 @@ def _hide(mask: Tensor | None, x: Tensor) -> Tensor | None:
     """
     if mask is None or mask.ndim == 4:
         return mask
-    dtype, shown = _dtype_of_products(x), mask.view(len(mask), 1, 1, -1).bool()
+    dtype, shown = _dtype_of_products(x), mask.reshape(-1, 1, 1, mask.shape[-1]).bool()
     return torch.zeros(shown.shape, device=mask.device, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
 
 
@@ -684,7 +743,8 @@ class ImageGPTForCausalImageModeling(_Pretrained):
         """`logits` (N, T, V), `loss` in nats where there are labels, and what `ImageGPTModel` gives.
 
         `labels` int64 (N, T) are shifted inside as in the port: logits at i score label i + 1; -100 is left out. That
-        leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`.
+        leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`. Those of a
+        bidirectional model are not shifted, and scored where `masked` only.
         """
         out = self.transformer(
             input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,
@@ -692,33 +752,46 @@ class ImageGPTForCausalImageModeling(_Pretrained):
             return_dict=True, masked=masked,
         )  # fmt: skip
         logits, loss = self.lm_head(out.pop("last_hidden_state")), None
-        if labels is not None:
-            loss = F.cross_entropy(_wide(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten())
+        if labels is not None and self.config.bidirectional:
+            if masked is None:
+                raise ValueError("a bidirectional model is scored on masked pixels: pass `masked` with `labels`")
+            loss = _cross_entropy(logits, labels.masked_fill(~masked.view(labels.shape).bool(), -100))
+        elif labels is not None:
+            loss = _cross_entropy(logits[..., :-1, :], labels[..., 1:])
         values = {"loss": loss, "logits": logits, **out}
         return _output(values, self.config.return_dict if return_dict is None else return_dict)
 
-    @torch.inference_mode()
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
+        inputs: Tensor | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        use_cache: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Continue int64 (N, t), the given tokens in front, to `max_length` tokens or by `max_new_tokens`.
 
         The most probable token each time, or one drawn with `do_sample`: logits over `temperature`, all but the `top_k`
         largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
-        in the paper. Arguments are the port's. An image is SOS and T pixels: max_length = n_positions + 1. Raises
-        ValueError for more.
+        in the paper. A row that reached `eos_token_id` (by default the configuration's) goes on with `pad_token_id`, or
+        else with the first of the former, until all have. Arguments are the port's; `inputs` is `input_ids`. An image
+        is SOS and T pixels: max_length = n_positions + 1. Raises ValueError for more.
         """
+        if (input_ids is None) == (inputs is None):
+            raise ValueError("expected either input_ids or inputs; got both or none")
         if (max_length is None) == (max_new_tokens is None):
             raise ValueError("expected either max_length or max_new_tokens; got both or none")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}; expected a number above 0")
+        input_ids = inputs if input_ids is None else input_ids
         count, given = input_ids.shape
         length = max_length if max_new_tokens is None else given + max_new_tokens
         longest = self.config.n_positions + 1
@@ -731,25 +804,41 @@ class ImageGPTForCausalImageModeling(_Pretrained):
             weights = cut(logits.float() / temperature, top_k, top_p).softmax(-1)
             return torch.multinomial(weights, 1, generator=generator)
 
+        ends = self.config.eos_token_id if eos_token_id is None else eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends
+        pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
+        # Made outside of inference mode, so that what is returned may be trained on.
         tokens = F.pad(input_ids, (0, length - given), value=self.config.sos_token_id)
-        return self.continue_(tokens, given, pick)
+        ending = _until(pick, ends, ends[0] if pad is None else pad) if ends else pick
+        return self.continue_(tokens, given, ending, use_cache=use_cache)
 
     @torch.inference_mode()
-    def continue_(self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor], progress=range) -> Tensor:
+    def continue_(
+        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
+        use_cache: bool = True,
+    ) -> Tensor:  # fmt: skip
         """Fill int64 (N, length) from column `given` on, in place: one pass over what is given, then a token a step.
 
-        `pick(logits (N, V), column)` gives the column's tokens (N, 1). `progress` wraps the range of columns.
+        `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None: then the columns before it are all.
+        `progress` wraps the range of columns. Without `use_cache` each step passes over all tokens again.
         """
+        if self.config.bidirectional:
+            raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
         count, length = tokens.shape
-        was_training = self.training
+        was_training, cache = self.training, None
+        if use_cache:
+            cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
         self.eval()
-        cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
-        fed = tokens[:, :given]
-        for column in progress(given, length):
-            states = self.transformer(fed, cache).last_hidden_state[:, -1]
-            fed = pick(self.lm_head(states)[:, : self.config.n_colours], column)
-            tokens[:, column, None] = fed
-        self.train(was_training)
+        try:
+            for column in progress(given, length):
+                fed = tokens[:, (cache.filled if use_cache else 0) : column]
+                states = self.transformer(fed, cache, use_cache=use_cache, return_dict=True).last_hidden_state[:, -1]
+                picked = pick(self.lm_head(states)[:, : self.config.n_colours], column)
+                if picked is None:
+                    return tokens[:, :column]
+                tokens[:, column, None] = picked
+        finally:
+            self.train(was_training)
         return tokens
 
 
@@ -788,7 +877,7 @@ class ImageGPTForImageClassification(_Pretrained):
             use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states,
             return_dict=True,
         )  # fmt: skip
-        logits = self.score(out.pop("last_hidden_state").mean(dim=1))
+        logits = self.score(out.pop("last_hidden_state").mean(dim=-2))
         loss = None if labels is None else self._loss(_wide(logits), labels)
         values = {"loss": loss, "logits": logits, **out}
         return _output(values, self.config.return_dict if return_dict is None else return_dict)
@@ -804,6 +893,23 @@ class ImageGPTForImageClassification(_Pretrained):
         if kind == "single_label_classification":
             return F.cross_entropy(logits, labels.view(-1))
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> Callable[[Tensor, int], Tensor | None]:
+    """`pick` that gives `pad` in the rows that had one of `ends`, and None when all have."""
+    over = None
+
+    def ending(logits: Tensor, column: int) -> Tensor | None:
+        nonlocal over
+        if over is not None and over.all():
+            return None
+        picked = pick(logits, column)
+        over = torch.zeros_like(picked, dtype=torch.bool) if over is None else over
+        picked = picked.masked_fill(over, pad)
+        over |= torch.isin(picked, torch.tensor(ends, device=picked.device))
+        return picked
+
+    return ending
 
 
 def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -876,15 +982,22 @@ def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
 
 def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
     """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T)."""
-    logits = model(align(tokens, "sos", model.config), use_cache=False).logits
-    return F.cross_entropy(_wide(logits.flatten(0, 1)), tokens.flatten())
+    if model.config.bidirectional:
+        raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
+    return _cross_entropy(model(align(tokens, "sos", model.config), use_cache=False).logits, tokens)
 
 
 def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, masked: Tensor) -> Tensor:
     """Mean over the masked pixels of -log p(pixel | pixels shown), in nats, of a bidirectional model.
 
-    `tokens` int64 (N, T); `masked` bool (N, T), each with 15% in the original's BERT pretraining.
+    `tokens` int64 (N, T); `masked` (N, T), true or not 0 with 15% in the original's BERT pretraining. Raises ValueError
+    where nothing is masked.
     """
-    logits = model(tokens, masked=masked).logits
-    losses = F.cross_entropy(_wide(logits.flatten(0, 1)), tokens.flatten(), reduction="none")
-    return (losses * masked.flatten()).sum() / masked.sum()
+    if not masked.is_meta and not masked.any():
+        raise ValueError("no pixel is masked; expected at least one, to be scored")
+    return model(tokens, masked=masked, labels=tokens).loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log p over (..., V) and int64 (...) where the label is not -100, in float32 or wider."""
+    return F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten())

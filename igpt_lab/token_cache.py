@@ -39,22 +39,23 @@ class Tokens(NamedTuple):
 
 def cached_tokens(
     splits: dict[str, ImageSet | TokenSet], processor, parts: dict[str, list[np.ndarray]],
-    wanted: Iterable[tuple[str, int] | None], *, root: Path, skip_bad: bool = False, workers: int | None = None,
+    wanted: Iterable[tuple[str, int] | None], *, root: Path, fits: tuple[int, int], skip_bad: bool = False,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, int, Tokens]]:  # fmt: skip
     """(split, number, tokens) of those `parts`, positions in each split, that are `wanted`; made ahead of their use.
 
     None among the `wanted` means that none can be had now. What is not under `root` yet is decoded by `workers` threads
     and kept there. An image that cannot be read raises ValueError with its row and path, or is left out with
-    `skip_bad`. Raises ValueError for a token set that does not fit the processor's palette.
+    `skip_bad`. Raises ValueError for a token set that does not fit a model that `fits` (positions, colours).
     """
-    folders = {split: root / "tokens" / _name(each, processor) for split, each in splits.items()}
+    pictures = {split: images for split, images in splits.items() if isinstance(images, ImageSet)}
+    folders = {split: root / "tokens" / _name(images, processor) for split, images in pictures.items()}
     ahead, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
 
     def make(split: str, n: int) -> Tokens:
         images, positions = splits[split], parts[split][n]
         if isinstance(images, TokenSet):
-            tokens = images.select(positions).encoded(processor.side**2, len(processor.clusters))
-            return Tokens(positions, tokens, [])
+            return Tokens(positions, images.select(positions).encoded(*fits), [])
         path = folders[split] / f"part-{n:05d}-of-{len(parts[split]):05d}.parquet"
         return _read(path, images, positions) or _make(path, images, processor, positions, pool)
 

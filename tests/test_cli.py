@@ -1,12 +1,15 @@
 """The commands on tiny input: what they print, leave behind, and say of bad input."""
 
 import json
+from dataclasses import replace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
 from igpt_lab import cli
+from igpt_lab.model import ImageGPTForCausalImageModeling
 from igpt_lab.store import FeatureStore
 
 
@@ -17,6 +20,24 @@ def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
     assert store.splits == ["test"] and store.layer("ln_1", 3, "test").shape == (10, 8)
     assert cli.main([*arguments, "--store", str(tmp_path), "--random"]) == 0
     assert "tiny-random-" in capsys.readouterr().out
+
+
+def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, capsys):
+    bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
+    bert.save_pretrained(tmp_path / "bert")
+    np.save(tmp_path / "set_teX.npy", np.zeros((5, 16), np.uint8))
+    given = [str(tmp_path / "bert"), str(tmp_path / "set"), "--split", "test"]
+    assert cli.main(["extract", *given, "--store", str(tmp_path / "s")]) == 0
+    first = FeatureStore.open(capsys.readouterr().out.strip())
+    assert first.manifest["key"]["alignment"] == "raw"
+    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "raw", "--revision", "v1"]) == 0
+    assert capsys.readouterr().out.strip() == str(first.path)
+    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "sos"]) == 1
+    assert "a bidirectional model has no SOS" in capsys.readouterr().err
+    assert cli.main(["loss", *given]) == 1
+    assert capsys.readouterr().err == (
+        f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
+    )
 
 
 def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):

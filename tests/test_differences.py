@@ -206,6 +206,33 @@ def test_past_the_last_position_the_port_ends_in_an_index_error_and_ours_says_wh
         model.generate(tokens[:, :1], max_length=18)
 
 
+def test_the_port_hides_a_colour_that_is_its_padding_and_ours_reads_it():
+    """As for text of several lengths, it takes the padding's token in a prompt for padding."""
+    model, start = case_of().model(Causal), torch.tensor([[5, 1, 2, 3], [1, 5, 5, 2]])
+    plain = twin(model).generate(start, max_length=17, do_sample=False)
+    assert not torch.equal(twin(model).generate(start, max_length=17, do_sample=False, pad_token_id=5), plain)
+    for how in ({}, {"pad_token_id": 5}):
+        assert torch.equal(model.generate(start, max_length=17, **how), plain)
+
+
+def test_the_port_has_beams_and_penalties_and_ours_refuses_them():
+    model, start = case_of().model(Causal), torch.tensor([[16]])
+    for name, value in {"num_beams": 2, "repetition_penalty": 2.0, "num_return_sequences": 1}.items():
+        assert twin(model).generate(start, max_new_tokens=3, do_sample=False, **{name: value}).shape == (1, 4)
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            model.generate(start, max_new_tokens=3, **{name: value})
+
+
+@torch.no_grad()
+def test_the_port_s_caches_are_not_ours_and_ours_says_so(port):
+    model, tokens = case_of().model(Causal), case_of().tokens()
+    caches = port.DynamicCache(), port.StaticCache(twin(model).config, max_cache_len=16)
+    for cache in caches:
+        same(twin(model)(tokens, past_key_values=cache).logits, model(tokens).logits)
+        with pytest.raises(TypeError, match=f"past_key_values is a {type(cache).__name__}; expected a KeyValueCache"):
+            model(tokens, past_key_values=cache)
+
+
 # Images
 
 
@@ -236,7 +263,24 @@ def test_the_port_squashes_an_image_and_ours_can_crop_its_centre_as_the_paper_do
     assert (cropping.encode([image]) == 0).all()
 
 
+def test_the_port_ignores_data_format_and_ours_follows_it(port):
+    """It is among the arguments of a call in both."""
+    greys, image = np.stack([np.linspace(-1, 1, 16)] * 3, axis=1), Image.new("RGB", (9, 7))
+    how = {"do_color_quantize": False, "return_tensors": "np", "data_format": "channels_last"}
+    theirs = port.ImageGPTImageProcessorPil(clusters=greys, size={"height": 4, "width": 5})(image, **how)
+    ours = lab.ImageGPTImageProcessorPil(clusters=greys, size={"height": 4, "width": 5})(image, **how)
+    assert theirs["pixel_values"].shape == (1, 3, 4, 5)
+    assert ours["pixel_values"].shape == (1, 4, 5, 3)
+
+
 # Numbers and memory
+
+
+def test_the_port_loads_in_the_type_of_the_file_and_ours_in_float32_unless_told(port, tmp_path):
+    case_of().model(Causal).save_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert port.ImageGPTForCausalImageModeling.from_pretrained(tmp_path).dtype == torch.bfloat16
+    assert Causal.from_pretrained(tmp_path).dtype == torch.float32
+    assert Causal.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
 
 
 def test_in_float16_the_port_s_norm_gives_zeros_above_255_and_ours_does_not(port):
@@ -268,6 +312,18 @@ def test_the_port_holds_a_square_of_positions_in_every_layer_and_ours_none():
     squares = {name: buffer.shape for name, buffer in twin(model).named_buffers()}
     assert squares == {f"transformer.h.{layer}.attn.bias": (1, 1, 16, 16) for layer in range(CONFIG.n_layer)}
     assert not list(model.buffers())
+
+
+@torch.no_grad()
+def test_the_port_averages_ids_of_three_axes_over_the_wrong_one_and_ours_over_pixels():
+    case = case_of(num_labels=3, id2label=None)
+    model, tokens = case.model(ImageGPTForImageClassification), case.tokens()
+    logits = model(tokens).logits
+    assert twin(model)(tokens[:, None]).logits.shape == (2, 16, 3)
+    same(model(tokens[:, None]).logits, logits[:, None])
+    with pytest.raises(RuntimeError):
+        twin(model)(tokens[0])
+    same(model(tokens[0]).logits, logits[0])
 
 
 # Masks and encoders

@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from igpt_lab import extraction
-from igpt_lab.data import ImageSet, load_images, tokenize
+from igpt_lab.data import ImageSet, load_images, load_tokens, tokenize
 from igpt_lab.extraction import extract, load_model
 from igpt_lab.hooks import Pooled
+from igpt_lab.model import ImageGPTForCausalImageModeling
 
 
 def plain(model, images, alignment="sos"):
@@ -110,6 +112,82 @@ def test_bad_input_before_any_work(tiny, train, tiny_images, tmp_path):
     with pytest.raises(ValueError, match="the same images for train and test"):
         extract(tiny, twice, store=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A token set of 10 images that fits `tiny`."""
+    np.save(tmp_path / "set_teX.npy", np.random.default_rng(0).integers(0, 8, (10, 16)))
+    return load_tokens(tmp_path / "set")
+
+
+def test_a_bidirectional_model_reads_pixels_as_they_are(tiny, tokens, tmp_path):
+    bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
+    bert.load_state_dict(tiny.state_dict())
+    bert.eval().name, bert.processor = "bert", tiny.processor
+    how = {"store": tmp_path / "stores", "device": "cpu", "progress": False}
+    store = extract(bert, tokens, **how)
+    assert store.manifest["key"]["alignment"] == "raw"
+    assert extract(tiny, tokens, **how).manifest["key"]["alignment"] == "sos"
+    with torch.no_grad():
+        want = bert(torch.tensor(tokens.tokens), output_hidden_states=True).hidden_states[-1].mean(1)
+    np.testing.assert_allclose(store.layer("ln_1", 3, "test"), want, atol=1e-5)
+    with pytest.raises(ValueError, match="alignment 'sos': a bidirectional model has no SOS"):
+        extract(bert, tokens, alignment="sos", **how)
+
+
+def test_crops_are_kept_apart_and_named(tiny, tiny_folder, tmp_path):
+    wide = np.zeros((4, 12, 3), np.uint8)
+    wide[:, 4:8] = 255
+    (tmp_path / "wide").mkdir()
+    for i in range(3):
+        Image.fromarray(wide >> i).save(tmp_path / "wide" / f"{i}.png")
+    stores = {}
+    for crop in ("squash", "center"):
+        tiny.processor = type(tiny.processor).from_pretrained(tiny_folder, crop=crop)
+        images = load_images(tmp_path / "wide", "test")
+        stores[crop] = extract(tiny, images, store=tmp_path / "stores", device="cpu", progress=False)
+        assert stores[crop].manifest["key"]["crop"] == crop
+    assert stores["squash"].path != stores["center"].path
+    squashed, cropped = (store.layer("ln_1", 3, "test") for store in stores.values())
+    assert np.abs(squashed - cropped).max() > 1e-3
+
+
+def test_without_a_palette_tokens_are_what_can_be_fed(tiny, tokens, test, tmp_path, tiny_folder):
+    tiny.save_pretrained(tmp_path / "bare")
+    bare = load_model(tmp_path / "bare")
+    assert bare.processor is None
+    how = {"store": tmp_path / "stores", "device": "cpu", "progress": False}
+    store = extract(bare, tokens, **how)
+    np.testing.assert_array_equal(store.layer("ln_1", 2, "test"), extract(tiny, tokens, **how).layer("ln_1", 2, "test"))
+    assert {store.manifest["key"][name] for name in ("palette", "resample", "crop")} == {"none"}
+    np.testing.assert_array_equal(tokenize(tokens, None), tokens.tokens)
+    for use in (lambda: extract(bare, test, **how), lambda: tokenize(test, None)):
+        with pytest.raises(ValueError, match="shades test holds images, and they need a palette") as told:
+            use()
+        assert "\n" not in str(told.value)
+    np.save(tmp_path / "set_teX.npy", np.full((10, 16), 8))
+    with pytest.raises(ValueError, match="has the token 8; the palette has 8 colours"):
+        extract(bare, load_tokens(tmp_path / "set"), **how)
+    broken = tmp_path / "bare" / "preprocessor_config.json"
+    broken.write_text('{"size": 4, "do_color_quantize": false}')
+    assert load_model(tmp_path / "bare").processor is None
+
+
+def test_model_and_processor_come_from_one_revision(tiny_folder, monkeypatch):
+    asked = []
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = load_model("openai/imagegpt-small", revision="abc123")
+    assert model.name == "imagegpt-small" and len(model.processor.clusters) == 8
+    name = ("openai/imagegpt-small", "abc123")
+    assert asked == [(*name, ["*.json", "model*.safetensors"]), (*name, ["*.json"])]
+    type(model.processor).from_pretrained("openai/imagegpt-small", revision="v2")
+    assert asked[2:] == [("openai/imagegpt-small", "v2", ["*.json"])]
 
 
 def test_a_palette_of_another_model_is_refused(tiny, tmp_path):

@@ -56,6 +56,14 @@ def test_import_alone_is_instant():
     assert done.stdout.strip() == "[]"
 
 
+def test_every_name_offered_is_there():
+    import igpt_lab as lab
+
+    assert all(getattr(lab, name) is not None for name in lab.__all__)
+    wanted = {"convert_openai", "download_openai", "load_tokens", "next_pixel_loss", "masked_pixel_loss"}
+    assert wanted <= set(lab.__all__)
+
+
 @pytest.mark.skipif(not (PACKAGE / "figures.py").is_file(), reason="igpt_lab/figures.py is not written yet")
 def test_figures_need_no_torch():
     code = "import sys, igpt_lab.figures; print('torch' in sys.modules)"

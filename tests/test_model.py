@@ -1,4 +1,4 @@
-"""`model` against the port in transformers, the original TensorFlow graph, and cases solved by hand."""
+"""`model` against the original TensorFlow graph, laws, and cases solved by hand; `test_parity` has the port."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from port import Case, same, transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -47,94 +48,11 @@ CONFIGS = {
 
 def shaken(cls, config=TINY, seed=0):
     """A model in eval mode with every parameter, biases and gains too, away from its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    model = cls(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.normal_(0, 0.2, generator=generator)
-            if "ln_" in name:
-                weight.add_(1)
-    return model.eval()
+    return Case(config, 3, config.n_positions, seed).model(cls)
 
 
 def tokens_of(config=TINY, n=3, seed=0, length=None):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(config.n_colours, (n, length or config.n_positions), generator=generator)
-
-
-def close(got, want, tolerance=1e-5):
-    torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
-
-
-@pytest.fixture(scope="module")
-def port():
-    return pytest.importorskip("transformers", reason="transformers, the independent answer, is not installed")
-
-
-def twin(port, model):
-    """The port's model of the same class with the same weights, loaded strictly."""
-    config = port.ImageGPTConfig(**dataclasses.asdict(model.config))
-    theirs = getattr(port, type(model).__name__)(config)
-    theirs.load_state_dict(model.state_dict(), strict=True)
-    return theirs.eval()
-
-
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-@torch.no_grad()
-def test_the_port_gives_the_same_numbers(port, config):
-    for seed, cls in enumerate(CLASSES):
-        model = shaken(cls, config, seed)
-        tokens = align(tokens_of(config, seed=seed), "sos", config)
-        ours = model(tokens, output_hidden_states=True)
-        theirs = twin(port, model)(tokens, output_hidden_states=True)
-        close(ours[0] if cls is ImageGPTModel else ours.logits, theirs[0])
-        assert len(ours.hidden_states) == len(theirs.hidden_states) == config.n_layer + 1
-        for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
-            close(mine, other)
-
-
-@torch.no_grad()
-def test_the_port_gives_the_same_losses(port):
-    model, tokens = shaken(ImageGPTForCausalImageModeling), tokens_of()
-    close(model(tokens, labels=tokens).loss, twin(port, model)(tokens, labels=tokens).loss)
-    model, labels = shaken(ImageGPTForImageClassification), torch.tensor([4, 0, 2])
-    close(model(tokens, labels=labels).loss, twin(port, model)(tokens, labels=labels).loss)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-@torch.no_grad()
-def test_the_port_loads_what_we_save(port, cls, tmp_path):
-    model = shaken(cls)
-    model.save_pretrained(tmp_path)
-    theirs, info = getattr(port, cls.__name__).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    assert theirs.config.num_labels == TINY.num_labels
-    close(model(tokens_of())[-2 if cls is not ImageGPTModel else 0], theirs.eval()(tokens_of())[0])
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-@torch.no_grad()
-def test_we_load_what_the_port_saves(port, cls, tmp_path):
-    model = shaken(cls)
-    twin(port, model).save_pretrained(tmp_path)
-    loaded = cls.from_pretrained(tmp_path)
-    assert loaded.config == TINY
-    assert not loaded.training
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name]), name
-
-
-def test_hidden_states_are_unnormed_before_the_last():
-    model = shaken(ImageGPTModel)
-    with torch.no_grad():
-        out = model(tokens_of(), output_hidden_states=True)
-        embedded = model.wte(tokens_of()) + model.wpe.weight
-        last_unnormed, *_ = model.h[-1](out.hidden_states[-2], causal=True)
-    assert torch.equal(out.hidden_states[0], embedded)
-    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
-    close(out.hidden_states[-1], model.ln_f(last_unnormed))
-    assert model(tokens_of()).hidden_states is None
+    return Case(config, n, config.n_positions, seed).tokens(length)
 
 
 # The original TensorFlow graph
@@ -183,10 +101,10 @@ def oracle_model(cls):
 def test_the_original_graph_gives_the_same_numbers(oracle):
     tokens, causal = oracle["tokens"].long(), oracle_model(ImageGPTForCausalImageModeling)
     inputs = align(tokens, "sos", causal.config)
-    close(causal(inputs).logits, oracle["logits"], 1e-4)
-    close(next_pixel_loss(causal, tokens), oracle["gen_loss"], 1e-4)
+    same(causal(inputs).logits, oracle["logits"], 1e-4)
+    same(next_pixel_loss(causal, tokens), oracle["gen_loss"], 1e-4)
     classifier = oracle_model(ImageGPTForImageClassification)
-    close(classifier(inputs, labels=oracle["labels"]).loss, oracle["clf_loss"], 1e-4)
+    same(classifier(inputs, labels=oracle["labels"]).loss, oracle["clf_loss"], 1e-4)
 
 
 @torch.no_grad()
@@ -207,7 +125,7 @@ def test_the_original_graph_gives_the_same_features(oracle):
     wanted = {name.removeprefix("pooled/"): value for name, value in oracle.items() if name.startswith("pooled/")}
     assert pooled.keys() == wanted.keys()
     for name, value in wanted.items():
-        close(pooled[name], value, 1e-4)
+        same(pooled[name], value, 1e-4)
 
 
 # Laws
@@ -267,8 +185,8 @@ def test_next_pixel_loss_by_hand():
 def test_norm_by_hand():
     norm = Norm(2, eps=11.0)
     norm.weight.data = torch.tensor([2.0, 10.0])
-    close(norm(torch.tensor([[1.0, 7.0]])), torch.tensor([[2 / 6, 70 / 6]]))  # mean of squares 25, plus 11: root 6
-    close(Norm(3, eps=0.0)(torch.tensor([2.0, 2.0, 2.0])), torch.ones(3))  # the mean is not taken away
+    same(norm(torch.tensor([[1.0, 7.0]])), torch.tensor([[2 / 6, 70 / 6]]))  # mean of squares 25, plus 11: root 6
+    same(Norm(3, eps=0.0)(torch.tensor([2.0, 2.0, 2.0])), torch.ones(3))  # the mean is not taken away
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -283,7 +201,7 @@ def test_norm_does_not_overflow_in_half_precision(dtype):
 def test_norm_keeps_float64():
     x = np.random.default_rng(0).normal(size=(5, 8))
     want = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)
-    close(Norm(8, eps=1e-5).double()(torch.from_numpy(x)), torch.from_numpy(want), 1e-14)
+    same(Norm(8, eps=1e-5).double()(torch.from_numpy(x)), torch.from_numpy(want), 1e-14)
 
 
 def test_the_model_runs_in_bfloat16():
@@ -318,6 +236,8 @@ def test_first_loss_is_ln_v():
     assert model(tokens_of(), labels=tokens_of()).loss.item() == pytest.approx(math.log(16), abs=1e-6)
     classifier = ImageGPTForImageClassification(TINY, generator=torch.Generator().manual_seed(0))
     assert classifier(tokens_of(), labels=torch.tensor([0, 1, 2])).loss.item() == pytest.approx(math.log(5), abs=1e-6)
+    tied = ImageGPTForCausalImageModeling(dataclasses.replace(TINY, tie_word_embeddings=True))
+    assert tied.lm_head.weight.std() > 0.01, "a tied head is drawn with the tokens"
 
 
 def test_initial_scales_are_the_original_ones():
@@ -412,11 +332,6 @@ def test_the_published_sizes_run_on_the_meta_device(size):
         assert masked_pixel_loss(bert, tokens, tokens.bool()).shape == ()
 
 
-def test_no_layer_has_a_buffer():
-    with torch.device("meta"):
-        assert not list(ImageGPTForCausalImageModeling(SIZES["L"]).buffers())
-
-
 COMPILERS = [
     "aot_eager",
     pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")),
@@ -433,26 +348,13 @@ def test_a_compiled_model_gives_the_same_with_hooks_present(backend):
     torch._dynamo.reset()
     with record(model, points) as got:
         out = torch.compile(model, backend=backend, fullgraph=True)(tokens, output_hidden_states=True)
-    close(out.logits, logits, 1e-4)
+    same(out.logits, logits, 1e-4)
     assert list(out) == ["logits", "past_key_values", "hidden_states"]
     for point in points:
-        close(got[point], want[point])
+        same(got[point], want[point])
 
 
 # Key-value cache
-
-
-@pytest.mark.parametrize("prefill", [1, 7, 15])
-@pytest.mark.parametrize("name", ["plain", "inverse layer scale", "no scale"])
-@torch.no_grad()
-def test_cached_logits_equal_uncached(name, prefill):
-    model = shaken(ImageGPTForCausalImageModeling, CONFIGS[name])
-    tokens = align(tokens_of(), "sos", TINY)
-    cache = KeyValueCache.of(model.config, 3, 16, device="cpu", dtype=torch.float32)
-    parts = [tokens[:, :prefill], *tokens[:, prefill:].split(1, dim=1)]
-    got = torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
-    assert cache.filled == 16
-    close(got, model(tokens).logits)
 
 
 @torch.no_grad()
@@ -502,7 +404,8 @@ def test_every_parameter_gets_a_gradient(cls, tmp_path):
         assert weight.grad is not None and weight.grad.isfinite().all(), name
 
 
-def test_config_of_the_port_is_taken(port, tmp_path):
+def test_config_of_the_port_is_taken(tmp_path):
+    port = transformers()
     theirs = port.ImageGPTConfig(n_layer=2, n_embd=8, n_head=2, num_labels=7)
     theirs.save_pretrained(tmp_path)
     ours = ImageGPTConfig.from_dict(json.loads((tmp_path / "config.json").read_text()))
@@ -512,7 +415,8 @@ def test_config_of_the_port_is_taken(port, tmp_path):
     assert {name: getattr(port.ImageGPTConfig(), name) for name in defaults} == defaults
 
 
-def test_other_names_of_fields_are_those_of_the_port(port):
+def test_other_names_of_fields_are_those_of_the_port():
+    port = transformers()
     sizes = {"hidden_size": 12, "max_position_embeddings": 9, "num_attention_heads": 3, "num_hidden_layers": 1}
     ours, theirs = ImageGPTConfig(**sizes), port.ImageGPTConfig(**sizes)
     assert (ours.n_embd, ours.n_positions, ours.n_head, ours.n_layer) == (12, 9, 3, 1)
@@ -544,6 +448,10 @@ def test_config_round_trip():
         ({"activation_function": "swoosh"}, "'swoosh'; expected one of"),
         ({"model_type": "gpt2"}, "model_type 'gpt2'"),
         ({"num_labels": 3, "id2label": {"0": "cat", "1": "dog"}}, "num_labels is 3, but id2label names 2 classes"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0; expected a number above 0"),
+        ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon is '1e-5'; expected a number above 0"),
+        ({"attn_pdrop": 1.5}, "attn_pdrop is 1.5; expected a fraction from 0 to 1"),
+        ({"embd_pdrop": None}, "embd_pdrop is None; expected a fraction"),
         ({"problem_type": "ranking"}, "problem_type 'ranking'; expected None or one of"),
     ],
 )
@@ -554,6 +462,25 @@ def test_config_errors(values, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict() | values))
     with pytest.raises(CheckpointError, match=f"config.json: .*{words}"):
         ImageGPTModel.from_pretrained(tmp_path)
+
+
+def test_equal_configurations_are_one_key():
+    named = dataclasses.replace(TINY, num_labels=2, id2label={0: "cat", 1: "dog"}, eos_token_id=[3])
+    copies = [ImageGPTConfig.from_dict(config.to_dict()) for config in (TINY, named)]
+    assert {TINY: 1, named: 2} == dict(zip(copies, (1, 2), strict=True))
+    assert len({TINY, named, *copies}) == 2
+
+
+def test_classes_by_name_are_classes_by_number(tmp_path):
+    config = ImageGPTConfig(label2id={"cat": 0, "owl": 1, "dog": 2}, hidden_size=16)
+    assert (config.num_labels, config.id2label) == (3, {0: "cat", 1: "owl", 2: "dog"})
+    config.save_pretrained(tmp_path)
+    assert ImageGPTConfig.from_pretrained(tmp_path) == config
+    assert transformers().ImageGPTConfig.from_pretrained(tmp_path).label2id == config.label2id
+    changed = ImageGPTConfig.from_pretrained(tmp_path, label2id={"no": 0, "yes": 1}, num_hidden_layers=3)
+    assert (changed.num_labels, changed.id2label, changed.n_layer) == (2, {0: "no", 1: "yes"}, 3)
+    with pytest.raises(TypeError, match="no field 'n_heads'; did you mean 'n_head'"):
+        ImageGPTConfig.from_pretrained(tmp_path, n_heads=3)
 
 
 def test_a_misspelt_field_fails(tmp_path):
@@ -580,6 +507,25 @@ def test_fields_are_changed_while_loading(tmp_path):
     assert not model.score.weight.any() and model.score.weight.shape == (9, 24)
 
 
+def test_a_configuration_and_a_type_are_given_while_loading(tmp_path):
+    model = shaken(ImageGPTModel)
+    model.save_pretrained(tmp_path, dtype=torch.bfloat16)
+    other = dataclasses.replace(TINY, layer_norm_epsilon=0.5)
+    loaded = ImageGPTModel.from_pretrained(tmp_path, config=other, n_inner=96)
+    assert loaded.config == dataclasses.replace(other, n_inner=96)
+    for given, want in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.bfloat16),
+                        ("torch.float16", torch.float16), (torch.float64, torch.float64)):  # fmt: skip
+        assert ImageGPTModel.from_pretrained(tmp_path, dtype=given).dtype == want
+        assert ImageGPTModel.from_pretrained(tmp_path, torch_dtype=given).dtype == want
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in ("dtype", "torch_dtype"):  # as newer and older versions of the port write it
+        (tmp_path / "config.json").write_text(json.dumps(values | {name: "float16"}))
+        assert ImageGPTModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
+    for given in ("float23", "int8", "nn"):
+        with pytest.raises(ValueError, match=f"dtype '{given}'; expected a floating-point type"):
+            ImageGPTModel.from_pretrained(tmp_path, dtype=given)
+
+
 @torch.no_grad()
 def test_a_tied_head_is_the_embedding(tmp_path):
     config = dataclasses.replace(TINY, tie_word_embeddings=True)
@@ -588,7 +534,7 @@ def test_a_tied_head_is_the_embedding(tmp_path):
     for one in (model, ImageGPTForCausalImageModeling.from_pretrained(tmp_path)):
         assert one.lm_head.weight is one.transformer.wte.weight
         assert one(tokens_of()).logits.shape == (3, 16, 17)  # SOS has a column too, as in the port
-        close(one(tokens_of()).logits, model(tokens_of()).logits, 0)
+        same(one(tokens_of()).logits, model(tokens_of()).logits, 0)
         assert one.generate(tokens_of(n=1, length=1), max_new_tokens=9).max() < 16, "SOS was drawn"
 
 
@@ -598,4 +544,91 @@ def test_causal_loss_by_hand():
     with torch.no_grad():
         logits = model(tokens).logits
         want = -torch.stack([F.log_softmax(logits[n, i], 0)[tokens[n, i + 1]] for n in range(2) for i in range(15)])
-        close(model(tokens, labels=tokens).loss, want.mean())
+        same(model(tokens, labels=tokens).loss, want.mean())
+
+
+# Masked pixels
+
+
+@torch.no_grad()
+def test_masked_loss_by_hand():
+    """Only what is masked is scored, by its own logits, whatever kind of mask says so."""
+    model, tokens = (
+        shaken(ImageGPTForCausalImageModeling, dataclasses.replace(TINY, bidirectional=True)),
+        tokens_of(n=2),
+    )
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, 3] = masked[1, 0] = masked[1, 9] = True
+    logits = model(tokens, masked=masked).logits
+    want = -torch.stack([F.log_softmax(logits[n, i], 0)[tokens[n, i]] for n, i in masked.nonzero()]).mean()
+    for mask in (masked, masked.long(), masked.float()):
+        same(masked_pixel_loss(model, tokens, mask), want)
+        same(model(tokens, masked=mask, labels=tokens).loss, want)
+    with pytest.raises(ValueError, match="no pixel is masked"):
+        masked_pixel_loss(model, tokens, masked & False)
+    with pytest.raises(ValueError, match="a bidirectional model is scored on masked pixels: pass `masked`"):
+        model(tokens, labels=tokens)
+    with pytest.raises(ValueError, match="a bidirectional model predicts masked pixels, so its loss needs masks"):
+        next_pixel_loss(model, tokens)
+
+
+# Outputs and generation
+
+
+def test_an_attribute_of_an_output_is_its_entry():
+    out = shaken(ImageGPTForCausalImageModeling)(tokens_of(), labels=tokens_of())
+    out.loss = out.loss * 2
+    assert out["loss"] is out.loss is out[0] is out.to_tuple()[0]
+    out.logits = None
+    assert "logits" not in out and out.logits is None
+    with pytest.raises(AttributeError, match="no 'lost'; its fields are loss"):
+        out.lost = 1
+
+
+def test_the_usual_way_is_the_fused_attention_without_a_mask(monkeypatch):
+    calls, fused = [], F.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **more):
+        calls.append((attn_mask, is_causal))
+        return fused(query, key, value, attn_mask, dropout_p, is_causal, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    for cls, labels in zip(CLASSES, ({}, {"labels": tokens_of()}, {"labels": torch.tensor([0, 1, 2])}), strict=True):
+        calls.clear()
+        shaken(cls)(tokens_of(), **labels)
+        assert calls == [(None, True)] * TINY.n_layer
+
+
+@pytest.mark.parametrize("how", [{}, {"eos_token_id": 16}, {"use_cache": False}, {"do_sample": True}])
+def test_what_is_generated_may_be_trained_on(how):
+    model = shaken(ImageGPTForCausalImageModeling).train()
+    with torch.inference_mode():
+        given = tokens_of(length=4)
+    images = model.generate(given, max_length=16, **how)
+    assert model.training and not images.is_inference()
+    model(images, labels=images).loss.backward()
+    assert model.lm_head.weight.grad.any()
+
+
+def test_an_error_leaves_the_mode_as_it_was():
+    model = shaken(ImageGPTForCausalImageModeling).train()
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.continue_(tokens_of(), 3, fails)
+    assert model.training
+    for temperature in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="temperature=.*; expected a number above 0"):
+            model.generate(tokens_of(length=2), max_length=4, do_sample=True, temperature=temperature)
+    for given in ({}, {"input_ids": tokens_of(), "inputs": tokens_of()}):
+        with pytest.raises(ValueError, match="either input_ids or inputs; got both or none"):
+            model.generate(**given, max_length=4)
+
+
+def test_a_bidirectional_model_continues_nothing():
+    model = shaken(ImageGPTForCausalImageModeling, dataclasses.replace(TINY, bidirectional=True))
+    for cached in (True, False):
+        with pytest.raises(ValueError, match="a bidirectional model"):
+            model.generate(tokens_of(length=2), max_length=4, use_cache=cached)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from port import CLASSES, Case, cases, few, same, same_output, same_value, transformers, twin
 
 from igpt_lab.model import (
@@ -129,6 +129,21 @@ def test_what_a_configuration_asks_for_is_given_as_by_the_port(cls, call):
     ours, theirs = model(tokens), twin(model)(tokens)
     (same_output if call.types else lambda *pair: [*map(same_value, *pair)])(ours, theirs)
     assert len(ours) == len(theirs) == 1 + call.attentions + call.states + call.cache
+
+
+@pytest.mark.parametrize("cls", CLASSES[:2])
+@given(case=cases(least_t=2))
+@few
+@torch.no_grad()
+def test_ids_of_one_and_of_three_axes_give_the_shapes_of_the_port(cls, case):
+    model, tokens = case.model(cls), case.tokens()
+    for ids in (tokens[0], tokens[:, None]):
+        labels = {"labels": ids} if cls is ImageGPTForCausalImageModeling else {}
+        ours, theirs = (it(ids, output_hidden_states=True, **labels) for it in (model, twin(model)))
+        same_output(ours, theirs)
+        mask = torch.ones_like(ids)
+        mask[..., -1] = 0
+        same(model(ids, attention_mask=mask, **labels)[-2], twin(model)(ids, attention_mask=mask, **labels)[-2])
 
 
 @given(call=calls())
@@ -321,7 +336,7 @@ def decoded(model, cls, call: Call, lengths: list[int], cache):
     return outs
 
 
-@pytest.mark.parametrize("cls", [ImageGPTModel, ImageGPTForCausalImageModeling])
+@each_class
 @given(decoding=decodings())
 @few
 @torch.no_grad()
@@ -338,10 +353,12 @@ def test_decoding_in_parts_gives_what_one_pass_gives_and_what_the_port_gives(cls
         same(others[0], ours[0])
         same_value(ours.to_tuple()[:1], theirs.to_tuple()[:1])
         for name in ("hidden_states", "attentions", "cross_attentions"):
-            assert (getattr(ours, name) is None) == (getattr(theirs, name) is None)
-            same_value(getattr(ours, name) or (), getattr(theirs, name) or ())
+            assert (getattr(ours, name) is None) == (getattr(theirs, name, None) is None)
+            same_value(getattr(ours, name) or (), getattr(theirs, name, None) or ())
     same_value(growing[-1].past_key_values, wanted[-1].past_key_values)
     # A position that sees nothing is spread over what there is, which in one pass is the future too.
+    if cls is ImageGPTForImageClassification:  # its answer is to the latest part
+        return
     seen, whole = call.seeing(), model(**call.arguments(cls))[0]
     same(torch.cat([out[0] for out in growing], dim=1)[seen], whole[seen])
 
@@ -368,6 +385,24 @@ def test_greedy_generation_is_that_of_the_port_token_for_token(case, cached):
     theirs = twin(model).generate(given_, max_length=length, do_sample=False, use_cache=cached)
     assert torch.equal(model.generate(given_, max_length=length), theirs)
     assert torch.equal(model.generate(given_, max_new_tokens=length - case.t, do_sample=False), theirs)
+
+
+TOKEN = st.integers(0, 3)
+
+
+@given(
+    case=cases(tie_word_embeddings=False, add_cross_attention=False), ends=TOKEN | st.lists(TOKEN, min_size=1),
+    pad=st.none() | TOKEN, told=st.booleans(), cached=st.booleans(),
+)  # fmt: skip
+@few
+def test_generation_ends_where_that_of_the_port_does(case, ends, pad, told, cached):
+    how = {"eos_token_id": ends, "pad_token_id": pad}
+    case = case if told else replace(case, config=replace(case.config, **how))
+    model, start = case.model(ImageGPTForCausalImageModeling), case.tokens(1)
+    assume(pad is None or pad not in start)  # the port hides it then, see `test_differences`
+    how = (how if told else {}) | {"max_length": case.config.n_positions + 1, "use_cache": cached}
+    theirs = twin(model).generate(inputs=start, do_sample=False, **how)
+    assert torch.equal(model.generate(inputs=start, **how), theirs)
 
 
 @given(
@@ -448,10 +483,12 @@ def by_hand(weights: dict, config: ImageGPTConfig, tokens, masked=None, bias=0.0
     t, states = tokens.shape[1], []
     x = weights["wte.weight"][tokens] * (1 if masked is None else 1 - masked[..., None]) + weights["wpe.weight"][:t]
     visible = np.ones((t, t), dtype=bool) if config.bidirectional else np.tri(t, dtype=bool)
-    for block in (f"h.{layer}" for layer in range(config.n_layer)):
+    for layer in range(config.n_layer):
+        block, scale = f"h.{layer}", (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        scale /= layer + 1 if config.scale_attn_by_inverse_layer_idx else 1
         states.append(x)
         query, key, value = map(heads, np.split(linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn"), 3, axis=-1))
-        scores = np.where(visible, query @ key.swapaxes(2, 3) / np.sqrt(query.shape[-1]) + bias, -np.inf)
+        scores = np.where(visible, query @ key.swapaxes(2, 3) * scale + bias, -np.inf)
         attention = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = attention / attention.sum(-1, keepdims=True) @ value
         x = x + linear(mixed.swapaxes(1, 2).reshape(x.shape), f"{block}.attn.c_proj")
@@ -467,10 +504,7 @@ def loss_by_hand(logits, tokens):
     return np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
 
 
-PLAIN = {
-    "activation_function": "quick_gelu", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False, "add_cross_attention": False,
-}  # fmt: skip
+PLAIN = {"activation_function": "quick_gelu", "add_cross_attention": False}
 
 
 def weights_of(model) -> dict:

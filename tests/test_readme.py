@@ -1,6 +1,8 @@
-"""README's numbers are those in results/."""
+"""README's numbers are those in results/, and its table of differences is that of the tests."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -31,3 +33,31 @@ def test_few_label_numbers():
     chosen = table[(table.control == "") & (table.layer_rule == "chosen")]
     for k, values in chosen.groupby("k").test_accuracy:
         assert f"| {k} labels a class" in TEXT and f"{100 * values.mean():.1f}% ({100 * values.std():.1f})" in TEXT
+
+
+def test_speed_of_images_to_tokens():
+    table = pd.read_csv(ROOT / "results/benchmarks/pixels.csv")
+    pillow = table[table.images == "Pillow images"].set_index(["class", "who"])
+    ours, torchs = pillow.loc["ImageGPTImageProcessorPil"], pillow.loc["ImageGPTImageProcessor"]
+    said = " ".join(TEXT.split())
+    assert f"{ours.ratio['ours, cold']:.1f} times as fast as with the port's Pillow class" in said
+    assert f"{ours.ratio['ours, warm']:.1f} times once" in said
+    speeds = [
+        f"{value:,}" for value in ours.images_per_second[["ours, cold", "ours, warm", "transformers, 4 at a time"]]
+    ]
+    assert "{} and {} images/s against {}".format(*speeds) in said
+    assert "its torch class {:.1f} and {:.1f} times".format(*torchs.ratio[["ours, cold", "ours, warm"]]) in said
+    assert f"{table['count'][0]:,} CIFAR-10 images" in said
+
+
+def test_every_difference_is_shown_and_every_one_shown_is_named():
+    tree = ast.parse((ROOT / "tests/test_differences.py").read_text(encoding="utf-8"))
+    there = [it.name for it in tree.body if isinstance(it, ast.FunctionDef) and it.name.startswith("test_")]
+    rows = re.findall(r"^\|([^|]+)\|([^|]+)\|([^|]+)\| (accident|choice) \| `(test_\w+)` \|$", TEXT, re.MULTILINE)
+    assert sorted(row[-1] for row in rows) == sorted(there)
+
+
+def test_modules_are_those_there_are():
+    modules = {path.stem for path in (ROOT / "igpt_lab").glob("*.py")} - {"__init__", "__main__"}
+    section = TEXT.partition("## The package")[2]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == modules
