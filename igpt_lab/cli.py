@@ -1,4 +1,4 @@
-"""Thin commands over the package: pretrain, extract, loss, reproduce, and OpenAI's weights."""
+"""Thin commands over the package: pretrain, extract, check, loss, reproduce, and OpenAI's weights."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def extract(model: str, images: str, split: list[str], limit: int | None, store:
     """Every layer's pooled features of an image set, into a feature store."""
     splits = [lab.load_images(images, name, limit=limit) for name in split or ["train", "test"]]
     print(lab.extract(lab.load_model(model, random=random), splits, store=store).path)
+
+
+def check(model: str, images: str | None, split: str, device: str | None) -> int:
+    """Measure whether a model's features can be trusted; a table of checks, and exit code 1 when one fails."""
+    given = None if images is None else lab.load_images(images, split)
+    table = lab.check(model, device=device, images=given)
+    verdicts = {True: "pass", False: "FAIL"}
+    table["passed"] = [verdicts.get(passed, "-") for passed in table.passed]
+    measured = [f"{value:.1e}" if value == value else "-" for value in table.measured]
+    print(table.assign(measured=measured, allowed=table.allowed.map("{:g}".format)).to_string(index=False))
+    return int("FAIL" in set(table.passed))
 
 
 def loss(model: str, images: str, split: str, limit: int | None) -> None:
@@ -228,6 +239,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--store", default="stores", help="folder of the stores (stores)")
     add("--random", action="store_true", help="draw the weights anew: the untrained control")
+
+    add = command(check, model=model).add_argument
+    add("--images", help=f"{images}; random tokens when not given")
+    add("--split", default="test")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
 
     add = command(loss, model=model, images=images).add_argument
     add("--split", default="test")
