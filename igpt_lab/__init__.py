@@ -19,6 +19,7 @@ _HOME = {
     "FeatureStore": "store",
     "Features": "probes",
     "Recipe": "training",
+    "check": "checks",
     "compare_layers": "probes",
     "complete": "sampling",
     "convert_openai": "openai",

@@ -1,4 +1,4 @@
-"""Thin commands over the package: pretrain, extract, loss, reproduce, and OpenAI's weights."""
+"""Thin commands over the package: pretrain, extract, check, loss, reproduce, and OpenAI's weights."""
 
 from __future__ import annotations
 
@@ -35,13 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def extract(
-    model: str, images: str, split: list[str], limit: int | None, store: str, random: bool, alignment: str | None,
-    revision: str | None,
+    model: str, images: str, split: list[str], limit: int | None, store: str, random: bool, revision: str | None,
+    point: list[str], **options,
 ) -> None:  # fmt: skip
-    """Every layer's pooled features of an image set, into a feature store."""
+    """Pooled features of every layer of a model over an image set, into a feature store."""
     splits = [lab.load_images(images, name, limit=limit) for name in split or ["train", "test"]]
     loaded = lab.load_model(model, revision=revision, random=random)
-    print(lab.extract(loaded, splits, store=store, alignment=alignment).path)
+    print(lab.extract(loaded, splits, store=store, points=point or ["ln_1"], **options).path)
+
+
+def check(model: str, images: str | None, split: str, device: str | None) -> int:
+    """Measure whether a model's features can be trusted; a table of checks, and exit code 1 when one fails."""
+    given = None if images is None else lab.load_images(images, split)
+    table = lab.check(model, device=device, images=given)
+    verdicts = {True: "pass", False: "FAIL"}
+    table["passed"] = [verdicts.get(passed, "-") for passed in table.passed]
+    measured = [f"{value:.1e}" if value == value else "-" for value in table.measured]
+    print(table.assign(measured=measured, allowed=table.allowed.map("{:g}".format)).to_string(index=False))
+    return int("FAIL" in set(table.passed))
 
 
 def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
@@ -235,8 +246,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--store", default="stores", help="folder of the stores (stores)")
     add("--random", action="store_true", help="draw the weights anew: the untrained control")
+    add("--point", action="append", help="place in a block, repeatable (ln_1)")
+    add("--layers", type=int, nargs="+", help="these only; blocks above the deepest do not run (all)")
+    add("--pool", default="mean", help="mean, last, max or grid:g (mean)")
     add("--alignment", choices=["sos", "raw"], help="start token in front, or not (sos; raw for a BERT model)")
+    add("--dtype", choices=["float32", "bfloat16"], help="of the matrix products (bfloat16 on CUDA, else float32)")
+    add("--batch-size", type=int, help="images at a time (by the device)")
+    add("--on-bad-image", choices=["error", "skip"], default="error", help="(error)")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
+
+    add = command(check, model=model).add_argument
+    add("--images", help=f"{images}; random tokens when not given")
+    add("--split", default="test")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
 
     add = command(loss, model=model, images=images).add_argument
     add("--split", default="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ def extract(
     ):  # fmt: skip
         if progress:
             if miss:
-                bar.write(miss)
+                bar.write(miss, file=sys.stderr)
             bar.set_postfix_str(runner.estimate(rows))
         written = None
         for split, n, tokens in made:
@@ -236,7 +237,7 @@ class _Runner:
                         f"no memory for a single image of {tokens.shape[1]} positions on {self.model.device}"
                     ) from error
             self.batch_size //= 2
-            tqdm.write(f"out of memory: going on with batches of {self.batch_size}")
+            tqdm.write(f"out of memory: going on with batches of {self.batch_size}", file=sys.stderr)
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
             if bar is not None:

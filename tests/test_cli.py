@@ -18,6 +18,10 @@ def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
     assert cli.main([*arguments, "--store", str(tmp_path)]) == 0
     store = FeatureStore.open(capsys.readouterr().out.strip())
     assert store.splits == ["test"] and store.layer("ln_1", 3, "test").shape == (10, 8)
+    some = "--point mlp_out --point ln_1 --layers 0 2 --pool max --batch-size 3 --on-bad-image skip".split()
+    assert cli.main([*arguments, "--store", str(tmp_path), *some]) == 0
+    store = FeatureStore.open(capsys.readouterr().out.strip())
+    assert store.layers == {"mlp_out": [0, 2], "ln_1": [0, 2]} and store.key["pool"] == "max"
     assert cli.main([*arguments, "--store", str(tmp_path), "--random"]) == 0
     assert "tiny-random-" in capsys.readouterr().out
 
