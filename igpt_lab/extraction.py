@@ -80,7 +80,10 @@ def extract(
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
     parts = {split: math.ceil(len(each) / ROWS) for split, each in splits.items()}
     source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
-    source["options"] = {"batch_size": batch_size}  # what a repair passes on besides the key
+    source["options"] = {  # for a repair, which runs this again
+        "points": list(points), "layers": layers if layers is None else [int(layer) for layer in layers], "pool": pool,
+        "alignment": alignment, "dtype": dtype, "batch_size": batch_size,
+    }  # fmt: skip
     key = _key(model, splits, wanted, pool, alignment, dtype)
     target = FeatureStore.create(store, key, parts, source=source)
     todo = [(split, n) for split, count in parts.items() for n in range(count) if not target.has(split, n)]

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
-    "provenance downloads checkpoints tensorflow_bundle pixels model openai data hooks store extraction cluster probes "
-    "training sampling geometry figures explorer cli"
+    "provenance downloads checkpoints tensorflow_bundle pixels model openai data hooks store extraction upkeep cluster "
+    "probes training sampling geometry figures explorer cli"
 ).split()
 ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "figures": {"provenance"}}
 OUTSIDE = {"__init__", "__main__"}  # they open the house, and are no room of it
