@@ -1,4 +1,4 @@
-"""Thin commands over the package: pretrain, extract, check, loss, reproduce, and OpenAI's weights."""
+"""Thin commands over the package: extract, check, feature stores, loss, pretrain, reproduce, OpenAI's weights."""
 
 from __future__ import annotations
 
@@ -113,6 +113,44 @@ def download_openai(size: str | None, step: int, bert: bool, datasets: list[str]
     for name in datasets:
         tokens = Path(cache or openai.cache_folder()) / "datasets" / name
         print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
+
+
+def stores(root: str) -> None:
+    """List the feature stores in a folder: size, rows, layers, key and completeness."""
+    from igpt_lab import upkeep
+
+    table = upkeep.list_stores(root)
+    print(table.to_string(index=False, float_format="{:,.1f}".format) if len(table) else f"no stores in {root}")
+
+
+def verify(store: str, repair: bool) -> int:
+    """Recompute a store's digests, rows and columns, and list every problem; exit code 1 if there is one."""
+    from igpt_lab import upkeep
+
+    problems = upkeep.verify(store)
+    for line in dict.fromkeys(problem for _, _, problem in problems):
+        print(line)
+    if problems and repair:
+        upkeep.repair(store, problems)
+        problems = upkeep.verify(store)
+        print(f"{store}: " + ("still not whole" if problems else "repaired"))
+    elif not problems:
+        print(f"{store}: whole, every digest as listed")
+    return int(bool(problems))
+
+
+def prune(root: str, yes: bool) -> None:
+    """Show incomplete stores, leftover temporary files and parts that no manifest lists; --yes deletes them."""
+    from igpt_lab import upkeep
+
+    found = upkeep.leftovers(root)
+    size = sum(each.size for each in found)
+    for each in found:
+        print(f"{each.size / 1e6:10,.3f} MB  {each.what}  {each.path}")
+        if yes:
+            upkeep.remove(each)
+    hint = "deleted" if yes else "--yes deletes them"
+    print(f"{size / 1e6:10,.3f} MB  in {len(found)} of these; {hint}" if found else f"nothing to prune in {root}")
 
 
 def reproduce(model: str, images: str, out: str, quick: bool) -> int:
@@ -293,6 +331,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--bert", action="store_true", help="the BERT model in place of the autoregressive one")
     add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
     add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
+
+    command(stores).add_argument("root", nargs="?", default="stores", help="folder of the stores (stores)")
+    add = command(verify, store="folder of one store").add_argument
+    add("--repair", action="store_true", help="compute the bad parts again, from the model and images they came from")
+    add = command(prune).add_argument
+    add("root", nargs="?", default="stores", help="folder of the stores (stores)")
+    add("--yes", action="store_true", help="delete what is shown")
 
     add = command(reproduce).add_argument
     add("--model", default="fashion-xs", help=model)

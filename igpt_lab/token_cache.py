@@ -14,6 +14,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +119,8 @@ def _make(path: Path, images: ImageSet, processor, positions: np.ndarray, pool: 
     buffer = pa.BufferOutputStream()
     table = table.replace_schema_metadata({"skipped": json.dumps(skipped)})
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    atomic_write(path, buffer.getvalue().to_pybytes())
+    with suppress(OSError):  # no room: they are made again the next time
+        atomic_write(path, buffer.getvalue().to_pybytes())
     return Tokens(kept, tokens, skipped)
 
 

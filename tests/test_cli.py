@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -62,6 +63,10 @@ def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):
         (["loss", "EMPTY", "fashion-mini"], "config.json"),
         (["extract", "TINY", "EMPTY"], "EMPTY"),
         (["reproduce", "--model", "fashion-xz"], "did you mean 'fashion-xs'"),
+        (["stores"], "no folder stores"),
+        (["prune", "nowhere", "--yes"], "no folder nowhere"),
+        (["verify", "nowhere", "--repair"], "no folder nowhere"),
+        (["verify", "EMPTY"], "it has no manifest.json"),
     ],
 )
 def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys, monkeypatch):
@@ -72,6 +77,29 @@ def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys
     message = capsys.readouterr().err
     assert culprit in message and message.startswith("igpt-lab: ") and message.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["EMPTY"]
+
+
+def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--limit", "10"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert cli.main(["stores"]) == cli.main(["prune"]) == cli.main(["verify", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert f"{path.name[-8:]} complete" in told and "test 10" in told and "ln_1 4" in told
+    assert "nothing to prune in stores" in told and "whole, every digest as listed" in told
+    part = path / "test/part-00000-of-00001.parquet"
+    good = part.read_bytes()
+    part.write_bytes(good[:-40])
+    assert cli.main(["verify", str(path)]) == 1
+    assert capsys.readouterr().out.count("\n") == 2  # its digest, and that it is not Parquet
+    assert cli.main(["verify", str(path), "--repair"]) == 0
+    assert "repaired" in capsys.readouterr().out and part.read_bytes() == good
+    part.unlink()
+    assert cli.main(["stores"]) == cli.main(["prune"]) == 0 and path.exists()
+    told = capsys.readouterr().out
+    assert "0 of 1 parts" in told and f"incomplete store  {path}" in told and "--yes deletes them" in told
+    assert cli.main(["prune", "--yes"]) == 0 and list(Path("stores").iterdir()) == [Path("stores/tokens")]
+    assert cli.main(["stores"]) == 0 and "no stores in stores" in capsys.readouterr().out
 
 
 def notebook(*sources):
