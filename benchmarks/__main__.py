@@ -9,7 +9,7 @@ import importlib
 import os
 import time
 
-NAMES = ("pixels",)
+NAMES = ("pixels", "extract")
 
 
 def main() -> None:
