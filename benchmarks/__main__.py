@@ -9,7 +9,7 @@ import importlib
 import os
 import time
 
-NAMES = ("pixels", "extract")
+NAMES = ("pixels", "extract", "train")
 
 
 def main() -> None:
