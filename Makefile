@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+BENCH ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 TORCH := torch==2.13.0
@@ -13,12 +14,13 @@ export UV_COMPILE_BYTECODE := 1
 # A folder of wheels kept for pip serves uv as well; empty elsewhere.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: help reproduce test lab lint lock
+.PHONY: help reproduce test lab bench lint lock
 
 help:
 	@echo "make reproduce   run every notebook; figures and tables go to results/   (ARGS=--quick for a short run)"
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
 	@echo "make lab         open JupyterLab on notebooks/"
+	@echo "make bench       measure against other software, to results/benchmarks/  (BENCH=extract for one of them)"
 	@echo "make lint        check style and formatting"
 	@echo "make lock        write requirements.lock again                            (ARGS=--upgrade for newer versions)"
 	@echo "Each installs requirements.lock into .venv first, when that is absent or out of date."
@@ -35,6 +37,10 @@ test: $(STAMP)
 lab: $(STAMP)
 	@echo "make lab: JupyterLab on notebooks/, stop it with Ctrl-C"
 	@$(BIN)/python -m jupyterlab notebooks $(ARGS)
+
+bench: $(STAMP)
+	@echo "make bench: benchmarks/ -> results/benchmarks/"
+	@$(BIN)/python -m benchmarks $(BENCH) $(ARGS)
 
 lint: $(STAMP)
 	@echo "make lint: ruff check and ruff format on $(CODE)"

@@ -84,6 +84,7 @@ def faults_of_commands(root: Path) -> list[str]:
         "reproduce": ".venv/bin/igpt-lab reproduce --out results",
         "test": ".venv/bin/python -m pytest",
         "lab": ".venv/bin/python -m jupyterlab notebooks",
+        "bench": ".venv/bin/python -m benchmarks",
         "lint": ".venv/bin/ruff check",
     }
     faults = [f"make {target} does not run {part}" for target, part in runs.items() if part not in plan(root, target)]

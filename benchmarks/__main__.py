@@ -1,0 +1,42 @@
+"""Run benchmarks: `python -m benchmarks [NAME ...] [--quick] [--out FOLDER]`.
+
+A benchmark is a module here with a function `rows(quick)` that yields rows of `harness.row`. Each leaves NAME.csv and
+NAME.md in results/benchmarks. `--quick` is for seeing that it runs: tiny shapes, files in build/benchmarks.
+"""
+
+import argparse
+import importlib
+import os
+import time
+
+NAMES = ("pixels", "extract", "train")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all when not given")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", help="folder of the results")
+    parser.add_argument("--threads", type=int, default=2, help="of each process (2)")
+    given = parser.parse_args()
+    if wrong := set(given.names) - set(NAMES):
+        parser.error(f"no benchmark {wrong.pop()!r}; there are {', '.join(NAMES)}")
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before torch is imported; child processes inherit it
+
+    from benchmarks import harness
+
+    for name in given.names or NAMES:
+        rows, begun = [], time.perf_counter()
+        for row in importlib.import_module(f"benchmarks.{name}").rows(given.quick):
+            print(harness.line(row), flush=True)
+            rows.append(row)
+        command = f"make bench BENCH={name}" + " ARGS=--quick" * given.quick
+        folder = given.out or ("build/benchmarks" if given.quick else "results/benchmarks")
+        path = harness.write(name, rows, folder, command)
+        print(f"{path}, after {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

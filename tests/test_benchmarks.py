@@ -1,0 +1,86 @@
+"""The benchmarks' harness: medians in turns, ratios, a process a contestant, and the files of a quick run."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import igpt_lab as lab
+from benchmarks import harness
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def holder(megabytes):
+    """Maker of a call that holds so much memory and returns how often it was called."""
+    calls = []
+
+    def call():
+        calls.append(np.ones(megabytes * 2**17))
+        del calls[:-1]
+        call.count = getattr(call, "count", 0) + 1
+        return call.count
+
+    return call
+
+
+def failing():
+    raise ValueError("no such setting")
+
+
+def test_calls_are_in_turns():
+    order = []
+    results = harness.in_turns({name: partial(order.append, name) for name in "abc"}, 3)
+    assert order == list("abc") * 3 and list(results) == list("abc")
+    values = iter([(3.0, "x", 1.0), (9.0, "y", 2.0), (1.0, "z", 3.0)])
+    assert harness._medians({"a": lambda: next(values)}, 3)["a"] == harness.Result(3.0, "z", 3.0)
+
+
+def test_contestants_have_their_own_process(capfd):
+    makers = {"small": partial(holder, 1), "large": partial(holder, 200), "broken": failing}
+    results = harness.race(makers, 2, optional=["broken"])
+    assert list(results) == ["small", "large"]
+    assert "without broken: ValueError: no such setting" in capfd.readouterr().err
+    assert results["small"].value == 3  # one call to warm up, two measured
+    assert 150 < results["large"].peak - results["small"].peak < 450
+    with pytest.raises(RuntimeError, match="(?s)broken: .*no such setting"):
+        harness.race({"broken": failing}, 1)
+
+
+def test_ratio_is_above_one_where_we_are_better():
+    assert harness.row("", "speed", "", 6.0, 2.0, "p", runs=1)["ratio"] == 3
+    assert harness.row("", "time", "", 2.0, 6.0, "p", runs=1, less=True)["ratio"] == 3
+    assert np.isnan(harness.row("", "distance", "", 2.0, runs=1)["ratio"])
+
+
+def test_flops_against_torch_own_count():
+    config = lab.ImageGPTConfig(vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2)
+    model = lab.ImageGPTForCausalImageModeling(config).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 16, dtype=torch.long), output_attentions=True)  # attention written out, T x T
+    assert harness.flops(config, head=True, square=True) == counter.get_total_flops()
+    attention = 4 * 3 * 8 * 16 * 16
+    assert harness.flops(config) == harness.flops(config, square=True) - attention * (1 - 17 / 32)
+
+
+def test_a_quick_run_leaves_its_table(tmp_path):
+    pytest.importorskip("transformers")
+    command = [sys.executable, "-m", "benchmarks", "pixels", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table, text = pd.read_csv(tmp_path / "pixels.csv"), (tmp_path / "pixels.md").read_text()
+    assert list(table.columns) == "case metric unit ours peer peer_name ratio runs".split()
+    assert len(table) >= 4 and np.allclose(table.ratio, table.ours / table.peer, rtol=1e-3)
+    assert text.count("\n| ImageGPTImageProcessorPil") == 4 and " threads, torch " in text.splitlines()[-1]
+    assert text.rstrip().endswith("`make bench BENCH=pixels ARGS=--quick`")
+
+
+def test_a_wrong_name_is_told():
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "pixel"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "no benchmark 'pixel'; there are pixels, extract, train" in done.stderr
