@@ -22,12 +22,13 @@ import torch
 import igpt_lab as lab
 from benchmarks.harness import Result, flops, in_turns, matmul, race, rate, row
 from igpt_lab.data import TokenSet
-from igpt_lab.model import align
+from igpt_lab.extraction import default_batch
+from igpt_lab.model import align, memory_kept
 from igpt_lab.store import FeatureKey, FeatureStore
 
 S = dataclasses.replace(lab.SIZES["S"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 QUICK = dataclasses.replace(S, vocab_size=9, n_positions=16, n_embd=16, n_layer=4, n_head=2)
-DTYPES, BATCHES, OURS = ("float32", "bfloat16"), (1, 2, 4, 8, 16), 8  # OURS: what `extract` takes by default on a CPU
+DTYPES, BATCHES = ("float32", "bfloat16"), (1, 2, 4, 8, 16)
 
 
 def rows(quick: bool) -> Iterator[dict]:
@@ -79,8 +80,8 @@ def share(results: dict[str, Result], name: str, config: lab.ImageGPTConfig, ima
 
 
 def memory(config: lab.ImageGPTConfig, folder: Path, quick: bool) -> Iterator[dict]:
-    """Peak memory where both have as many images at a time as ours takes by default, or twice as many."""
-    for batch in (2,) if quick else (OURS, 2 * OURS):
+    """Peak memory where both have the same number of images at a time."""
+    for batch in (2,) if quick else (4, 16):
         makers = {"ours": partial(ours, folder, "float32", batch, batch=batch),
                   "port": partial(port, folder, "float32", batch, batch=batch)}  # fmt: skip
         peaks = [each.peak for each in race(makers, 1, warm=0).values()]
@@ -181,17 +182,18 @@ def tokens_of(config, count: int) -> np.ndarray:
 # Makers: each is called in a process of its own.
 
 
-def ours(folder: Path, dtype: str, count: int, batch: int = OURS) -> Callable:
+def ours(folder: Path, dtype: str, count: int, batch: int | None = None) -> Callable:
     """The model inside `record`, in batches as `extract` makes them."""
     model = lab.load_model(folder)
+    batch = batch or default_batch(model.config, torch.device("cpu"))
     inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", model.config).split(batch)
 
     def call() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            with lab.record(model, ["ln_1"]) as pooled:
-                for each in inputs:
-                    model.transformer(each, use_cache=False)
-                    pooled["ln_1"].numpy()
+        low = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+        with torch.inference_mode(), memory_kept(), low, lab.record(model, ["ln_1"]) as pooled:
+            for each in inputs:
+                pooled.run(each, use_cache=False)
+                pooled["ln_1"].numpy()
 
     return call
 

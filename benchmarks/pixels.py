@@ -25,7 +25,7 @@ CLASSES = ("ImageGPTImageProcessorPil", "ImageGPTImageProcessor")
 
 
 def rows(quick: bool) -> Iterator[dict]:
-    count, runs, colours = (40, 1, 16) if quick else (10_000, 5, 512)
+    count, runs, colours = (40, 1, 16) if quick else (10_000, 3, 512)
     source, pictures = images(count, smooth=quick)
     pixels = np.stack([np.asarray(each) for each in pictures])
     palette = lab.fit_palette(pixels, colours)
