@@ -29,12 +29,12 @@ def main() -> None:
 
     for name in given.names or NAMES:
         rows, begun = [], time.perf_counter()
+        command = f"make bench BENCH={name}" + " ARGS=--quick" * given.quick
+        folder = given.out or ("build/benchmarks" if given.quick else "results/benchmarks")
         for row in importlib.import_module(f"benchmarks.{name}").rows(given.quick):
             print(harness.line(row), flush=True)
             rows.append(row)
-        command = f"make bench BENCH={name}" + " ARGS=--quick" * given.quick
-        folder = given.out or ("build/benchmarks" if given.quick else "results/benchmarks")
-        path = harness.write(name, rows, folder, command)
+            path = harness.write(name, rows, folder, command)  # an interruption keeps what was measured
         print(f"{path}, after {time.perf_counter() - begun:.0f} s", flush=True)
 
 

@@ -42,13 +42,13 @@ def rows(quick: bool) -> Iterator[dict]:
         yield from memory(config, folder, quick)
         yield from distances(folder)
         yield from positions(config, Path(temporary), best["float32"], quick)
-    yield from images(quick)
     yield from store(quick)
+    yield from images(quick)
 
 
 def layers(config: lab.ImageGPTConfig, folder: Path, best: dict[str, int], quick: bool) -> Iterator[dict]:
     """Images a second, share of the matrix-multiply rate, memory, and the lower half of the layers."""
-    images, runs = (2, 1) if quick else (8, 3)
+    images, runs = (2, 1) if quick else (max(BATCHES), 3)
     for dtype in DTYPES:
         half = list(range(config.n_layer // 2 + 1))
         makers = {
@@ -58,7 +58,7 @@ def layers(config: lab.ImageGPTConfig, folder: Path, best: dict[str, int], quick
             "port": partial(port, folder, dtype, images, batch=best[dtype]),
             "rate": partial(matmul, getattr(torch, dtype)),
         }
-        results = race(makers, runs)
+        results = race(makers, runs, warm=0)
         case, peer = f"{config.n_layer} x {config.n_embd}, {dtype}", f"{peer_name()}, batch {best[dtype]}"
         for name in ("record", "extract"):
             speeds = [images / results[each].seconds for each in (name, "port")]
@@ -80,13 +80,13 @@ def share(results: dict[str, Result], name: str, config: lab.ImageGPTConfig, ima
 
 
 def memory(config: lab.ImageGPTConfig, folder: Path, quick: bool) -> Iterator[dict]:
-    """Peak memory where both have the same number of images at a time."""
-    for batch in (2,) if quick else (4, 16):
-        makers = {"ours": partial(ours, folder, "float32", batch, batch=batch),
-                  "port": partial(port, folder, "float32", batch, batch=batch)}  # fmt: skip
-        peaks = [each.peak for each in race(makers, 1, warm=0).values()]
-        case = f"{config.n_layer} x {config.n_embd}, float32, record, batch {batch}"
-        yield row(case, "peak memory", "MB", *peaks, f"{peer_name()}, batch {batch}", runs=1, less=True)
+    """Peak memory where both have many images at a time."""
+    batch = 2 if quick else 16
+    makers = {"ours": partial(ours, folder, "float32", batch, batch=batch),
+              "port": partial(port, folder, "float32", batch, batch=batch)}  # fmt: skip
+    peaks = [each.peak for each in race(makers, 1, warm=0).values()]
+    case = f"{config.n_layer} x {config.n_embd}, float32, record, batch {batch}"
+    yield row(case, "peak memory", "MB", *peaks, f"{peer_name()}, batch {batch}", runs=1, less=True)
 
 
 def distances(folder: Path) -> Iterator[dict]:
@@ -104,7 +104,7 @@ def positions(config: lab.ImageGPTConfig, temporary: Path, best: int, quick: boo
         write_model(few, folder)
         makers = {"ours": partial(extracted, folder, "float32", images),
                   "port": partial(port, folder, "float32", images, batch=best)}  # fmt: skip
-        results = race(makers, runs)
+        results = race(makers, runs, warm=0)
         case, peer = f"4 x {few.n_embd}, float32, T = {t}", f"{peer_name()}, batch {best}"
         speeds = [images / each.seconds for each in results.values()]
         yield row(case, "speed", "images/s", *speeds, peer, runs=runs)
@@ -179,23 +179,24 @@ def tokens_of(config, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(config.vocab_size - 1, size=(count, config.n_positions))
 
 
-# Makers: each is called in a process of its own.
+# Makers: each is called in a process of its own, and has the model run once, on an image, before it is measured.
 
 
 def ours(folder: Path, dtype: str, count: int, batch: int | None = None) -> Callable:
     """The model inside `record`, in batches as `extract` makes them."""
     model = lab.load_model(folder)
     batch = batch or default_batch(model.config, torch.device("cpu"))
-    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", model.config).split(batch)
+    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", model.config)
 
-    def call() -> None:
+    def call(batches) -> None:
         low = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
         with torch.inference_mode(), memory_kept(), low, lab.record(model, ["ln_1"]) as pooled:
-            for each in inputs:
+            for each in batches:
                 pooled.run(each, use_cache=False)
                 pooled["ln_1"].numpy()
 
-    return call
+    call(inputs[:1, None])
+    return partial(call, inputs.split(batch))
 
 
 def extracted(folder: str | Path, dtype: str, count: int, layers: list[int] | None = None) -> Callable:
@@ -203,11 +204,12 @@ def extracted(folder: str | Path, dtype: str, count: int, layers: list[int] | No
     model = lab.load_model(folder)
     source = TokenSet("random", "train", np.arange(count), None, (), tokens_of(model.config, count))
 
-    def call() -> None:
+    def call(source: TokenSet) -> None:
         with tempfile.TemporaryDirectory() as stores:
             lab.extract(model, source, store=stores, layers=layers, dtype=dtype, device="cpu", progress=False)
 
-    return call
+    call(source.select([0]))
+    return partial(call, source)
 
 
 def port_model(folder: Path):
@@ -221,25 +223,25 @@ def port_model(folder: Path):
 def port(folder: Path, dtype: str, count: int, batch: int) -> Callable:
     """The recipe that users of transformers follow."""
     model = port_model(folder)
-    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", lab.load_model(folder).config).split(batch)
+    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", lab.load_model(folder).config)
 
-    def call() -> None:
+    def call(batches) -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            for each in inputs:
+            for each in batches:
                 states = model(each, output_hidden_states=True, use_cache=False).hidden_states
                 torch.stack([state.mean(1) for state in states], 1).float().numpy()
 
-    return call
+    call(inputs[:1, None])
+    return partial(call, inputs.split(batch))
 
 
 def fastest(folder: Path, dtype: str, quick: bool) -> Callable:
     """The batch size that suits transformers best; larger ones are not tried once one is 10% slower than the best."""
 
     def call() -> int:
-        port(folder, dtype, 1, 1)()
         taken = {}
         for batch in BATCHES[:2] if quick else BATCHES:
-            count = max(4, batch)
+            count = max(2, batch)
             trial, begun = port(folder, dtype, count, batch), time.perf_counter()
             trial()
             taken[batch] = (time.perf_counter() - begun) / count

@@ -28,7 +28,7 @@ SHAPES = {
 }
 QUICK = {"2 x 16, T = 16, V = 8": ((2, 16, 2, 16, 8), 2)}
 DTYPES = ("float32", "bfloat16")
-STEPS = 2  # of a call
+STEPS = 1  # of a call
 
 
 def rows(quick: bool) -> Iterator[dict]:
@@ -42,7 +42,7 @@ def rows(quick: bool) -> Iterator[dict]:
             }
             makers = {"ours": partial(ours, shape, batch, not quick), **peers}
             makers |= {dtype: partial(matmul, getattr(torch, dtype)) for dtype in DTYPES}
-            results = race(makers, runs, warm=2, optional=peers)
+            results = race(makers, runs, warm=1 if quick else 2, optional=peers)
             best = min((name for name in results if name in peers), key=lambda name: results[name].seconds)
             yield from compared(case, shape, batch, results, best, runs)
 
