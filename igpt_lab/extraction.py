@@ -121,7 +121,7 @@ def extract(
         "alignment": alignment, "dtype": dtype, "batch_size": batch_size, "on_bad_image": on_bad_image,
     }  # fmt: skip
     key = _key(model, splits, wanted, pool, alignment, dtype)
-    miss = explain_miss(store, key)
+    miss = explain_miss(store, key) if progress else ""
     target = FeatureStore.create(store, key, {split: len(each) for split, each in parts.items()}, source=source)
     todo = [(split, n) for split, each in parts.items() for n in range(len(each)) if not target.has(split, n)]
     if not todo:
@@ -144,9 +144,9 @@ def extract(
             )
         ) as made,
     ):  # fmt: skip
+        if miss:
+            bar.write(miss, file=sys.stderr)
         if progress:
-            if miss:
-                bar.write(miss, file=sys.stderr)
             bar.set_postfix_str(runner.estimate(rows))
         written = None
         for split, n, tokens in made:
@@ -160,7 +160,7 @@ def extract(
             )
         if written is not None:
             written.result()
-    finished = FeatureStore.open(target.path)
+    finished = FeatureStore.open(target.path, verify=False)  # each part was verified above, or written just now
     _warn_of_bad_states(finished)
     return finished
 

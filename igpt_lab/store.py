@@ -74,8 +74,7 @@ class FeatureKey:
 
     def differences(self, other: dict) -> str:
         """`pool is "mean", there "max"; ...` for the key of another manifest, '' where they are equal."""
-        differing = self._differing(other)
-        return "; ".join(f"{name} is {_short(ours)}, there {_short(theirs)}" for name, ours, theirs in differing)
+        return _told(self._differing(other))
 
     def _differing(self, other: dict) -> list[tuple[str, object, object]]:
         ours = self.plain()
@@ -87,8 +86,12 @@ def explain_miss(root: str | Path, key: FeatureKey) -> str:
     nearest = None if (Path(root) / key.folder()).exists() else key.nearest(root)
     if nearest is None:
         return ""
-    path, _ = nearest
-    return f"no store has this key yet; the nearest is {path}: {key.differences(read_manifest(path)['key'])}"
+    return f"no store has this key yet; the nearest is {nearest[0]}: {_told(nearest[1])}"
+
+
+def _told(differing: list[tuple[str, object, object]]) -> str:
+    """(field, ours, theirs) for a message."""
+    return "; ".join(f"{name} is {_short(ours)}, there {_short(theirs)}" for name, ours, theirs in differing)
 
 
 def _short(value: object) -> str:
@@ -210,9 +213,7 @@ class FeatureStore:
                         yield part
                 if elsewhere and len(elsewhere) == len(waiting):
                     time.sleep(0.05)
-                    if (
-                        self._claims
-                    ):  # whoever prepares parts ahead must not wait for the others' before it ends its own
+                    if self._claims:  # whoever prepares parts ahead ends its own before it waits for those of others
                         yield None
                 waiting = elsewhere
         finally:

@@ -148,7 +148,8 @@ def pretrain(
             trainer.update(train[positions])
             bar.update()
             last = trainer.step == recipe.steps
-            if trainer.step % recipe.save_every == 0 or last or interrupted.is_set():
+            saves = trainer.step % recipe.save_every == 0 or last or interrupted.is_set()
+            if saves:
                 trainer.check()
             if trainer.step % recipe.log_every == 0 or last:
                 trainer.report(held_out, bar)
@@ -157,9 +158,9 @@ def pretrain(
                 trainer.model.save_pretrained(snapshot, dtype=torch.float16)
                 if processor is not None:
                     processor.save_pretrained(snapshot)
-            if trainer.step % recipe.save_every == 0 or last or interrupted.is_set():
+            if saves:
                 trainer.save()
-            if interrupted.is_set():
+            if saves and interrupted.is_set():
                 raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
     trainer.model.save_pretrained(out)
     return out
