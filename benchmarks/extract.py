@@ -23,7 +23,7 @@ import igpt_lab as lab
 from benchmarks.harness import Result, flops, in_turns, matmul, race, rate, row
 from igpt_lab.data import TokenSet
 from igpt_lab.extraction import default_batch
-from igpt_lab.model import align, memory_kept
+from igpt_lab.model import align
 from igpt_lab.store import FeatureKey, FeatureStore
 
 S = dataclasses.replace(lab.SIZES["S"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
@@ -98,11 +98,11 @@ def distances(folder: Path) -> Iterator[dict]:
 
 def positions(config: lab.ImageGPTConfig, temporary: Path, best: int, quick: bool) -> Iterator[dict]:
     """Growth with T: few blocks, the whole width."""
-    images, runs = (2, 1) if quick else (8, 3)
+    images, runs = (2, 1) if quick else (24, 3)
     for t in (4, 16) if quick else (256, 576, 1024):
         few, folder = dataclasses.replace(config, n_layer=4, n_positions=t), temporary / f"positions-{t}"
         write_model(few, folder)
-        makers = {"ours": partial(extracted, folder, "float32", images),
+        makers = {"ours": partial(ours, folder, "float32", images),
                   "port": partial(port, folder, "float32", images, batch=best)}  # fmt: skip
         results = race(makers, runs, warm=0)
         case, peer = f"4 x {few.n_embd}, float32, T = {t}", f"{peer_name()}, batch {best}"
@@ -190,7 +190,7 @@ def ours(folder: Path, dtype: str, count: int, batch: int | None = None) -> Call
 
     def call(batches) -> None:
         low = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
-        with torch.inference_mode(), memory_kept(), low, lab.record(model, ["ln_1"]) as pooled:
+        with torch.inference_mode(), low, lab.record(model, ["ln_1"]) as pooled:
             for each in batches:
                 pooled.run(each, use_cache=False)
                 pooled["ln_1"].numpy()

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from igpt_lab import checkpoints
 from igpt_lab.data import ImageSet, TokenSet, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
-from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device, memory_kept
+from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
 from igpt_lab.store import FeatureKey, FeatureStore, explain_miss
@@ -133,7 +133,6 @@ def extract(
     rows = sum(len(parts[split][n]) for split, n in todo)
     with (
         tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar,
-        memory_kept(),
         ThreadPoolExecutor(1) as writer,
         closing(target.claims(todo)) as claims,
         closing(

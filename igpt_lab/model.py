@@ -179,9 +179,14 @@ _take_aliases(ImageGPTConfig)
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the original's activation."""
-    if torch.is_grad_enabled():
-        return x * torch.sigmoid(1.702 * x)
-    return (1.702 * x).sigmoid_().mul_(x)
+    return x * torch.sigmoid(1.702 * x)
+
+
+def quick_gelu_(x: Tensor) -> Tensor:
+    """The same in place, to the last bit, a part at a time that stays in a CPU's caches."""
+    for part in x.flatten(0, -2).split(max(1, 2**18 // x.shape[-1])):
+        part.mul_((1.702 * part).sigmoid_())
+    return x
 
 
 _gelu_tanh = functools.partial(F.gelu, approximate="tanh")
@@ -250,7 +255,13 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
+        idle = _plain(x) and not self.bias.any()  # as in the original, which has none: one pass over the result less
+        return F.linear(x, self.weight.t(), None if idle else self.bias)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether `x` is on a CPU and nothing follows what happens to it: no autograd, no compiler."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -268,7 +279,11 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = _wide(x)
-        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        gain = self.weight.to(wide.dtype)
+        if _plain(x):  # a third of the time of `rms_norm`
+            norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            return (wide * norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(gain).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, gain, self.eps).to(x.dtype)
 
 
 class KeyValueCache:
@@ -379,6 +394,8 @@ class Attention(nn.Module):
         elif self.parts and self.training and causal and not dropout:
             mixed = _attend_in_parts(query, key, value, parts=self.parts, **how)
         else:
+            if _plain(x):  # the kernel walks over keys and values again and again
+                key, value = key.contiguous(), value.contiguous()
             mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, **how)
         return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2))), weights
 
@@ -395,7 +412,15 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+        inner = self.c_fc(x)
+        if self.act is quick_gelu and _plain(inner) and not _kept(self.c_fc):
+            return self.dropout(self.c_proj(quick_gelu_(inner)))
+        return self.dropout(self.c_proj(self.act(inner)))
+
+
+def _kept(layer: nn.Module) -> bool:
+    """Whether somebody else may hold what `layer` returns: a hook, or a layer that is not ours."""
+    return type(layer) is not Linear or bool(layer._forward_hooks or nn.modules.module._global_forward_hooks)
 
 
 class Block(nn.Module):
