@@ -57,6 +57,7 @@ def layer_curve(
 
     `table` has a row for each (control, layer), control '' being the model, and LAYER_COLUMNS. 'raw pixels' has one
     row and becomes a level line. A control that would flatten the model's curve is stated in words at that edge.
+    Where the model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it.
     `comparison` (COMPARISON, such as `compare_layers(...).to_dict()`) is written below the title.
     """
     table = _checked(table, LAYER_COLUMNS)
@@ -69,6 +70,8 @@ def layer_curve(
     for name in shown:
         _draw_layers(ax, name, table[table.control == name].sort_values("layer"))
     _mark_chosen(ax, chosen.iloc[0], last)
+    if "in_peak_set" in main and main.in_peak_set.eq(True).any():
+        _mark_peak_set(ax, np.sort(main.layer[main.in_peak_set.eq(True)]))
     far = [(name, rows) for name, rows in table.groupby("control") if name not in shown]
     _limit(ax, low, high, [_state(name, rows, low) for name, rows in far])
     ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
@@ -236,6 +239,14 @@ def _mark_chosen(ax: Axes, row: pd.Series, last: int) -> None:
     look = {"ha": side, "va": "top", "path_effects": [patheffects.withStroke(linewidth=2, foreground="white")]}
     place = {"xy": (row.layer, 100 * row.low), "xytext": (0, -5), "textcoords": "offset points", "zorder": 6}
     ax.annotate(f"layer {row.layer:.0f}\n{100 * row.test_accuracy:.1f} %", **place, **look)
+
+
+def _mark_peak_set(ax: Axes, layers: np.ndarray) -> None:
+    """A bar on the layer axis under the layers that may be the best; neighbours share one."""
+    bar = {"transform": ax.get_xaxis_transform(), "color": "black", "linewidth": 3, "solid_capstyle": "butt"}
+    for i, run in enumerate(np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)):
+        label = "_" if i else "may be the best layer"
+        ax.plot([run.min() - 0.4, run.max() + 0.4], [0, 0], label=label, clip_on=False, zorder=7, **bar)
 
 
 def _doubt(rows: pd.DataFrame) -> str:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 from joblib import Parallel, cpu_count, delayed
-from scipy.stats import beta, binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.data import ImageSet, few_per_class, stratified_split
 from igpt_lab.pixels import ImageGPTImageProcessorPil
+from igpt_lab.significance import accuracy, compare
 from igpt_lab.store import FeatureStore
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -169,7 +169,7 @@ def probe_layers(
     chosen = max(rows, key=lambda row: row["validation_accuracy"])["layer"]
     correct = _meet_test(predictions, test)
     for row in rows:
-        row |= {"chosen": row["layer"] == chosen, **_accuracy(correct[row["layer"]])}
+        row |= {"chosen": row["layer"] == chosen, **accuracy(correct[row["layer"]])}
     return ProbeResult(pd.DataFrame(rows), correct, chosen)
 
 
@@ -255,37 +255,22 @@ def compare_layers(
 ) -> Comparison:
     """The paired test of layer `best` (by default the chosen one) against `last` (by default the last one).
 
-    p: two-sided binomial test on the images that one layer gets right and the other does not. Interval: percentiles of
-    a bootstrap over test images, which for a paired difference is a draw of their four possible outcomes.
+    p, interval and their sources: `significance.compare`.
     """
     best = result.chosen if best is None else best
     last = max(result.correct) if last is None else last
     _known([best, last], result.correct)
-    right, wrong = result.correct[best], ~result.correct[best]
-    only_best, only_last = int((right & ~result.correct[last]).sum()), int((wrong & result.correct[last]).sum())
-    n, discordant = len(right), only_best + only_last
-    shares = [only_best / n, only_last / n, 1 - discordant / n]
-    draws = np.random.default_rng(seed).multinomial(n, shares, size=n_boot)
-    low, high = np.percentile((draws[:, 0] - draws[:, 1]) / n, [2.5, 97.5])
+    found = compare(result.correct[best], result.correct[last], n_boot=n_boot, seed=seed)
     return Comparison(
-        best_layer=best, last_layer=last, best_accuracy=float(right.mean()),
-        last_accuracy=float(result.correct[last].mean()), difference=(only_best - only_last) / n,
-        low=float(low), high=float(high), only_best=only_best, only_last=only_last, n_test=n,
-        p_value=float(binomtest(only_best, discordant).pvalue) if discordant else 1.0,
+        best_layer=best, last_layer=last, best_accuracy=found.accuracy_a, last_accuracy=found.accuracy_b,
+        difference=found.difference, low=found.low, high=found.high, only_best=found.only_a, only_last=found.only_b,
+        n_test=found.n_test, p_value=found.p_value,
     )  # fmt: skip
 
 
 def _meet_test(predictions: dict[int, np.ndarray], test: Features) -> dict[int, np.ndarray]:
     """Which predictions are right: the only place where test labels are read."""
     return {key: predicted == test.labels for key, predicted in predictions.items()}
-
-
-def _accuracy(correct: np.ndarray) -> dict[str, float]:
-    """Accuracy with its 95% interval, by Clopper and Pearson (1934): exact for independent test images."""
-    n, hits = len(correct), int(correct.sum())
-    low = beta.ppf(0.025, hits, n - hits + 1) if hits else 0.0
-    high = beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1.0
-    return {"test_accuracy": hits / n, "low": float(low), "high": float(high)}
 
 
 def _run(jobs: list, what: str, unit: str, progress: bool) -> Iterator:

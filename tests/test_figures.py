@@ -46,6 +46,20 @@ def test_layer_curve_draws_the_table_in_percent():
     assert sentence in words(ax)
 
 
+def test_layers_that_may_be_the_best_have_a_bar_below():
+    table = layer_table()
+    rows = [("", layer, 0.8, False, True, 0.79, 0.81, 100) for layer in (3, 4)]
+    table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
+    table["in_peak_set"] = [
+        layer in (1, 3, 4) if control == "" else None for control, layer in table.iloc[:, :2].values
+    ]
+    bars = [line for line in layer_curve(table).get_lines() if line.get_linewidth() == 3]
+    assert [bar.get_label() for bar in bars] == ["may be the best layer", "_"]
+    np.testing.assert_allclose([bar.get_xydata() for bar in bars], [[[0.6, 0], [1.4, 0]], [[2.6, 0], [4.4, 0]]])
+    none = lines(layer_curve(table.assign(in_peak_set=False)))
+    assert "may be the best layer" not in none and none.keys() == lines(layer_curve(layer_table())).keys()
+
+
 def test_a_control_far_below_is_named_not_drawn():
     table = layer_table()
     table.loc[table.control == "", ["test_accuracy", "low", "high"]] *= [0.1, 0.1, 0.1]

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
     "provenance downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store extraction "
-    "upkeep checks cluster probes training sampling geometry figures explorer cli"
+    "upkeep checks cluster significance probes training sampling geometry figures explorer cli"
 ).split()
 ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "figures": {"provenance"}}
 OUTSIDE = {"__init__", "__main__"}  # they open the house, and are no room of it
@@ -61,6 +61,7 @@ def test_every_name_offered_is_there():
 
     assert all(getattr(lab, name) is not None for name in lab.__all__)
     wanted = {"convert_openai", "download_openai", "load_tokens", "next_pixel_loss", "masked_pixel_loss"}
+    wanted |= {"compare", "peak_set", "layer_table", "spread"}
     assert wanted <= set(lab.__all__)
 
 

@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -12,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from igpt_lab import probes
 from igpt_lab.data import stratified_split
 from igpt_lab.probes import Features, LinearProbe, ProbeResult, compare_layers, probe_few_labels, probe_layers
+from igpt_lab.significance import compare
 
 QUIET = {"progress": False}
 
@@ -46,12 +46,6 @@ def test_a_row_equals_the_pipeline_by_hand():
         np.testing.assert_array_equal(result.correct[row.layer], correct)
         assert row.test_accuracy == correct.mean() and row.converged and row.n_features == 5
     assert result.chosen == 1 and result.table.chosen.tolist() == [False, True, False]
-
-
-def test_interval_has_its_coverage_by_the_binomial():
-    low, high = (probes._accuracy(np.arange(40) < 30)[name] for name in ("low", "high"))
-    assert binom.sf(29, 40, low) == pytest.approx(0.025) and binom.cdf(30, 40, high) == pytest.approx(0.025)
-    assert probes._accuracy(np.ones(5, bool))["high"] == 1 and probes._accuracy(np.zeros(5, bool))["low"] == 0
 
 
 def test_test_labels_choose_nothing(monkeypatch):
@@ -140,10 +134,12 @@ def test_comparison_by_hand():
     assert (found.best_layer, found.last_layer, found.only_best, found.only_last) == (3, 5, 10, 1)
     assert found.difference == pytest.approx(9 / 20)
     assert found.p_value == pytest.approx(2 * (1 + 11) / 2**11)
-    draws = np.random.default_rng(1).choice(best.astype(int) - last, (20_000, 20)).mean(1)  # the bootstrap itself
-    np.testing.assert_allclose([found.low, found.high], np.percentile(draws, [2.5, 97.5]), atol=0.051)
+    assert found.low < 9 / 20 < found.high
+    alike = compare(best, last, n_boot=500, seed=2)
+    again = compare_layers(ProbeResult(None, {0: best, 3: last}, 0), n_boot=500, seed=2)
+    assert (again.low, again.high, again.n_test) == (alike.low, alike.high, 20)
     same = compare_layers(ProbeResult(None, {0: best, 1: best}, 0))
-    assert same.p_value == 1 and same.low == same.high == 0
+    assert same.p_value == 1 and same.low < same.difference == 0 < same.high
 
 
 def test_few_labels_are_nested_stratified_and_kept():

@@ -1,0 +1,278 @@
+"""Whether two accuracies differ, and which layers may be the peak: from `correct`, bool (N,), one for each test image.
+
+Every interval and p value here is over test images, with the training images, draws and networks as they are. `spread`
+states the deviation over draws beside it, and merges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import beta, binomtest, norm
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Accuracy of a minus accuracy of b on the same test images: `difference`, with its interval by bootstrap.
+
+    `only_a`, `only_b`: test images that only one of the two gets right. `p_value`: McNemar's exact test.
+    """
+
+    accuracy_a: float
+    accuracy_b: float
+    difference: float
+    low: float
+    high: float
+    only_a: int
+    only_b: int
+    n_test: int
+    p_value: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PeakSet:
+    """`layers` that may be the best; `p_values`: layer -> p of the hypothesis that no layer is better than it."""
+
+    layers: list[int]
+    p_values: dict[int, float]
+    alpha: float
+    n_test: int
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean accuracy of several draws, and two uncertainties: over draws, and over test images.
+
+    `standard_deviation` over draws (n - 1; nan for one draw) holds the test images as they are; `low` and `high`, the
+    interval of `mean` over test images, hold the draws as they are. Neither contains the other.
+    """
+
+    mean: float
+    standard_deviation: float
+    n_draws: int
+    low: float
+    high: float
+    n_test: int
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def accuracy(correct: np.ndarray, *, alpha: float = 0.05) -> dict[str, float]:
+    """Accuracy of bool (N,) with its interval, by Clopper and Pearson (1934): exact for independent test images."""
+    right = _right(correct, "correct")
+    low, high = exact_interval(right.sum(), len(right), alpha=alpha)
+    return {"test_accuracy": float(right.mean()), "low": float(low), "high": float(high)}
+
+
+def compare(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    index_a: np.ndarray | None = None,
+    index_b: np.ndarray | None = None,
+    alpha: float = 0.05,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Any two layers, models or settings, paired: a and b are bool (N,), right or wrong on the same N test images.
+
+    `index_a`, `index_b`: int (N,), the images' rows in their source; where given, they must be equal. p: two-sided
+    binomial test on the images that only one gets right (McNemar, 1947). Interval: percentiles of a bootstrap over
+    test images, which for a paired difference is a draw of their four possible outcomes. To the N images come two more,
+    one that only a gets right and one that only b does (Bonett and Price, 2012): without them the interval of two that
+    agree on all images would have no width, and where they rarely differ it would be too narrow.
+    """
+    a, b = _right(a, "a"), _right(b, "b")
+    _same_images(a, b, index_a, index_b)
+    only_a, only_b, n = int((a & ~b).sum()), int((~a & b).sum()), len(a)
+    shares = np.array([only_a + 1, only_b + 1, n - only_a - only_b]) / (n + 2)
+    draws = np.random.default_rng(seed).multinomial(n + 2, shares, size=n_boot)
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / (n + 2), [_level(alpha) / 2, 1 - alpha / 2])
+    return PairedDifference(
+        accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), difference=(only_a - only_b) / n, low=float(low),
+        high=float(high), only_a=only_a, only_b=only_b, n_test=n, p_value=_mcnemar(only_a, only_b),
+    )  # fmt: skip
+
+
+def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> PeakSet:
+    """The layers that may be the best one: the best of all is among them with probability 1 - alpha or more.
+
+    `correct`: layer -> bool (N,), all on the same test images; nothing needs to be chosen beforehand. A layer is out if
+    some other layer beats it by more than chance, corrected for taking the strongest of all others: the subset
+    selection of Gupta (1965) and Hsu (1984), in which each layer in turn is compared with all others. The statistic is
+    the largest of McNemar's z; what chance makes of it comes from flipping, for each test image, the sign of all its
+    differences at once (the wild bootstrap over images of Liu, 1988). Of two layers that is McNemar's exact test; of
+    more it keeps their correlation over images, and is exact in the limit of many discordant images. As what was seen
+    counts among the cases, p is never 0. Of several equal best layers, each by itself has that probability.
+    """
+    (layers, right), alpha = _stacked(correct), _level(alpha)
+    wins = _wins(right)
+    sums = _flipped_sums(right[:, right.any(0) & ~right.all(0)], n_boot, seed)  # an image all agree on is a 0
+    p_values = {}
+    for i, layer in enumerate(layers):
+        scale = np.sqrt(np.maximum(wins[:, i] + wins[i], 1))
+        beaten = ((wins[:, i] - wins[i]) / scale).max()
+        p_values[layer] = _share(((sums - sums[:, [i]]) / scale).max(1), beaten)
+    return PeakSet([layer for layer in layers if p_values[layer] > alpha], p_values, alpha, right.shape[1])
+
+
+def layer_table(
+    correct: Mapping[int, np.ndarray],
+    *,
+    best: int,
+    last: int | None = None,
+    alpha: float = 0.05,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A row for each layer: accuracy, difference to the layers `best` and `last`, and whether it may be the peak.
+
+    `correct`: layer -> bool (N,). `best` must have been chosen without these images, on validation: for a best layer
+    chosen on them there is `peak_set`. `last` is by default the last one. Of each difference, such as `minus_best`:
+    `_low`, `_high` and `_p` for this layer alone (`compare`), and `_low_all`, `_high_all` and `_p_all` that hold for
+    all layers at once (Dunnett, 1955, with the layers' own covariance). `peak_p` and `in_peak_set` are of `peak_set`.
+    """
+    layers, right = _stacked(correct)
+    last = layers[-1] if last is None else last
+    if unknown := [layer for layer in (best, last) if layer not in layers]:
+        raise ValueError(f"layer {unknown[0]} is not in `correct`; expected one of {layers}")
+    peak = peak_set(correct, alpha=alpha, n_boot=n_boot, seed=seed)
+    table = pd.DataFrame(
+        [{"layer": layer, **accuracy(row, alpha=alpha)} for layer, row in zip(layers, right, strict=True)]
+    )
+    for name, layer in (("minus_best", best), ("minus_last", last)):
+        columns = _against(right, layers.index(layer), alpha, n_boot, seed)
+        table = table.assign(**{name + ending: values for ending, values in columns.items()})
+    return table.assign(peak_p=[peak.p_values[layer] for layer in layers], in_peak_set=table.layer.isin(peak.layers))
+
+
+def spread(correct_by_draw: Mapping[int, np.ndarray] | Sequence[np.ndarray], *, alpha: float = 0.05) -> Spread:
+    """Accuracy over draws of the training images: bool (N,) for each draw, all on the same N test images.
+
+    The interval over test images is Clopper and Pearson's with as many images as would give the mean its variance
+    (Korn and Graubard, 1998): one draw gives `accuracy`, draws that err on the same images give no more than one.
+    """
+    if not isinstance(correct_by_draw, Mapping):
+        correct_by_draw = dict(enumerate(correct_by_draw))
+    _, right = _stacked(correct_by_draw, "draw")
+    (draws, n), of_draws, of_images = right.shape, right.mean(1), right.mean(0)
+    mean, variance = of_images.mean(), of_images.var()
+    worth = min(n * draws, n * mean * (1 - mean) / variance) if variance > 0 else n * (draws if 0 < mean < 1 else 1)
+    low, high = exact_interval(mean * worth, worth, alpha=alpha)
+    deviation = float(of_draws.std(ddof=1)) if draws > 1 else float("nan")
+    return Spread(float(mean), deviation, draws, float(low), float(high), n)
+
+
+def exact_interval(hits: np.ndarray, n: np.ndarray, *, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) of a share of `hits` in n, by Clopper and Pearson (1934); arrays allowed, n need not be whole."""
+    hits, misses, alpha = np.asarray(hits, float), np.asarray(n - hits, float), _level(alpha)
+    low = beta.ppf(alpha / 2, np.where(hits > 0, hits, 1), misses + 1)
+    high = beta.isf(alpha / 2, hits + 1, np.where(misses > 0, misses, 1))
+    return np.where(hits > 0, low, 0.0), np.where(misses > 0, high, 1.0)
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    return float(binomtest(int(only_a), int(only_a + only_b)).pvalue) if only_a + only_b else 1.0
+
+
+def _against(right: np.ndarray, reference: int, alpha: float, n_boot: int, seed: int) -> dict[str, np.ndarray]:
+    """Each row of `right` minus its row `reference`: columns of `layer_table`; 0 and p = 1 for the reference itself."""
+    alone = [compare(row, right[reference], alpha=alpha, n_boot=n_boot, seed=seed) for row in right]
+    d, low, high, p, gains, losses = np.array(
+        [(each.difference, each.low, each.high, each.p_value, each.only_a, each.only_b) for each in alone]
+    ).T
+    largest, n = _largest_of_all(right, reference, n_boot, seed), right.shape[1] + 2  # two more, as in `compare`
+    z = np.abs(gains - losses) / np.sqrt(np.maximum(gains + losses, 1))
+    p_all = np.maximum(p, [_share(largest, each) for each in z])
+    middle = (gains - losses) / n
+    error = np.sqrt(((gains + losses + 2) / n - middle**2) / n)  # Bonett and Price's standard error
+    reach = max(norm.isf(alpha / 2), np.quantile(largest, 1 - alpha)) * error
+    low_all, high_all = np.clip([np.minimum(low, middle - reach), np.maximum(high, middle + reach)], -1, 1)
+    ends = {"_low": low, "_high": high, "_low_all": low_all, "_high_all": high_all}
+    for each in ends.values():
+        each[reference] = 0
+    return {"": d, **ends, "_p": p, "_p_all": p_all}
+
+
+def _largest_of_all(right: np.ndarray, reference: int, n_boot: int, seed: int) -> np.ndarray:
+    """What chance makes of the largest |z| of all differences to row `reference`: float64 (n_boot,).
+
+    Accuracies of many test images are normal, with the covariance of the rows (Hothorn, Bretz and Westfall, 2008).
+    """
+    covariance = np.atleast_2d(np.cov(right, bias=True))
+    variance = np.diag(covariance) + covariance[reference, reference] - 2 * covariance[reference]
+    scale = np.where(variance > 1e-12, np.sqrt(np.abs(variance)), np.inf)  # 0: the same images right, no difference
+    draws = np.random.default_rng(seed).multivariate_normal(np.zeros(len(right)), covariance, n_boot)
+    return np.abs((draws - draws[:, [reference]]) / scale).max(1)
+
+
+def _flipped_sums(right: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """Sums over images of bool (L, N) with random signs, one sign an image, the same for all L: (n_boot, L)."""
+    generator, columns = np.random.default_rng(seed), right.T.astype(np.float32)  # exact: whole numbers below 2^24
+    n, sums = len(columns), []
+    for start in tqdm(range(0, n_boot, 256), desc="peak set", leave=False, delay=2):
+        size = min(256, n_boot - start), -(-n // 8)
+        bits = np.unpackbits(generator.integers(0, 256, size, np.uint8), axis=1, count=n)
+        sums.append(2 * (bits.astype(np.float32) @ columns) - columns.sum(0))
+    return np.concatenate(sums).astype(np.float64)
+
+
+def _share(by_chance: np.ndarray, observed: float) -> float:
+    """Share of chance's values that reach the observed one, which is itself among them (so never 0)."""
+    return float((1 + (by_chance >= observed - 1e-9).sum()) / (1 + len(by_chance)))
+
+
+def _wins(right: np.ndarray) -> np.ndarray:
+    """[i, j]: the images that row i gets right and row j does not; float64 (L, L), whole numbers."""
+    return right.astype(np.float64) @ ~right.T
+
+
+def _level(alpha: float) -> float:
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha {alpha}; expected the chance of an error, between 0 and 1: 0.05 for 95 %")
+    return alpha
+
+
+def _right(correct: np.ndarray, name: str) -> np.ndarray:
+    correct = np.asarray(correct)
+    if correct.dtype != bool or correct.ndim != 1 or not len(correct):
+        raise ValueError(
+            f"{name} is {correct.dtype} {correct.shape}; expected bool (N,), N > 0: predictions == labels, say"
+        )
+    return correct
+
+
+def _stacked(correct: Mapping[int, np.ndarray], what: str = "layer") -> tuple[list[int], np.ndarray]:
+    """Keys in ascending order, and bool (L, N)."""
+    rows = {key: _right(correct[key], f"{what} {key}") for key in sorted(correct)}
+    if len({len(row) for row in rows.values()}) != 1:
+        lengths = {key: len(row) for key, row in rows.items()} or f"no {what}"
+        raise ValueError(f"test images: {lengths}; expected the same ones for at least one {what}")
+    return list(rows), np.stack(list(rows.values()))
+
+
+def _same_images(a: np.ndarray, b: np.ndarray, index_a: np.ndarray | None, index_b: np.ndarray | None) -> None:
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} test images and b {len(b)}; a paired test needs the same ones")
+    if (index_a is None) != (index_b is None):
+        raise ValueError("only one index came; expected both of them, or neither")
+    if index_a is None:
+        return
+    for name, index in (("index_a", index_a), ("index_b", index_b)):
+        if np.shape(index) != a.shape:
+            raise ValueError(f"{name} is {np.shape(index)} for {len(a)} test images; expected {a.shape}")
+    if differ := int(np.not_equal(index_a, index_b).sum()):
+        raise ValueError(
+            f"{differ} of {len(a)} test images differ between a and b; sort both by index, take the shared"
+        )
