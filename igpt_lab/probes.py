@@ -1,41 +1,48 @@
-"""Features in, rows out: layer-wise linear probes, few-label curves, and a test of best layer against last.
+"""Features in, rows out: layer-wise linear and nearest-neighbour probes, few-label curves, best layer against last.
 
-Protocol (Chen et al., 2020): multinomial logistic regression by L-BFGS on pooled features; hyper-parameters are chosen
-on a held-out tenth of train, which is folded back before the refit; test is met once. What the paper leaves open is
-chosen here: features standardised on the training rows, scikit-learn's C from a grid, L2 on the weights only.
+Protocol (Chen et al., 2020): multinomial logistic regression on pooled features; hyper-parameters are chosen on a
+held-out tenth of train, which is folded back before the refit; test is met once. What the paper leaves open is chosen
+here: features standardised on the training rows, scikit-learn's C from a grid that extends itself while its best lies
+at an edge, L2 on the weights only, optimisation to convergence (`logistic`).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
 from igpt_lab.data import ImageSet, few_per_class, stratified_split
+from igpt_lab.logistic import fit_logistic
+from igpt_lab.model import best_device
 from igpt_lab.pixels import ImageGPTImageProcessorPil
-from igpt_lab.significance import accuracy, compare
+from igpt_lab.significance import accuracy, compare, peak_set
 from igpt_lab.store import FeatureStore
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-NEWTON = 1500  # parameters up to which Newton's Hessian is cheaper than the iterations that it saves
+CHOOSING = 1e-5  # tolerance of the fits that choose C; it moves no validation accuracy by more than a row or two
+STACKED = 2**24  # values of the layers that are fitted together, 64 MB
+LOADED = 2**30  # bytes up to which a store's features are kept in memory
+PAPER = {"ks": (4, 25, 400), "draws": 5}  # Chen et al. (2020), section 4.5
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """`layers`: number -> float32 (N, D); `labels`: int64 (N,) in [0, K); `index`: int64 (N,), rows in the source."""
+    """`layers`: number -> float32 (N, D); `labels`: int64 (N,), from 0; `index`: int64 (N,), rows in the source."""
 
-    layers: dict[int, np.ndarray]
+    layers: Mapping[int, np.ndarray]
     labels: np.ndarray
     index: np.ndarray
 
@@ -43,20 +50,16 @@ class Features:
         if self.labels is None or np.min(self.labels, initial=0) < 0:
             which = "none" if self.labels is None else f"{np.sum(np.less(self.labels, 0))} rows without one"
             raise ValueError(f"a probe needs labels, and these features have {which}; use an image set that has them")
-        for layer, values in self.layers.items():
-            if values.ndim != 2 or len(values) != len(self.labels) or len(values) != len(self.index):
-                raise ValueError(
-                    f"layer {layer} is {values.shape} for {len(self.labels)} labels and {len(self.index)} rows; "
-                    "expected (N, D) with the same N"
-                )
-            if not np.isfinite(values).all():
-                raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
+        if isinstance(self.layers, dict):
+            for layer, values in self.layers.items():
+                _check_layer(layer, values, len(self.labels), len(self.index))
 
     @classmethod
     def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
-        """All layers of one point of a feature store."""
-        layers = {layer: store.layer(point, layer, split) for layer in store.layers[point]}
-        return cls(layers, store.labels(split), store.index(split))
+        """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
+        layers, labels = _StoredLayers(store, split, point), store.labels(split)
+        few = len(layers) == 0 or len(layers) * layers[min(layers)].nbytes <= LOADED
+        return cls(dict(layers) if few else layers, labels, store.index(split))
 
     @classmethod
     def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
@@ -66,61 +69,97 @@ class Features:
             pixels = pixels[..., :1]
         return cls({0: pixels.reshape(len(images), -1).astype(np.float32)}, images.require_labels(), images.index)
 
+    def joined(self, layers: Sequence[int]) -> Features:
+        """Several layers side by side as one, which has the number of the middle one: the paper's best five, say."""
+        _known(layers, self.layers)
+        return replace(
+            self, layers={sorted(layers)[len(layers) // 2]: np.hstack([self.layers[each] for each in layers])}
+        )
 
-class LinearProbe:
-    """Standardisation on the training rows, then multinomial logistic regression with scikit-learn's C.
+    def relabelled(self, labels: np.ndarray) -> Features:
+        """The same rows with other labels, int (N,)."""
+        if np.shape(labels) != self.labels.shape:
+            raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one a row")
+        return replace(self, labels=np.asarray(labels))
 
-    After `fit`: `converged_` and `n_iter_`. scikit-learn's own tolerance, 1e-4, stops L-BFGS on correlated features
-    with probabilities hundredths away from the optimum, so `fit` goes on to 1e-6, by Newton's method where its Hessian
-    is small: the same optimum as the paper's L-BFGS, reached.
+
+class _StoredLayers(Mapping):
+    """The layers of a store's point, read when they are asked for."""
+
+    def __init__(self, store: FeatureStore, split: str, point: str):
+        self.store, self.split, self.point = store, split, point
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        if layer not in self.store.layers[self.point]:
+            raise KeyError(layer)
+        values = self.store.layer(self.point, layer, self.split)
+        _check_layer(layer, values, len(values), len(values))
+        return values
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.store.layers[self.point])
+
+    def __len__(self) -> int:
+        return len(self.store.layers[self.point])
+
+
+def _check_layer(layer: int, values: np.ndarray, labels: int, rows: int) -> None:
+    if values.ndim != 2 or len(values) != labels or len(values) != rows:
+        raise ValueError(
+            f"layer {layer} is {values.shape} for {labels} labels and {rows} rows; expected (N, D) with the same N"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """Multinomial logistic regression as a scikit-learn estimator, on features that it standardises.
+
+    The same optimum as `LogisticRegression(C=C)` on standardised features, or with `standardise=False` on those given,
+    reached: the largest derivative is at most `tol`, or fit warns. After `fit`: `coef_` (K, D), or (1, D) of two
+    classes, and `intercept_`, of features as given; `converged_`, `n_iter_`, and the certificate `objective_`,
+    `gradient_` (see `logistic.Fits`).
     """
 
-    def __init__(self, C: float = 1.0, *, max_iter: int = 10_000):
-        self.C, self.max_iter = C, max_iter
+    def __init__(self, C: float = 1.0, *, standardise: bool = True, tol: float = 1e-6, max_iter: int = 1000):
+        self.C, self.standardise, self.tol, self.max_iter = C, standardise, tol, max_iter
 
-    def fit(self, x: np.ndarray, y: np.ndarray) -> LinearProbe:
-        """x (N, D), y int (N,)."""
-        parameters = len(np.unique(y)) * (x.shape[1] + 1)
-        self.model_ = LogisticRegression(solver="newton-cholesky" if parameters <= NEWTON else "lbfgs", tol=1e-6)
-        self._solve(self._scale(x), y, self.C)
+    def fit(self, X: np.ndarray, y: np.ndarray) -> LinearProbe:
+        """X (N, D), y (N,) of two classes or more."""
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        self.classes_, y = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"the data has one class, {self.classes_[0]!r}; a probe needs two or more")
+        fits = fit_logistic(X, y, [self.C], standardise=self.standardise, tol=self.tol, max_iter=self.max_iter)
+        weights = fits.weights[0, 0]
+        self.coef_ = weights.T.numpy()
+        self.intercept_ = (fits.intercepts[0, 0] - fits.mean[0] @ weights).numpy()
+        self.converged_, self.n_iter_ = bool(fits.converged[0, 0]), int(fits.iterations[0, 0])
+        self.objective_, self.gradient_ = float(fits.objective[0, 0]), float(fits.gradient[0, 0])
+        if not self.converged_:
+            warnings.warn(
+                f"largest derivative {self.gradient_:.1e} after {self.n_iter_} iterations, above tol={self.tol}; "
+                "raise max_iter or lower C", ConvergenceWarning, stacklevel=2,
+            )  # fmt: skip
         return self
 
-    def path(self, x: np.ndarray, y: np.ndarray, Cs: Iterable[float]) -> Iterator[LinearProbe]:
-        """This probe after each C in turn, from the solution before, to tolerance 1e-4: to choose among them."""
-        self.model_ = LogisticRegression(tol=1e-4, warm_start=True)
-        scaled = self._scale(x)
-        for C in Cs:
-            self._solve(scaled, y, C)
-            yield self
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """float64 (N, K), or of two classes the log-odds (N,) of the second."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        scores = X.astype(np.float64) @ self.coef_.T + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def _scale(self, x: np.ndarray) -> np.ndarray:
-        self.scaler_ = StandardScaler().fit(x)
-        return self.scaler_.transform(x.astype(np.float64))
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Labels (N,) of X (N, D)."""
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
 
-    def _solve(self, scaled: np.ndarray, y: np.ndarray, C: float) -> None:
-        self.C = C
-        self.model_.set_params(C=C, max_iter=self.max_iter)
-        # one thread: on matrices as small as these, two take five times as long
-        with warnings.catch_warnings(record=True) as caught, threadpool_limits(1):
-            warnings.simplefilter("always", ConvergenceWarning)
-            self.model_.fit(scaled, y)
-        self.converged_ = not any(issubclass(each.category, ConvergenceWarning) for each in caught)
-        for each in caught:  # recording holds back every warning, and only the solver's is ours to keep
-            if not issubclass(each.category, ConvergenceWarning):
-                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        self.n_iter_ = int(self.model_.n_iter_.max())
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Labels (N,) of x (N, D)."""
-        return self.model_.predict(self.scaler_.transform(x.astype(np.float64)))
-
-    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """float64 (N, K)."""
-        return self.model_.predict_proba(self.scaler_.transform(x.astype(np.float64)))
-
-    def score(self, x: np.ndarray, y: np.ndarray) -> float:
-        """Accuracy, a fraction."""
-        return float((self.predict(x) == y).mean())
+        scores = torch.as_tensor(self.decision_function(X))
+        return (torch.stack([torch.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores).softmax(1).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,94 +176,171 @@ def probe_layers(
     test: Features,
     *,
     Cs: Sequence[float] = CS,
+    standardise: bool = True,
     seed: int = 0,
     holdout: float = 0.1,
-    max_iter: int = 10_000,
+    max_iter: int = 1000,
     control: str = "",
     permute_labels: bool = False,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:
     """Probe every layer; the table has a row for each, with accuracies as fractions.
 
     C of each layer, and the layer, are chosen on a stratified `holdout` of train; each layer is then refitted on all of
-    train and meets test once. `low` and `high`: 95% over test images (Clopper and Pearson). `converged` is False where
-    the refit, or a fit that chose its C, stopped at `max_iter`. `permute_labels` shuffles the training labels: a
-    control that must fall to chance.
+    train and meets test once. `low` and `high`: 95% over test images (Clopper and Pearson). `in_peak_set`: the layer
+    may be the best (`significance.peak_set`). `iterations`, `objective` and `gradient` are the refit's certificate;
+    `converged` is False where it, or a fit that chose its C, missed its tolerance. One value in `Cs` fixes C.
+    `permute_labels` shuffles the training labels: a control that must fall to chance.
     """
-    _same_layers(train, test)
-    labels = train.labels
-    if permute_labels:
-        labels = np.random.default_rng([seed, 7]).permutation(labels)
-    fit, held = stratified_split(labels, holdout, seed=seed)
-    jobs = [
-        delayed(_probe)(x, labels, [(fit, held)], Cs, max_iter, test.layers[layer]) for layer, x in train.layers.items()
-    ]
-    rows, predictions = [], {}
-    for layer, (row, predicted) in zip(train.layers, _run(jobs, f"probe {control}", "layer", progress), strict=True):
-        predictions[layer] = predicted
-        rows.append({
-            "control": control, "layer": layer, **row, "n_train": len(labels), "n_test": len(test.index),
-            "n_features": train.layers[layer].shape[1], "seed": seed,
-        })  # fmt: skip
-    chosen = max(rows, key=lambda row: row["validation_accuracy"])["layer"]
-    correct = _meet_test(predictions, test)
-    for row in rows:
-        row |= {"chosen": row["layer"] == chosen, **accuracy(correct[row["layer"]])}
-    return ProbeResult(pd.DataFrame(rows), correct, chosen)
+    labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
+    classes, y = np.unique(labels, return_inverse=True)
+    folds = [stratified_split(labels, holdout, seed=seed)]
+    how = {"standardise": standardise, "max_iter": max_iter, "device": device or best_device()}
+
+    def probe(layers: list[int], x: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+        chosen = _choose_C(x, y, folds, Cs, how)
+        fits = fit_logistic(x, y, [[C] for C, *_ in chosen], **how)
+        for i, (layer, (C, validation, sure)) in enumerate(zip(layers, chosen, strict=True)):
+            facts = {"iterations": int(fits.iterations[i, 0]), "objective": float(fits.objective[i, 0])}
+            facts |= {"gradient": float(fits.gradient[i, 0]), "converged": bool(fits.converged[i, 0]) and sure}
+            predicted = classes[fits.predict(test.layers[layer], i)[0]]
+            yield {"C": float(C), "validation_accuracy": validation, **facts}, predicted
+
+    return _layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
+
+
+def probe_neighbours(
+    train: Features,
+    test: Features,
+    *,
+    ks: Sequence[int] = (1, 3, 10, 30, 100),
+    seed: int = 0,
+    holdout: float = 0.1,
+    control: str = "",
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """The k nearest training rows vote, by Euclidean distance of standardised features; a companion without a fit.
+
+    k of each layer, and the layer, are chosen on the same held-out rows as in `probe_layers`; then all of train votes.
+    Of classes with as many votes the one with nearer rows wins.
+    """
+    classes, y = np.unique(train.labels, return_inverse=True)
+    fit, held = stratified_split(train.labels, holdout, seed=seed)
+    ks = [k for k in sorted(ks) if k <= len(fit)]
+    device = device or best_device()
+
+    def probe(layers: list[int], x: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+        for layer, values in zip(layers, x, strict=True):
+            scores = (_vote(values[fit], y[fit], values[held], ks, device) == y[held]).mean(1)
+            k, validation = ks[int(scores.argmax())], float(scores.max())
+            predicted = classes[_vote(values, y, test.layers[layer], [k], device)[0]]
+            yield {"k": k, "validation_accuracy": validation, "converged": True}, predicted
+
+    return _layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
+
+
+def control_task(
+    train_pixels: Features, test_pixels: Features, *, types: int = 100, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of train and of test for a task without meaning, to measure how much a probe learns by itself.
+
+    Images are clustered by their pixels into `types`, and each cluster is given one of the K classes at random. What a
+    layer's probe gains over this one's accuracy is its selectivity (Hewitt and Liang, 2019): see `relabelled`.
+    """
+    (pixels,), (others,) = train_pixels.layers.values(), test_pixels.layers.values()
+    found = KMeans(types, n_init=1, random_state=seed).fit(pixels)
+    drawn = np.random.default_rng([seed, 11]).permutation(np.resize(np.unique(train_pixels.labels), types))
+    return drawn[found.labels_], drawn[found.predict(others)]
 
 
 @dataclass(frozen=True, eq=False)
 class FewLabelResult:
-    """`table`: a row for each k, draw and layer; `subsets`: (k, draw) -> rows of the source that were used."""
+    """`table`: a row for each k, draw and layer; `subsets`: (k, draw) -> rows of the source that were used.
+
+    `correct`: bool (N_test,) for each row of the table, as `significance.compare` and `spread` take them.
+    """
 
     table: pd.DataFrame
     subsets: dict[tuple[int, int], np.ndarray]
+    correct: list[np.ndarray]
 
     def subset_lists(self) -> dict[str, list[int]]:
         """`subsets` as plain JSON, keys like `k4-draw0`."""
         return {f"k{k}-draw{draw}": rows.tolist() for (k, draw), rows in self.subsets.items()}
+
+    def summary(self) -> pd.DataFrame:
+        """Mean and standard deviation (n - 1) over draws of the test accuracy, a row for each k and layer rule."""
+        named = self.table.assign(layer=self.table.layer.where(self.table.layer_rule == "fixed", "chosen").astype(str))
+        return named.groupby(["control", "k", "layer_rule", "layer"]).test_accuracy.agg(["mean", "std", "count"])
 
 
 def probe_few_labels(
     train: Features,
     test: Features,
     *,
-    ks: Sequence[int] = (4, 25, 100, 400),
+    protocol: str | None = None,
+    ks: Sequence[int] = (1, 4, 25, 100, 400),
     draws: int = 5,
     seed: int = 0,
     layers: Sequence[int] | None = None,
     Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
-    max_iter: int = 10_000,
+    max_iter: int = 1000,
     control: str = "",
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> FewLabelResult:
-    """Probes that see only k labels a class; `draws` nested, stratified subsets for each k, as in the paper's 4.5.
+    """Probes that see only k labels a class; `draws` nested, stratified subsets for each k.
 
+    `protocol="paper"` takes its setting, k = 4, 25 and 400 with 5 draws (section 4.5), in place of `ks` and `draws`.
     Rows with `layer_rule` `fixed` are those of `layers` (first and last by default); in the row `chosen` the layer is
     chosen too. C and layer are chosen inside the k labels by cross-validation: 4 folds up to k = 50, one fold of them
     above; with k = 1 nothing can be held out, C is the middle of `Cs`, the layer is the middle one, and `C_rule` says
     `fixed`. Standard deviation over draws is not the interval over test images.
     """
+    if protocol not in (None, "paper"):
+        raise ValueError(f"protocol={protocol!r}; expected 'paper' or None")
+    ks, draws = (PAPER["ks"], PAPER["draws"]) if protocol else (ks, draws)
     _same_layers(train, test)
-    fixed = [min(train.layers), max(train.layers)] if layers is None else list(layers)
+    fixed = [min(train.layers), max(train.layers)] if layers is None else list(dict.fromkeys(layers))
     _known(fixed, train.layers)
-    cases = [(k, draw) for k in ks for draw in range(draws)]
-    chosen = {case: few_per_class(train.labels, case[0], seed=seed, draw=case[1]) for case in cases}
-    jobs = [
-        delayed(_probe_few)({layer: x[rows] for layer, x in train.layers.items()}, train.labels[rows], k, fixed, Cs,
-                            max_iter, seed, test.layers)
-        for (k, _), rows in chosen.items()
-    ]  # fmt: skip
+    subsets = {(k, d): few_per_class(train.labels, k, seed=seed, draw=d) for k in ks for d in range(draws)}
+    classes, y = np.unique(train.labels, return_inverse=True)
+    folds = {case: _folds(y[rows], case[0], seed) for case, rows in subsets.items()}
+    how = {"max_iter": max_iter, "device": device or best_device()}
+    found, kept = {case: {} for case in subsets}, {}
+    with tqdm(total=2 * len(train.layers), desc=f"few labels {control}".strip(), disable=not progress) as bar:
+        for some, x in _stacks(train):
+            _same_widths(some, x, test)
+            for case, rows in subsets.items():
+                found[case] |= zip(some, _choose_C(x[:, rows], y[rows], folds[case][0], Cs, how), strict=True)
+            bar.update(len(some))
+        best = {case: _best_layer(each) for case, each in found.items()}
+        for some, x in _stacks(train):
+            for case, rows in subsets.items():
+                used = [i for i, layer in enumerate(some) if layer in (best[case], *fixed)]
+                if not used:
+                    continue
+                fits = fit_logistic(x[used][:, rows], y[rows], [[found[case][some[i]][0]] for i in used], **how)
+                for i, layer in enumerate(some[j] for j in used):
+                    predicted = classes[fits.predict(test.layers[layer], i)[0]]
+                    kept[case, layer] = predicted, bool(fits.converged[i, 0])
+            bar.update(len(some))
     rows, predictions = [], {}
-    for (k, draw), found in zip(cases, _run(jobs, f"few labels {control}", "draw", progress), strict=True):
-        for row, predicted in found:
+    for (k, draw), each in found.items():
+        for rule, layer in [("chosen", best[k, draw]), *(("fixed", layer) for layer in fixed)]:
+            (C, validation, sure), (predicted, reached) = each[layer], kept[(k, draw), layer]
             predictions[len(rows)] = predicted
-            facts = {"n_train": len(chosen[k, draw]), "n_test": len(test.index), "seed": seed}
-            rows.append({"control": control, "k": k, "draw": draw, **row, **facts})
+            rows.append({
+                "control": control, "k": k, "draw": draw, "layer_rule": rule, "layer": layer, "C": float(C),
+                "C_rule": folds[k, draw][1], "validation_accuracy": validation, "converged": reached and sure,
+                "n_train": len(subsets[k, draw]), "n_test": len(test.index), "seed": seed,
+            })  # fmt: skip
     correct = _meet_test(predictions, test)
     table = pd.DataFrame(rows)
-    table.insert(6, "test_accuracy", [correct[i].mean() for i in range(len(rows))])
-    return FewLabelResult(table, {case: train.index[rows] for case, rows in chosen.items()})
+    table.insert(6, "test_accuracy", [each.mean() for each in correct.values()])
+    return FewLabelResult(table, {case: train.index[rows] for case, rows in subsets.items()}, list(correct.values()))
 
 
 @dataclass(frozen=True)
@@ -273,47 +389,103 @@ def _meet_test(predictions: dict[int, np.ndarray], test: Features) -> dict[int, 
     return {key: predicted == test.labels for key, predicted in predictions.items()}
 
 
-def _run(jobs: list, what: str, unit: str, progress: bool) -> Iterator:
-    """Results of `delayed` jobs, in order, from as many processes as there are cores."""
-    results = Parallel(n_jobs=min(len(jobs), cpu_count()), return_as="generator")(jobs)
-    return tqdm(results, total=len(jobs), desc=what.strip(), unit=unit, disable=not progress)
+def _layer_by_layer(train: Features, test: Features, probe, facts: dict, progress: bool) -> ProbeResult:
+    """The rows and predictions that `probe(layers, x)` gives for stacked layers, with what test makes of them."""
+    _same_layers(train, test)
+    rows, predictions = [], {}
+    with tqdm(
+        total=len(train.layers), desc=f"probe {facts['control']}".strip(), unit="layer", disable=not progress
+    ) as bar:
+        for layers, x in _stacks(train):
+            _same_widths(layers, x, test)
+            for layer, (row, predicted) in zip(layers, probe(layers, x), strict=True):
+                sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
+                rows.append({"control": facts["control"], "layer": layer, **row, **sizes, "seed": facts["seed"]})
+                predictions[layer] = predicted
+            bar.update(len(layers))
+    chosen = max(rows, key=lambda row: row["validation_accuracy"])["layer"]
+    correct = _meet_test(predictions, test)
+    peak = peak_set(correct).layers if len(correct) > 1 else [chosen]
+    for row in rows:
+        layer = row["layer"]
+        row |= {"chosen": layer == chosen, "in_peak_set": layer in peak, **accuracy(correct[layer])}
+    return ProbeResult(pd.DataFrame(rows), correct, chosen)
 
 
-def _probe(x, y, folds, Cs, max_iter, x_test) -> tuple[dict, np.ndarray]:
-    """One layer: C chosen on `folds`, refit on all rows; its row of the table and its predictions for `x_test`."""
-    C, validation, sure = _best_C(x, y, folds, Cs, max_iter)
-    probe = LinearProbe(C, max_iter=max_iter).fit(x, y)
-    facts = {"C": C, "validation_accuracy": validation, "converged": probe.converged_ and sure}
-    return facts | {"iterations": probe.n_iter_}, probe.predict(x_test)
+def _stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Layers of one width together, as (B, N, D), as many as `STACKED` allows."""
+    layers, stack = [], []
+    for layer, x in features.layers.items():
+        if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > STACKED):
+            yield layers, np.stack(stack)
+            layers, stack = [], []
+        layers, stack = [*layers, layer], [*stack, x]
+    if stack:
+        yield layers, np.stack(stack) if len(stack) > 1 else stack[0][None]
 
 
-def _probe_few(layers, y, k, fixed, Cs, max_iter, seed, test_layers) -> list[tuple[dict, np.ndarray]]:
-    """One subset: rows and predictions of the layer chosen inside it and of the `fixed` ones."""
-    folds, how = _folds(y, k, seed)
-    found = {layer: _best_C(x, y, folds, Cs, max_iter) for layer, x in layers.items()}
-    best = max(found, key=lambda layer: found[layer][1]) if folds else sorted(found)[len(found) // 2]
-    rows = []
-    for rule, layer in [("chosen", best), *(("fixed", layer) for layer in dict.fromkeys(fixed))]:
-        C, validation, sure = found[layer]
-        probe = LinearProbe(C, max_iter=max_iter).fit(layers[layer], y)
-        row = {"layer_rule": rule, "layer": layer, "C": C, "C_rule": how, "validation_accuracy": validation}
-        rows.append((row | {"converged": probe.converged_ and sure}, probe.predict(test_layers[layer])))
-    return rows
+def _choose_C(
+    x: np.ndarray, y: np.ndarray, folds: list, Cs: Sequence[float], how: dict
+) -> list[tuple[float, float, bool]]:
+    """x (B, N, D) -> for each layer (C, its mean accuracy on the held-out rows, did its fits converge).
+
+    Of equals the smallest C. A best C at an edge of the grid, and better than its neighbour, extends the grid there.
+    """
+    grid = np.array(sorted(Cs), float)
+    if not folds or len(grid) == 1:
+        scores = _validate(x, y, folds, grid, how)[0][:, 0] if folds else [math.nan] * len(x)
+        return [(grid[len(grid) // 2], float(score), True) for score in scores]
+    scores, sure = _validate(x, y, folds, grid, how)
+    grids = [dict(zip(grid, zip(a, b, strict=True), strict=True)) for a, b in zip(scores, sure, strict=True)]
+    while more := {i: C for i, each in enumerate(grids) if (C := _beyond(each, grid[1] / grid[0]))}:
+        scores, sure = _validate(x[list(more)], y, folds, [[C] for C in more.values()], how)
+        for (i, C), score, certain in zip(more.items(), scores[:, 0], sure[:, 0], strict=True):
+            grids[i][C] = score, certain
+    best = [max(sorted(each), key=lambda C, each=each: each[C][0]) for each in grids]
+    return [(C, float(each[C][0]), all(s for _, s in each.values())) for C, each in zip(best, grids, strict=True)]
 
 
-def _best_C(
-    x: np.ndarray, y: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], Cs: Sequence[float], max_iter: int
-) -> tuple[float, float, bool]:
-    """(C, its mean accuracy on the held-out rows, did all fits converge); of equals the smallest C."""
-    Cs = sorted(Cs)
-    if not folds:
-        return Cs[len(Cs) // 2], math.nan, True
-    scores, sure = np.zeros(len(Cs)), True
+def _beyond(scores: dict[float, tuple[float, bool]], ratio: float) -> float | None:
+    """The next C where the best of `scores` lies at an edge, strictly; None inside the grid and at 1e-8 and 1e8."""
+    Cs = sorted(scores)
+    if scores[Cs[0]][0] > max(scores[C][0] for C in Cs[1:]) and Cs[0] > 1e-8:
+        return Cs[0] / ratio
+    if scores[Cs[-1]][0] > max(scores[C][0] for C in Cs[:-1]) and Cs[-1] < 1e8:
+        return Cs[-1] * ratio
+    return None
+
+
+def _validate(x: np.ndarray, y: np.ndarray, folds: list, Cs, how: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Mean accuracy (B, S) on the folds' held-out rows, and whether all of their fits converged."""
+    scores, sure = 0.0, True
     for fit, held in folds:
-        for i, probe in enumerate(LinearProbe(max_iter=max_iter).path(x[fit], y[fit], Cs)):
-            scores[i] += probe.score(x[held], y[held]) / len(folds)
-            sure &= probe.converged_
-    return Cs[int(scores.argmax())], float(scores.max()), sure
+        fits = fit_logistic(x[:, fit], y[fit], Cs, tol=CHOOSING, **how)
+        right = [(fits.predict(each[held], i) == y[held]).mean(1) for i, each in enumerate(x)]
+        scores, sure = scores + np.stack(right) / len(folds), sure & fits.converged
+    return scores, sure
+
+
+def _best_layer(found: dict[int, tuple[float, float, bool]]) -> int:
+    """The layer of the best validation accuracy, or the middle one where nothing could be held out."""
+    if any(math.isnan(validation) for _, validation, _ in found.values()):
+        return sorted(found)[len(found) // 2]
+    return max(found, key=lambda layer: found[layer][1])
+
+
+def _vote(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ks: Sequence[int], device) -> np.ndarray:
+    """int64 (len(ks), Q): what the nearest of x (N, D) with labels y in [0, K) say of queries (Q, D)."""
+    x, queries, y = (torch.as_tensor(each, device=device) for each in (x, queries, y))
+    deviation, mean = torch.std_mean(x, 0, correction=0)
+    deviation = torch.where(deviation > 0, deviation, 1)
+    x, queries = (x - mean) / deviation, (queries - mean) / deviation
+    votes = torch.nn.functional.one_hot(y).to(x.dtype)
+    weight = 1 + 1e-4 / torch.arange(1, max(ks) + 1, device=x.device)  # nearer rows decide between equals
+    found = []
+    for some in queries.split(1000):
+        nearest = ((x**2).sum(1) - 2 * some @ x.T).topk(max(ks), largest=False).indices
+        counts = (votes[nearest] * weight[:, None]).cumsum(1)
+        found.append(torch.stack([counts[:, k - 1].argmax(1) for k in ks]))
+    return torch.cat(found, 1).cpu().numpy()
 
 
 def _folds(y: np.ndarray, k: int, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
@@ -326,9 +498,16 @@ def _folds(y: np.ndarray, k: int, seed: int) -> tuple[list[tuple[np.ndarray, np.
 
 
 def _same_layers(train: Features, test: Features) -> None:
-    ours, theirs = ({layer: x.shape[1] for layer, x in each.layers.items()} for each in (train, test))
-    if ours != theirs or not ours:
-        raise ValueError(f"features of each layer: train has {ours}, test {theirs}; expected the same, at least one")
+    if list(train.layers) != list(test.layers) or not train.layers:
+        raise ValueError(
+            f"layers of train: {list(train.layers)}, of test: {list(test.layers)}; expected the same, some"
+        )
+
+
+def _same_widths(layers: list[int], x: np.ndarray, test: Features) -> None:
+    for layer in layers:
+        if (theirs := test.layers[layer].shape[1]) != x.shape[2]:
+            raise ValueError(f"layer {layer} has {x.shape[2]} features in train, {theirs} in test; expected the same")
 
 
 def _known(layers: Sequence[int], known: Iterable[int]) -> None:

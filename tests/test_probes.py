@@ -4,14 +4,27 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from igpt_lab import probes
 from igpt_lab.data import stratified_split
-from igpt_lab.probes import Features, LinearProbe, ProbeResult, compare_layers, probe_few_labels, probe_layers
-from igpt_lab.significance import compare
+from igpt_lab.probes import (
+    Features,
+    LinearProbe,
+    ProbeResult,
+    compare_layers,
+    control_task,
+    probe_few_labels,
+    probe_layers,
+    probe_neighbours,
+)
+from igpt_lab.significance import compare, peak_set
+from igpt_lab.store import FeatureKey, FeatureStore
 
 QUIET = {"progress": False}
 
@@ -101,30 +114,143 @@ def test_a_probe_that_did_not_converge_is_marked():
     assert not table.converged.any()
 
 
-def test_linear_probe_is_standardised_logistic_regression():
-    x, y = TRAIN.layers[1], TRAIN.labels
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)).fit(
-        x.astype(float), y
-    )
-    probe = LinearProbe(0.1).fit(x, y)
-    np.testing.assert_allclose(probe.predict_proba(x), pipeline.predict_proba(x.astype(float)), atol=1e-4)
-    path = [each.predict_proba(x) for each in LinearProbe().path(x, y, [1e-3, 0.1])]
-    np.testing.assert_allclose(path[1], probe.predict_proba(x), atol=0.01)  # a warm start goes to the same optimum
-    assert probe.score(x, y) == (probe.predict(x) == y).mean()
-
-
-def test_converged_means_at_the_optimum_also_for_correlated_features(monkeypatch):
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_linear_probe_has_the_probabilities_of_scikit_learn(classes, standardise):
     generator = np.random.default_rng(0)
-    y, mix = np.arange(600) % 4, np.arange(1, 31)[:, None] ** -1.5 * np.linalg.qr(generator.normal(size=(30, 30)))[0]
-    x = ((np.eye(4, 30)[y] * 0.5 + generator.normal(size=(600, 30))) @ mix).astype(np.float32)
-    scaled = StandardScaler().fit_transform(x.astype(float))
-    loose = LogisticRegression(C=10, tol=1e-4, max_iter=10_000).fit(scaled, y).predict_proba(scaled)
-    exact = LogisticRegression(C=10, tol=1e-11, max_iter=100_000).fit(scaled, y).predict_proba(scaled)
-    for parameters in (0, 1500):  # L-BFGS, Newton
-        monkeypatch.setattr(probes, "NEWTON", parameters)
-        found = LinearProbe(10).fit(x, y)
-        assert found.converged_ and np.abs(found.predict_proba(x) - exact).max() < 1e-3
-    assert np.abs(loose - exact).max() > 1e-3  # what scikit-learn's default leaves
+    y = np.arange(600) % classes
+    mix = np.arange(1, 31)[:, None] ** -1.5 * np.linalg.qr(generator.normal(size=(30, 30)))[0]
+    x = ((np.eye(classes, 30)[y] * 0.5 + generator.normal(size=(600, 30))) @ mix).astype(np.float32)
+    scaled = StandardScaler().fit_transform(x.astype(float)) if standardise else x.astype(float)
+    names = np.array(["d", "b", "a", "c"])[y]
+    exact = LogisticRegression(C=10, tol=1e-11, max_iter=100_000).fit(scaled, names)
+    probe = LinearProbe(C=10, standardise=standardise).fit(x, names)
+    assert probe.converged_ and probe.classes_.tolist() == exact.classes_.tolist()
+    np.testing.assert_allclose(probe.predict_proba(x), exact.predict_proba(scaled), atol=1e-4)
+    np.testing.assert_allclose(probe.decision_function(x), exact.decision_function(scaled), atol=1e-2)
+    assert probe.score(x, names) == exact.score(scaled, names)
+    if standardise:  # what scikit-learn's default tolerance leaves
+        loose = LogisticRegression(C=10, max_iter=10_000).fit(scaled, names).predict_proba(scaled)
+        assert np.abs(loose - exact.predict_proba(scaled)).max() > 1e-3
+
+
+@parametrize_with_checks([LinearProbe(max_iter=3000)])
+def test_linear_probe_follows_the_conventions_of_scikit_learn(estimator, check):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        check(estimator)
+
+
+def test_a_probe_that_stops_early_warns_and_says_how_far_it_is():
+    with pytest.warns(ConvergenceWarning, match="largest derivative .* after 2 iterations"):
+        probe = LinearProbe(max_iter=2).fit(TRAIN.layers[0], TRAIN.labels)
+    assert not probe.converged_ and probe.gradient_ > 1e-6 and probe.n_iter_ == 2
+
+
+def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
+    asked = []
+
+    def scores(x, y, folds, Cs, how):
+        Cs = np.broadcast_to(np.asarray(Cs, float), (len(x), np.shape(Cs)[-1]))
+        asked.append(Cs.tolist())
+        aims = np.array([1e-4, 1e3, 0.1])[np.asarray(x[:, 0, 0], int)][:, None]
+        return 1 - np.abs(np.log10(Cs / aims)) / 10, np.ones(Cs.shape, bool)
+
+    monkeypatch.setattr(probes, "_validate", scores)
+    x = np.arange(3.0)[:, None, None]
+    found = probes._choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
+    assert [C for C, *_ in found] == pytest.approx([1e-4, 1e3, 0.1])
+    assert len(asked[0][0]) == 3 and [len(each) for each in asked[1:]] == [2, 2, 2, 1]
+    assert probes._choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
+    flat = [{1e-2: (0.5, True), 1e-1: (0.5, True), 1.0: (0.5, True)}]
+    assert probes._beyond(flat[0], 10) is None  # an edge that is no better than the rest
+
+
+def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
+    together = probe_layers(TRAIN, TEST, **QUIET).table
+    few = probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table
+    monkeypatch.setattr(probes, "STACKED", 1)
+    alone = probe_layers(TRAIN, TEST, **QUIET).table
+    certificate = ["iterations", "objective", "gradient"]
+    assert alone.drop(columns=certificate).equals(together.drop(columns=certificate))
+    assert alone.objective.to_numpy() == pytest.approx(together.objective.to_numpy(), rel=1e-6)
+    assert probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table.equals(few)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_neighbours_vote_as_those_of_scikit_learn(k):
+    result = probe_neighbours(TRAIN, TEST, ks=(k,), **QUIET)
+    for layer, x in TRAIN.layers.items():
+        peer = make_pipeline(StandardScaler(), KNeighborsClassifier(k)).fit(x, TRAIN.labels)
+        shares = peer.predict_proba(TEST.layers[layer])
+        top = np.sort(shares, 1)
+        clear = top[:, -1] > top[:, -2]  # of equal votes scikit-learn takes the first class
+        assert clear.mean() > 0.5
+        right = peer.predict(TEST.layers[layer]) == TEST.labels
+        np.testing.assert_array_equal(result.correct[layer][clear], right[clear])
+    assert result.table.k.eq(k).all() and result.chosen == 1
+
+
+def test_equal_votes_go_to_nearer_rows_and_k_is_chosen_on_held_out_rows():
+    x, y = np.array([[0.0], [1.0], [2.5], [3.0]]), np.array([1, 0, 0, 1])
+    assert probes._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
+    noisy = planted(300, 0, (0.3, 0.6)), planted(240, 1, (0.3, 0.6))
+    assert probe_neighbours(*noisy, **QUIET).table.k.min() > 1
+
+
+def test_a_control_task_is_a_function_of_the_pixels_alone():
+    pixels = [Features({0: each.layers[1]}, each.labels, each.index) for each in (TRAIN, TEST)]
+    train, test = control_task(*pixels, types=6, seed=0)
+    assert np.bincount(train, minlength=3).all() and len(train) == 300 and len(test) == 240
+    again = control_task(*pixels, types=6, seed=0)
+    np.testing.assert_array_equal(train, again[0])
+    shuffled = pixels[0].relabelled(np.random.default_rng(1).permutation(TRAIN.labels))
+    np.testing.assert_array_equal(control_task(shuffled, pixels[1], types=6)[0], train)
+    result = probe_layers(pixels[0].relabelled(train), pixels[1].relabelled(test), **QUIET)
+    assert result.table.test_accuracy[0] > 0.5  # far above chance, a third: pixels tell it
+    with pytest.raises(ValueError, match="one a row"):
+        pixels[0].relabelled(train[:-1])
+
+
+def test_layers_side_by_side():
+    joined = TRAIN.joined([0, 1, 2])
+    assert list(joined.layers) == [1]
+    np.testing.assert_array_equal(joined.layers[1], np.hstack([TRAIN.layers[i] for i in range(3)]))
+    assert probe_layers(joined, TEST.joined([0, 1, 2]), **QUIET).table.n_features[0] == 15
+    with pytest.raises(ValueError, match="layer 7"):
+        TRAIN.joined([0, 7])
+
+
+def test_a_large_store_is_read_a_layer_at_a_time_with_the_same_result(monkeypatch, tmp_path):
+    key = FeatureKey(
+        model="m", weights="", palette="", size=0, resample="", crop="", images="i",
+        splits={"train": ("", 300), "test": ("", 240)}, layers={"ln_1": [0, 1, 2]}, pool="mean", alignment="sos",
+        dtype="float32",
+    )  # fmt: skip
+    store = FeatureStore.create(tmp_path, key, {"train": 1, "test": 1})
+    for split, each in (("train", TRAIN), ("test", TEST)):
+        features = {f"ln_1.{layer}": x for layer, x in each.layers.items()}
+        store.write_part(split, 0, each.index, each.labels, features, dict.fromkeys(features, [0.0, 0.0, 0]))
+    store, read = FeatureStore.open(store.path), []
+    monkeypatch.setattr(probes, "LOADED", 0)
+    monkeypatch.setattr(probes, "STACKED", 1)
+    real = FeatureStore.layer
+    monkeypatch.setattr(FeatureStore, "layer", lambda *given: read.append(given[2]) or real(*given))
+    train, test = (Features.from_store(store, split) for split in ("train", "test"))
+    before = len(read)
+    table = probe_layers(train, test, **QUIET).table
+    assert len(read) - before <= 3 * 3  # each layer of train once, of test for its width and its predictions
+    monkeypatch.undo()
+    whole = probe_layers(TRAIN, TEST, **QUIET).table
+    assert table.drop(columns=["objective", "gradient", "iterations"]).equals(
+        whole.drop(columns=["objective", "gradient", "iterations"])
+    )
+
+
+def test_the_rows_say_which_layers_may_be_the_best():
+    result = probe_layers(TRAIN, TEST, **QUIET)
+    assert result.table[result.table.in_peak_set].layer.tolist() == peak_set(result.correct).layers
+    assert result.table[result.table.chosen].in_peak_set.all()
 
 
 def test_comparison_by_hand():
@@ -153,8 +279,21 @@ def test_few_labels_are_nested_stratified_and_kept():
         assert np.bincount(labels).tolist() == [4, 4, 4]
     assert set(table[table.k == 1].C_rule) == {"fixed"} and set(table[table.k == 60].C_rule) == {"1 of 4 folds"}
     assert set(table[(table.k == 60) & (table.layer_rule == "chosen")].layer) == {1}
+    for (_, row), right in zip(table.iterrows(), result.correct, strict=True):
+        assert row.test_accuracy == right.mean()
+    summary = result.summary().loc["", 60, "fixed", "2"]
+    rows = table.query("k == 60 and layer_rule == 'fixed' and layer == 2").test_accuracy
+    assert summary.tolist() == [pytest.approx(rows.mean()), pytest.approx(rows.std()), 3]
     again = probe_few_labels(TRAIN, TEST, ks=(4,), draws=3, layers=[0, 2], **QUIET)
     assert again.table.equals(table[table.k == 4].reset_index(drop=True))
+
+
+def test_the_setting_of_the_paper():
+    train, test = planted(1500, 0, (1.0,)), planted(60, 1, (1.0,))
+    table = probe_few_labels(train, test, protocol="paper", ks=(7,), **QUIET).table
+    assert table.groupby("k").draw.nunique().to_dict() == {4: 5, 25: 5, 400: 5}
+    with pytest.raises(ValueError, match="protocol='papre'"):
+        probe_few_labels(train, test, protocol="papre", **QUIET)
 
 
 def test_the_rule_names_the_folds_that_were_possible():
@@ -192,7 +331,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="2 rows without one"):
         Features({0: np.zeros((3, 2))}, np.array([0, -1, -1]), np.arange(3))
     narrow = Features({layer: x[:, :4] for layer, x in TEST.layers.items()}, TEST.labels, TEST.index)
-    with pytest.raises(ValueError, match=r"train has \{0: 5.*test \{0: 4"):
+    with pytest.raises(ValueError, match="layer 0 has 5 features in train, 4 in test"):
         probe_layers(TRAIN, narrow, **QUIET)
     with pytest.raises(ValueError, match=r"layer 9 is not among these features; expected one of \[0, 1, 2\]"):
         probe_few_labels(TRAIN, TEST, layers=[9], **QUIET)
