@@ -73,16 +73,19 @@ def cka(
     batches = np.array_split(np.random.default_rng(seed).permutation(rows), -(-rows // max(batch, 1)))
     if len(batches[-1]) < 4:
         raise ValueError(f"batch={batch} splits {rows} images into minibatches of {len(batches[-1])}; 4 are needed")
-    device, found = torch.device(device or best_device()), []
-    with tqdm(total=len(batches), desc="CKA", unit="batch", delay=1, disable=not progress) as bar:
-        for group in _groups(batches, sides):
-            for grams in zip(*(_grams(side, group, rows, device) for side in sides), strict=True):
-                left, right = grams[0], grams[-1]
-                found.append((left @ right.T, left.square().sum(1, keepdim=True), right.square().sum(1)[None]))
-                bar.update()
+    device = torch.device(device or best_device())
+    found = torch.empty((3, len(batches), len(sides[0]), len(sides[-1])), dtype=torch.float32, device=device)
+    pairs = (grams for group in _groups(batches, sides)
+             for grams in zip(*(_grams(side, group, rows, device) for side in sides), strict=True))  # fmt: skip
+    for i, grams in enumerate(tqdm(pairs, total=len(batches), desc="CKA", unit="batch", delay=1, disable=not progress)):
+        left, right = grams[0], grams[-1]
+        found[0, i], found[1, i], found[2, i] = (
+            left @ right.T,
+            left.square().sum(1, keepdim=True),
+            right.square().sum(1),
+        )
     size = np.array([len(each) for each in batches])[:, None, None]
-    hsic = [torch.stack(each).cpu().numpy().astype(float) / (size * (size - 3)) for each in zip(*found, strict=True)]
-    value, error = _ratio(*hsic)
+    value, error = _ratio(*(found.cpu().numpy().astype(float) / (size * (size - 3))))
     table = pd.DataFrame([(a, b) for a in sides[0] for b in sides[-1]], columns=["layer", "other_layer"])
     return table.assign(cka=value.ravel(), standard_error=error.ravel(), n=rows, batches=len(batches), seed=seed)
 
@@ -252,7 +255,7 @@ def _centred_grams(x: Tensor) -> Tensor:
 
 
 def _ratio(cross: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """CKA and its jackknife error, both (L, M), of HSIC (B, L, M), (B, L, 1) and (B, 1, M), a minibatch a row."""
+    """CKA and its jackknife error, both (L, M), of HSIC of both, of the left and of the right, each (B, L, M)."""
     totals = [each.sum(0) for each in (cross, left, right)]
     value, count = totals[0] / np.sqrt(totals[1] * totals[2]), len(cross)
     if count == 1:
@@ -296,29 +299,27 @@ def _search(x: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor, Tens
     """
     norms, wide = x.square().sum(1), min(count + SPARE, len(x) - 1)
     rounding = torch.finfo(x.dtype).eps * (x.shape[1] + 4) * (norms + norms.max())  # Higham (2002), section 3.1
-    found = []
+    near, found = torch.empty((len(x), count), dtype=torch.int64, device=x.device), x.new_empty(len(x), count)
+    sure = torch.empty(len(x), dtype=torch.bool, device=x.device)  # in place: kept in pieces, glibc's heap tears
     for rows in _blocks(len(x), max(len(x), wide * x.shape[1]), progress):
         part = x[rows]
         rough = torch.addmm(norms, part, x.T, alpha=-2)  # squared distances, less the row's own norm
         rough.diagonal(rows.start).fill_(torch.inf)
-        rough, near = rough.topk(wide, largest=False)
-        exact, order = (x[near] - part[:, None]).norm(dim=-1).sort(stable=True)
-        sure = exact[:, count - 1].square() + rounding[rows] < rough[:, -1] + norms[rows]
-        sure |= wide == len(x) - 1
-        found.append((near.gather(1, order)[:, :count], exact[:, :count], sure))
-    near, distances, sure = zip(*found, strict=True)
-    return torch.cat(near), torch.cat(distances), torch.cat(sure)
+        rough, candidates = rough.topk(wide, largest=False)
+        exact, order = (x[candidates] - part[:, None]).norm(dim=-1).sort(stable=True)
+        near[rows], found[rows] = candidates.gather(1, order)[:, :count], exact[:, :count]
+        sure[rows] = exact[:, count - 1].square() + rounding[rows] < rough[:, -1] + norms[rows]
+    return near, found, sure | (wide == len(x) - 1)
 
 
 def _search_directly(x: Tensor, chosen: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor]:
     """As `_search` for the `chosen` rows, from differences: exact, and as slow as it has to be."""
-    found = []
+    near, found = torch.empty((len(chosen), count), dtype=torch.int64, device=x.device), x.new_empty(len(chosen), count)
     for rows in _blocks(len(chosen), len(x), progress):
         distances = torch.cdist(x[chosen[rows]], x, compute_mode="donot_use_mm_for_euclid_dist")
         distances.scatter_(1, chosen[rows, None], torch.inf)
-        found.append(distances.topk(count, largest=False))
-    distances, near = zip(*found, strict=True)
-    return torch.cat(near), torch.cat(distances)
+        found[rows], near[rows] = distances.topk(count, largest=False)
+    return near, found
 
 
 def _dimension(
