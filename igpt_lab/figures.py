@@ -37,6 +37,12 @@ PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v
 AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
+CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")
+MEASURES = {  # column, and its name on an axis; `_low` and `_high` beside it are its interval
+    "intrinsic_dimension": "intrinsic dimension",
+    "effective_rank": "effective rank",
+    "label_overlap": "neighbours with\nthe same label (%)",
+}
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
 # A theme that the user has set changes nothing here, and nothing here changes the user's settings.
 _styled = style.context(["default", FRAME | TEXT | FILES | {"lines.linewidth": 1.2, "lines.markersize": 3.5}])
@@ -98,6 +104,59 @@ def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     ax.set(xlim=(counts[0] / 1.4, counts[-1] * 1.4), xlabel="labels per class", ylabel="test accuracy (%)")
     note = f"mean and standard deviation over {draws} draws; dots are draws" if draws > 1 else "one draw"
     return _finish(ax, title, note)
+
+
+@_styled
+def cka_map(
+    table: pd.DataFrame, *, title: str = "", names: Sequence[str] = ("layer", "layer"), ax: Axes | None = None
+) -> Axes:
+    """CKA of each layer (upwards) with each other layer (to the right), as colours.
+
+    They run from the tenth below the smallest value to 1: where all layers are alike, a scale from 0 shows nothing.
+    `table` has a row for each pair, and CKA_COLUMNS, as `cka` returns it. `names` of the two axes, upwards first: say
+    there which model's layers they are.
+    """
+    _has(table, CKA_COLUMNS)
+    if table.duplicated(["layer", "other_layer"]).any():
+        raise ValueError("more than one row for the same pair of layers; expected one")
+    grid = table.pivot(index="layer", columns="other_layer", values="cka")
+    ax = _axes(3.2) if ax is None else ax
+    low = min(math.floor(10 * grid.min(axis=None)) / 10, 0.9)
+    image = ax.imshow(grid, origin="lower", vmin=low, vmax=1, cmap="viridis", interpolation="none")
+    for axis, layers, name in (ax.yaxis, grid.index, names[0]), (ax.xaxis, grid.columns, names[1]):
+        step = math.ceil(len(layers) / 14)
+        axis.set_ticks(range(0, len(layers), step), layers[::step])
+        axis.set_label_text(name)
+    ax.spines[:].set_visible(False)
+    ax.get_figure(root=True).colorbar(image, ax=ax, label="linear CKA", shrink=0.8).outline.set_linewidth(0.6)
+    n, batches = (int(table[name].iloc[0]) for name in ("n", "batches"))
+    _head(ax, title, f"unbiased, {n:,} images in {batches:,} minibatches" if batches > 1 else f"unbiased, {n:,} images")
+    return ax
+
+
+@_styled
+def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """Each of MEASURES that `table` has over depth, one above the other, with 95% intervals, controls beside the model.
+
+    `table` has a row for each (control, layer), control '' being the model, as `measure_layers` returns it. A control
+    of one row, such as 'raw pixels', becomes a level line.
+    """
+    table = _checked(table, ("control", "layer", "n"))
+    shown = [name for name in MEASURES if name in table and table[name].notna().any()]
+    if not shown:
+        raise ValueError(f"the table has none of {', '.join(MEASURES)}; it has {', '.join(table)}")
+    figure = Figure(figsize=(WIDTH, 0.7 + 1.5 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
+    for ax, measure in zip(axes, shown, strict=True):
+        for name in sorted(set(table.control)):
+            _draw_measure(ax, name, measure, table[table.control == name].sort_values("layer"))
+        _scale_measure(ax, measure)
+    last = int(table.layer[table.control == ""].max())
+    axes[-1].xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
+    axes[-1].set(xlim=(-0.5, last + 0.5), xlabel="layer")
+    _head(axes[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
+    _legend(axes[-1])
+    return figure
 
 
 @_styled
@@ -180,14 +239,19 @@ def _axes(height: float) -> Axes:
     return Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
 
 
-def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """The table, fit to draw: all `columns`, some rows, the model among the controls, accuracy a fraction."""
+def _has(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse what is no table, lacks one of `columns`, or has no rows."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
     if missing := [name for name in columns if name not in table]:
         raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")
     if table.empty:
         raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
+
+
+def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table, fit to draw: all `columns`, some rows, the model among the controls, accuracy a fraction."""
+    _has(table, columns)
     table = table.assign(control=table.control.fillna(""))  # a csv file cannot tell '' from nothing
     if "" not in set(table.control):
         raise ValueError(f"no row has control '' (the model); controls that came: {sorted(set(table.control))}")
@@ -296,6 +360,30 @@ def _draw_draws(ax: Axes, label: str, look: dict, rows: pd.DataFrame, aside: flo
     _mark_failed(ax, x, y, rows, look)
 
 
+def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None:
+    """One line of `geometry_curves`, of rows that have this measure."""
+    rows, scale = rows[rows[measure].notna()], 100 if measure == "label_overlap" else 1
+    look, weight = LOOKS.get(name, PURPLE), 2 if name == "" else 1
+    band, ends = {"color": look["color"], "alpha": 0.12 * weight, "linewidth": 0}, [f"{measure}_low", f"{measure}_high"]
+    if len(rows) == 1 and name:  # pixels have no layer: the same at every depth
+        if set(ends) <= set(rows):
+            ax.axhspan(*(scale * rows[ends].iloc[0]), **band)
+        ax.axhline(scale * rows[measure].iloc[0], **look | {"marker": ""}, label=name)
+        return
+    if set(ends) <= set(rows):
+        ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
+    style = look | {"linewidth": 0.7 * weight, "markersize": 1.8 * weight}
+    ax.plot(rows.layer, scale * rows[measure], **style, label=name or "ImageGPT", zorder=1 + weight)
+
+
+def _scale_measure(ax: Axes, measure: str) -> None:
+    ax.set_ylabel(MEASURES[measure])
+    if measure == "effective_rank":  # pixels have many times that of a layer
+        ax.set_yscale("log")
+        for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            set_formatter(ticker.LogFormatter(minor_thresholds=(2, 1)))
+
+
 def _sentence(comparison: Mapping, n_test: int) -> str:
     """The paired test in words."""
     if missing := [name for name in COMPARISON if name not in comparison]:
@@ -309,12 +397,22 @@ def _sentence(comparison: Mapping, n_test: int) -> str:
 
 
 def _finish(ax: Axes, title: str, note: str) -> Axes:
-    """Title, note below it, and the legend below the axes at a distance in inches, where it covers no line."""
+    """Title, note and legend."""
+    _head(ax, title, note)
+    _legend(ax)
+    return ax
+
+
+def _head(ax: Axes, title: str, note: str) -> None:
+    """Title, and the note below it."""
     ax.set_title(title, loc="left", pad=4 + 9 * len(note.splitlines()))
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points")
+
+
+def _legend(ax: Axes) -> None:
+    """Below the axes at a distance in inches, where it covers no line."""
     down = transforms.ScaledTranslation(0, -0.38, ax.get_figure(root=True).dpi_scale_trans)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=2)
-    return ax
 
 
 def _images(images: np.ndarray, name: str, leading: int) -> np.ndarray:

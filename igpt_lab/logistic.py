@@ -133,6 +133,8 @@ def _fit(rows: _Rows, Cs: np.ndarray, fits: Fits | None, todo: np.ndarray, tol: 
     begin = problem.start() if fits is None else problem.turned(fits)
     weights, iterations = _minimise(problem, begin, todo, tol, max_iter)
     weights = problem.turned_back(weights)
+    if weights.shape[2] > 1:  # a shift of all intercepts changes nothing: theirs sum to 0, as the weights do
+        weights[..., -1] -= weights[..., -1].mean(-1, keepdim=True)
     lam = torch.as_tensor(1 / (Cs * rows.x.shape[1]), dtype=rows.exact, device=rows.device)
     penalty = _penalty(lam, weights.shape[-1])
     value, gradient = _evaluate(_with_labels(rows.standard(), rows.y), weights, penalty, len(rows.y))
@@ -175,7 +177,7 @@ class _Problem:
         """No weights, and the intercepts that are best without them: (B, S, M, R + 1)."""
         b, s, _, r = self.penalty.shape
         logs = self.prior.log()
-        intercepts = logs - logs.mean() if len(logs) > 2 else logs[1:] - logs[:1]
+        intercepts = logs if len(logs) > 2 else logs[1:] - logs[:1]
         weights = self.prior.new_zeros(b, s, len(intercepts), r)
         weights[..., -1] = intercepts
         return weights

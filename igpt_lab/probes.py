@@ -29,7 +29,7 @@ from igpt_lab.logistic import fit_logistic
 from igpt_lab.model import best_device
 from igpt_lab.pixels import ImageGPTImageProcessorPil
 from igpt_lab.significance import accuracy, compare, peak_set
-from igpt_lab.store import FeatureStore
+from igpt_lab.store import FeatureStore, StoredLayers
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CHOOSING = 1e-5  # tolerance of the fits that choose C; it moves no validation accuracy by more than a row or two
@@ -57,7 +57,7 @@ class Features:
     @classmethod
     def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
         """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
-        layers, labels = _StoredLayers(store, split, point), store.labels(split)
+        layers, labels = StoredLayers(store, split, point), store.labels(split)
         few = len(layers) == 0 or len(layers) * layers[min(layers)].nbytes <= LOADED
         return cls(dict(layers) if few else layers, labels, store.index(split))
 
@@ -81,26 +81,6 @@ class Features:
         if np.shape(labels) != self.labels.shape:
             raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one a row")
         return replace(self, labels=np.asarray(labels))
-
-
-class _StoredLayers(Mapping):
-    """The layers of a store's point, read when they are asked for."""
-
-    def __init__(self, store: FeatureStore, split: str, point: str):
-        self.store, self.split, self.point = store, split, point
-
-    def __getitem__(self, layer: int) -> np.ndarray:
-        if layer not in self.store.layers[self.point]:
-            raise KeyError(layer)
-        values = self.store.layer(self.point, layer, self.split)
-        _check_layer(layer, values, len(values), len(values))
-        return values
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.store.layers[self.point])
-
-    def __len__(self) -> int:
-        return len(self.store.layers[self.point])
 
 
 def _check_layer(layer: int, values: np.ndarray, labels: int, rows: int) -> None:
@@ -312,7 +292,7 @@ def probe_few_labels(
     found, kept = {case: {} for case in subsets}, {}
     with tqdm(total=2 * len(train.layers), desc=f"few labels {control}".strip(), disable=not progress) as bar:
         for some, x in _stacks(train):
-            _same_widths(some, x, test)
+            _check_test(some, x, test)
             for case, rows in subsets.items():
                 found[case] |= zip(some, _choose_C(x[:, rows], y[rows], folds[case][0], Cs, how), strict=True)
             bar.update(len(some))
@@ -397,7 +377,7 @@ def _layer_by_layer(train: Features, test: Features, probe, facts: dict, progres
         total=len(train.layers), desc=f"probe {facts['control']}".strip(), unit="layer", disable=not progress
     ) as bar:
         for layers, x in _stacks(train):
-            _same_widths(layers, x, test)
+            _check_test(layers, x, test)
             for layer, (row, predicted) in zip(layers, probe(layers, x), strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
                 rows.append({"control": facts["control"], "layer": layer, **row, **sizes, "seed": facts["seed"]})
@@ -416,6 +396,7 @@ def _stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
     """Layers of one width together, as (B, N, D), as many as `STACKED` allows."""
     layers, stack = [], []
     for layer, x in features.layers.items():
+        _check_layer(layer, x, len(features.labels), len(features.index))
         if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > STACKED):
             yield layers, np.stack(stack)
             layers, stack = [], []
@@ -504,10 +485,14 @@ def _same_layers(train: Features, test: Features) -> None:
         )
 
 
-def _same_widths(layers: list[int], x: np.ndarray, test: Features) -> None:
+def _check_test(layers: list[int], x: np.ndarray, test: Features) -> None:
     for layer in layers:
-        if (theirs := test.layers[layer].shape[1]) != x.shape[2]:
-            raise ValueError(f"layer {layer} has {x.shape[2]} features in train, {theirs} in test; expected the same")
+        theirs = test.layers[layer]
+        _check_layer(layer, theirs, len(theirs), len(test.index))
+        if theirs.shape[1] != x.shape[2]:
+            raise ValueError(
+                f"layer {layer} has {x.shape[2]} features in train, {theirs.shape[1]} in test; expected the same"
+            )
 
 
 def _known(layers: Sequence[int], known: Iterable[int]) -> None:

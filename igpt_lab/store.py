@@ -16,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -403,6 +403,30 @@ class FeatureStore:
         return (
             f"FeatureStore {self.path.name}: rows {rows}, layers {layers}, {self.key['alignment']}, {self.key['pool']}"
         )
+
+
+class StoredLayers(Mapping):
+    """Layers of one point of a store, layer -> float32 (N, D), each read when it is asked for and not kept."""
+
+    def __init__(self, store: FeatureStore, split: str, point: str = "ln_1"):
+        if point not in store.layers:
+            raise KeyError(f"{store.path.name} has no point {point!r}; it has {list(store.layers)}")
+        self.store, self.split, self.point = store, split, point
+        self.index = store.index(split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images, as the store's key has it."""
+        return self.store.key["splits"][self.split][0]
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return self.store.layer(self.point, layer, self.split)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.store.layers[self.point])
+
+    def __len__(self) -> int:
+        return len(self.store.layers[self.point])
 
 
 def stores_in(root: str | Path) -> list[Path]:

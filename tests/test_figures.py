@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from igpt_lab.figures import STRIP, completion_gallery, few_label_curve, gallery, layer_curve, save_figure
+from igpt_lab.figures import (
+    STRIP,
+    cka_map,
+    completion_gallery,
+    few_label_curve,
+    gallery,
+    geometry_curves,
+    layer_curve,
+    save_figure,
+)
 from igpt_lab.provenance import RunRecord
 
 RECORD = RunRecord("test", {"a": 1}, seed=0, commit="c", versions={})
@@ -83,6 +92,45 @@ def test_few_label_curve_has_means_and_deviations():
     assert (upper - lower) / 2 == pytest.approx(2)  # standard deviation of 10, 12, 14
 
 
+def cka_table() -> pd.DataFrame:
+    pairs = [(a, b, 1 - 0.1 * abs(a - b) - 0.01 * (a > b)) for a in (0, 3, 6) for b in (0, 6)]
+    return pd.DataFrame(pairs, columns=["layer", "other_layer", "cka"]).assign(n=1000, batches=4)
+
+
+def test_cka_map_has_the_first_layer_below_and_the_other_to_the_right():
+    ax = cka_map(cka_table().sample(frac=1, random_state=0), title="t", names=("ours", "theirs"))
+    (image,) = ax.images
+    np.testing.assert_allclose(image.get_array(), [[1, 0.4], [0.69, 0.7], [0.39, 1]])
+    assert image.origin == "lower" and image.get_clim() == (0.3, 1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "3", "6"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "6"]
+    assert (ax.get_ylabel(), ax.get_xlabel(), ax.get_title(loc="left")) == ("ours", "theirs", "t")
+    assert words(ax) == ["unbiased, 1,000 images in 4 minibatches"]
+
+
+def geometry_table() -> pd.DataFrame:
+    rows = [("", layer, 5 + layer, 20 + layer, 0.5 + layer / 10) for layer in range(3)]
+    rows += [("random network", layer, 9, 30, 0.3) for layer in range(3)] + [("raw pixels", 0, 12, 160, 0.75)]
+    names = ["intrinsic_dimension", "effective_rank", "label_overlap"]
+    table = pd.DataFrame(rows, columns=["control", "layer", *names]).assign(n=1000)
+    intervals = {f"{name}_{end}": table[name] + by for name in names[::2] for end, by in (("low", -0.1), ("high", 0.1))}
+    return table.assign(**intervals)
+
+
+def test_geometry_curves_draw_what_is_measured():
+    dimension, rank, overlap = geometry_curves(geometry_table(), title="t").axes
+    np.testing.assert_allclose(lines(dimension)["ImageGPT"].get_xydata(), [[0, 5], [1, 6], [2, 7]])
+    np.testing.assert_allclose(lines(rank)["random network"].get_xydata(), [[0, 30], [1, 30], [2, 30]])
+    np.testing.assert_allclose(lines(overlap)["ImageGPT"].get_ydata(), [50, 60, 70])
+    np.testing.assert_allclose(lines(overlap)["raw pixels"].get_ydata(), 75)
+    assert [len(ax.collections) for ax in (dimension, rank, overlap)] == [2, 0, 2]  # bands, where there are intervals
+    ends = overlap.collections[0].get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((40, 80))
+    assert dimension.get_title(loc="left") == "t" and words(dimension) == ["1,000 images; bands: 95 % over images"]
+    assert overlap.get_xlabel() == "layer" and overlap.get_legend() and not rank.get_legend()
+    assert len(geometry_curves(geometry_table().assign(label_overlap=np.nan)).axes) == 2
+
+
 def test_gallery_by_hand():
     images = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     canvas = gallery(images, columns=2, scale=1).images[0].get_array()
@@ -137,9 +185,17 @@ def test_saving_twice_and_showing_gives_the_same(tmp_path):
     assert made["config"] == {"a": 1}
 
 
+@pytest.mark.parametrize("draw, table", [(cka_map, cka_table), (geometry_curves, geometry_table)])
+def test_drawing_twice_gives_the_same_bytes(tmp_path, draw, table):
+    first, second = ([path.read_bytes() for path in save_figure(draw(table()), tmp_path / name, data=table(),
+                                                                record=RECORD)] for name in "ab")  # fmt: skip
+    assert first == second
+
+
 def test_no_setting_is_left_changed(tmp_path):
     before = dict(matplotlib.rcParams)
     save_figure(layer_curve(layer_table()), tmp_path / "a", data=layer_table(), record=RECORD)
+    cka_map(cka_table()), geometry_curves(geometry_table())
     assert dict(matplotlib.rcParams) == before
 
 
@@ -152,6 +208,12 @@ def test_bad_input():
         layer_curve(layer_table().query("control != ''"))
     with pytest.raises(ValueError, match=r"float64 \(2, 3, 3, 3\); expected uint8"):
         gallery(np.zeros((2, 3, 3, 3)))
+    with pytest.raises(ValueError, match="the table lacks cka"):
+        cka_map(cka_table().drop(columns="cka"))
+    with pytest.raises(ValueError, match="more than one row for the same pair"):
+        cka_map(pd.concat([cka_table(), cka_table()]))
+    with pytest.raises(ValueError, match="the table has none of intrinsic_dimension, effective_rank"):
+        geometry_curves(geometry_table()[["control", "layer", "n"]])
     images = np.zeros((2, 4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="expected the same S, H and W"):
         completion_gallery(images, images[None], images, prime_rows=2)

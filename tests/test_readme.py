@@ -35,6 +35,33 @@ def test_few_label_numbers():
         assert f"| {k} labels a class" in TEXT and f"{100 * values.mean():.1f}% ({100 * values.std():.1f})" in TEXT
 
 
+def test_geometry_numbers():
+    said = " ".join(TEXT.split())
+    table = pd.read_csv(ROOT / "results/geometry.csv", keep_default_na=False)
+    by_control = {control: rows.set_index("layer") for control, rows in table.groupby("control")}
+    ours, random, pixels = (by_control[name] for name in ("", "random network", "raw pixels"))
+    overlap, last = 100 * ours.filter(like="label_overlap"), ours.index.max()
+    best = overlap.label_overlap.idxmax()
+    ends = {layer: f"[{row.label_overlap_low:.1f}, {row.label_overlap_high:.1f}]" for layer, row in overlap.iterrows()}
+    share = {layer: f"{value:.1f}%" for layer, value in overlap.label_overlap.items()}
+    near = overlap.index[overlap.label_overlap_high >= overlap.label_overlap_low[best]]
+    assert near.tolist() == list(range(near[0], near[-1] + 1))
+    assert (
+        f"at layer {best} ({share[best]} {ends[best]}), though the intervals of layers {near[0]} to {near[-1]}" in said
+    )
+    assert f"at layer 0 {share[0]} do" in said
+    assert f"at the last {share[last]} {ends[last]}, in raw pixels {100 * pixels.label_overlap[0]:.1f}%" in said
+    assert "random network {:.1f} to {:.1f}%".format(*(100 * random.label_overlap.agg(["min", "max"]))) in said
+    dimension, rank = ours.intrinsic_dimension, ours.effective_rank
+    top = dimension.idxmax()
+    assert f"from {dimension[0]:.1f} to {dimension[top]:.1f} at layer {top} and ends at {dimension[last]:.1f}" in said
+    assert rank.is_monotonic_increasing and f"from {rank[0]:.1f} to {rank[last]:.1f} of {ours.n_features[0]}" in said
+    similar, against = (pd.read_csv(ROOT / f"results/{name}.csv") for name in ("cka", "cka_random"))
+    least = similar.loc[similar.cka.idxmin()]
+    assert f"at least {least.cka:.3f} between any two (layers {min(least.layer, least.other_layer):.0f}" in said
+    assert f"between {against.cka.min():.3f} and {against.cka.max():.3f} with a layer of the random network" in said
+
+
 def test_speed_of_images_to_tokens():
     table = pd.read_csv(ROOT / "results/benchmarks/pixels.csv")
     cold, warm = table[table.case.str.startswith("ImageGPTImageProcessorPil, Pillow images")].itertuples()
