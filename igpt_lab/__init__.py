@@ -21,6 +21,7 @@ _HOME = {
     "RunRecord": "provenance",
     "SIZES": "model",
     "StoredLayers": "store",
+    "ablate_protocol": "ablation",
     "check": "checks",
     "cka": "geometry",
     "compare": "significance",

@@ -1,4 +1,4 @@
-"""Thin commands over the package: extract, check, feature stores, loss, pretrain, reproduce, OpenAI's weights."""
+"""Thin commands over the package: extract, check, ablate, stores, loss, pretrain, reproduce, OpenAI's weights."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ def check(model: str, images: str | None, split: str, device: str | None) -> int
     measured = [f"{value:.1e}" if value == value else "-" for value in table.measured]
     print(table.assign(measured=measured, allowed=table.allowed.map("{:g}".format)).to_string(index=False))
     return int("FAIL" in set(table.passed))
+
+
+def ablate(model: str, images: str, limit: int | None, store: str, out: str, revision: str | None, **options) -> None:
+    """Probe every layer under every protocol (alignment, point, scaling, solver): a figure, its table, what it says."""
+    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    loaded = lab.load_model(model, revision=revision)
+    found = lab.ablate_protocol(loaded, train, test, store=store, **options)
+    curves = lab.figures.protocol_curves(found.table, found.effects, title=f"{loaded.name} on {train.name}")
+    record = lab.RunRecord("protocol", found.to_dict(), seed=0)
+    files = lab.figures.save_figure(curves, Path(out) / "protocol", data=found.table, record=record)
+    print(found.describe(), *files, sep="\n")
 
 
 def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
@@ -298,6 +309,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", help=f"{images}; random tokens when not given")
     add("--split", default="test")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
+
+    add = command(ablate, model=model, images=images).add_argument
+    add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
+    add("--layers", type=int, nargs="+", help="these only (all)")
+    add("--store", default="stores", help="folder of the stores (stores)")
+    add("--out", default="results", help="folder for the figure and its table (results)")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
 
     add = command(loss, model=model, images=images).add_argument
     add("--split", default="test")

@@ -7,6 +7,7 @@ png.
 
 import base64
 import io
+import itertools
 import json
 import math
 import os
@@ -42,6 +43,20 @@ MEASURES = {  # column, and its name on an axis; `_low` and `_high` beside it ar
     "intrinsic_dimension": "intrinsic dimension",
     "effective_rank": "effective rank",
     "label_overlap": "neighbours with\nthe same label (%)",
+}
+PROTOCOL_COLUMNS = "recipe alignment point scaling solver layer test_accuracy low high chosen converged n_test".split()
+PROTOCOL_LOOKS = {
+    ("standardised", "converged"): {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    ("standardised", "100 iterations"): {"color": "#56B4E9", "linestyle": "--", "marker": "s"},
+    ("unscaled", "converged"): {"color": "#D55E00", "linestyle": "-", "marker": "^"},
+    ("unscaled", "100 iterations"): {"color": "#E69F00", "linestyle": "--", "marker": "v"},
+}
+PORT_LOOK = {"color": "#767676", "linestyle": (0, (1, 1)), "marker": "x"}
+EFFECT_COLUMNS = ("factor", "a", "b", "others", "at", "difference", "low", "high")
+EFFECT_LOOKS = {
+    "chosen layer": {"color": "#0072B2", "marker": "o"},
+    "last layer": {"color": "#D55E00", "marker": "s"},
+    "drop": {"color": "#767676", "marker": "D"},
 }
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
 # A theme that the user has set changes nothing here, and nothing here changes the user's settings.
@@ -156,6 +171,41 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     axes[-1].set(xlim=(-0.5, last + 0.5), xlabel="layer")
     _head(axes[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
     _legend(axes[-1])
+    return figure
+
+
+@_styled
+def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """Test accuracy over depth in every setting of a protocol, and below what each of its factors changes.
+
+    `table` (PROTOCOL_COLUMNS) and `effects` (EFFECT_COLUMNS) as `ablate_protocol` returns them: a panel for each
+    alignment and point, a line for each scaling and solver, hollow where a probe did not converge, the chosen layer
+    ringed. The port's recipe is drawn in the panel that it resembles. Below: averages of the differences with 95%
+    intervals, and as faint dots the pairs of settings that they are averages of.
+    """
+    _has(table, PROTOCOL_COLUMNS)
+    _has(effects, EFFECT_COLUMNS)
+    table, effects = table.assign(recipe=table.recipe.fillna("")), effects.assign(others=effects.others.fillna(""))
+    alignments, points = (table[table.recipe == ""][name].unique() for name in ("alignment", "point"))
+    figure = Figure(figsize=(WIDTH, 1.35 * len(alignments) + 2.3), layout="constrained")
+    upper, lower = figure.subfigures(2, height_ratios=[1.35 * len(alignments) + 0.5, 1.8])
+    axes = upper.subplots(len(alignments), len(points), sharex=True, sharey=True, squeeze=False)
+    for ax, (alignment, point) in zip(axes.flat, itertools.product(alignments, points), strict=True):
+        cell = table[(table.alignment == alignment) & (table.recipe == "")]
+        _draw_settings(ax, cell[cell.point == point])
+        ax.set_title(f"{alignment}, {point}", loc="left", fontweight="normal", pad=3)
+    port = table[table.recipe == "port"]
+    if len(port):
+        _draw_setting(axes[-1, -1], "the port's recipe", PORT_LOOK, port)
+    last = int(table.layer.max())
+    axes[0, 0].xaxis.set_major_locator(ticker.MultipleLocator(max(1, math.ceil((last + 1) / 6))))
+    for ax in axes[-1]:
+        ax.set_xlabel("layer")
+    upper.supylabel("test accuracy (%)", fontsize=7)
+    handles = dict(zip(*reversed(axes[-1, -1].get_legend_handles_labels()), strict=True))
+    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    upper.suptitle(title, x=0.01, ha="left", fontsize=8.4, fontweight="bold")
+    _draw_effects(lower.add_subplot(), effects)
     return figure
 
 
@@ -376,6 +426,46 @@ def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
     ax.plot(rows.layer, scale * rows[measure], **style, label=name or "ImageGPT", zorder=1 + weight)
 
 
+def _draw_settings(ax: Axes, rows: pd.DataFrame) -> None:
+    """The lines of one panel of `protocol_curves`."""
+    for (scaling, solver), look in PROTOCOL_LOOKS.items():
+        line = rows[(rows.scaling == scaling) & (rows.solver == solver)]
+        if len(line):
+            _draw_setting(ax, f"{scaling}, {solver}", look, line)
+
+
+def _draw_setting(ax: Axes, label: str, look: dict, rows: pd.DataFrame) -> None:
+    """One line, its markers hollow where the probe did not converge, and the chosen layer with its interval."""
+    rows = rows.sort_values("layer")
+    y, converged = 100 * rows.test_accuracy, rows.converged.astype(bool)
+    line, face = {"linewidth": 0.8, "markersize": 2.2, "markeredgewidth": 0.5}, look["color"]
+    ax.plot(rows.layer, y, label=label, **look, **line, markerfacecolor=face if converged.all() else "white")
+    if converged.any() and not converged.all():
+        ax.plot(rows.layer[converged], y[converged], **look | {"linestyle": ""}, **line)
+    best = rows[rows.chosen.astype(bool)].iloc[0]
+    ends = [[100 * (best.test_accuracy - best.low)], [100 * (best.high - best.test_accuracy)]]
+    ring = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.7, "elinewidth": 0.7, "capsize": 1.5}
+    ax.errorbar(best.layer, 100 * best.test_accuracy, ends, marker="o", color=look["color"], **ring, zorder=5)
+
+
+def _draw_effects(ax: Axes, effects: pd.DataFrame) -> None:
+    """Differences between levels: averages with intervals, pairs of settings as faint dots."""
+    names = list(dict.fromkeys(zip(effects.factor, effects.a, effects.b, strict=True)))
+    for i, (factor, a, b) in enumerate(names):
+        for j, (at, look) in enumerate(EFFECT_LOOKS.items()):
+            rows = effects[(effects.factor == factor) & (effects.a == a) & (effects.b == b) & (effects["at"] == at)]
+            whole, y = rows[rows.others.isin(["average", ""])].iloc[0], i + 0.26 * (j - 1)
+            pairs = rows[~rows.others.isin(["average", ""])]
+            ax.plot(100 * pairs.difference, [y] * len(pairs), ".", color=look["color"], alpha=0.3, markersize=3)
+            ends = [[100 * (whole.difference - whole.low)], [100 * (whole.high - whole.difference)]]
+            style = {"linestyle": "", "markersize": 3, "elinewidth": 0.8, "capsize": 1.5}
+            ax.errorbar(100 * whole.difference, y, xerr=ends, **look, **style, label="_" if i else at)
+    ax.axvline(0, color="black", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(names)), [f"{a} less {b}" for _, a, b in names])
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="difference of test accuracy (points)")
+    _legend(ax, 3)
+
+
 def _scale_measure(ax: Axes, measure: str) -> None:
     ax.set_ylabel(MEASURES[measure])
     if measure == "effective_rank":  # pixels have many times that of a layer
@@ -409,10 +499,10 @@ def _head(ax: Axes, title: str, note: str) -> None:
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points")
 
 
-def _legend(ax: Axes) -> None:
+def _legend(ax: Axes, columns: int = 2) -> None:
     """Below the axes at a distance in inches, where it covers no line."""
     down = transforms.ScaledTranslation(0, -0.38, ax.get_figure(root=True).dpi_scale_trans)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=columns)
 
 
 def _images(images: np.ndarray, name: str, leading: int) -> np.ndarray:

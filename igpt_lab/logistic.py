@@ -14,11 +14,16 @@ a Hessian, one is made, from some of the rows, as the next guess. All strengths,
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 MEMORY = 20  # pairs that L-BFGS keeps
@@ -88,6 +93,41 @@ def fit_logistic(
     return fits
 
 
+def fit_sklearn(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray,
+    Cs: Sequence[float] | np.ndarray,
+    *,
+    standardise: bool = True,
+    tol: float = 1e-6,
+    max_iter: int = 100,
+    device: str | torch.device = "cpu",
+) -> Fits:
+    """As `fit_logistic`, by scikit-learn's LogisticRegression as others use it: its own stop, and `max_iter`.
+
+    Each fit begins at zero, on features as they are (not even centred) unless `standardise`, and ends at scikit-learn's
+    own tolerance. `tol` decides only what the certificate calls converged. Runs on the CPU, whatever the `device`.
+    """
+    x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y).cpu()
+    x = x[None] if x.ndim == 2 else x
+    Cs = np.array(np.broadcast_to(np.asarray(Cs, np.float64), (len(x), np.shape(Cs)[-1])))
+    _check(x, y, Cs)
+    rows = _Rows(x, y, standardise, "cpu")
+    given = torch.cat(list(rows.standard()), 1)[..., :-1].to(x.dtype) if standardise else x
+
+    def fit(layer: int, C: float) -> tuple[np.ndarray, int]:
+        found = LogisticRegression(C=C, max_iter=max_iter).fit(given[layer].numpy(), y.numpy())
+        return np.column_stack([found.coef_, found.intercept_]), int(found.n_iter_[0])
+
+    # Within a fit more threads wait for each other: two beside other work took 100 times as long as one.
+    with threadpool_limits(1), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        fits = Parallel(n_jobs=-1, prefer="threads")(delayed(fit)(layer, C) for (layer, _), C in np.ndenumerate(Cs))
+    weights = torch.as_tensor(np.stack([each for each, _ in fits]).reshape(*Cs.shape, *fits[0][0].shape)).to(rows.exact)
+    if not standardise:
+        weights[..., -1] += (weights[..., :-1] @ rows.mean[:, None, :, None])[..., 0]  # of features less their mean
+    return _certified(rows, Cs, weights, np.array([steps for _, steps in fits]).reshape(Cs.shape), tol)
+
+
 def _check(x: Tensor, y: Tensor, Cs: np.ndarray) -> None:
     if x.ndim != 3 or y.shape != x.shape[1:2]:
         raise ValueError(f"features {tuple(x.shape)} for labels {tuple(y.shape)}; expected (B, N, D) for (N,)")
@@ -132,17 +172,21 @@ def _fit(rows: _Rows, Cs: np.ndarray, fits: Fits | None, todo: np.ndarray, tol: 
     problem = _Problem(rows, Cs, dtype)
     begin = problem.start() if fits is None else problem.turned(fits)
     weights, iterations = _minimise(problem, begin, todo, tol, max_iter)
-    weights = problem.turned_back(weights)
+    before = 0 if fits is None else fits.iterations
+    return _certified(rows, Cs, problem.turned_back(weights), before + iterations, tol)
+
+
+def _certified(rows: _Rows, Cs: np.ndarray, weights: Tensor, iterations: np.ndarray, tol: float) -> Fits:
+    """Weights (B, S, M, D + 1) of the standardised features, intercepts last, with what is measured of them."""
     if weights.shape[2] > 1:  # a shift of all intercepts changes nothing: theirs sum to 0, as the weights do
         weights[..., -1] -= weights[..., -1].mean(-1, keepdim=True)
     lam = torch.as_tensor(1 / (Cs * rows.x.shape[1]), dtype=rows.exact, device=rows.device)
     penalty = _penalty(lam, weights.shape[-1])
     value, gradient = _evaluate(_with_labels(rows.standard(), rows.y), weights, penalty, len(rows.y))
     gradient = gradient.abs().amax((2, 3)).cpu().numpy()
-    before = 0 if fits is None else fits.iterations
     return Fits(
         Cs, rows.mean, (weights[..., :-1] / rows.scale[:, None, None]).mT, weights[..., -1], value.cpu().numpy(),
-        gradient, before + iterations, gradient <= tol,
+        gradient, iterations, gradient <= tol,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
 from igpt_lab.data import ImageSet, few_per_class, stratified_split
-from igpt_lab.logistic import fit_logistic
+from igpt_lab.logistic import Fits, fit_logistic
 from igpt_lab.model import best_device
 from igpt_lab.pixels import ImageGPTImageProcessorPil
 from igpt_lab.significance import accuracy, compare, peak_set
@@ -162,6 +162,7 @@ def probe_layers(
     max_iter: int = 1000,
     control: str = "",
     permute_labels: bool = False,
+    solver: Callable[..., Fits] = fit_logistic,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:
@@ -171,7 +172,8 @@ def probe_layers(
     train and meets test once. `low` and `high`: 95% over test images (Clopper and Pearson). `in_peak_set`: the layer
     may be the best (`significance.peak_set`). `iterations`, `objective` and `gradient` are the refit's certificate;
     `converged` is False where it, or a fit that chose its C, missed its tolerance. One value in `Cs` fixes C.
-    `permute_labels` shuffles the training labels: a control that must fall to chance.
+    `permute_labels` shuffles the training labels: a control that must fall to chance. `solver` is `fit_logistic`, or
+    for the practice of others `logistic.fit_sklearn`.
     """
     labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
     classes, y = np.unique(labels, return_inverse=True)
@@ -179,8 +181,8 @@ def probe_layers(
     how = {"standardise": standardise, "max_iter": max_iter, "device": device or best_device()}
 
     def probe(layers: list[int], x: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
-        chosen = _choose_C(x, y, folds, Cs, how)
-        fits = fit_logistic(x, y, [[C] for C, *_ in chosen], **how)
+        chosen = _choose_C(x, y, folds, Cs, how, solver)
+        fits = solver(x, y, [[C] for C, *_ in chosen], **how)
         for i, (layer, (C, validation, sure)) in enumerate(zip(layers, chosen, strict=True)):
             facts = {"iterations": int(fits.iterations[i, 0]), "objective": float(fits.objective[i, 0])}
             facts |= {"gradient": float(fits.gradient[i, 0]), "converged": bool(fits.converged[i, 0]) and sure}
@@ -406,7 +408,7 @@ def _stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
 
 
 def _choose_C(
-    x: np.ndarray, y: np.ndarray, folds: list, Cs: Sequence[float], how: dict
+    x: np.ndarray, y: np.ndarray, folds: list, Cs: Sequence[float], how: dict, solver: Callable = fit_logistic
 ) -> list[tuple[float, float, bool]]:
     """x (B, N, D) -> for each layer (C, its mean accuracy on the held-out rows, did its fits converge).
 
@@ -414,12 +416,12 @@ def _choose_C(
     """
     grid = np.array(sorted(Cs), float)
     if not folds or len(grid) == 1:
-        scores = _validate(x, y, folds, grid, how)[0][:, 0] if folds else [math.nan] * len(x)
+        scores = _validate(x, y, folds, grid, how, solver)[0][:, 0] if folds else [math.nan] * len(x)
         return [(grid[len(grid) // 2], float(score), True) for score in scores]
-    scores, sure = _validate(x, y, folds, grid, how)
+    scores, sure = _validate(x, y, folds, grid, how, solver)
     grids = [dict(zip(grid, zip(a, b, strict=True), strict=True)) for a, b in zip(scores, sure, strict=True)]
     while more := {i: C for i, each in enumerate(grids) if (C := _beyond(each, grid[1] / grid[0]))}:
-        scores, sure = _validate(x[list(more)], y, folds, [[C] for C in more.values()], how)
+        scores, sure = _validate(x[list(more)], y, folds, [[C] for C in more.values()], how, solver)
         for (i, C), score, certain in zip(more.items(), scores[:, 0], sure[:, 0], strict=True):
             grids[i][C] = score, certain
     best = [max(sorted(each), key=lambda C, each=each: each[C][0]) for each in grids]
@@ -436,11 +438,13 @@ def _beyond(scores: dict[float, tuple[float, bool]], ratio: float) -> float | No
     return None
 
 
-def _validate(x: np.ndarray, y: np.ndarray, folds: list, Cs, how: dict) -> tuple[np.ndarray, np.ndarray]:
+def _validate(
+    x: np.ndarray, y: np.ndarray, folds: list, Cs, how: dict, solver: Callable
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean accuracy (B, S) on the folds' held-out rows, and whether all of their fits converged."""
     scores, sure = 0.0, True
     for fit, held in folds:
-        fits = fit_logistic(x[:, fit], y[fit], Cs, tol=CHOOSING, **how)
+        fits = solver(x[:, fit], y[fit], Cs, tol=CHOOSING, **how)
         right = [(fits.predict(each[held], i) == y[held]).mean(1) for i, each in enumerate(x)]
         scores, sure = scores + np.stack(right) / len(folds), sure & fits.converged
     return scores, sure

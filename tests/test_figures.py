@@ -1,6 +1,7 @@
 """What is drawn is what the table says, and the same input gives the same bytes in any process."""
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from igpt_lab.figures import (
     gallery,
     geometry_curves,
     layer_curve,
+    protocol_curves,
     save_figure,
 )
 from igpt_lab.provenance import RunRecord
@@ -131,6 +133,47 @@ def test_geometry_curves_draw_what_is_measured():
     assert len(geometry_curves(geometry_table().assign(label_overlap=np.nan)).axes) == 2
 
 
+def protocol_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    levels = [("sos", "raw"), ("ln_1", "resid_pre"), ("standardised", "unscaled"), ("converged", "100 iterations")]
+    settings = [("", *each) for each in itertools.product(*levels)]
+    settings.append(("port", "raw", "hidden states", "unscaled", "1000 iterations"))
+    names = "recipe alignment point scaling solver layer test_accuracy chosen converged".split()
+    rows = [
+        (*each, layer, 0.5 + i / 100 + layer / 10, layer == 1, each[-1] == "converged" or layer == 0)
+        for i, each in enumerate(settings)
+        for layer in range(3)
+    ]
+    table = pd.DataFrame(rows, columns=names)
+    table = table.assign(low=table.test_accuracy - 0.03, high=table.test_accuracy + 0.02, n_test=100)
+    places = ("chosen layer", "last layer", "drop")
+    rows = [("alignment", "sos", "raw", "average", at, i / 100) for i, at in enumerate(places)]
+    rows += [("alignment", "sos", "raw", "ln_1", "last layer", each) for each in (0.0, 0.02)]
+    rows += [("recipe", "ours", "port", "", at, -0.01) for at in places]
+    effects = pd.DataFrame(rows, columns=["factor", "a", "b", "others", "at", "difference"])
+    return table, effects.assign(low=effects.difference - 0.02, high=effects.difference + 0.01)
+
+
+def test_protocol_curves_draw_every_setting_in_its_panel():
+    table, effects = protocol_tables()
+    *panels, below = protocol_curves(table, effects, title="t").axes
+    titles = [ax.get_title(loc="left") for ax in panels]
+    assert titles == ["sos, ln_1", "sos, resid_pre", "raw, ln_1", "raw, resid_pre"]
+    np.testing.assert_allclose(
+        lines(panels[1])["standardised, 100 iterations"].get_xydata(), [[0, 55], [1, 65], [2, 75]]
+    )
+    np.testing.assert_allclose(lines(panels[3])["the port's recipe"].get_ydata(), [66, 76, 86])
+    assert all("the port's recipe" not in lines(ax) for ax in panels[:3])
+    drawn = panels[0].get_lines()
+    assert [line.get_markerfacecolor() == "white" for line in drawn if len(line.get_xdata()) == 3] == [0, 1, 0, 1]
+    assert [line.get_xydata().tolist() for line in drawn if len(line.get_xdata()) == 1 and line.get_marker() == "s"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["sos less raw", "ours less port"]
+    bars = {bar.get_label(): bar.lines[0].get_xdata().tolist() for bar in below.containers[:3]}
+    assert bars == {"chosen layer": [0], "last layer": [1], "drop": [2]}
+    assert [0, 2] in [list(line.get_xdata()) for line in below.get_lines() if len(line.get_xdata()) == 2]
+    ends = below.containers[1].lines[2][0].get_segments()[0]
+    np.testing.assert_allclose(ends[:, 0], [-1, 2])
+
+
 def test_gallery_by_hand():
     images = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     canvas = gallery(images, columns=2, scale=1).images[0].get_array()
@@ -185,7 +228,13 @@ def test_saving_twice_and_showing_gives_the_same(tmp_path):
     assert made["config"] == {"a": 1}
 
 
-@pytest.mark.parametrize("draw, table", [(cka_map, cka_table), (geometry_curves, geometry_table)])
+@pytest.mark.parametrize(
+    "draw, table",
+    [
+        (cka_map, cka_table), (geometry_curves, geometry_table),
+        (lambda table: protocol_curves(table, protocol_tables()[1]), lambda: protocol_tables()[0]),
+    ],
+)  # fmt: skip
 def test_drawing_twice_gives_the_same_bytes(tmp_path, draw, table):
     first, second = ([path.read_bytes() for path in save_figure(draw(table()), tmp_path / name, data=table(),
                                                                 record=RECORD)] for name in "ab")  # fmt: skip
@@ -195,7 +244,7 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path, draw, table):
 def test_no_setting_is_left_changed(tmp_path):
     before = dict(matplotlib.rcParams)
     save_figure(layer_curve(layer_table()), tmp_path / "a", data=layer_table(), record=RECORD)
-    cka_map(cka_table()), geometry_curves(geometry_table())
+    cka_map(cka_table()), geometry_curves(geometry_table()), protocol_curves(*protocol_tables())
     assert dict(matplotlib.rcParams) == before
 
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from igpt_lab import logistic
-from igpt_lab.logistic import Fits, fit_logistic
+from igpt_lab.logistic import Fits, fit_logistic, fit_sklearn
 
 CS = (1e-2, 1.0, 100.0)
 TIGHT = {"tol": 1e-10, "dtype": torch.float64}
@@ -194,3 +194,24 @@ def test_fits_are_frozen():
     with pytest.raises(AttributeError):
         fit_logistic(*rows(20, 2, 2), [1.0]).Cs = None
     assert Fits.__dataclass_params__.frozen
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("case", ["two classes", "ten classes", "constant and duplicated columns"])
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("max_iter", [7, 10_000])
+def test_scikit_learn_is_left_as_it_is(case, standardise, max_iter):
+    x, y = CASES[case]
+    x = np.stack([x, x**2])
+    fits = fit_sklearn(x, y, CS, standardise=standardise, max_iter=max_iter)
+    for layer, i in np.ndindex(2, 3):
+        given = StandardScaler().fit_transform(x[layer]) if standardise else x[layer]
+        peer = LogisticRegression(C=CS[i], max_iter=max_iter).fit(given, y)
+        assert fits.iterations[layer, i] == pytest.approx(peer.n_iter_[0], rel=0.1)  # it magnifies rounding
+        ours = fits.logits(x[layer], layer)[i].softmax(-1).numpy()
+        assert ours == pytest.approx(peer.predict_proba(given), abs=1e-4)
+        logits = peer.decision_function(given)
+        logits = np.stack([np.zeros_like(logits), logits], 1) if logits.ndim == 1 else logits
+        assert fits.objective[layer, i] == pytest.approx(objective(given, y, logits, peer.coef_, CS[i]), rel=1e-6)
+    best = fit_logistic(x, y, CS, standardise=standardise)
+    assert (fits.objective >= best.objective - 1e-6).all() and not fits.converged.all()  # its tolerance is another
