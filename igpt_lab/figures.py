@@ -187,8 +187,8 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     _has(effects, EFFECT_COLUMNS)
     table, effects = table.assign(recipe=table.recipe.fillna("")), effects.assign(others=effects.others.fillna(""))
     alignments, points = (table[table.recipe == ""][name].unique() for name in ("alignment", "point"))
-    figure = Figure(figsize=(WIDTH, 1.35 * len(alignments) + 2.3), layout="constrained")
-    upper, lower = figure.subfigures(2, height_ratios=[1.35 * len(alignments) + 0.5, 1.8])
+    figure = Figure(figsize=(WIDTH, 1.5 * len(alignments) + 2.5), layout="constrained")
+    upper, lower = figure.subfigures(2, height_ratios=[1.5 * len(alignments) + 0.6, 1.9])
     axes = upper.subplots(len(alignments), len(points), sharex=True, sharey=True, squeeze=False)
     for ax, (alignment, point) in zip(axes.flat, itertools.product(alignments, points), strict=True):
         cell = table[(table.alignment == alignment) & (table.recipe == "")]
@@ -463,7 +463,7 @@ def _draw_effects(ax: Axes, effects: pd.DataFrame) -> None:
     ax.axvline(0, color="black", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(names)), [f"{a} less {b}" for _, a, b in names])
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="difference of test accuracy (points)")
-    _legend(ax, 3)
+    ax.get_figure(root=False).legend(loc="outside lower right", ncols=3, handlelength=1.5)
 
 
 def _scale_measure(ax: Axes, measure: str) -> None:
@@ -499,10 +499,10 @@ def _head(ax: Axes, title: str, note: str) -> None:
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points")
 
 
-def _legend(ax: Axes, columns: int = 2) -> None:
+def _legend(ax: Axes) -> None:
     """Below the axes at a distance in inches, where it covers no line."""
     down = transforms.ScaledTranslation(0, -0.38, ax.get_figure(root=True).dpi_scale_trans)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=columns)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=2)
 
 
 def _images(images: np.ndarray, name: str, leading: int) -> np.ndarray:
