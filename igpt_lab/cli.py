@@ -16,7 +16,7 @@ from pathlib import Path
 import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
-NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "06_geometry")
+NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "05_protocol", "06_geometry")
 QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 8, "primes": 2}
 
 

@@ -12,7 +12,7 @@ from igpt_lab import cli
 
 FOLDER = cli.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-FIGURES = ("layer_curve", "few_label_curve", "samples", "completions", "geometry", "cka", "cka_random")
+FIGURES = ("layer_curve", "few_label_curve", "samples", "completions", "protocol", "geometry", "cka", "cka_random")
 
 
 def code_cells(path):

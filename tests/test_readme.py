@@ -62,6 +62,54 @@ def test_geometry_numbers():
     assert f"between {against.cka.min():.3f} and {against.cka.max():.3f} with a layer of the random network" in said
 
 
+def protocol(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    config = json.loads((ROOT / folder / "protocol.json").read_text())["config"]
+    return pd.DataFrame(config["effects"]), pd.DataFrame(config["settings"])
+
+
+def points(row: pd.Series) -> str:
+    return f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+
+
+def test_protocol_numbers():
+    found = {folder: protocol(folder) for folder in ("results", "results/cifar10")}
+    for factor in ("alignment", "point", "scaling", "solver", "recipe"):
+        cells = []
+        for effects, _ in found.values():
+            rows = effects[(effects.factor == factor) & effects.others.isin(["average", ""])].set_index("at")
+            cells += [points(rows.loc[at]) for at in ("chosen layer", "last layer", "drop")]
+            names = "ours, the port's recipe" if factor == "recipe" else f"`{rows.a.iloc[0]}`, `{rows.b.iloc[0]}`"
+        assert f"| {names} | {' | '.join(cells)} |" in TEXT, f"| {names} | {' | '.join(cells)} |"
+
+
+def test_protocol_words():
+    said, ours = " ".join(TEXT.split()), ["sos", "ln_1", "standardised", "converged"]
+    drops = []
+    for folder in ("results", "results/cifar10"):
+        settings = protocol(folder)[1].set_index(["alignment", "point", "scaling", "solver"])
+        rows = settings[settings.recipe == "port"].iloc[0], settings.loc[tuple(ours)]
+        drops += [f"{100 * r['drop']:.1f} points [{100 * r.drop_low:.1f}, {100 * r.drop_high:.1f}]" for r in rows]
+        assert rows[0]["drop_low"] > rows[1]["drop"]
+    assert (
+        "Its drop is {} where ours is {} on `fashion-mini`, and {} where ours is {} on CIFAR-10".format(*drops) in said
+    )
+    effects = protocol("results/cifar10")[0].set_index(["factor", "others", "at"]).sort_index()
+    worst, mild = (
+        points(effects.loc["solver", others, "last layer"])
+        for others in ("sos, resid_pre, unscaled", "sos, ln_1, standardised")
+    )
+    assert f"100 iterations cost {worst} points at the last layer there, {mild} with `ln_1` standardised" in said
+    alone = effects.loc["solver"].xs("last layer", level="at").drop("average").difference
+    assert set(alone.nlargest(2).index) == {"sos, resid_pre, unscaled", "raw, resid_pre, unscaled"}  # costs most there
+    scaled = effects.loc["scaling"].xs("last layer", level="at").filter(like="converged", axis=0).difference
+    assert (
+        len(scaled) == 4 and f"{100 * scaled.min():+.1f} to {100 * scaled.max():+.1f} points at the last layer" in said
+    )
+    start = pd.concat([protocol(folder)[0] for folder in ("results", "results/cifar10")])
+    start = start[(start.factor == "alignment") & (start.others == "average")]
+    assert (start.low < 0.0005).all()
+
+
 def test_speed_of_images_to_tokens():
     table = pd.read_csv(ROOT / "results/benchmarks/pixels.csv")
     cold, warm = table[table.case.str.startswith("ImageGPTImageProcessorPil, Pillow images")].itertuples()
