@@ -16,6 +16,7 @@ _HOME = {
     "ImageGPTImageProcessor": "pixels",
     "ImageGPTImageProcessorPil": "pixels",
     "ImageGPTModel": "model",
+    "Drawn": "sampling",
     "FeatureStore": "store",
     "Features": "probes",
     "Recipe": "training",
