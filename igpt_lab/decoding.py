@@ -67,7 +67,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, position: Tensor, *, seen: int | None = None) -> Tensor:
-        """Tokens int64 (N,) at `position`, int64 (1,) -> logits (N, V) of the next pixel, a buffer of the next step too.
+        """Tokens int64 (N,) at `position`, int64 (1,) -> logits (N, V) of the next pixel, in a buffer of all steps.
 
         Attention reads the whole cache and masks what lies behind the position: the same shapes at every step and
         nothing read by the host, so that the step can be captured in a CUDA graph. With `seen`, which must be the

@@ -1,8 +1,8 @@
 """Draw images: from nothing, or completing what is given of them.
 
 A pixel is the argmax of logits + temperature x Gumbel noise: a draw from softmax(logits / temperature) (Gumbel, 1954).
-The noise of an image comes from its own seed. Logits differ in their last bits with the batch that an image is in; where
-two colours come closer than that, the image alone decides: see `sample`.
+The noise of an image comes from its own seed. Logits differ in their last bits with the batch that an image is in:
+where two colours come closer than that, the image alone decides, see `sample`.
 """
 
 from __future__ import annotations
