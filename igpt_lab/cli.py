@@ -17,7 +17,7 @@ import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
 NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery")
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 8, "primes": 2}
+QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2}
 
 
 def main(arguments: list[str] | None = None) -> int:

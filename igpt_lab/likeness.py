@@ -45,7 +45,7 @@ def features_of(
     tokens, found = torch.as_tensor(np.asarray(tokens, np.int64)), []
     with torch.inference_mode(), record(model, layers=[layer], alignment="sos") as pooled:
         for batch in tqdm(tokens.split(batch_size), desc=f"layer {layer}", disable=not progress):
-            model(batch.to(model.device), use_cache=False)
+            pooled.run(batch.to(model.device), use_cache=False)
             found.append(pooled["ln_1"][:, 0].cpu().numpy().copy())
     return np.concatenate(found)
 
