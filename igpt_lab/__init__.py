@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
+    "Drawn": "sampling",
     "FeatureStore": "store",
     "Features": "probes",
     "ImageGPTConfig": "model",
@@ -25,12 +26,14 @@ _HOME = {
     "cka": "geometry",
     "compare": "significance",
     "compare_layers": "probes",
+    "compare_samples": "likeness",
     "complete": "sampling",
     "control_task": "probes",
     "convert_openai": "openai",
     "download_openai": "openai",
     "effective_rank": "geometry",
     "extract": "extraction",
+    "features_of": "likeness",
     "few_per_class": "data",
     "fit_logistic": "logistic",
     "fit_palette": "pixels",
@@ -42,6 +45,7 @@ _HOME = {
     "load_tokens": "data",
     "masked_pixel_loss": "model",
     "measure_layers": "geometry",
+    "nearest": "likeness",
     "next_pixel_loss": "model",
     "peak_set": "significance",
     "pretrain": "training",
@@ -52,6 +56,7 @@ _HOME = {
     "record": "hooks",
     "sample": "sampling",
     "spread": "significance",
+    "surprise": "likeness",
     "tokenize": "data",
 }
 _MODULES = {"figures", *_HOME.values()}
