@@ -10,6 +10,7 @@ tolerance, and must be within 1e-6 too.
 
 import dataclasses
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +26,7 @@ from threadpoolctl import threadpool_limits
 import igpt_lab as lab
 from benchmarks.harness import race, row
 from igpt_lab.logistic import fit_logistic
+from igpt_lab.store import FeatureKey, FeatureStore
 
 CIFAR, CACHE = Path(__file__).resolve().parents[2] / "shared/cifar10", Path("runs/benchmarks")
 CS, GAP, TOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), 1e-6, 1e-5
@@ -40,6 +42,20 @@ def rows(quick: bool) -> Iterator[dict]:
     yield from whole(data, targets, f"{layers} layers x {len(CS)} strengths, {n:,} x {width}, {name}")
     yield from newton(data, layers // 2, (100, 4) if quick else (6_000, 64))
     yield from growth(data, layers // 2, n, width, int(y.max()) + 1)
+    yield from large((300, 3, 8) if quick else (60_000, 25, 512))
+
+
+def large(shape: tuple[int, int, int]) -> Iterator[dict]:
+    """A store that is read a layer at a time: all of `probe_layers`, choice and refit of every layer."""
+    n, layers, width = shape
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        path = write_store(Path(folder), n, layers, width)
+        result = race({"ours": partial(stored, path)}, 1, warm=0)["ours"]
+        case, held = f"store of {n:,} x {layers} layers x {width}, random features", n * layers * width * 4 / 1e6
+        yield row(case, "peak memory", "MB", result.peak, held, "its features alone", runs=1, less=True)
+        yield row(case, "time", "s", result.seconds, runs=1)
+        if not result.value:
+            raise SystemExit("a layer of the large store did not converge")
 
 
 def whole(data: Path, targets: dict[int, np.ndarray], case: str) -> Iterator[dict]:
@@ -141,6 +157,37 @@ def ours(data: Path, layers: list[int], shape=None, classes=None, Cs=CS) -> Call
         fits = [fit_logistic(x, y, Cs, tol=TOL) for x, y in loaded]
         right = [(fit.predict(x) == y).mean(1) for fit, (x, y) in zip(fits, loaded, strict=True)]
         return [fit.objective[0] for fit in fits], np.array(right)
+
+    return call
+
+
+def write_store(root: Path, n: int, layers: int, width: int) -> Path:
+    """Train of n rows and test of a tenth, the class in the mean, features of a power-law spectrum."""
+    random, size = np.random.default_rng(0), 2000
+    key = FeatureKey(
+        model="random", weights="", palette="", size=0, resample="", crop="", images="random",
+        splits={"train": ("", n), "test": ("", n // 10)}, layers={"ln_1": list(range(layers))}, pool="mean",
+        alignment="sos", dtype="float32",
+    )  # fmt: skip
+    means, scale = random.standard_normal((10, width)) * 0.1, np.arange(1, width + 1) ** -1.0
+    store = FeatureStore.create(root, key, {"train": -(-n // size), "test": -(-n // 10 // size)})
+    for split, count in (("train", n), ("test", n // 10)):
+        for number, begin in enumerate(range(0, count, size)):
+            index = np.arange(begin, min(begin + size, count))
+            features = {
+                f"ln_1.{layer}": (random.standard_normal((len(index), width), np.float32) + means[index % 10]) * scale
+                for layer in range(layers)
+            }
+            store.write_part(split, number, index, index % 10, features, dict.fromkeys(features, [0.0, 0.0, 0]))
+    return store.path
+
+
+def stored(path: Path) -> Callable:
+    """Probes of every layer of a store; did all converge?"""
+
+    def call() -> bool:
+        train, test = (lab.Features.from_store(FeatureStore.open(path), split) for split in ("train", "test"))
+        return bool(lab.probe_layers(train, test, progress=False).table.converged.all())
 
     return call
 

@@ -36,6 +36,7 @@ LOOKS = {
 }
 PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
 AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
+LOOKS["nearest neighbours"] = AMBER
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
 CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")

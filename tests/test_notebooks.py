@@ -13,7 +13,7 @@ from igpt_lab import cli
 FOLDER = cli.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 FIGURES = (
-    "layer_curve", "few_label_curve", "samples", "completions", "temperatures", "neighbours", "surprise",
+    "layer_curve", "companions", "few_label_curve", "samples", "completions", "temperatures", "neighbours", "surprise",
     "contact_sheet", "geometry", "cka", "cka_random",
 )  # fmt: skip
 
