@@ -53,6 +53,7 @@ _HOME = {
     "probe_few_labels": "probes",
     "probe_layers": "probes",
     "probe_neighbours": "probes",
+    "probe_streaming": "streaming",
     "record": "hooks",
     "sample": "sampling",
     "spread": "significance",
