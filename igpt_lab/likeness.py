@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.hooks import record
 from igpt_lab.model import ImageGPTForCausalImageModeling, align
-from igpt_lab.probes import _accuracy
+from igpt_lab.significance import accuracy
 
 LEVELS = 4  # of brightness in a 2 x 2 patch: 256 patterns
 FOLDS = 5
@@ -147,5 +147,5 @@ def _told_apart(left: np.ndarray, right: np.ndarray, seed: int) -> tuple[float, 
     x, y = np.concatenate([left, right]), np.repeat([0, 1], [len(left), len(right)])
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    found = _accuracy(cross_val_predict(model, x, y, cv=folds) == y)
+    found = accuracy(cross_val_predict(model, x, y, cv=folds) == y)
     return found["test_accuracy"], found["low"], found["high"]
