@@ -32,7 +32,7 @@ from igpt_lab.provenance import atomic_write, digest
 from igpt_lab.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.store import FeatureStore
 
-RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # the paper's are 30, 10, 3 and on, it does not say how far
+RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # the paper: 30, 10, 3 and on, it does not say how far
 
 
 def probe_streaming(
