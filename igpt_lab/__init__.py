@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
+    "Drawn": "sampling",
     "FeatureStore": "store",
     "Features": "probes",
     "ImageGPTConfig": "model",
@@ -26,12 +27,14 @@ _HOME = {
     "cka": "geometry",
     "compare": "significance",
     "compare_layers": "probes",
+    "compare_samples": "likeness",
     "complete": "sampling",
     "control_task": "probes",
     "convert_openai": "openai",
     "download_openai": "openai",
     "effective_rank": "geometry",
     "extract": "extraction",
+    "features_of": "likeness",
     "few_per_class": "data",
     "fit_logistic": "logistic",
     "fit_palette": "pixels",
@@ -43,6 +46,7 @@ _HOME = {
     "load_tokens": "data",
     "masked_pixel_loss": "model",
     "measure_layers": "geometry",
+    "nearest": "likeness",
     "next_pixel_loss": "model",
     "peak_set": "significance",
     "pretrain": "training",
@@ -50,9 +54,11 @@ _HOME = {
     "probe_few_labels": "probes",
     "probe_layers": "probes",
     "probe_neighbours": "probes",
+    "probe_streaming": "streaming",
     "record": "hooks",
     "sample": "sampling",
     "spread": "significance",
+    "surprise": "likeness",
     "tokenize": "data",
 }
 _MODULES = {"figures", *_HOME.values()}

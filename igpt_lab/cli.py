@@ -1,4 +1,4 @@
-"""Thin commands over the package: extract, check, ablate, stores, loss, pretrain, reproduce, OpenAI's weights."""
+"""Thin commands over the package: extract, check, ablate, stores, loss, pretrain, sample, reproduce and others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
 NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "05_protocol", "06_geometry")
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 8, "primes": 2}
+QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,6 +98,60 @@ def pretrain(
     )  # fmt: skip
     tokens = lab.tokenize(source, processor)
     print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+
+
+def sample(
+    model: str, count: int, columns: int, scale: int, out: str, device: str | None, revision: str | None, **how
+) -> int:
+    """Draw images from nothing: a gallery as png, pdf and svg, tokens with their seeds as csv, settings as json."""
+    loaded = _on_device(model, device, revision)
+    drawn = lab.sample(loaded, count, **how)
+    gallery = lab.figures.gallery(loaded.processor.decode(drawn.tokens), columns=columns, scale=scale)
+    return _save_drawn(gallery, out, drawn, loaded, how)
+
+
+def complete(
+    model: str, images: str, split: str, limit: int, keep: float, completions: int, out: str, device: str | None,
+    revision: str | None, **how,
+) -> int:  # fmt: skip
+    """Keep the upper part of images and draw the rest several times; files as of `sample`."""
+    loaded = _on_device(model, device, revision)
+    originals, source = _primes(loaded, images, split, limit)
+    drawn = lab.complete(loaded, originals, keep=keep, completions=completions, **how)
+    decode, rows = loaded.processor.decode, lab.prime_rows(loaded, keep)
+    pictures = [decode(originals), [decode(each) for each in drawn.tokens], decode(originals)]
+    gallery = lab.figures.completion_gallery(*pictures, prime_rows=rows)
+    return _save_drawn(gallery, out, drawn, loaded, how | source | {"keep": keep, "completions": completions})
+
+
+def _on_device(model: str, device: str | None, revision: str | None):
+    """A model with a palette, on the device that was named or on the accelerator where there is one."""
+    from igpt_lab.model import best_device
+
+    loaded = lab.load_model(model, revision=revision)
+    if loaded.processor is None:
+        raise ValueError(f"{model} has no palette (preprocessor_config.json), without which tokens make no image")
+    return loaded.to(device or best_device())
+
+
+def _primes(model, images: str, split: str, limit: int):
+    """Tokens (S, T) of a picture file or of an image set, and what they are."""
+    from PIL import Image
+
+    if Path(images).is_file() and Path(images).suffix.lower() in Image.registered_extensions():
+        with Image.open(images) as picture:
+            return model.processor.encode([picture]), {"images": Path(images).name}
+    given = lab.load_images(images, split, limit=limit)
+    tokens = lab.tokenize(given, model.processor, progress=False)
+    return tokens, {"images": given.name, "split": split, "index": given.index.tolist()}
+
+
+def _save_drawn(gallery, out: str, drawn, model, settings: dict) -> int:
+    """Write the figure with tokens, seeds and settings; exit code 130 where drawing was interrupted."""
+    config = settings | {"model": model.name, "finished_rows": drawn.rows.ravel().tolist()}
+    record = lab.RunRecord(Path(out).name, config, seed=settings["seed"])
+    print(*lab.figures.save_figure(gallery, out, data=drawn.table(), record=record), sep="\n")
+    return 0 if (drawn.rows == lab.prime_rows(model, 1)).all() else 130
 
 
 def convert_openai(folder: str, out: str, palette: str | None, step: int | None, bert: bool | None) -> None:
@@ -337,6 +391,29 @@ def _parser() -> argparse.ArgumentParser:
             else:
                 kind = {"int": int, "float": float, "str": str}[kind]
                 add(name, type=kind, help=f"({given.get('default', 'required')})", **given)
+
+    def add_drawing(add, out: str) -> None:
+        add("--temperature", type=float, default=1.0, help="0 takes the most probable colour (1.0)")
+        add("--top-k", type=int, help="only so many colours (all)")
+        add("--top-p", type=float, help="only the fewest colours that reach this probability together (all)")
+        add("--seed", type=int, default=0, help="(0)")
+        add("--batch-size", type=int, help="images at a time (by memory); changes no image")
+        add("--out", default=out, help=f"files to write, without their endings ({out})")
+        add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
+        add("--revision", help="branch, tag or commit of a model on the Hub")
+
+    add = command(sample, model=model).add_argument
+    add("--count", type=int, default=64, help="(64)")
+    add("--columns", type=int, default=16, help="of the gallery (16)")
+    add("--scale", type=int, default=4, help="pixels of the png for one of an image (4)")
+    add_drawing(add, "samples")
+
+    add = command(complete, model=model, images=f"{images}; or a picture file").add_argument
+    add("--split", default="test", help="(test)")
+    add("--limit", type=int, default=16, help="images, a seeded stratified draw (16)")
+    add("--keep", type=float, default=0.5, help="the upper fraction that is given (0.5)")
+    add("--completions", type=int, default=4, help="of each (4)")
+    add_drawing(add, "completions")
 
     add = command(convert_openai, folder="folder with model.ckpt-STEP.index and its data files, or that prefix",
                   out="folder for the model").add_argument  # fmt: skip

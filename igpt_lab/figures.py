@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from igpt_lab.provenance import RunRecord, atomic_write, digest
 
 DPI, WIDTH, STRIP = 200, 3.5, 20  # png pixels per inch, inches of a column, png pixels above an image for its title
+LETTER = 12  # png pixels that a letter beside an image may take
 FRAME = {"axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.6, "legend.frameon": False}
 TEXT = {"font.family": ["DejaVu Sans"], "font.size": 7, "axes.titleweight": "bold", "legend.handlelength": 3}
 FILES = {"pdf.fonttype": 42, "svg.hashsalt": "igpt-lab"}
@@ -36,6 +37,7 @@ LOOKS = {
 }
 PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
 AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
+LOOKS["nearest neighbours"] = AMBER
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
 CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")
@@ -215,7 +217,8 @@ def gallery(
 ) -> Axes:
     """uint8 images (N, H, W, 3) or (N, H, W) in rows of `columns`: one array, one Axes, no smoothing.
 
-    A pixel of an image becomes `scale` x `scale` pixels of the png; gaps are as wide as one. `titles`: one each.
+    A pixel of an image becomes `scale` x `scale` pixels of the png; gaps are as wide as one. `titles`: one each. With
+    many columns and a scale of 1 it is a contact sheet of thousands.
     """
     images = _images(images, "images", 1)
     if titles is not None and (isinstance(titles, str) or len(titles) != len(images)):
@@ -251,6 +254,83 @@ def completion_gallery(
     places = (0, "prime"), ((count + 1) / 2, "completions" if count > 1 else "completion"), (count + 1, "original")
     step = (width + 1) * scale
     return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], ax)
+
+
+@_styled
+def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, ax: Axes | None = None) -> Axes:
+    """uint8 images (R, n, H, W, 3) or (R, n, H, W): R rows of n, each with its label on the left.
+
+    A row for each temperature, for each model, for each snapshot. A pixel becomes `scale` x `scale` pixels of the png,
+    by default as many as make an image about 64 wide.
+    """
+    images = _images(images, "images", 2)
+    if isinstance(labels, str) or len(labels) != len(images):
+        raise ValueError(f"labels {labels!r}; expected a list of {len(images)} strings, one for each row")
+    count, (height, width) = images.shape[1], images.shape[2:4]
+    scale = max(1, round(64 / width)) if scale is None else scale
+    array, corners = _tile(images.reshape(-1, *images.shape[2:]), count, scale, 0)
+    margin = LETTER * max(map(len, labels)) + LETTER
+    ax = _show(np.pad(array, ((0, 0), (margin, 0), (0, 0)), constant_values=255), [], ax)
+    for (y, _), label in zip(corners[::count], labels, strict=True):
+        ax.text(margin - LETTER, y + height * scale / 2, label, ha="right", va="center", fontsize=6)
+    return ax
+
+
+@_styled
+def neighbour_gallery(
+    samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, ax: Axes | None = None
+) -> Axes:
+    """Beside each sample the image nearest to it, by every measure in `nearest`: whether a model repeats what it saw.
+
+    uint8 samples (S, H, W[, 3]); `nearest` has images of the same shape by the measure's name, such as "pixels" and
+    "features". `columns` samples with their neighbours stand in a row, under the names.
+    """
+    sets = [_images(samples, "samples", 1), *(_images(it, name, 1) for name, it in nearest.items())]
+    if any(each.shape != sets[0].shape for each in sets):
+        raise ValueError(f"shapes {[each.shape for each in sets]}; expected that of the samples for all of them")
+    scale = max(1, round(112 / sets[0].shape[2]))  # wide enough for the headings
+    columns, width = min(columns, len(sets[0])), sets[0].shape[2] * scale
+    gap = np.full((*sets[0].shape[:2], 1, 3), 255, np.uint8)  # a group ends in one, and the tiles add another
+    groups = np.concatenate([part for each in sets for part in (each, gap)], axis=2)
+    array, corners = _tile(groups, columns, scale, 0)
+    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
+    names = ["sample", *nearest]
+    places = [(x + i * (width + scale) + width / 2, STRIP, name) for _, x in corners[:columns]
+              for i, name in enumerate(names)]  # fmt: skip
+    return _show(array[:, :-scale], places, ax)
+
+
+@_styled
+def surprise_gallery(
+    images: np.ndarray, bits: np.ndarray, *, columns: int = 8, scale: int = 4, largest: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Under each image the surprise of its pixels: uint8 images (N, H, W[, 3]), bits (N, H, W), from dark to light.
+
+    The scale ends at `largest` bits, by default the next whole number above 99% of the pixels; beyond it is as bright.
+    """
+    images, bits = _images(images, "images", 1), np.asarray(bits, float)
+    if bits.shape != images.shape[:3]:
+        raise ValueError(f"bits {bits.shape}; expected {images.shape[:3]}, one for each pixel of the images")
+    largest = math.ceil(np.quantile(bits, 0.99)) or 1 if largest is None else largest
+    maps = _heat(bits / largest)
+    columns = min(columns, len(images))
+    blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+    rows = [np.concatenate([each, blank]).reshape(-1, columns, *images.shape[1:]) for each in (images, maps)]
+    array, _ = _tile(np.stack(rows, axis=1).reshape(-1, *images.shape[1:]), columns, scale, 0)
+    height, width = array.shape[:2]
+    label, right = f"{largest:g} bits", width + 2 * LETTER
+    array = np.pad(array, ((0, 0), (0, (4 + len(label)) * LETTER), (0, 0)), constant_values=255)
+    array[:, width + LETTER : right] = _heat(np.linspace(1, 0, height))[:, None]
+    ax = _show(array, [], ax)
+    for y, edge, text in ((0, "top", label), (height, "bottom", "0")):
+        ax.text(right + LETTER / 2, y, text, ha="left", va=edge, fontsize=6)
+    return ax
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    """Numbers, 0 to 1 and beyond, as uint8 colours (..., 3) of a scale that prints well in grey."""
+    return matplotlib.colormaps["inferno"](np.clip(values, 0, 1), bytes=True)[..., :3]
 
 
 def save_figure(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 MEMORY = 20  # pairs that L-BFGS keeps
 LOGITS = 2**19  # of a step through the rows on a CPU: they stay in its caches
+CACHED = 2**18  # values of features, in float64, that do
 UNKNOWNS = 6000  # of a block of the Hessian: 144 MB in float32
 ROWS = 32  # of the Hessian's sample, for each feature
 IDLE = 10  # steps with no gain in value nor slope, after which precision is at its end
@@ -131,8 +132,6 @@ def fit_sklearn(
 def _check(x: Tensor, y: Tensor, Cs: np.ndarray) -> None:
     if x.ndim != 3 or y.shape != x.shape[1:2]:
         raise ValueError(f"features {tuple(x.shape)} for labels {tuple(y.shape)}; expected (B, N, D) for (N,)")
-    if not x.isfinite().all():
-        raise ValueError("features have values that are not finite")
     if not (Cs > 0).all():
         raise ValueError(f"C={Cs[~(Cs > 0)][0]}; expected a number above 0")
     counts = y.bincount() if len(y) and y.min() >= 0 else torch.zeros(1)
@@ -149,6 +148,8 @@ class _Rows:
         self.x, self.y = x, y.to(self.device)
         self.counts = self.y.bincount()
         self.mean = sum(part.sum(1) for part in self._parts()) / x.shape[1]
+        if not self.mean.isfinite().all():
+            raise ValueError("features have values that are not finite")
         self.scale = torch.ones_like(self.mean)
         if standardise:
             squares = sum(((part - self.mean[:, None]) ** 2).sum(1) for part in self._parts())
@@ -157,7 +158,7 @@ class _Rows:
             self.scale = torch.where(varies, deviation, self.scale)
 
     def _parts(self) -> Iterator[Tensor]:
-        step = max(1, 2**22 // (len(self.x) * self.x.shape[2]))
+        step = max(1, (CACHED if self.device.type == "cpu" else 2**24) // (len(self.x) * self.x.shape[2]))
         for part in self.x.split(step, dim=1):
             yield part.to(self.device, self.exact)
 

@@ -385,6 +385,11 @@ def _layer_by_layer(train: Features, test: Features, probe, facts: dict, progres
                 rows.append({"control": facts["control"], "layer": layer, **row, **sizes, "seed": facts["seed"]})
                 predictions[layer] = predicted
             bar.update(len(layers))
+    return result_of(rows, predictions, test)
+
+
+def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Features) -> ProbeResult:
+    """Rows of layers with their `validation_accuracy`, and what they predict of `test`, which is met here."""
     chosen = max(rows, key=lambda row: row["validation_accuracy"])["layer"]
     correct = _meet_test(predictions, test)
     peak = peak_set(correct).layers if len(correct) > 1 else [chosen]

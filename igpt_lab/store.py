@@ -330,6 +330,26 @@ class FeatureStore:
                     at += len(chunk)
         return values
 
+    def row_groups(self, split: str) -> list[tuple[int, int, int]]:
+        """(part, row group in it, its rows) in the order of `index(split)`: what `row_group` reads at once."""
+        found = []
+        for part, path in enumerate(self._paths(split)):
+            about = pq.read_metadata(path)
+            found += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
+        return [each for each in found if each[2]]
+
+    def row_group(self, split: str, part: int, group: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of one row group `index` and `label` int64 (n,), -1 for no label, and `<point>.<layer>` float32 (n, D)."""
+        with pq.ParquetFile(self.part(split, part), pre_buffer=False) as file:
+            table = file.read_row_group(group, list(columns), use_threads=False).combine_chunks()
+        found = {}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if pa.types.is_fixed_size_list(column.type):
+                found[name] = column.chunk(0).flatten().to_numpy().reshape(len(column), column.type.list_size)
+            else:
+                found[name] = column.fill_null(-1).to_numpy()
+        return found
+
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
         return np.concatenate([table.column(0).to_numpy() for table in self._read(split, ["index"])])

@@ -83,4 +83,6 @@ def test_a_quick_run_leaves_its_table(tmp_path):
 
 def test_a_wrong_name_is_told():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "pixel"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "no benchmark 'pixel'; there are pixels, extract, train" in done.stderr
+    assert (
+        done.returncode == 2 and "no benchmark 'pixel'; there are pixels, extract, probes, sample, train" in done.stderr
+    )

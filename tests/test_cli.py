@@ -8,7 +8,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+import igpt_lab as lab
 from igpt_lab import cli
 from igpt_lab.model import ImageGPTForCausalImageModeling
 from igpt_lab.store import FeatureStore
@@ -43,6 +45,48 @@ def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, ca
     assert capsys.readouterr().err == (
         f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
     )
+
+
+def test_sample_and_complete_leave_a_gallery_with_tokens_and_seeds(tiny_folder, tiny_images, tmp_path, capsys):
+    how = "--seed 3 --top-p 0.9 --out".split()
+    assert cli.main(["sample", str(tiny_folder), "--count", "5", *how, str(tmp_path / "s")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"s.{kind}") for kind in "png pdf svg csv json".split()]
+    model = lab.load_model(tiny_folder)
+    table, drawn = pd.read_csv(tmp_path / "s.csv", index_col="seed"), lab.sample(model, 5, seed=3, top_p=0.9)
+    np.testing.assert_array_equal(table, drawn.tokens)
+    assert table.index.tolist() == drawn.seeds.tolist()
+    made = json.loads((tmp_path / "s.json").read_text())
+    assert made["seed"] == 3 and made["config"]["top_p"] == 0.9 and made["config"]["model"] == "tiny"
+    assert made["config"]["finished_rows"] == [4] * 5
+
+    arguments = ["--limit", "2", "--completions", "3", "--keep", "0.25", *how, str(tmp_path / "c")]
+    assert cli.main(["complete", str(tiny_folder), str(tiny_images), *arguments]) == 0
+    table, made = pd.read_csv(tmp_path / "c.csv", index_col="seed"), json.loads((tmp_path / "c.json").read_text())
+    given = lab.load_images(tiny_images, "test", limit=2)
+    assert made["config"]["index"] == given.index.tolist() and table.shape == (6, 16)
+    primes = lab.tokenize(given, model.processor)[:, :4]
+    np.testing.assert_array_equal(table.to_numpy().reshape(2, 3, 16)[:, :, :4], primes[:, None].repeat(3, axis=1))
+
+
+def test_a_picture_file_is_completed_and_an_interruption_is_told(tiny_folder, tmp_path, monkeypatch):
+    Image.new("RGB", (9, 7), "white").save(tmp_path / "Mine.PNG")
+    given = ["complete", str(tiny_folder), str(tmp_path / "Mine.PNG"), "--out", str(tmp_path / "c")]
+    assert cli.main(given) == 0
+    assert (pd.read_csv(tmp_path / "c.csv", index_col="seed").iloc[:, :8] == 7).all(axis=None)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("igpt_lab.decoding.Decoder.step", stop)
+    with pytest.warns(UserWarning, match="0 of 4 images whole"):
+        assert cli.main(given) == 130
+    assert json.loads((tmp_path / "c.json").read_text())["config"]["finished_rows"] == [2] * 4
+
+
+def test_a_model_without_a_palette_draws_no_image(tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "bare")
+    assert cli.main(["sample", str(tmp_path / "bare")]) == 1
+    assert "has no palette" in capsys.readouterr().err
 
 
 def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):

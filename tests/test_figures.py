@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from igpt_lab.figures import (
+    LETTER,
     STRIP,
     cka_map,
     completion_gallery,
@@ -19,8 +20,11 @@ from igpt_lab.figures import (
     gallery,
     geometry_curves,
     layer_curve,
+    neighbour_gallery,
     protocol_curves,
+    row_gallery,
     save_figure,
+    surprise_gallery,
 )
 from igpt_lab.provenance import RunRecord
 
@@ -193,6 +197,64 @@ def test_completions_stand_between_the_masked_prime_and_the_original():
     pixels = canvas[strip::scale, ::scale, 0]
     assert pixels[0:2, :4].tolist() == [[10] * 4] * 2 and set(pixels[2:4, :4].ravel().tolist()) == {160, 215}
     assert pixels[0, ::5].tolist() == [10, 20, 20, 20, 30] and primes.max() == 10
+
+
+def inside(ax):
+    """Whether every text lies inside the figure, and none over another."""
+    figure = ax.get_figure()
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    apart = all(not one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    return apart and all(figure.bbox.containsx(b.x0) and figure.bbox.containsx(b.x1) for b in boxes)
+
+
+def test_a_contact_sheet_of_thousands_is_one_array():
+    images = np.arange(5000 * 4, dtype=np.uint32).astype(np.uint8).reshape(5000, 2, 2)
+    ax = gallery(images, columns=100, scale=1)
+    assert len(ax.get_figure().axes) == 1 and len(ax.images) == 1
+    canvas = ax.images[0].get_array()[..., 0]
+    assert canvas.shape == (50 * 3 - 1, 100 * 3 - 1)
+    np.testing.assert_array_equal(canvas[3 * 49 : 3 * 49 + 2, 3 * 99 :], images[4999])
+
+
+def test_rows_stand_beside_their_labels():
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1).repeat(2, 2).repeat(2, 3)
+    ax = row_gallery(images, labels=["temperature 0.8", "1"], scale=20)
+    canvas, margin = ax.images[0].get_array(), LETTER * 16
+    assert canvas[:, :margin].min() == 255 and canvas[0, margin :: 3 * 20, 0].tolist() == [0, 1, 2]
+    assert canvas[-1, margin :: 3 * 20, 0].tolist() == [3, 4, 5]
+    assert words(ax) == ["temperature 0.8", "1"] and inside(ax)
+    with pytest.raises(ValueError, match="expected a list of 2 strings"):
+        row_gallery(images, labels=["one"])
+
+
+def test_neighbours_stand_beside_their_samples():
+    samples = np.arange(5, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    ax = neighbour_gallery(samples, {"pixels": samples + 10, "features": samples + 20}, columns=2)
+    scale = 28  # 112 pixels an image
+    pixels = ax.images[0].get_array()[STRIP::scale, ::scale, 0]
+    assert pixels[0, ::5].tolist()[:3] == [0, 10, 20] and pixels[0, 16::5].tolist() == [1, 11, 21]
+    assert pixels[5, ::5].tolist()[:3] == [2, 12, 22] and pixels[0, 4] == pixels[0, 15] == pixels[4, 0] == 255
+    assert words(ax) == ["sample", "pixels", "features"] * 2 and inside(ax)
+    with pytest.raises(ValueError, match="expected that of the samples"):
+        neighbour_gallery(samples, {"pixels": samples[1:]})
+
+
+def test_surprise_lies_under_its_image():
+    images = np.arange(3, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
+    bits = np.zeros((3, 2, 2))
+    bits[0, 0, 1], bits[2] = 8, 4
+    ax = surprise_gallery(images, bits, columns=2, scale=20, largest=4)
+    pixels = ax.images[0].get_array()[::20, ::20]
+    assert pixels[0, 0, 0] == 0 and pixels[0, 3, 0] == 1 and pixels[6, 0, 0] == 2  # images in rows 0 and 6
+    dark, light = (255 * np.array(matplotlib.colormaps["inferno"](end))[:3] for end in (0.0, 1.0))
+    np.testing.assert_allclose(pixels[3:5, :2], [[dark, light], [dark, dark]], atol=1)
+    np.testing.assert_allclose(pixels[9, 0], light, atol=1)
+    assert (pixels[6:, 3:5] == 255).all()  # no fourth image
+    assert words(ax) == ["4 bits", "0"] and inside(ax)
+    assert words(surprise_gallery(images, bits, scale=20))[0] == "8 bits"
+    with pytest.raises(ValueError, match=r"bits \(2, 2, 2\); expected \(3, 2, 2\)"):
+        surprise_gallery(images, bits[1:])
 
 
 SAVE = """

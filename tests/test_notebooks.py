@@ -12,7 +12,10 @@ from igpt_lab import cli
 
 FOLDER = cli.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-FIGURES = ("layer_curve", "few_label_curve", "samples", "completions", "protocol", "geometry", "cka", "cka_random")
+FIGURES = (
+    "layer_curve", "companions", "few_label_curve", "samples", "completions", "temperatures", "neighbours", "surprise",
+    "contact_sheet", "protocol", "geometry", "cka", "cka_random",
+)  # fmt: skip
 
 
 def code_cells(path):

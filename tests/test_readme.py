@@ -119,6 +119,38 @@ def test_speed_of_images_to_tokens():
     assert "cold, 10,000 of CIFAR-10" in cold.case and "warm" in warm.case and "10,000 CIFAR-10 images" in said
 
 
+def test_speed_of_drawing():
+    table = pd.read_csv(ROOT / "results/benchmarks/sample.csv")
+    steps = table[(table.metric == "step")].set_index("case")
+    for case, row in steps.iterrows():
+        name = "size S" if "(S)" in case else "`fashion-xs`' shape"
+        cells = [name + ", " + case.split()[-4], *(f"{value:.3g}" for value in (row.ours, row.peer, row.ratio))]
+        assert [float(x) for x in cells[1:]] in [
+            [float(x) for x in line[1:]] for line in drawing_rows() if line[0] == cells[0]
+        ], cells
+    share = (
+        table[table.case.str.contains("8 at") & table.case.str.contains("(S)", regex=False)].set_index("metric").ours
+    )
+    said, last = " ".join(TEXT.split()), table[table.metric.str.startswith("step at")].ours
+    assert f"it reads {share['share of the bandwidth']:.0%} of the 31.4 GB/s" in said
+    assert f"and {share['share of the float32 matrix-multiply rate']:.0%} of its matrix-multiply rate" in said
+    assert "{:.1f}, {:.1f}, {:.1f} and {:.1f} ms at positions".format(*last) in said
+
+
+def drawing_rows():
+    return [[cell.strip() for cell in row] for row in re.findall(r"^  \|(.+, \d+) \|(.+)\|(.+)\|(.+)\|$", TEXT, re.M)]
+
+
+def test_likeness_of_samples():
+    table = pd.read_csv(ROOT / "results/likeness.csv").set_index("measure")
+    for measure, scale, digits in (("palette", 1, 3), ("patches", 1, 3), ("classifier", 100, 1)):
+        row = scale * table.loc[measure]
+        for value, low, high in ((row.value, row.low, row.high), (row.floor, row.floor_low, row.floor_high)):
+            unit = "%" if scale == 100 else ""
+            assert f"| {value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}] |" in TEXT
+    assert table.samples.eq(400).all() and table.images.eq(3600).all()
+
+
 def test_every_difference_is_shown_and_every_one_shown_is_named():
     tree = ast.parse((ROOT / "tests/test_differences.py").read_text(encoding="utf-8"))
     there = [it.name for it in tree.body if isinstance(it, ast.FunctionDef) and it.name.startswith("test_")]

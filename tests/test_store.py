@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from igpt_lab import provenance
@@ -38,6 +40,21 @@ def test_round_trip(tmp_path):
     assert store.index("train").tolist() == [10, 11, 12, 13, 14] and store.labels("train").tolist() == [0, 1, 0, 1, 1]
     stats = store.stats().set_index("layer")
     assert stats.max_abs.tolist() == [3, 4] and stats.zeros.tolist() == [0.5, 0] and stats.non_finite.tolist() == [0, 2]
+
+
+def test_row_groups_one_by_one(tmp_path):
+    store = fill(tmp_path)
+    assert store.row_groups("train") == [(0, 0, 3), (1, 0, 2)]
+    found = [store.row_group("train", *each[:2], ["label", "index", "ln_1.2"]) for each in store.row_groups("train")]
+    whole = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    np.testing.assert_array_equal(whole["ln_1.2"], VALUES["ln_1.2"])
+    assert whole["index"].tolist() == [10, 11, 12, 13, 14] and whole["label"].tolist() == [0, 1, 0, 1, 1]
+    table = pa.concat_tables([pq.read_table(store.part("train", n)) for n in (0, 1)])
+    pq.write_table(table, store.part("train", 1), row_group_size=2)  # as another writer may
+    assert store.row_groups("train")[1:] == [(1, 0, 2), (1, 1, 2), (1, 2, 1)]
+    np.testing.assert_array_equal(store.row_group("train", 1, 1, ["ln_1.0"])["ln_1.0"], VALUES["ln_1.0"][2:4])
+    store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    assert store.row_group("train", 0, 0, ["label"])["label"].tolist() == [-1, -1, -1]
 
 
 def test_any_parquet_reader(tmp_path):
