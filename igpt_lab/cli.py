@@ -17,6 +17,7 @@ import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
 NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "05_protocol", "06_geometry")
+CURVE = "02_layer_probe"  # the notebook that the summary is of
 QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2}
 
 
@@ -218,17 +219,21 @@ def prune(root: str, yes: bool) -> None:
     print(f"{size / 1e6:10,.3f} MB  in {len(found)} of these; {hint}" if found else f"nothing to prune in {root}")
 
 
-def reproduce(model: str, images: str, out: str, quick: bool) -> int:
+def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | None) -> int:
     """Execute the notebooks in order, keep them under OUT, and print what they found."""
+    names = [name for name in NOTEBOOKS if not only or name in only]
     begun, out = time.perf_counter(), Path(out).resolve()
     model_path, images_path = (str(Path(it).resolve()) if Path(it).exists() else it for it in (model, images))
     values = {"model": model_path, "images": images_path, "out": str(out)}
     lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
-    for number, name in enumerate(NOTEBOOKS, 1):
-        failed = _run_notebook(name, values | (QUICK if quick else {}), out, f"{number}/{len(NOTEBOOKS)} {name}")
+    for number, name in enumerate(names, 1):
+        failed = _run_notebook(name, values | (QUICK if quick else {}), out, f"{number}/{len(names)} {name}")
         if failed:
             print(f"igpt-lab: {failed}", file=sys.stderr)
             return 1
+    if only and CURVE not in only:
+        print(f"figures and tables: {out}")
+        return 0
     summary = _summary(out) | {"model": model, "images": images, "seconds": round(time.perf_counter() - begun, 1)}
     atomic_write(out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
     low, high = summary["best_interval"]
@@ -440,6 +445,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", default="fashion-mini", help=images)
     add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
     add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
+    add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
     return parser
 
 

@@ -78,3 +78,12 @@ def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
     assert len(list((out / "notebooks").glob("*.ipynb"))) == len(PATHS)
     printed = capsys.readouterr().out
     assert f"best layer   {summary['best_layer']} of 0..3" in printed and str(out) in printed
+
+
+def test_reproduce_only_some(tiny_folder, tiny_images, tmp_path, capsys):
+    arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(tmp_path), "--quick"]
+    assert cli.main(["reproduce", *arguments, "--only", "01_features"]) == 0
+    assert [path.name for path in (tmp_path / "notebooks").iterdir()] == ["01_features.ipynb"]
+    assert str(tmp_path) in capsys.readouterr().out and not (tmp_path / "summary.json").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--only", "1_features"])
