@@ -276,8 +276,7 @@ class _Problem:
             blocks = torch.stack([_hessian(*_drawn(self.z[i], p[i][j], sample), size) for i in range(b)])
             diagonal = blocks.div_(self.z.shape[1]).diagonal(dim1=-2, dim2=-1)
             diagonal += self.penalty[:, kept[j]].repeat(1, 1, size)
-            diagonal += 1e-6 * diagonal.amax(-1, keepdim=True)  # for rounding, and the shift of all classes at once
-            factors.append(torch.linalg.cholesky(blocks))
+            factors.append(_factor(blocks))
         return factors
 
 
@@ -340,6 +339,21 @@ def _hessian(z: Tensor, p: Tensor, weight: Tensor, size: int) -> Tensor:
                 both = (z * (weight * (a * (i == j) - a * b))[:, None]).T @ z
                 block[i, :, j], block[j, :, i] = both, both.T
     return blocks.flatten(3, 4).flatten(1, 2)
+
+
+def _factor(blocks: Tensor) -> Tensor:
+    """Cholesky factors of (..., U, U), with as much on the diagonal as rounding asks for.
+
+    At least a millionth of its largest: to shift the weights of all classes at once has no curvature but the penalty's.
+    """
+    diagonal = blocks.diagonal(dim1=-2, dim2=-1)
+    ridge = 1e-6 * diagonal.amax(-1, keepdim=True)
+    while True:
+        diagonal += ridge
+        factors, failed = torch.linalg.cholesky_ex(blocks)
+        if not failed.any():
+            return factors
+        ridge = 10 * ridge
 
 
 def _minimise(

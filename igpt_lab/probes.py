@@ -420,10 +420,11 @@ def _choose_C(
     Of equals the smallest C. A best C at an edge of the grid, and better than its neighbour, extends the grid there.
     """
     grid = np.array(sorted(Cs), float)
-    if not folds or len(grid) == 1:
-        scores = _validate(x, y, folds, grid, how, solver)[0][:, 0] if folds else [math.nan] * len(x)
-        return [(grid[len(grid) // 2], float(score), True) for score in scores]
+    if not folds:
+        return [(grid[len(grid) // 2], math.nan, True)] * len(x)
     scores, sure = _validate(x, y, folds, grid, how, solver)
+    if len(grid) == 1:
+        return [(grid[0], float(a[0]), bool(b[0])) for a, b in zip(scores, sure, strict=True)]
     grids = [dict(zip(grid, zip(a, b, strict=True), strict=True)) for a, b in zip(scores, sure, strict=True)]
     while more := {i: C for i, each in enumerate(grids) if (C := _beyond(each, grid[1] / grid[0]))}:
         scores, sure = _validate(x[list(more)], y, folds, [[C] for C in more.values()], how, solver)

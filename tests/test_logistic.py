@@ -134,6 +134,18 @@ def test_the_hessian_is_the_one_of_autograd():
             assert block.numpy() == pytest.approx(whole[own, :, own].reshape(size * 3, size * 3).numpy())
 
 
+def test_factors_of_what_rounding_has_made_indefinite():
+    root = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    blocks = (root @ root.T)[None]  # rank 20 of 60, in float32
+    blocks -= 1e-5 * blocks.diagonal(dim1=-2, dim2=-1).amax() * torch.eye(60)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(blocks)
+    given = blocks.clone()
+    factors = logistic._factor(blocks)
+    assert factors.isfinite().all()
+    assert (factors @ factors.mT - given).abs().max() < 1e-3 * given.abs().max()
+
+
 def test_a_sample_of_rows_estimates_the_hessian_of_all():
     random = torch.Generator().manual_seed(1)
     z = torch.randn(4000, 3, generator=random, dtype=torch.float64)

@@ -150,7 +150,7 @@ def test_a_probe_that_stops_early_warns_and_says_how_far_it_is():
 def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
     asked = []
 
-    def scores(x, y, folds, Cs, how):
+    def scores(x, y, folds, Cs, how, solver):
         Cs = np.broadcast_to(np.asarray(Cs, float), (len(x), np.shape(Cs)[-1]))
         asked.append(Cs.tolist())
         aims = np.array([1e-4, 1e3, 0.1])[np.asarray(x[:, 0, 0], int)][:, None]
