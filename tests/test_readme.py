@@ -28,6 +28,28 @@ def test_layer_numbers():
     assert table.converged.all()
 
 
+def test_numbers_of_the_colour_model():
+    said, folder = " ".join(TEXT.split()), ROOT / "results/cifar10"
+    table = pd.read_csv(folder / "layer_curve.csv", keep_default_na=False)
+    comparison = json.loads((folder / "layer_curve.json").read_text())["config"]["comparison"]
+    ours = table[table.control == ""].set_index("layer")
+    best, low, high = 100 * ours.loc[comparison["best_layer"], ["test_accuracy", "low", "high"]].astype(float)
+    assert f"from {100 * ours.test_accuracy[0]:.1f}% at layer 0 to {best:.1f}% [{low:.1f}, {high:.1f}] at layer" in said
+    assert f"at layer {comparison['best_layer']} of 0..{ours.index.max()}" in said
+    peak = ours.index[ours.in_peak_set.astype(str) == "True"]
+    assert peak.tolist() == list(range(peak[0], peak[-1] + 1)) and f"layers {peak[0]} to {peak[-1]} may be" in said
+    difference, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
+    assert f"falls to {100 * comparison['last_accuracy']:.1f}% at the last" in said
+    assert f"+{difference:.1f} points [{low:.1f}, {high:.1f}]" in said and f"p = {comparison['p_value']:.0e}" in said
+    pixels, random = (
+        100 * table[table.control == name].test_accuracy.max() for name in ("raw pixels", "random network")
+    )
+    assert f"Raw pixels reach {pixels:.1f}%, the random network at most {random:.1f}%" in said
+    companions = pd.read_csv(folder / "companions.csv", keep_default_na=False)
+    joined = 100 * companions[companions.control == "five layers joined"].test_accuracy.item()
+    assert f"joined, {joined:.1f}%" in said
+
+
 def test_few_label_numbers():
     table = pd.read_csv(ROOT / "results/few_label_curve.csv", keep_default_na=False)
     chosen = table[(table.control == "") & (table.layer_rule == "chosen")]
