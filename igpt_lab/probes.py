@@ -228,10 +228,12 @@ def control_task(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels of train and of test for a task without meaning, to measure how much a probe learns by itself.
 
-    Images are clustered by their pixels into `types`, and each cluster is given one of the K classes at random. What a
-    layer's probe gains over this one's accuracy is its selectivity (Hewitt and Liang, 2019): see `relabelled`.
+    Images are clustered by their pixels into `types`, at most half as many as there are images, and each cluster is
+    given one of the K classes at random. What a layer's probe gains over this one's accuracy is its selectivity (Hewitt
+    and Liang, 2019): see `relabelled`.
     """
     (pixels,), (others,) = train_pixels.layers.values(), test_pixels.layers.values()
+    types = min(types, len(pixels) // 2)
     found = KMeans(types, n_init=1, random_state=seed).fit(pixels)
     drawn = np.random.default_rng([seed, 11]).permutation(np.resize(np.unique(train_pixels.labels), types))
     return drawn[found.labels_], drawn[found.predict(others)]
