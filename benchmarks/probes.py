@@ -24,9 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import igpt_lab as lab
+from benchmarks.extract import key_of
 from benchmarks.harness import race, row
 from igpt_lab.logistic import fit_logistic
-from igpt_lab.store import FeatureKey, FeatureStore
+from igpt_lab.store import FeatureStore
 
 CIFAR, CACHE = Path(__file__).resolve().parents[2] / "shared/cifar10", Path("runs/benchmarks")
 CS, GAP, TOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), 1e-6, 1e-5
@@ -164,11 +165,7 @@ def ours(data: Path, layers: list[int], shape=None, classes=None, Cs=CS) -> Call
 def write_store(root: Path, n: int, layers: int, width: int) -> Path:
     """Train of n rows and test of a tenth, the class in the mean, features of a power-law spectrum."""
     random, size = np.random.default_rng(0), 2000
-    key = FeatureKey(
-        model="random", weights="", palette="", size=0, resample="", crop="", images="random",
-        splits={"train": ("", n), "test": ("", n // 10)}, layers={"ln_1": list(range(layers))}, pool="mean",
-        alignment="sos", dtype="float32",
-    )  # fmt: skip
+    key = dataclasses.replace(key_of(n, layers), splits={"train": ("", n), "test": ("", n // 10)})
     means, scale = random.standard_normal((10, width)) * 0.1, np.arange(1, width + 1) ** -1.0
     store = FeatureStore.create(root, key, {"train": -(-n // size), "test": -(-n // 10 // size)})
     for split, count in (("train", n), ("test", n // 10)):

@@ -231,7 +231,7 @@ def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | 
         if failed:
             print(f"igpt-lab: {failed}", file=sys.stderr)
             return 1
-    if only and CURVE not in only:
+    if CURVE not in names:
         print(f"figures and tables: {out}")
         return 0
     summary = _summary(out) | {"model": model, "images": images, "seconds": round(time.perf_counter() - begun, 1)}

@@ -79,12 +79,12 @@ class Decoder:
         keys, values = (half.flatten(1, 2)[..., :seen, :].unbind(0) for half in room.unbind(1))
         slots = room[..., seen - 1 : seen, :].unbind(0) if seen else room.unbind(0)
         for block, weights, *memory in zip(trunk.h, self.blocks, slots, keys, values, strict=True):
-            self.qkv(_normed(state, block.ln_1), *weights[0])
+            self.qkv(block.ln_1(state), *weights[0])
             self._attend(block.attn.scale, position if seen is None else None, later, *memory)
             self.residual(self.mixed, *weights[1])
-            inner = self.inner(_normed(state, block.ln_2), *weights[2])
+            inner = self.inner(block.ln_2(state), *weights[2])
             self.residual(block.mlp.act(inner), *weights[3])
-        return self.logits(_normed(state, trunk.ln_f), self.head, None)
+        return self.logits(trunk.ln_f(state), self.head, None)
 
     def _attend(
         self, scale: float, position: Tensor | None, later: Tensor | None, slot: Tensor, keys: Tensor, values: Tensor
@@ -137,8 +137,3 @@ def _laid_out(weight: Tensor, batch: int) -> Tensor:
     if not fits or not 1 < batch <= 64 or weight.numel() < LARGE:
         return weight.detach()
     return weight.detach().unflatten(1, (-1, COLUMNS)).transpose(0, 1).contiguous()
-
-
-def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.rms_norm(wide, norm.weight.shape, norm.weight.to(wide.dtype), norm.eps).to(x.dtype)

@@ -80,10 +80,7 @@ def fit_logistic(
     `max_iter` passes. One in float32 that ends early for want of precision goes on in float64, where the device has it.
     Raises ValueError for values that are not finite, for a C that is not above 0 and for a class without rows.
     """
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
-    x = x[None] if x.ndim == 2 else x
-    Cs = np.array(np.broadcast_to(np.asarray(Cs, np.float64), (len(x), np.shape(Cs)[-1])))
-    _check(x, y, Cs)
+    x, y, Cs = _checked(x, y, Cs)
     rows = _Rows(x, y, standardise, device)
     todo, fits = np.ones(Cs.shape, bool), None
     for each in dict.fromkeys((dtype, rows.exact)):
@@ -109,10 +106,8 @@ def fit_sklearn(
     Each fit begins at zero, on features as they are (not even centred) unless `standardise`, and ends at scikit-learn's
     own tolerance. `tol` decides only what the certificate calls converged. Runs on the CPU, whatever the `device`.
     """
-    x, y = torch.as_tensor(x).cpu(), torch.as_tensor(y).cpu()
-    x = x[None] if x.ndim == 2 else x
-    Cs = np.array(np.broadcast_to(np.asarray(Cs, np.float64), (len(x), np.shape(Cs)[-1])))
-    _check(x, y, Cs)
+    x, y, Cs = _checked(x, y, Cs)
+    x, y = x.cpu(), y.cpu()
     rows = _Rows(x, y, standardise, "cpu")
     given = torch.cat(list(rows.standard()), 1)[..., :-1].to(x.dtype) if standardise else x
 
@@ -129,7 +124,11 @@ def fit_sklearn(
     return _certified(rows, Cs, weights, np.array([steps for _, steps in fits]).reshape(Cs.shape), tol)
 
 
-def _check(x: Tensor, y: Tensor, Cs: np.ndarray) -> None:
+def _checked(x: Tensor | np.ndarray, y: Tensor | np.ndarray, Cs) -> tuple[Tensor, Tensor, np.ndarray]:
+    """As they are worked with: x (B, N, D), y (N,), float64 Cs (B, S)."""
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x = x[None] if x.ndim == 2 else x
+    Cs = np.array(np.broadcast_to(np.asarray(Cs, np.float64), (len(x), np.shape(Cs)[-1])))
     if x.ndim != 3 or y.shape != x.shape[1:2]:
         raise ValueError(f"features {tuple(x.shape)} for labels {tuple(y.shape)}; expected (B, N, D) for (N,)")
     if not (Cs > 0).all():
@@ -137,6 +136,7 @@ def _check(x: Tensor, y: Tensor, Cs: np.ndarray) -> None:
     counts = y.bincount() if len(y) and y.min() >= 0 else torch.zeros(1)
     if len(counts) < 2 or not counts.all():
         raise ValueError(f"rows of each class: {counts.tolist()}; expected two classes or more, 0 to K - 1, none empty")
+    return x, y, Cs
 
 
 class _Rows:
@@ -181,8 +181,7 @@ def _certified(rows: _Rows, Cs: np.ndarray, weights: Tensor, iterations: np.ndar
     """Weights (B, S, M, D + 1) of the standardised features, intercepts last, with what is measured of them."""
     if weights.shape[2] > 1:  # a shift of all intercepts changes nothing: theirs sum to 0, as the weights do
         weights[..., -1] -= weights[..., -1].mean(-1, keepdim=True)
-    lam = torch.as_tensor(1 / (Cs * rows.x.shape[1]), dtype=rows.exact, device=rows.device)
-    penalty = _penalty(lam, weights.shape[-1])
+    penalty = _penalty(Cs, len(rows.y), weights.shape[-1], weights)
     value, gradient = _evaluate(_with_labels(rows.standard(), rows.y), weights, penalty, len(rows.y))
     gradient = gradient.abs().amax((2, 3)).cpu().numpy()
     return Fits(
@@ -191,8 +190,9 @@ def _certified(rows: _Rows, Cs: np.ndarray, weights: Tensor, iterations: np.ndar
     )  # fmt: skip
 
 
-def _penalty(lam: Tensor, width: int) -> Tensor:
-    """Strengths (B, S) -> (B, S, 1, width), nothing on the last, the intercept."""
+def _penalty(Cs: np.ndarray, n: int, width: int, like: Tensor) -> Tensor:
+    """1 / (C n) of strengths (B, S) for each weight, (B, S, 1, width), and nothing on the last, the intercept."""
+    lam = torch.as_tensor(1 / (Cs * n), dtype=like.dtype, device=like.device)
     penalty = lam[:, :, None, None].repeat(1, 1, 1, width)
     penalty[..., -1] = 0
     return penalty
@@ -214,8 +214,7 @@ class _Problem:
         torch.matmul(standard, self.basis, out=self.z[..., :-1])
         self.z[..., -1] = 1
         self.spectrum = torch.nn.functional.pad(spectrum.clamp_min(0), (0, 1), value=1.0)
-        lam = torch.as_tensor(1 / (Cs * n), dtype=dtype, device=rows.device)
-        self.penalty = _penalty(lam, self.z.shape[2])
+        self.penalty = _penalty(Cs, n, self.z.shape[2], self.z)
         self.prior = (rows.counts / n).to(dtype)
 
     def start(self) -> Tensor:

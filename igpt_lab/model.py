@@ -179,7 +179,9 @@ _take_aliases(ImageGPTConfig)
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the original's activation."""
-    return x * torch.sigmoid(1.702 * x)
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(1.702 * x)
+    return (1.702 * x).sigmoid_().mul_(x)
 
 
 def quick_gelu_(x: Tensor) -> Tensor:
@@ -394,7 +396,7 @@ class Attention(nn.Module):
         elif self.parts and self.training and causal and not dropout:
             mixed = _attend_in_parts(query, key, value, parts=self.parts, **how)
         else:
-            if _plain(x):  # the kernel walks over keys and values again and again
+            if cache is None and _plain(x):  # the kernel walks over keys and values again and again
                 key, value = key.contiguous(), value.contiguous()
             mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, **how)
         return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2))), weights

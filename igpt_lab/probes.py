@@ -34,7 +34,7 @@ from igpt_lab.store import FeatureStore, StoredLayers
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CHOOSING = 1e-5  # tolerance of the fits that choose C; it moves no validation accuracy by more than a row or two
 STACKED = 2**24  # values of the layers that are fitted together, 64 MB
-LOADED = 2**30  # bytes up to which a store's features are kept in memory
+LOADED = 2**30  # bytes of a store up to which its features are kept in memory
 PAPER = {"ks": (4, 25, 400), "draws": 5}  # Chen et al. (2020), section 4.5
 
 
@@ -58,8 +58,7 @@ class Features:
     def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
         """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
         layers, labels = StoredLayers(store, split, point), store.labels(split)
-        few = len(layers) == 0 or len(layers) * layers[min(layers)].nbytes <= LOADED
-        return cls(dict(layers) if few else layers, labels, store.index(split))
+        return cls(dict(layers) if store.size <= LOADED else layers, labels, layers.index)
 
     @classmethod
     def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
@@ -180,13 +179,13 @@ def probe_layers(
     folds = [stratified_split(labels, holdout, seed=seed)]
     how = {"standardise": standardise, "max_iter": max_iter, "device": device or best_device()}
 
-    def probe(layers: list[int], x: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
         chosen = _choose_C(x, y, folds, Cs, how, solver)
         fits = solver(x, y, [[C] for C, *_ in chosen], **how)
-        for i, (layer, (C, validation, sure)) in enumerate(zip(layers, chosen, strict=True)):
+        for i, (others, (C, validation, sure)) in enumerate(zip(tested, chosen, strict=True)):
             facts = {"iterations": int(fits.iterations[i, 0]), "objective": float(fits.objective[i, 0])}
             facts |= {"gradient": float(fits.gradient[i, 0]), "converged": bool(fits.converged[i, 0]) and sure}
-            predicted = classes[fits.predict(test.layers[layer], i)[0]]
+            predicted = classes[fits.predict(others, i)[0]]
             yield {"C": float(C), "validation_accuracy": validation, **facts}, predicted
 
     return _layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
@@ -213,11 +212,11 @@ def probe_neighbours(
     ks = [k for k in sorted(ks) if k <= len(fit)]
     device = device or best_device()
 
-    def probe(layers: list[int], x: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
-        for layer, values in zip(layers, x, strict=True):
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
+        for values, others in zip(x, tested, strict=True):
             scores = (_vote(values[fit], y[fit], values[held], ks, device) == y[held]).mean(1)
             k, validation = ks[int(scores.argmax())], float(scores.max())
-            predicted = classes[_vote(values, y, test.layers[layer], [k], device)[0]]
+            predicted = classes[_vote(values, y, others, [k], device)[0]]
             yield {"k": k, "validation_accuracy": validation, "converged": True}, predicted
 
     return _layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
@@ -296,19 +295,20 @@ def probe_few_labels(
     found, kept = {case: {} for case in subsets}, {}
     with tqdm(total=2 * len(train.layers), desc=f"few labels {control}".strip(), disable=not progress) as bar:
         for some, x in _stacks(train):
-            _check_test(some, x, test)
+            _tested(some, x, test)  # says now what would stop the second pass
             for case, rows in subsets.items():
                 found[case] |= zip(some, _choose_C(x[:, rows], y[rows], folds[case][0], Cs, how), strict=True)
             bar.update(len(some))
         best = {case: _best_layer(each) for case, each in found.items()}
         for some, x in _stacks(train):
+            tested = {layer: test.layers[layer] for layer in some if layer in {*best.values(), *fixed}}
             for case, rows in subsets.items():
                 used = [i for i, layer in enumerate(some) if layer in (best[case], *fixed)]
                 if not used:
                     continue
                 fits = fit_logistic(x[used][:, rows], y[rows], [[found[case][some[i]][0]] for i in used], **how)
                 for i, layer in enumerate(some[j] for j in used):
-                    predicted = classes[fits.predict(test.layers[layer], i)[0]]
+                    predicted = classes[fits.predict(tested[layer], i)[0]]
                     kept[case, layer] = predicted, bool(fits.converged[i, 0])
             bar.update(len(some))
     rows, predictions = [], {}
@@ -374,15 +374,14 @@ def _meet_test(predictions: dict[int, np.ndarray], test: Features) -> dict[int, 
 
 
 def _layer_by_layer(train: Features, test: Features, probe, facts: dict, progress: bool) -> ProbeResult:
-    """The rows and predictions that `probe(layers, x)` gives for stacked layers, with what test makes of them."""
+    """The rows and predictions that `probe(x, tested)` gives for stacked layers, with what test makes of them."""
     _same_layers(train, test)
     rows, predictions = [], {}
     with tqdm(
         total=len(train.layers), desc=f"probe {facts['control']}".strip(), unit="layer", disable=not progress
     ) as bar:
         for layers, x in _stacks(train):
-            _check_test(layers, x, test)
-            for layer, (row, predicted) in zip(layers, probe(layers, x), strict=True):
+            for layer, (row, predicted) in zip(layers, probe(x, _tested(layers, x, test)), strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
                 rows.append({"control": facts["control"], "layer": layer, **row, **sizes, "seed": facts["seed"]})
                 predictions[layer] = predicted
@@ -473,9 +472,9 @@ def _vote(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ks: Sequence[int], 
     x, queries = (x - mean) / deviation, (queries - mean) / deviation
     votes = torch.nn.functional.one_hot(y).to(x.dtype)
     weight = 1 + 1e-4 / torch.arange(1, max(ks) + 1, device=x.device)  # nearer rows decide between equals
-    found = []
+    norms, found = (x**2).sum(1), []
     for some in queries.split(1000):
-        nearest = ((x**2).sum(1) - 2 * some @ x.T).topk(max(ks), largest=False).indices
+        nearest = (norms - 2 * some @ x.T).topk(max(ks), largest=False).indices
         counts = (votes[nearest] * weight[:, None]).cumsum(1)
         found.append(torch.stack([counts[:, k - 1].argmax(1) for k in ks]))
     return torch.cat(found, 1).cpu().numpy()
@@ -497,14 +496,16 @@ def _same_layers(train: Features, test: Features) -> None:
         )
 
 
-def _check_test(layers: list[int], x: np.ndarray, test: Features) -> None:
-    for layer in layers:
-        theirs = test.layers[layer]
+def _tested(layers: list[int], x: np.ndarray, test: Features) -> list[np.ndarray]:
+    """The layers of test, read once and of the width of x."""
+    found = [test.layers[layer] for layer in layers]
+    for layer, theirs in zip(layers, found, strict=True):
         _check_layer(layer, theirs, len(theirs), len(test.index))
         if theirs.shape[1] != x.shape[2]:
             raise ValueError(
                 f"layer {layer} has {x.shape[2]} features in train, {theirs.shape[1]} in test; expected the same"
             )
+    return found
 
 
 def _known(layers: Sequence[int], known: Iterable[int]) -> None:
