@@ -281,12 +281,12 @@ class FeatureStore:
         stamp = _stamp(self.path / "manifest.json")
         if stamp == self._seen and not always:
             return
-        self._seen = stamp
         with suppress(StoreError):
             found = read_manifest(self.path)
             ours, theirs = ({s: len(p) for s, p in each["splits"].items()} for each in (self.manifest, found))
             if found["key"] == self.key and ours == theirs:
                 self.manifest = found
+        self._seen = stamp  # last: until then another thread of this process must read for itself
 
     @contextmanager
     def alone(self) -> Iterator[None]:

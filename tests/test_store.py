@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igpt_lab import provenance
+from igpt_lab import store as store_module
 from igpt_lab.store import FeatureKey, FeatureStore, StoreError, explain_miss
 
 KEY = FeatureKey(
@@ -180,6 +181,19 @@ def test_two_writers_with_their_own_view_make_one_store(tmp_path):
     alone = fill(tmp_path / "one")
     for path in alone.path.rglob("*.*"):
         assert (second.path / path.relative_to(alone.path)).read_bytes() == path.read_bytes()
+
+
+def test_a_thread_sees_what_another_process_listed_while_its_sibling_still_reads(tmp_path, monkeypatch):
+    mine, theirs, seen, read = fill(tmp_path, ()), fill(tmp_path, ()), [], store_module.read_manifest
+    theirs.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+
+    def slow(path):
+        monkeypatch.setattr(store_module, "read_manifest", read)
+        seen.append(mine.has("train", 0))  # what a second thread asks while the first is here
+        return read(path)
+
+    monkeypatch.setattr(store_module, "read_manifest", slow)
+    assert mine.has("train", 0) and seen == [True]
 
 
 def test_a_part_is_claimed_by_one(tmp_path):
