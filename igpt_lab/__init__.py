@@ -33,6 +33,7 @@ _HOME = {
     "convert_openai": "openai",
     "download_openai": "openai",
     "effective_rank": "geometry",
+    "explore": "explorer",
     "extract": "extraction",
     "features_of": "likeness",
     "few_per_class": "data",

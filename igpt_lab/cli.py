@@ -248,6 +248,15 @@ def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | 
     return 0
 
 
+def open_lab(folder: str, port: int, browser: bool) -> None:
+    """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
+    from igpt_lab import workbench
+
+    copied, there = workbench.copy_notebooks(notebooks(), Path(folder) / "notebooks")
+    print(f"{Path(folder) / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
+    workbench.open_lab(Path(folder), first=f"notebooks/{NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
+
+
 def _summary(out: Path) -> dict:
     """The layer curve's main numbers, read from the files that the notebooks left."""
     import pandas as pd
@@ -298,11 +307,12 @@ def _run_notebook(name: str, values: dict, out: Path, label: str) -> str | None:
 
 
 def notebooks() -> Path:
-    """The folder of the notebooks: of the checkout, or in the working directory."""
-    for folder in (Path(__file__).resolve().parents[1] / "notebooks", Path("notebooks").resolve()):
+    """The folder of the notebooks: of the checkout, in the working directory, or where the wheel put them."""
+    checkout = Path(__file__).resolve().parents[1] / "notebooks"
+    for folder in (checkout, Path("notebooks").resolve(), Path(sys.prefix) / "share/igpt-lab/notebooks"):
         if (folder / f"{NOTEBOOKS[0]}.ipynb").is_file():
             return folder
-    raise FileNotFoundError("no folder notebooks/ with 01_features.ipynb; run this in a clone of the repository")
+    raise FileNotFoundError(f"no folder notebooks/ with {NOTEBOOKS[0]}.ipynb; run this in a clone of the repository")
 
 
 def with_parameters(notebook, values: dict, folder: Path) -> None:
@@ -324,14 +334,18 @@ def with_parameters(notebook, values: dict, folder: Path) -> None:
 
 
 def _tidy(notebook) -> None:
-    """Leave no progress bars in an executed notebook: they differ from run to run."""
+    """Leave no progress bars in an executed notebook, they differ from run to run; of a widget keep its page."""
     notebook.metadata.pop("widgets", None)
+    widget = "application/vnd.jupyter.widget-view+json"
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    output["data"].pop(widget, None)
             cell.outputs = [
                 output
                 for output in cell.outputs
-                if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+                if widget not in output.get("data", {})
                 and not (output.get("name") == "stderr" and "%|" in output.get("text", ""))
             ]
 
@@ -341,9 +355,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model, images = "bundled name, folder or Hub name of a model", "bundled name, folder, Parquet or Hub name of images"
 
-    def command(function, **positional) -> argparse.ArgumentParser:
+    def command(function, /, *, called: str = "", **positional) -> argparse.ArgumentParser:
         text = function.__doc__
-        added = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
+        added = commands.add_parser(called or function.__name__.replace("_", "-"), help=text, description=text)
         added.set_defaults(command=function)
         for name, description in positional.items():
             added.add_argument(name, help=description)
@@ -446,6 +460,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
     add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
     add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
+
+    add = command(open_lab, called="lab").add_argument
+    add("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it (workbench)")
+    add("--port", type=int, default=8888, help="the next free one where it is taken (8888)")
+    add("--no-browser", action="store_false", dest="browser", help="print the address, open nothing")
     return parser
 
 

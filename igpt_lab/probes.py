@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -143,11 +143,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """`table`: a row a layer; `correct`: layer -> bool (N_test,); `chosen`: the layer that validation chose."""
+    """`table`: a row a layer; `correct`: layer -> bool (N_test,); `chosen`: the layer that validation chose.
+
+    `predicted`: layer -> labels (N_test,), what the probe says.
+    """
 
     table: pd.DataFrame
     correct: dict[int, np.ndarray]
     chosen: int
+    predicted: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def probe_layers(
@@ -242,12 +246,14 @@ def control_task(
 class FewLabelResult:
     """`table`: a row for each k, draw and layer; `subsets`: (k, draw) -> rows of the source that were used.
 
-    `correct`: bool (N_test,) for each row of the table, as `significance.compare` and `spread` take them.
+    `correct`: bool (N_test,) for each row of the table, as `significance.compare` and `spread` take them; `predicted`:
+    labels (N_test,) for each row.
     """
 
     table: pd.DataFrame
     subsets: dict[tuple[int, int], np.ndarray]
     correct: list[np.ndarray]
+    predicted: list[np.ndarray] = field(default_factory=list)
 
     def subset_lists(self) -> dict[str, list[int]]:
         """`subsets` as plain JSON, keys like `k4-draw0`."""
@@ -324,7 +330,8 @@ def probe_few_labels(
     correct = _meet_test(predictions, test)
     table = pd.DataFrame(rows)
     table.insert(6, "test_accuracy", [each.mean() for each in correct.values()])
-    return FewLabelResult(table, {case: train.index[rows] for case, rows in subsets.items()}, list(correct.values()))
+    used = {case: train.index[rows] for case, rows in subsets.items()}
+    return FewLabelResult(table, used, list(correct.values()), list(predictions.values()))
 
 
 @dataclass(frozen=True)
@@ -397,7 +404,7 @@ def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Featur
     for row in rows:
         layer = row["layer"]
         row |= {"chosen": layer == chosen, "in_peak_set": layer in peak, **accuracy(correct[layer])}
-    return ProbeResult(pd.DataFrame(rows), correct, chosen)
+    return ProbeResult(pd.DataFrame(rows), correct, chosen, predictions)
 
 
 def _stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
