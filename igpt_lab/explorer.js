@@ -201,7 +201,7 @@ function render({ model, el }) {
     const path = (key) => d.curve.map((row, l) => `${x(l)},${y(row[key])}`);
     parts.push(make("path", { class: "band", d: `M${path("low").join("L")}L${path("high").reverse().join("L")}Z` }));
     parts.push(make("path", { class: "curve", d: `M${path("accuracy").join("L")}` }));
-    const wide = n > 1 ? (x(1) - x(0)) / 2 - 1 : 6;
+    const wide = n > 1 ? Math.min((x(1) - x(0)) / 2 - 1, 13) : 6;
     for (const layer of d.peak) {
       const l = d.layers.indexOf(layer);
       parts.push(make("line", { class: "peak", x1: x(l) - wide, x2: x(l) + wide, y1: base, y2: base }, make("title", {}, "may be the best layer")));
@@ -618,7 +618,13 @@ function render({ model, el }) {
   const renew = () => (fill(), plane());
   const listeners = [["change:facts", renew], ["change:layer", step], ["change:other", step], ["change:image", step], ["change:busy", busy], ["change:problem", problem], ["msg:custom", heard]];
   for (const [event, listener] of listeners) model.on(event, listener);
-  const size = new ResizeObserver(() => d && (drawCells(), drawMap()));
+  let dressed = root.isConnected; // colours are those of the page, so it must be on one
+  const size = new ResizeObserver(() => {
+    if (!d) return;
+    if (dressed) return drawCells(), drawMap();
+    dressed = true;
+    again();
+  });
   size.observe(root);
   const theme = new MutationObserver(again);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });

@@ -46,4 +46,6 @@ def open_lab(folder: Path, *, first: str, port: int = 8888, browser: bool = True
     """
     from jupyterlab.labapp import LabApp
 
-    LabApp.launch_instance(arguments(folder.resolve(), first=first, port=port, browser=browser))
+    server = LabApp.initialize_server(arguments(folder.resolve(), first=first, port=port, browser=browser))
+    server.identity_provider.token_generated = True  # as this one was: only then does Jupyter print it
+    server.start()
