@@ -19,7 +19,7 @@ export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 help:
 	@echo "make reproduce   run every notebook; figures and tables go to results/   (ARGS=--quick for a short run)"
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
-	@echo "make lab         open JupyterLab on notebooks/"
+	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
 	@echo "make bench       measure against other software, to results/benchmarks/  (BENCH=extract for one of them)"
 	@echo "make lint        check style and formatting"
 	@echo "make lock        write requirements.lock again                            (ARGS=--upgrade for newer versions)"
@@ -35,8 +35,8 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP)
-	@echo "make lab: JupyterLab on notebooks/, stop it with Ctrl-C"
-	@$(BIN)/python -m jupyterlab notebooks $(ARGS)
+	@echo "make lab: JupyterLab on workbench/, stop it with Ctrl-C"
+	@$(BIN)/igpt-lab lab $(ARGS)
 
 bench: $(STAMP)
 	@echo "make bench: benchmarks/ -> results/benchmarks/"

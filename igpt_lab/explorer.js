@@ -6,7 +6,7 @@ const COLOURS = {
 };
 const SHAPES = ["circle", "square", "triangle", "diamond"];
 const WIDTH = 520, HEIGHT = 262, LEFT = 40, RIGHT = 14, TOP = 22, BOTTOM = 34; // of the curve
-const GLIDE = 90; // ms in which points go to their places in another layer
+const GLIDE = 60; // ms in which points go to their places in another layer
 const SHOWN = 24; // images of a group, until more are asked for
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -88,14 +88,16 @@ function skeleton(root) {
       ...slider("layer", "layer", "Arrow keys walk through depth"),
       ...slider("other", "compared with", "The layer whose predictions are compared with the first one's")),
     make("div", { class: "grid" },
-      card("accuracy", "Accuracy over depth", make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" })),
-      card("confusion", "What is taken for what", grid, make("div", { class: "tip", hidden: "" })),
-      card("features", "Features on a plane", map, make("div", { class: "legend", role: "group", "aria-label": "classes: press one to see it alone" }),
-        make("div", { class: "tip", hidden: "" })),
-      card("image", "One image", make("div", { class: "picked" }, make("canvas"), make("div", { class: "words" })),
+      make("div", { class: "column" },
+        card("accuracy", "Accuracy over depth", make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" })),
+        card("features", "Features on a plane", map, make("div", { class: "legend", role: "group", "aria-label": "classes: press one to see it alone" }),
+          make("div", { class: "tip", hidden: "" }))),
+      make("div", { class: "column" },
+        card("confusion", "What is taken for what", grid, make("div", { class: "tip", hidden: "" })),
+        card("image", "One image", make("div", { class: "picked" }, make("canvas"), make("div", { class: "words" })),
         make("h4", {}, "What each layer says"), make("div", { class: "says", role: "group", "aria-label": "what each layer says of this image" }),
         make("h4", { class: "like" }), make("div", { class: "strip in-layer" }),
-        make("h4", { class: "alike" }), make("div", { class: "strip in-pixels" })),
+        make("h4", { class: "alike" }), make("div", { class: "strip in-pixels" }))),
       card("changes wide", "Predictions that change", make("div", { class: "groups" }))),
     make("p", { class: "note" }));
 }
@@ -289,7 +291,7 @@ function render({ model, el }) {
     const context = cells.getContext("2d");
     context.font = "11px system-ui, sans-serif";
     const longest = named ? Math.min(Math.max(...d.classes.map((text) => context.measureText(text).width)), 84) : 0;
-    const size = Math.max(3, Math.min((cells.clientWidth - longest - 26) / k, 44)), foot = Math.min(longest, 84) + 24;
+    const size = Math.max(3, Math.min((cells.clientWidth - longest - 26) / k, 34)), foot = Math.min(longest, 84) + 24;
     const [g] = sharp(cells, 4 + size * k + foot), x0 = longest + 24, y0 = 4;
     cells.layout = { x0, y0, size, k, counts, totals };
     g.font = "11px system-ui, sans-serif";
@@ -359,7 +361,7 @@ function render({ model, el }) {
 
   function drawMap() {
     if (!map.clientWidth || !shown) return;
-    const [g, width, height] = sharp(map, Math.min(0.8 * map.clientWidth, 430));
+    const [g, width, height] = sharp(map, Math.min(0.8 * map.clientWidth, 420));
     map.layout = { width, height, scale: (Math.min(width, height) / 2 - 10) / reach };
     for (const strong of only ? [false, true] : [true]) {
       g.globalAlpha = strong ? 1 : 0.09;
@@ -454,6 +456,7 @@ function render({ model, el }) {
       ? `Both sliders are at layer ${a}; move one of them.`
       : `Layers ${a} and ${b} say different things of ${count(moved)} of ${count(d.n)} images (${percent(moved / d.n)}). Frame: solid where layer ${a} is right, dashed where it is wrong.`;
     const titles = [`Only layer ${a} is right`, `Only layer ${b} is right`, "Both wrong, differently"], place = find(".groups");
+    place.hidden = a === b;
     groups.forEach((images, g) => {
       let it = place.children[g];
       if (!it) place.append((it = make("div", {}, make("h4"), make("div", { class: "strip" }), make("button", { type: "button", class: "link", "data-more": g }))));
@@ -626,7 +629,7 @@ function render({ model, el }) {
     again();
   });
   size.observe(root);
-  const theme = new MutationObserver(again);
+  const theme = new MutationObserver(() => (again(), setTimeout(() => root.isConnected && again(), 300))); // its colours may come late
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
   renew();
   map.setAttribute("aria-label", "map of the images by their features. Arrow keys go to the next image in that direction.");

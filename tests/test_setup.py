@@ -83,7 +83,7 @@ def faults_of_commands(root: Path) -> list[str]:
         "help": "make reproduce",
         "reproduce": ".venv/bin/igpt-lab reproduce --out results",
         "test": ".venv/bin/python -m pytest",
-        "lab": ".venv/bin/python -m jupyterlab notebooks",
+        "lab": ".venv/bin/igpt-lab lab",
         "bench": ".venv/bin/python -m benchmarks",
         "lint": ".venv/bin/ruff check",
     }
