@@ -14,6 +14,8 @@ function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "line", "path", "circle", "text", "title"].includes(tag);
   const it = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) it.setAttribute(name, value);
+  // JupyterLab would take the arrow keys for the notebook's; it looks for this on what has the focus.
+  if (["button", "input", "select"].includes(tag) || "tabindex" in attributes) it.setAttribute("data-lm-suppress-shortcuts", "true");
   it.append(...children);
   return it;
 }
@@ -105,7 +107,7 @@ function skeleton(root) {
 let made = 0;
 
 function render({ model, el }) {
-  const root = make("div", { class: "igx", id: `igx-${made++}`, "data-lm-suppress-shortcuts": "true", role: "region", "aria-label": "explorer" });
+  const root = make("div", { class: "igx", id: `igx-${made++}`, role: "region", "aria-label": "explorer" });
   skeleton(root);
   el.append(root);
   const find = (selector) => root.querySelector(selector);
