@@ -113,7 +113,7 @@ function render({ model, el }) {
   const find = (selector) => root.querySelector(selector);
   const map = find(".map"), cells = find(".cells"), svg = find("svg"), status = find(".status");
   let d = null, at = 0, other = 0, image = 0; // what was sent; positions of both layers, and of the image
-  let ink, paper, soft, right, wrong, palette, sprites = [], order = [], reach = 1;
+  let ink, paper, soft, right, wrong, palette, sprites = [], order = [], reach = [];
   let shown = null, from = null, begun = 0, frame = 0; // where points are, were, since when they move
   let only = null, cell = null, waiting = false, more = new Set(), layout = null, marks = [];
 
@@ -164,8 +164,10 @@ function render({ model, el }) {
       const j = seed % (i + 1);
       [order[i], order[j]] = [order[j], order[i]];
     }
-    const sizes = Float32Array.from(d.places, Math.abs).sort();
-    reach = sizes[Math.floor(0.997 * (sizes.length - 1))] || 1;
+    reach = [0, 1].map((axis) => { // from, to along x and y, the same for all layers
+      const sorted = d.places.filter((_, i) => i % 2 === axis).sort(), last = sorted.length - 1;
+      return [sorted[Math.floor(0.002 * last)], sorted[Math.ceil(0.998 * last)]];
+    });
     shown = null;
     colours();
     find("h3").textContent = d.title;
@@ -358,13 +360,15 @@ function render({ model, el }) {
   function place(i) {
     const { width, height, scale } = map.layout;
     const fit = (value, size) => Math.min(Math.max(value, 7), size - 7);
-    return [fit(width / 2 + shown[2 * i] * scale, width), fit(height / 2 - shown[2 * i + 1] * scale, height)];
+    const [x, y] = reach.map(([low, high], axis) => (shown[2 * i + axis] - (low + high) / 2) * scale);
+    return [fit(width / 2 + x, width), fit(height / 2 - y, height)];
   }
 
   function drawMap() {
     if (!map.clientWidth || !shown) return;
     const [g, width, height] = sharp(map, Math.min(0.8 * map.clientWidth, 420));
-    map.layout = { width, height, scale: (Math.min(width, height) / 2 - 10) / reach };
+    const [wide, tall] = reach.map(([low, high]) => high - low || 1);
+    map.layout = { width, height, scale: Math.min((width - 24) / wide, (height - 24) / tall) };
     for (const strong of only ? [false, true] : [true]) {
       g.globalAlpha = strong ? 1 : 0.09;
       for (const i of order) {

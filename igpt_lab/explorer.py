@@ -347,11 +347,12 @@ def ask_few(train: Features, shown: Features, count: int) -> Answers:
 
 def ask_held(rest: Features, held: Features, table: pd.DataFrame) -> Answers:
     """The held-out tenth, by probes of the other nine tenths with each layer's C: what layer and C were chosen on."""
-    probes = (LinearProbe(C).fit(rest.layers[layer], rest.labels) for layer, C in zip(table.layer, table.C, strict=True))
-    said = np.stack([p.predict(held.layers[layer]) for p, layer in zip(probes, table.layer, strict=True)])
+    said = []
+    for layer, C in zip(table.layer, table.C, strict=True):
+        said.append(LinearProbe(C).fit(rest.layers[layer], rest.labels).predict(held.layers[layer]))
     found = pd.DataFrame([accuracy(each == held.labels) for each in said])
     found = found.assign(layer=table.layer, C=table.C, converged=table.converged)
-    return Answers(found, int(table.layer[table.chosen].iloc[0]), said)
+    return Answers(found, int(table.layer[table.chosen].iloc[0]), np.stack(said))
 
 
 def changes(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
@@ -367,18 +368,18 @@ def views(explorer: Explorer) -> dict[str, tuple]:
     e, answers, (places, explained, near) = explorer, explorer.answers, explorer.spaces
     at, other = (list(e.shown.layers).index(layer) for layer in (e.layer, e.other))
     labels, names, said = e.shown.labels, e.classes, answers.predicted[at]
-    title = f"{e.facts['title']}, layer {e.layer} of {e.point}"
+    title, where, of = e.facts["title"], f"{e.point}, layer {e.layer}", e.facts["of"]
     curve = e.curve()
     pairs = pd.MultiIndex.from_product([names, names], names=["label", "predicted"])
     counts = np.bincount(labels * len(names) + said, minlength=len(names) ** 2)
     confusion = pd.DataFrame({"count": counts}, index=pairs).reset_index()
     points = pd.DataFrame({"x": places[at, :, 0], "y": places[at, :, 1], "label": labels, "row": e.shown.index})
-    right = f"{(said == labels).mean():.1%} of {e.facts['of']}"
+    right = f"{where}: {(said == labels).mean():.1%} of {of} right"
     found = {
         "accuracy": curve,
         "confusion": (maps.confusion_map(confusion, title=title, note=right), confusion),
         "features": (
-            maps.feature_map(points, names=names, explained=explained[at], title=title, note=e.facts["of"]),
+            maps.feature_map(points, names=names, explained=explained[at], title=title, note=f"{where}: {of}"),
             points.assign(label=[names[label] for label in labels], predicted=[names[each] for each in said]),
         ),
     }
@@ -398,8 +399,8 @@ def _like(e: Explorer, near: np.ndarray) -> tuple:
 
 def _moved(e: Explorer, groups: dict[str, np.ndarray]) -> tuple:
     """The first 12 images of each group of `changes`."""
-    names = {"only this layer is right": f"only layer {e.layer} is right", "only the other is right": f"only {e.other} is"}
-    groups = {names.get(name, name): rows for name, rows in groups.items()}
+    names = f"only layer {e.layer} right", f"only layer {e.other} right", "both wrong, differently"
+    groups = dict(zip(names, groups.values(), strict=True))
     pixels = _pixels(e)
     shown = np.full((len(groups), 12, *pixels.shape[1:]), 255, np.uint8)
     for row, positions in zip(shown, groups.values(), strict=True):
@@ -435,13 +436,13 @@ def page(explorer: Explorer) -> str:
     return (
         f"<div><strong>{html.escape(explorer.facts['title'])}</strong><br>{html.escape(said)}<br>"
         f'<img alt="accuracy over depth" width="700" src="data:image/png;base64,{png}">'
-        f"<details><summary>accuracy of every layer</summary><table><tr><th>layer</th><th>accuracy</th><th>95%</th></tr>"
-        f"{rows}</table></details></div>"
+        f"<details><summary>accuracy of every layer</summary><table><tr><th>layer</th><th>accuracy</th>"
+        f"<th>95%</th></tr>{rows}</table></details></div>"
     )
 
 
 def _images_of(store: FeatureStore, split: str) -> tuple[ImageSet | TokenSet, object] | str:
-    """The images of a split and the model's processor, from where the store says they are; or why they are not there."""
+    """The images of a split and the model's processor, from where the store says they are; or why not, in words."""
     source = store.manifest.get("source") or {}
     images, model = (source.get("images") or {}).get(split), source.get("model")
     if not images or not model:

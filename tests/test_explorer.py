@@ -1,4 +1,4 @@
-"""What the explorer sends to the browser, compared with other ways to the same numbers; the browser is in test_browser."""
+"""What the explorer sends to the browser, compared with other ways to the same numbers."""
 
 import json
 import re
