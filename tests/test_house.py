@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
     "provenance downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store row_reader "
     "extraction upkeep checks cluster significance logistic probes streaming training decoding sampling likeness "
-    "geometry ablation figures explorer cli"
+    "geometry ablation looks curves galleries figures explorer cli"
 ).split()
-ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "figures": {"provenance"}}
+ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "looks": set()}
+ONLY |= {"curves": {"looks"}, "galleries": {"looks"}, "figures": {"provenance", "looks", "curves", "galleries"}}
 OUTSIDE = {"__init__", "__main__"}  # they open the house, and are no room of it
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in OUTSIDE)
 
