@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
-        print(f"igpt-lab: {stopped or 'stopped'}; what was finished is kept", file=sys.stderr)
+        print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)
         return 130
 
 
@@ -67,18 +67,19 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
     print(found.describe(), *files, sep="\n")
 
 
-def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
-    """A model's loss over the images of a split."""
+def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
+    """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.extraction import tokens_of
-    from igpt_lab.training import next_pixel_loss_of
+    from igpt_lab.training import losses_of
 
     loaded = lab.load_model(model, revision=revision)
     if loaded.config.bidirectional:
         raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
     tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
-    nats = next_pixel_loss_of(loaded, tokens, progress=True)
-    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "
-          f"{nats / math.log(2):.4f} bits per pixel")  # fmt: skip
+    nats = losses_of(loaded, tokens, progress=True)
+    error = nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats.mean():.4f} nats per token (standard error "
+          f"{error:.4f}), {nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")  # fmt: skip
 
 
 def pretrain(
@@ -377,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
-    add = command(loss, model=model, images=images).add_argument
+    add = command(evaluate, model=model, images=images).add_argument
     add("--split", default="test")
     add("--limit", type=int, help="at most so many images")
     add("--revision", help="branch, tag or commit of a model on the Hub")
