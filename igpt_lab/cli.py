@@ -23,7 +23,8 @@ QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "sample
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input ends in one line on stderr and exit code 1."""
-    options = vars(_parser().parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = vars(_parser(arguments[:1] == ["pretrain"]).parse_args(arguments))
     command = options.pop("command")
     try:
         return command(**options) or 0
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
-        print(f"igpt-lab: {stopped or 'stopped'}; what was finished is kept", file=sys.stderr)
+        print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)
         return 130
 
 
@@ -67,18 +68,19 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
     print(found.describe(), *files, sep="\n")
 
 
-def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
-    """A model's loss over the images of a split."""
+def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
+    """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.extraction import tokens_of
-    from igpt_lab.training import next_pixel_loss_of
+    from igpt_lab.training import losses_of
 
     loaded = lab.load_model(model, revision=revision)
     if loaded.config.bidirectional:
         raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
     tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
-    nats = next_pixel_loss_of(loaded, tokens, progress=True)
-    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "
-          f"{nats / math.log(2):.4f} bits per pixel")  # fmt: skip
+    nats = losses_of(loaded, tokens, progress=True)
+    error = nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats.mean():.4f} nats per token (standard error "
+          f"{error:.4f}), {nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")  # fmt: skip
 
 
 def pretrain(
@@ -179,6 +181,21 @@ def download_openai(size: str | None, step: int, bert: bool, datasets: list[str]
     for name in datasets:
         tokens = Path(cache or openai.cache_folder()) / "datasets" / name
         print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
+
+
+def figures(folder: str, style: str, out: str | None) -> int:
+    """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
+    files = [file for file in sorted(Path(folder).glob("*.json")) if file.with_suffix(".csv").exists()]
+    if not files:
+        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
+    target, undrawn = Path(out or Path(folder) / style), []
+    for file in files:
+        try:
+            print(lab.figures.redraw(file, target / file.stem, style=style)[1])
+        except ValueError as error:
+            undrawn.append(f"igpt-lab: {error}")
+    print(*undrawn, sep="\n", end="\n" if undrawn else "", file=sys.stderr)
+    return int(bool(undrawn))
 
 
 def stores(root: str) -> None:
@@ -336,7 +353,8 @@ def _tidy(notebook) -> None:
             ]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(pretrain_too: bool) -> argparse.ArgumentParser:
+    """All commands; the options of `pretrain` only where they are needed, as they take a torch to read."""
     parser = argparse.ArgumentParser(prog="igpt-lab", description=lab.__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model, images = "bundled name, folder or Hub name of a model", "bundled name, folder, Parquet or Hub name of images"
@@ -377,7 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
-    add = command(loss, model=model, images=images).add_argument
+    add = command(evaluate, model=model, images=images).add_argument
     add("--split", default="test")
     add("--limit", type=int, help="at most so many images")
     add("--revision", help="branch, tag or commit of a model on the Hub")
@@ -387,7 +405,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
         add(f"--{name}", type=int, default=default, help=f"({default})")
     add("--limit", type=int, help="at most so many images")
-    for field in fields(lab.Recipe):
+    for field in fields(lab.Recipe) if pretrain_too else ():
         if field.name != "betas":
             given = {"required": True} if field.default is MISSING else {"default": field.default}
             name, kind = f"--{field.name.replace('_', '-')}", field.type.removesuffix(" | None")
@@ -432,6 +450,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--bert", action="store_true", help="the BERT model in place of the autoregressive one")
     add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
     add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
+
+    add = command(figures, folder="folder of results").add_argument
+    add("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides (paper)")
+    add("--out", help="where they go; the folder itself redraws in place (FOLDER/STYLE)")
 
     command(stores).add_argument("root", nargs="?", default="stores", help="folder of the stores (stores)")
     add = command(verify, store="folder of one store").add_argument

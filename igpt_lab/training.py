@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -31,6 +32,7 @@ from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
+    align,
     best_device,
     memory_kept,
     next_pixel_loss,
@@ -172,15 +174,28 @@ def snapshot_steps(recipe: Recipe) -> list[int]:
 
 
 @torch.inference_mode()
+def losses_of(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
+) -> np.ndarray:
+    """-log p(pixel | pixels before it), its mean over each image of palette indices (N, T): float64 (N,), in nats.
+
+    Start token in front, all T pixels scored. Divided by ln 2 they are bits per pixel, as a token is a pixel.
+    """
+    if model.config.bidirectional:
+        raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
+    found = []
+    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
+        pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64)).to(model.device)
+        logits = model(align(pixels, "sos", model.config), use_cache=False).logits
+        found.append(F.cross_entropy(logits.float().transpose(1, 2), pixels, reduction="none").mean(1))
+    return torch.cat(found).cpu().numpy().astype(np.float64) if found else np.zeros(0)
+
+
 def next_pixel_loss_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
 ) -> float:
-    """Mean of -log p(pixel | pixels before it) over palette indices (N, T), in nats per token."""
-    total = torch.zeros((), device=model.device, dtype=torch.float64 if model.device.type != "mps" else torch.float32)
-    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
-        batch = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
-        total += next_pixel_loss(model, batch) * len(batch)
-    return total.item() / len(tokens)
+    """Mean of `losses_of`, in nats per token."""
+    return float(losses_of(model, tokens, batch_size=batch_size, progress=progress).mean())
 
 
 class _Trainer:
