@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib import patheffects, ticker, transforms
 from matplotlib.axes import Axes
 
-from igpt_lab.looks import AMBER, LOOKS, PURPLE, Figure, axes, drawing, inches, letters, points
+from igpt_lab.looks import AMBER, LOOKS, PURPLE, Figure, axes, drawing, inches, letters, narrow, points
 
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
@@ -66,7 +66,7 @@ def layer_curve(
         _mark_peak_set(ax, np.sort(main.layer[main.in_peak_set.eq(True)]))
     far = [(name, rows) for name, rows in table.groupby("control") if name not in shown]
     _limit(ax, low, high, [_state(name, rows, low) for name, rows in far])
-    ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
+    ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / (12 if narrow() else 18))))
     ax.set(xlim=(-0.5, last + 0.5), xlabel="layer", ylabel="test accuracy (%)")
     return _finish(ax, title, _sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "")
 
@@ -116,7 +116,8 @@ def cka_map(
     ax.spines[:].set_visible(False)
     ax.get_figure(root=True).colorbar(image, ax=ax, label="linear CKA", shrink=0.8).outline.set_linewidth(points(0.6))
     n, batches = (int(table[name].iloc[0]) for name in ("n", "batches"))
-    _head(ax, title, f"unbiased, {n:,} images in {batches:,} minibatches" if batches > 1 else f"unbiased, {n:,} images")
+    note = f"unbiased, {n:,} images" + (f" in {batches:,} minibatches" if batches > 1 else "")
+    _head(ax, title, note, beside=12)
     return ax
 
 
@@ -138,7 +139,7 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
             _draw_measure(ax, name, measure, table[table.control == name].sort_values("layer"))
         _scale_measure(ax, measure)
     last = int(table.layer[table.control == ""].max())
-    panels[-1].xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
+    panels[-1].xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / (12 if narrow() else 18))))
     panels[-1].set(xlim=(-0.5, last + 0.5), xlabel="layer")
     _head(panels[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
     _legend(panels[-1])
@@ -174,7 +175,7 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
         ax.set_xlabel("layer")
     upper.supylabel("test accuracy (%)", fontsize=points(7))
     handles = dict(zip(*reversed(panels[-1, -1].get_legend_handles_labels()), strict=True))
-    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=1 if letters() < 60 else 2)
+    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=1 if narrow() else 2)
     upper.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
     _draw_effects(lower.add_subplot(), effects)
     return figure
@@ -275,7 +276,7 @@ def _limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, st
         edge, y, arrow = ("bottom", 0.02, "↓") if side == "below" else ("top", 0.98, "↑")
         y += strip * counts[side] * (1 if side == "below" else -1)
         look = {"ha": "right", "va": edge, "color": color, "transform": ax.transAxes}
-        where = f" ({side} this axis)" if letters() >= 60 else ""
+        where = f" ({side} this axis)" if not narrow() else ""
         ax.text(0.99, y, f"{arrow} {words}{where}", **look)
         counts[side] += 1
     ax.set_ylim(low - margin - strip * height * counts["below"], high + margin + strip * height * counts["above"])
@@ -357,9 +358,12 @@ def _draw_effects(ax: Axes, effects: pd.DataFrame) -> None:
             ax.errorbar(100 * whole.difference, y, xerr=ends, **look, **style, label="_" if i else at)
     ax.axvline(0, color="black", linewidth=points(0.6), zorder=0)
     ax.set_yticks(range(len(names)), [f"{a} less {b}" for _, a, b in names])
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="difference of test accuracy (points)")
+    ax.set(
+        ylim=(len(names) - 0.5, -0.5),
+        xlabel="difference (points)" if narrow() else "difference of test accuracy (points)",
+    )
     ax.get_figure(root=False).legend(
-        loc="outside lower right", ncols=3, handlelength=1.5, columnspacing=1.5 if letters() < 60 else None
+        loc="outside lower right", ncols=3, handlelength=1.5, columnspacing=1.5 if narrow() else None
     )
 
 
@@ -390,9 +394,10 @@ def _finish(ax: Axes, title: str, note: str) -> Axes:
     return ax
 
 
-def _head(ax: Axes, title: str, note: str) -> None:
-    """Title, and the note below it, in lines that fit."""
-    note = "\n".join(textwrap.fill(line, letters()) for line in note.splitlines())
+def _head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
+    """Title, and the note below it; `beside`: letters' room that something to the right of the axes takes."""
+    if narrow():
+        note = textwrap.fill(note, letters() - 10 - beside)
     ax.set_title(title, loc="left", pad=points(4 + 9 * len(note.splitlines())))
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, points(5)), textcoords="offset points")
 

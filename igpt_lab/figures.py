@@ -130,7 +130,7 @@ def _encoded(value: object, csv: bytes) -> object:
         packed = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 9)).decode()
         return {"array": packed, "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, Mapping):
-        return {"items": {name: _encoded(each, csv) for name, each in value.items()}}
+        return {"items": [[name, _encoded(each, csv)] for name, each in value.items()]}  # in their order
     if isinstance(value, list | tuple):
         return [_encoded(each, csv) for each in value]
     return value.item() if isinstance(value, np.generic) else value
@@ -143,7 +143,7 @@ def _decoded(value: object, csv: bytes) -> object:
     if not isinstance(value, dict):
         return value
     if "items" in value:
-        return {name: _decoded(each, csv) for name, each in value["items"].items()}
+        return {name: _decoded(each, csv) for name, each in value["items"]}
     if "csv" in value:
         return _table(csv if value["csv"] is None else value["csv"].encode())
     flat = np.frombuffer(zlib.decompress(base64.b64decode(value["array"])), value["dtype"])

@@ -27,10 +27,10 @@ class Style:
     width: float
     letter: float
     tall: float
-    handles: float = 3.0  # of a legend, in letters
+    legend: tuple[float, float] = (3.0, 2.0)  # its handles and the gap between its columns, in letters
 
 
-STYLES = {"paper": Style(3.5, 7, 1.0), "wide": Style(7.2, 7, 1.25), "talk": Style(5.2, 12, 1.55, handles=2.0)}
+STYLES = {"paper": Style(3.5, 7, 1.0), "wide": Style(7.2, 7, 1.25), "talk": Style(5.2, 12, 1.55, legend=(2.0, 1.0))}
 DPI = 200  # png pixels per inch
 FONT = {"font.family": ["DejaVu Sans"], "axes.titleweight": "bold"}
 FRAME = {"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}
@@ -74,7 +74,8 @@ def in_style(name: str):
         raise ValueError(f"style {name!r}{hint}; expected one of {', '.join(STYLES)}")
     style = STYLES[name]
     sizes = {key: value * style.letter / 7 for key, value in POINTS.items()}
-    own = {"figure.figsize": (style.width, style.tall), "font.size": style.letter, "legend.handlelength": style.handles}
+    own = {"figure.figsize": (style.width, style.tall), "font.size": style.letter}
+    own |= dict(zip(("legend.handlelength", "legend.columnspacing"), style.legend, strict=True))
     return context(["default", FRAME | FONT | FILES | sizes | own])
 
 
@@ -91,7 +92,12 @@ def inches(height: float) -> tuple[float, float]:
 
 def letters() -> int:
     """How many letters fit beside each other into a figure of the style."""
-    return int(72 * rcParams["figure.figsize"][0] / (0.58 * rcParams["font.size"]))
+    return int(72 * rcParams["figure.figsize"][0] / (0.55 * rcParams["font.size"]))
+
+
+def narrow() -> bool:
+    """Whether words must be few: fewer letters fit than on paper."""
+    return letters() < 60
 
 
 def drawing(function: Callable) -> Callable:
