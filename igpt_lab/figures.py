@@ -213,6 +213,30 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
 
 
 @_styled
+def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Counts of test images, a row for each true class (downwards), a column for each predicted one, as shares of rows.
+
+    `table`: square, whole numbers, the same classes in rows and columns, as `Classified.confusion` returns it.
+    """
+    _has(table, ())
+    if list(table.index) != list(table.columns):
+        raise ValueError(f"rows {list(table.index)}, columns {list(table.columns)}; expected the same classes")
+    counts, ax = table.to_numpy(float), _axes(3.4) if ax is None else ax
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
+    for (y, x), count in np.ndenumerate(counts.astype(int)) if len(table) <= 20 else ():
+        if count:
+            ax.text(x, y, count, ha="center", va="center", fontsize=5, color="white" if shares[y, x] > 0.5 else "black")
+    ax.set_xticks(range(len(table)), table.columns, rotation=90)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.spines[:].set_visible(False)
+    right = np.trace(counts) / counts.sum()
+    _head(ax, title, f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal")
+    return ax
+
+
+@_styled
 def gallery(
     images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
