@@ -1,4 +1,4 @@
-"""Thin commands over the package: extract, check, ablate, stores, loss, pretrain, finetune, sample, reproduce and others."""
+"""Thin commands over the package: extract, check, ablate, loss, pretrain, finetune, sample, reproduce and others."""
 
 from __future__ import annotations
 
