@@ -16,9 +16,17 @@ from pathlib import Path
 import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
-NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "05_protocol", "06_geometry")
+NOTEBOOKS = (
+    "01_features",
+    "02_layer_probe",
+    "03_few_labels",
+    "04_gallery",
+    "05_protocol",
+    "06_geometry",
+    "08_fine_tuning",
+)
 CURVE = "02_layer_probe"  # the notebook that the summary is of
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2}
+QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2, "steps": 3}
 
 
 def main(arguments: list[str] | None = None) -> int:

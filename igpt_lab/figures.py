@@ -61,6 +61,7 @@ EFFECT_LOOKS = {
     "last layer": {"color": "#D55E00", "marker": "s"},
     "drop": {"color": "#767676", "marker": "D"},
 }
+METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
 # A theme that the user has set changes nothing here, and nothing here changes the user's settings.
 _styled = style.context(["default", FRAME | TEXT | FILES | {"lines.linewidth": 1.2, "lines.markersize": 3.5}])
@@ -234,6 +235,45 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     right = np.trace(counts) / counts.sum()
     _head(ax, title, f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal")
     return ax
+
+
+@_styled
+def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """Test accuracy of each method, full labels and few; below, layer curves before and after on one axis.
+
+    `table` (METHOD_COLUMNS) has a row for each (method, labels, draw), drawn in its order: means over draws, single
+    draws as faint dots, and 95% intervals over test images where there is one draw. `curves` is as for `layer_curve`,
+    control '' being the model before, each other control a model after.
+    """
+    _has(table, METHOD_COLUMNS)
+    methods, labels = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.labels))
+    figure = Figure(figsize=(WIDTH, 0.24 * len(methods) + 3.6), layout="constrained")
+    upper, lower = figure.subplots(2, height_ratios=[0.24 * len(methods) + 0.5, 2.6])
+    for i, each in enumerate(labels):
+        look = list(PROTOCOL_LOOKS.values())[2 * i % 4] | {"linestyle": ""}
+        rows = table[table.labels == each]
+        rows = rows.assign(y=rows.method.map(methods.index) + 0.15 * (2 * i - 1))
+        mean = rows.groupby("y")[["test_accuracy", "low", "high"]].mean()
+        lone = rows.groupby("y").size() == 1
+        ends = [(mean.test_accuracy - mean.low).where(lone, 0), (mean.high - mean.test_accuracy).where(lone, 0)]
+        style = {"elinewidth": 0.8, "capsize": 1.5, "markersize": 3}
+        upper.errorbar(100 * mean.test_accuracy, mean.index, xerr=100 * np.array(ends), **look | style, label=each)
+        upper.plot(100 * rows.test_accuracy, rows.y, ".", color=look["color"], alpha=0.3, markersize=4)
+    upper.set_yticks(range(len(methods)), methods)
+    upper.set(ylim=(len(methods) - 0.5, -0.5), xlabel="test accuracy (%)")
+    upper.legend(loc="best", title="labels a class", handlelength=1)
+    _head(upper, title, "")
+    names = ["", *sorted({*curves.control} - {""})]
+    for name, look in zip(names, (LOOKS[""], PURPLE, AMBER, LOOKS["random network"]), strict=False):
+        rows = curves[curves.control == name].sort_values("layer")
+        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+        lower.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, **band)
+        line = {"linewidth": 1, "markersize": 2.2}
+        lower.plot(rows.layer, 100 * rows.test_accuracy, **look, **line, label=name or "before")
+        _mark_failed(lower, rows.layer, 100 * rows.test_accuracy, rows, look)
+    lower.set(xlabel="layer", ylabel="accuracy of a probe (%)")
+    lower.legend(loc="best")
+    return figure
 
 
 @_styled
