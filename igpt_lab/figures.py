@@ -248,7 +248,8 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
     _has(table, METHOD_COLUMNS)
     methods, labels = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.labels))
     figure = Figure(figsize=(WIDTH, 0.24 * len(methods) + 3.6), layout="constrained")
-    upper, lower = figure.subplots(2, height_ratios=[0.24 * len(methods) + 0.5, 2.6])
+    parts = figure.subfigures(2, height_ratios=[0.24 * len(methods) + 1, 2.6])
+    upper, lower = (part.subplots() for part in parts)
     for i, each in enumerate(labels):
         look = list(PROTOCOL_LOOKS.values())[2 * i % 4] | {"linestyle": ""}
         rows = table[table.labels == each]
@@ -261,8 +262,8 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
         upper.plot(100 * rows.test_accuracy, rows.y, ".", color=look["color"], alpha=0.3, markersize=4)
     upper.set_yticks(range(len(methods)), methods)
     upper.set(ylim=(len(methods) - 0.5, -0.5), xlabel="test accuracy (%)")
-    upper.legend(loc="best", title="labels a class", handlelength=1)
-    _head(upper, title, "")
+    parts[0].legend(loc="outside lower right", title="labels a class", ncols=len(labels), handlelength=1)
+    parts[0].suptitle(title, x=0.01, ha="left", fontsize=8.4, fontweight="bold")
     names = ["", *sorted({*curves.control} - {""})]
     for name, look in zip(names, (LOOKS[""], PURPLE, AMBER, LOOKS["random network"]), strict=False):
         rows = curves[curves.control == name].sort_values("layer")
@@ -272,7 +273,7 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
         lower.plot(rows.layer, 100 * rows.test_accuracy, **look, **line, label=name or "before")
         _mark_failed(lower, rows.layer, 100 * rows.test_accuracy, rows, look)
     lower.set(xlabel="layer", ylabel="accuracy of a probe (%)")
-    lower.legend(loc="best")
+    parts[1].legend(loc="outside lower center", ncols=2)
     return figure
 
 
