@@ -30,7 +30,7 @@ from igpt_lab.model import ImageGPTForCausalImageModeling, ImageGPTForImageClass
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest, versions
 from igpt_lab.significance import accuracy
-from igpt_lab.training import Recipe, Trainer, batches, refuse_another, run
+from igpt_lab.training import Recipe, Trainer, batches, refuse_another, run, same_rates
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Tuning:
     """The paper's: L_gen + L_clf, Adam 0.9 / 0.95, a constant tenth of pretraining's learning rate, early stop.
 
     A step is `batch_size` images, in `accumulate` parts. `learning_rate` None: a tenth of that in the model's
-    `training.json`, or else of `Recipe`'s; the class head learns at `head_rate` times it. `generative` and
+    `training.json`, or else of `Recipe`'s; the class head learns at `head_rate` times it. With `cooldown` above 0, which
+    the paper has not, it falls to 0 in a straight line over the last so many steps. `generative` and
     `classifying` weigh L_gen (nats per token) and L_clf (nats per image). The head sits on the mean over positions of
     `layer` 1..L, None for the last, `ln_f`. Below the layer `freeze_below` nothing learns, with `head_only` nothing but
     the head. `per_class` labels of each class are used, the subset `draw` of `few_per_class`, and nothing else.
@@ -47,14 +48,15 @@ class Tuning:
     `flip` mirrors every second image at random, `pad` > 0 reflects so many pixels around it and crops its size at
     random; `augment` "tokens" does so to the tokens, "images" before they are resized; None takes tokens where the
     images have the model's size, and both give the same. `holdout`, a fraction of each class, is scored every
-    `log_every` steps: its best accuracy (of equals, the lowest loss) decides which weights are kept, and `patience`
-    scores without a better one end the run. Without a holdout it ends after `steps`, with the last weights.
+    `log_every` steps: the lowest L_clf, finer than an accuracy, decides which weights are kept, and `patience`
+    scores without a lower one end the run. Without a holdout it ends after `steps`, with the last weights.
     `seed` draws the split, the batches and the augmentation. What else there is, is as in `Recipe`.
     """
 
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float | None = None
+    cooldown: int = 0
     head_rate: float = 1.0
     generative: float = 1.0
     classifying: float = 1.0
@@ -88,6 +90,8 @@ class Tuning:
             raise ValueError(f"expected steps, batch_size, patience, log_every and save_every above 0; got {self}")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
+        if not 0 <= self.cooldown <= self.steps:
+            raise ValueError(f"cooldown={self.cooldown}; expected 0 to steps={self.steps}")
         if self.generative < 0 or self.classifying <= 0 or not 0 <= self.holdout < 1:
             raise ValueError(f"expected generative >= 0, classifying > 0 and holdout in [0, 1); got {self}")
         if self.augment not in (None, "tokens", "images") or self.pad < 0:
@@ -97,8 +101,8 @@ class Tuning:
             )
 
     def rate(self, step: int) -> float:
-        """The learning rate of every step: the paper's has no schedule."""
-        return self.learning_rate
+        """Learning rate of step 0, 1, ...: the same until `cooldown` begins."""
+        return self.learning_rate * min(1, (self.steps - step) / self.cooldown) if self.cooldown else self.learning_rate
 
     @property
     def draws_pixels(self) -> bool:
@@ -121,7 +125,8 @@ def finetune(
     losses in nats, accuracy as a fraction), `finetuning.json`, `state.safetensors`, and in `causal/` the whole network
     with its pixel head, for `load_model` and `extract`. Both hold the weights that were best on validation. Called
     again with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and
-    names what differs. Ctrl-C ends it after the step at hand, saved.
+    names what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate.
+    Ctrl-C ends it after the step at hand, saved.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device, processor = Path(out), torch.device(device or best_device()), model.processor
@@ -413,8 +418,8 @@ def _report(
 
 
 def _best(log: list[dict]) -> int:
-    """The row with the best validation accuracy; of equals the lowest loss, then the first."""
-    return max(range(len(log)), key=lambda i: (log[i]["validation_accuracy"], -log[i]["validation_loss"], -i))
+    """The first row with the lowest validation loss."""
+    return min(range(len(log)), key=lambda i: log[i]["validation_loss"])
 
 
 def _is_over(log: list[dict], tuning: Tuning) -> bool:
@@ -433,6 +438,10 @@ def _same_run(
     made = {"tuning": asdict(tuning), "alignment": "sos", "images": images, "model": begun_from}
     path, made = out / "finetuning.json", json.loads(json.dumps(made))
     if path.exists():
-        refuse_another(out, read_json(path), made)
-    else:
-        write_json(path, {**made, "versions": versions()})
+        begun = read_json(path)
+        begun["tuning"] = json.loads(json.dumps(asdict(Tuning(**begun["tuning"]))))  # it may be older than some fields
+        if same_rates(out, Tuning(**begun["tuning"]), tuning):
+            begun["tuning"] |= {name: made["tuning"][name] for name in ("steps", "cooldown")}
+        refuse_another(out, begun, made)
+        made["versions"] = begun["versions"]
+    write_json(path, {"versions": versions()} | made)

@@ -399,7 +399,7 @@ def _same_run(out: Path, config: ImageGPTConfig, recipe: Recipe, tokens: str) ->
     begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
     older = {"dtype": "float32", "compile": False}
     begun["recipe"] = json.loads(json.dumps(asdict(Recipe(**older | begun["recipe"]))))
-    if _same_rates(path.parent, Recipe(**begun["recipe"]), recipe):
+    if same_rates(path.parent, Recipe(**begun["recipe"]), recipe):
         begun["recipe"] |= {name: run["recipe"][name] for name in ("steps", "cooldown")}
     refuse_another(path.parent, begun, run)
     write_json(path, begun)
@@ -416,7 +416,7 @@ def refuse_another(out: Path, begun: dict, run: dict) -> None:
             )
 
 
-def _same_rates(out: Path, begun: Recipe, recipe: Recipe) -> bool:
+def same_rates(out: Path, begun, recipe) -> bool:
     """Would the steps that were taken have had the same learning rates?"""
     state, taken = out / "state.safetensors", 0
     if state.exists():

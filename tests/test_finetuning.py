@@ -159,6 +159,17 @@ def test_class_weights_by_hand():
         finetuning._class_weights(labels, 2, (1.0,))
 
 
+def test_the_learning_rate_stays_or_falls_in_a_straight_line(tiny_folder, train, tmp_path):
+    assert [Tuning(steps=4, learning_rate=1.0).rate(step) for step in range(4)] == [1] * 4
+    falling = Tuning(steps=6, learning_rate=1.0, cooldown=4)
+    assert [falling.rate(step) for step in range(6)] == [1, 1, 1, 0.75, 0.5, 0.25]
+    run(tiny_folder, train, tmp_path / "a", steps=4)
+    longer = run(tiny_folder, train, tmp_path / "a", steps=8, cooldown=2)
+    same_run(longer, run(tiny_folder, train, tmp_path / "b", steps=8, cooldown=2))
+    with pytest.raises(ValueError, match="whose tuning differs"):
+        run(tiny_folder, train, tmp_path / "a", steps=20)
+
+
 def test_it_stops_early_with_the_best_weights(tiny_folder, train, tmp_path, monkeypatch):
     scores = iter([0.1, 0.5, 0.9, 0.2, 0.3, 0.9, 0.4])
     held = []
@@ -174,7 +185,7 @@ def test_it_stops_early_with_the_best_weights(tiny_folder, train, tmp_path, monk
     monkeypatch.setattr(finetuning, "_logits", told)
     out = run(tiny_folder, train, tmp_path, steps=40, patience=3, holdout=0.5)
     log = pd.read_csv(out / "log.csv")
-    assert log.step.tolist() == [0, 2, 4, 6, 8, 10]  # 0.9 again is no better: its loss is the same
+    assert log.step.tolist() == [0, 2, 4, 6, 8, 10]  # 0.9 again is no better
     assert torch.equal(load_classifier(out, device="cpu").score.weight, held[2])
     run(tiny_folder, train, tmp_path, steps=40, patience=3, holdout=0.5)  # over: nothing is scored or trained again
     assert len(held) == 6
