@@ -38,8 +38,8 @@ class Tuning:
     """The paper's: L_gen + L_clf, Adam 0.9 / 0.95, a constant tenth of pretraining's learning rate, early stop.
 
     A step is `batch_size` images, in `accumulate` parts. `learning_rate` None: a tenth of that in the model's
-    `training.json`, or else of `Recipe`'s; the class head learns at `head_rate` times it. With `cooldown` above 0, which
-    the paper has not, it falls to 0 in a straight line over the last so many steps. `generative` and
+    `training.json`, or else of `Recipe`'s; the class head learns at `head_rate` times it. With `cooldown` above 0,
+    which the paper has not, it falls to 0 in a straight line over the last so many steps. `generative` and
     `classifying` weigh L_gen (nats per token) and L_clf (nats per image). The head sits on the mean over positions of
     `layer` 1..L, None for the last, `ln_f`. Below the layer `freeze_below` nothing learns, with `head_only` nothing but
     the head. `per_class` labels of each class are used, the subset `draw` of `few_per_class`, and nothing else.
