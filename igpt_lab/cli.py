@@ -1,4 +1,4 @@
-"""Thin commands over the package: extract, check, ablate, stores, loss, pretrain, sample, reproduce and others."""
+"""Thin commands over the package: extract, check, ablate, loss, pretrain, finetune, sample, reproduce and others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ from pathlib import Path
 import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
-NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "05_protocol", "06_geometry")
+NOTEBOOKS = (
+    "01_features",
+    "02_layer_probe",
+    "03_few_labels",
+    "04_gallery",
+    "05_protocol",
+    "06_geometry",
+    "08_fine_tuning",
+)
 CURVE = "02_layer_probe"  # the notebook that the summary is of
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2}
+QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2, "steps": 3}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,6 +108,41 @@ def pretrain(
     )  # fmt: skip
     tokens = lab.tokenize(source, processor)
     print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+
+
+def finetune(
+    model: str, images: str, out: str, limit: int | None, random: bool, device: str | None, revision: str | None,
+    **tuning,
+) -> None:  # fmt: skip
+    """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
+    loaded = lab.load_model(model, revision=revision, random=random)
+    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+    found = lab.classify(lab.load_classifier(out, device=device), test)
+    record = lab.RunRecord("finetune", {"model": model, "images": images, **found.accuracy()}, seed=tuning["seed"])
+    confusion = lab.figures.confusion_matrix(found.confusion(), title=f"{loaded.name}, fine-tuned on {train.name}")
+    files = lab.figures.save_figure(confusion, Path(out) / "confusion", data=found.confusion(), record=record)
+    if len(wrong := found.mistakes()) and hasattr(test, "column"):
+        table = found.table().iloc[wrong]
+        shown = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
+        gallery = lab.figures.gallery(loaded.processor.resize(test.images(wrong)), columns=4, scale=12, titles=shown)
+        files += lab.figures.save_figure(gallery, Path(out) / "mistakes", data=table, record=record)
+    low, high = (found.accuracy()[end] for end in ("low", "high"))
+    print(f"{found.correct.mean():.1%} [{low:.1%}, {high:.1%}] of {len(test):,} test images right", *files, sep="\n")
+
+
+def classify(folder: str, files: list[str], top: int, device: str | None) -> None:
+    """Print the most probable labels of picture files, by a model that `finetune` wrote."""
+    from PIL import Image
+
+    model, pictures = lab.load_classifier(folder, device=device), []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(picture.convert("RGB"))
+    found = lab.classify(model, pictures)
+    for file, chances in zip(files, found.probabilities, strict=True):
+        best = sorted(range(len(chances)), key=lambda k: -chances[k])[:top]
+        print(f"{file}  " + "  ".join(f"{found.names[k]} {chances[k]:.1%}" for k in best))
 
 
 def sample(
@@ -388,15 +431,20 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
         add(f"--{name}", type=int, default=default, help=f"({default})")
     add("--limit", type=int, help="at most so many images")
-    for field in fields(lab.Recipe):
-        if field.name != "betas":
-            given = {"required": True} if field.default is MISSING else {"default": field.default}
-            name, kind = f"--{field.name.replace('_', '-')}", field.type.removesuffix(" | None")
-            if kind == "bool":
-                add(name, action=argparse.BooleanOptionalAction, **given)
-            else:
-                kind = {"int": int, "float": float, "str": str}[kind]
-                add(name, type=kind, help=f"({given.get('default', 'required')})", **given)
+    _add_fields(add, lab.Recipe)
+
+    add = command(finetune, model=model, images=images).add_argument
+    add("--out", required=True, help="folder for the classifier, its log, and what it gets wrong")
+    add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
+    add("--random", action="store_true", help="from scratch: draw the weights anew")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
+    _add_fields(add, lab.Tuning)
+
+    add = command(classify, folder="what finetune wrote").add_argument
+    add("files", nargs="+", metavar="FILE", help="picture files")
+    add("--top", type=int, default=3, help="labels to print of each (3)")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
 
     def add_drawing(add, out: str) -> None:
         add("--temperature", type=float, default=1.0, help="0 takes the most probable colour (1.0)")
@@ -448,6 +496,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
     add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
     return parser
+
+
+def _add_fields(add, settings: type) -> None:
+    """An option for each field of a dataclass of settings."""
+    for field in fields(settings):
+        if field.name in ("betas", "class_weights"):
+            continue
+        given = {"required": True} if field.default is MISSING else {"default": field.default}
+        name, kind = f"--{field.name.replace('_', '-')}", field.type.removesuffix(" | None")
+        if kind == "bool":
+            add(name, action=argparse.BooleanOptionalAction, **given)
+        else:
+            kind = {"int": int, "float": float, "str": str}[kind]
+            add(name, type=kind, help=f"({given.get('default', 'required')})", **given)
+    if any(field.name == "class_weights" for field in fields(settings)):
+        add("--class-weights", choices=["balanced"], help="weigh classes inversely to their images")
 
 
 if __name__ == "__main__":
