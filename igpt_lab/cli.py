@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         return command(**options) or 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
@@ -336,6 +336,12 @@ def _tidy(notebook) -> None:
             ]
 
 
+def _share(text: str) -> tuple[int, int]:
+    """3/8 as (3, 8)."""
+    number, of = text.split("/")
+    return int(number), int(of)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="igpt-lab", description=lab.__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -361,6 +367,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=["float32", "bfloat16"], help="of the matrix products (bfloat16 on CUDA, else float32)")
     add("--batch-size", type=int, help="images at a time (by the device)")
     add("--on-bad-image", choices=["error", "skip"], default="error", help="(error)")
+    add("--engine", choices=["local", "dask"], default="local", help="dask: on the workers of a cluster (local)")
+    add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://...; without it workers are started here")
+    add("--workers", type=int, help="processes with --engine dask (one a device), else threads that decode")
+    add("--deadline", type=float, help="seconds that a worker may take for a part (20 times what is usual)")
+    add("--part", type=_share, metavar="I/N", help="every N-th part from the I-th on, for job arrays (all)")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 

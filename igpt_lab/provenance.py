@@ -23,6 +23,8 @@ PACKAGES = (
     "pillow",
     "matplotlib",
 )
+NUMBERS = "pixels model data token_cache hooks store extraction".split()  # modules that make stored numbers
+STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
@@ -68,6 +70,18 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def made_by() -> dict[str, str]:
+    """`versions`, and a digest of the code that a stored number depends on."""
+    here = Path(__file__).parent
+    return versions() | {"code": digest([(here / f"{name}.py").read_text(encoding="utf-8") for name in NUMBERS])[:16]}
+
+
+def unlike(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    """`torch is 2.13.0, there 2.12.1; ...` where what both name differs and can change a stored number, else ''."""
+    names = [name for name in STORED if {name} <= ours.keys() & theirs.keys() and ours[name] != theirs[name]]
+    return "; ".join(f"{name} is {ours[name]}, there {theirs[name]}" for name in names)
 
 
 def commit() -> str:

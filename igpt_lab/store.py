@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from igpt_lab.provenance import atomic_write, digest, versions
+from igpt_lab.provenance import atomic_write, digest, made_by, unlike
 
 FORMAT = 1
 
@@ -125,7 +125,7 @@ class FeatureStore:
         and these parts, is begun anew. What a killed writer left behind is removed.
         """
         splits = {split: [None] * count for split, count in parts.items()}
-        manifest = {"key": key.plain(), "versions": versions(), "source": source, "splits": splits}
+        manifest = {"key": key.plain(), "versions": made_by(), "source": source, "splits": splits}
         store = cls(Path(root) / key.folder(), manifest)
         store._refresh()
         store._forget_wrong_rows()
@@ -236,6 +236,38 @@ class FeatureStore:
         non-finite values] of the states before pooling; `skipped` holds (row in the source, reason) of the part's
         images that could not be read. Raises OSError when there is no room; what was finished stays.
         """
+        data, entry = self._made(index, labels, features, stats, skipped)
+        with self._room_for(split, number):
+            self._list(split, number, entry, data)
+        self._give_back((split, number))
+
+    def put_part(
+        self,
+        split: str,
+        number: int,
+        index: np.ndarray,
+        labels: np.ndarray | None,
+        features: dict[str, np.ndarray],
+        stats: dict[str, list[float]],
+        skipped: Sequence[tuple[int, str]] = (),
+    ) -> dict:
+        """Write the file of a part alone, as `write_part` does; returns what `list_part` puts into the manifest."""
+        data, entry = self._made(index, labels, features, stats, skipped)
+        with self._room_for(split, number):
+            atomic_write(self.part(split, number), data)
+        return entry
+
+    def list_part(self, split: str, number: int, entry: dict) -> None:
+        """Count a part that another machine has put; OSError where its file is not the same here."""
+        path = self.part(split, number)
+        if not path.is_file() or pq.read_metadata(path).num_rows != entry["rows"]:
+            raise OSError(f"{path} is not here, though a worker wrote it; is the folder on a disk that all share?")
+        with self._room_for(split, number):
+            self._list(split, number, entry)
+        self._give_back((split, number))
+
+    def _made(self, index, labels, features, stats, skipped) -> tuple[bytes, dict]:
+        """A part's file, and what the manifest lists of it."""
         names = [f"{point}.{layer}" for point, layers in self.layers.items() for layer in layers]
         if set(names) != set(features):
             raise ValueError(f"features of {sorted(features)}; the key of {self.path.name} has {names}")
@@ -243,29 +275,47 @@ class FeatureStore:
         entry = {"rows": len(index), "sha256": digest(data), "stats": {name: _json(stats[name]) for name in stats}}
         if skipped:
             entry["skipped"] = [[int(row), str(reason)] for row, reason in skipped]
-        path = self.part(split, number)
+        return data, entry
+
+    @contextmanager
+    def _room_for(self, split: str, number: int) -> Iterator[None]:
+        """`alone`, and an OSError that says what is kept."""
         try:
             with self.alone():
-                self._list(split, number, path, data, entry)
+                yield
         except OSError as error:
-            why = f"{error.strerror}: {path} was not written; finished parts are kept, the same command goes on"
-            raise OSError(error.errno, why) from error
-        self._give_back((split, number))
+            why = f"{error.strerror or error}: {self.part(split, number)} was not written"
+            raise OSError(error.errno, f"{why}; finished parts are kept, the same command goes on") from error
 
-    def _list(self, split: str, number: int, path: Path, data: bytes, entry: dict) -> None:
-        """A part's file, and the manifest that lists it; neither when there is no room for both."""
+    def _list(self, split: str, number: int, entry: dict, data: bytes | None = None) -> None:
+        """A part's file, where it is given, and the manifest that lists it; neither when there is no room for both."""
         self._refresh(always=True)
-        before = self.manifest["splits"][split]
+        self.refuse_other_versions()
+        before, path = self.manifest["splits"][split], self.part(split, number)
         parts = [*before[:number], entry, *before[number + 1 :]]
         manifest = self.manifest | {"splits": self.manifest["splits"] | {split: parts}}
-        atomic_write(path, data)
+        if not self._begun():
+            manifest["versions"] = made_by()
+        if data is not None:
+            atomic_write(path, data)
         try:
             atomic_write(self.path / "manifest.json", _text(manifest))
         except BaseException:
-            if before[number] is None:
+            if before[number] is None and data is not None:
                 path.unlink(missing_ok=True)
             raise
         self.manifest = manifest
+
+    def refuse_other_versions(self) -> None:
+        """StoreError where parts are there that other code or packages wrote: their last bits may be others."""
+        if self._begun() and (differing := unlike(made_by(), self.manifest.get("versions") or {})):
+            raise StoreError(
+                f"{self.path} was begun by other versions: {differing}; finish it with those, or delete it and extract "
+                "again"
+            )
+
+    def _begun(self) -> bool:
+        return any(part for parts in self.manifest["splits"].values() for part in parts)
 
     def _forget_wrong_rows(self) -> None:
         """Of a split whose parts are whole and yet do not give its rows, no part can be trusted."""

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
     "provenance downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store row_reader "
-    "extraction upkeep checks cluster significance logistic probes streaming training decoding sampling likeness "
+    "cluster extraction upkeep checks significance logistic probes streaming training decoding sampling likeness "
     "geometry ablation figures explorer cli"
 ).split()
 ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "figures": {"provenance"}}
