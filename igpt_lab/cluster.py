@@ -256,9 +256,10 @@ class _Run:
         task, worker = each.task, each.worker
         task.refused[worker] = error
         self.strikes[worker] = self.strikes.get(worker, 0) + 1
+        why = f"{worker} could not do {task.name}, {type(error).__name__}: {error}"
+        tqdm.write(why, file=sys.stderr)
         if self.strikes[worker] >= STRIKES:
-            self.banned[worker] = f"{worker} failed {STRIKES} times, at last with {type(error).__name__}: {error}"
-            tqdm.write(f"{self.banned[worker]}: it is given nothing more", file=sys.stderr)
+            self.banned[worker] = f"at last {why}"
         others = [each for each in self.client.nthreads() if each not in {*task.refused, *self.banned}]
         if others and len(task.refused) < STRIKES:
             self.again.append(task)

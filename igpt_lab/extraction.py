@@ -24,6 +24,7 @@ from igpt_lab.hooks import layers_of, pooling, record
 from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
+from igpt_lab.storage import Remote, place
 from igpt_lab.store import FeatureKey, FeatureStore, explain_miss
 from igpt_lab.token_cache import cached_tokens
 
@@ -130,6 +131,9 @@ def extract(
     for each in splits.values():
         if model.processor is None and isinstance(each, ImageSet):
             tokenize(each, None)  # says what is missing
+    root = place(store)
+    if part is not None and isinstance(root, Remote):
+        raise ValueError(f"part={part} needs locks, and {root} is on an object store; engine='dask' can fill it")
     parts = {split: _parts(each) for split, each in splits.items()}
     source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
     source["options"] = {  # for a repair, which runs this again
@@ -151,7 +155,7 @@ def extract(
     if engine == "dask":
         workers = workers or max(1, torch.cuda.device_count() * (device.type == "cuda"))
         threads = 0 if scheduler else max(1, torch.get_num_threads() // workers)
-        work = _Work(source, key, Path(store).absolute(), parts, how, on_bad_image == "skip", device.type, threads)
+        work = _Work(source, key, root.absolute(), parts, how, on_bad_image == "skip", device.type, threads)
         _on_cluster(work, target, splits, todo, scheduler, workers, deadline, progress)
         return _finished(target, every, part)
     runner = _Runner(model.to(device).eval(), **how)
@@ -162,7 +166,7 @@ def extract(
         closing(target.claims(todo)) as claims,
         closing(
             cached_tokens(
-                splits, model.processor, parts, claims, root=Path(store),
+                splits, model.processor, parts, claims, root=root,
                 fits=(model.config.n_positions, model.config.n_colours), skip_bad=on_bad_image == "skip",
                 workers=workers,
             )

@@ -1,6 +1,7 @@
 """What lets a number be trusted later: digests, whole-file-or-nothing writes, and a record of how a result was made."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -33,10 +34,12 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
     Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, are flushed to
     the disk and renamed over it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(data, str):
         data = data.encode()
+    if hasattr(path, "put"):  # an object is whole or absent by itself
+        return path.put(data)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -56,6 +59,8 @@ def digest(value: bytes | Path | object) -> str:
     if isinstance(value, Path):
         with value.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    if hasattr(value, "put"):
+        value = value.read_bytes()
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(value).hexdigest()
@@ -72,6 +77,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def made_by() -> dict[str, str]:
     """`versions`, and a digest of the code that a stored number depends on."""
     here = Path(__file__).parent
