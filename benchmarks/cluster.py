@@ -14,13 +14,13 @@ from benchmarks.extract import QUICK, S, write_model
 from benchmarks.harness import row
 from igpt_lab.store import FeatureStore
 
-ROWS = 8  # of a part, so that each worker has several
+ROWS = 4  # of a part, so that each worker has several
 
 
 def rows(quick: bool) -> Iterator[dict]:
     from distributed import Client, LocalCluster
 
-    config, count, runs = (QUICK, 32, 1) if quick else (dataclasses.replace(S, n_layer=6), 160, 3)
+    config, count, runs = (QUICK, 32, 1) if quick else (dataclasses.replace(S, n_layer=4), 48, 2)
     lab.extraction.ROWS, taken, stores = ROWS, {1: [], 2: []}, {}
     with tempfile.TemporaryDirectory() as temporary:
         model, tokens = Path(temporary) / "model", Path(temporary) / "random_teX.npy"
@@ -47,7 +47,7 @@ def rows(quick: bool) -> Iterator[dict]:
 
 def warm(model: Path, tokens: Path, store: Path, scheduler: str) -> None:
     """Every worker imports torch and loads the model once."""
-    extracted(model, tokens, store, scheduler, limit=4 * ROWS)
+    extracted(model, tokens, store, scheduler, limit=2 * ROWS)
 
 
 def extracted(model: Path, tokens: Path, store: Path, scheduler: str, limit: int | None = None) -> FeatureStore:

@@ -181,6 +181,18 @@ def download_openai(size: str | None, step: int, bert: bool, datasets: list[str]
         print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
 
 
+def plan(model: str, images: str, devices: str) -> None:
+    """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
+    from igpt_lab import checkpoints, planning
+
+    config = lab.SIZES[model] if model in lab.SIZES else None
+    if config is None:
+        config = lab.ImageGPTConfig.from_pretrained(checkpoints.resolve(model, weights=False))
+    count = planning.IMAGES.get(images) or (int(images) if images.isdigit() else None)
+    count = count or sum(len(lab.load_images(images, split)) for split in ("train", "test"))
+    print(planning.describe(planning.plan(config, count, devices=devices)))
+
+
 def stores(root: str) -> None:
     """List the feature stores in a folder: size, rows, layers, key and completeness."""
     from igpt_lab import upkeep
@@ -443,6 +455,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--bert", action="store_true", help="the BERT model in place of the autoregressive one")
     add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
     add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
+
+    add = command(
+        plan, model=f"S, M, L, XL, or {model}", images=f"a number, cifar10, imagenet, or {images}"
+    ).add_argument
+    add("--devices", default="1xH100", help="such as 8xH100 (1xH100)")
 
     command(stores).add_argument("root", nargs="?", default="stores", help="folder of the stores (stores)")
     add = command(verify, store="folder of one store").add_argument
