@@ -87,18 +87,22 @@ def pretrain(
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     import numpy as np
 
+    from igpt_lab import parallel
+
     source = lab.load_images(images, "train", limit=limit)
-    if not Path(out, "preprocessor_config.json").exists():
-        blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
-        palette = lab.fit_palette(blank.resize(source.images()), colours)
-        lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
-    processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
-    config = lab.ImageGPTConfig(
-        vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    tokens = lab.tokenize(source, processor)
-    print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+    with parallel.together():
+        with parallel.first_alone():
+            if not Path(out, "preprocessor_config.json").exists():
+                blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
+                palette = lab.fit_palette(blank.resize(source.images()), colours)
+                lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
+        processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
+        config = lab.ImageGPTConfig(
+            vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        tokens = lab.tokenize(source, processor)
+        print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
 
 
 def sample(

@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab import parallel
 from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
@@ -132,37 +133,49 @@ def pretrain(
     `checkpoints/step-*/` (float16) and `state.safetensors`. Called again with the same arguments it goes on where it
     stopped, to the same numbers; with others it raises ValueError and names what differs. `steps` and `cooldown` may
     change while the steps that were taken keep their learning rate, so that a run with a cooldown can be made longer or
-    shorter. Ctrl-C ends it after the step at hand, saved.
+    shorter. Under `torchrun` its processes share each batch, and a run may go on with another number of them; only the
+    first writes. Ctrl-C ends it after the step at hand, saved.
     """
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
-    recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
-    if processor is not None:
-        processor.save_pretrained(out)
+    if recipe.batch_size < recipe.accumulate * parallel.world():
+        raise ValueError(
+            f"batch_size={recipe.batch_size} is less than an image for each of {parallel.world()} processes"
+        )
+    with parallel.first_alone():
+        recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
+        if processor is not None and parallel.rank() == 0:
+            processor.save_pretrained(out)
+    writes = parallel.rank() == 0
     trainer = _Trainer(config, recipe, device, out / "state.safetensors")
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=not progress)
+    bar = tqdm(
+        total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=not (progress and writes)
+    )
     with bar, memory_kept(), _interruptible() as interrupted:
-        if not trainer.log:
+        if writes and not trainer.log:
             trainer.report(held_out, bar)
         for positions in _batches(len(train), recipe, trainer.step):
             trainer.update(train[positions])
             bar.update()
+            stop = parallel.any_of(interrupted.is_set(), device)
             last = trainer.step == recipe.steps
-            saves = trainer.step % recipe.save_every == 0 or last or interrupted.is_set()
+            saves = trainer.step % recipe.save_every == 0 or last or stop
             if saves:
                 trainer.check()
-            if trainer.step % recipe.log_every == 0 or last:
+            if writes and (trainer.step % recipe.log_every == 0 or last):
                 trainer.report(held_out, bar)
-            if trainer.step in snapshot_steps(recipe):
+            if writes and trainer.step in snapshot_steps(recipe):
                 snapshot = out / "checkpoints" / f"step-{trainer.step:06d}"
                 trainer.model.save_pretrained(snapshot, dtype=torch.float16)
                 if processor is not None:
                     processor.save_pretrained(snapshot)
-            if saves:
+            if saves and writes:
                 trainer.save()
-            if saves and interrupted.is_set():
+            if saves and stop:
                 raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
-    trainer.model.save_pretrained(out)
+    with parallel.first_alone():
+        if writes:
+            trainer.model.save_pretrained(out)
     return out
 
 
@@ -253,12 +266,16 @@ class _Trainer:
             optimiser.zero_grad()
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(self.step)
+        seen = torch.zeros_like(self.total)
         for part in torch.as_tensor(batch.astype(np.int64)).to(device, non_blocking=True).chunk(recipe.accumulate):
+            mine = part.tensor_split(parallel.world())[parallel.rank()]
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-                loss = next_pixel_loss(self.model, part) / recipe.accumulate
+                loss = next_pixel_loss(self.model, mine) * (len(mine) / len(part)) / recipe.accumulate
             loss.backward()
-            self.total += loss.detach()
-            self.unsaved += loss.detach()
+            seen += loss.detach()
+        parallel.add_up([*(weight.grad for weight in self.weights.values()), seen])
+        self.total += seen
+        self.unsaved += seen
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
         for optimiser in self.optimisers:
