@@ -28,6 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab import parallel
 from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
@@ -134,16 +135,23 @@ def pretrain(
     `checkpoints/step-*/` (float16) and `state.safetensors`. Called again with the same arguments it goes on where it
     stopped, to the same numbers; with others it raises ValueError and names what differs. `steps` and `cooldown` may
     change while the steps that were taken keep their learning rate, so that a run with a cooldown can be made longer or
-    shorter. Ctrl-C ends it after the step at hand, saved.
+    shorter. Under `torchrun` its processes share each batch, and a run may go on with another number of them; only the
+    first writes. Ctrl-C ends it after the step at hand, saved.
     """
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
-    recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
-    if processor is not None:
-        processor.save_pretrained(out)
+    if recipe.batch_size < recipe.accumulate * parallel.world():
+        raise ValueError(
+            f"batch_size={recipe.batch_size} is less than an image for each of {parallel.world()} processes"
+        )
+    with parallel.first_alone():
+        recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
+        if processor is not None and parallel.rank() == 0:
+            processor.save_pretrained(out)
     model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
     trainer = Trainer(model, recipe, out / "state.safetensors", lambda pixels: next_pixel_loss(model, pixels))
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=not progress)
+    quiet = not progress or parallel.rank() != 0
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
 
     def snapshot() -> None:
         if trainer.step in snapshot_steps(recipe):
@@ -158,7 +166,10 @@ def pretrain(
 
     drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
     run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar), snapshot)
-    return model.save_pretrained(out)
+    with parallel.first_alone():
+        if parallel.rank() == 0:
+            model.save_pretrained(out)
+    return out
 
 
 def run(
@@ -168,25 +179,29 @@ def run(
     report: Callable[[], bool],
     snapshot: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take a step on each batch, report and save when they are due; `report` returns whether to stop."""
-    recipe = trainer.recipe
+    """Take a step on each batch, report and save when they are due; `report` returns whether to stop.
+
+    Of several processes the first one reports and writes.
+    """
+    recipe, device, writes = trainer.recipe, trainer.model.device, parallel.rank() == 0
     with bar, memory_kept(), _interruptible() as interrupted:
-        if not trainer.log:
+        if writes and not trainer.log:
             report()
         for batch in drawn:
             trainer.update(*batch)
             bar.update()
-            last = trainer.step == recipe.steps
-            saves = trainer.step % recipe.save_every == 0 or last or interrupted.is_set()
-            if saves:
+            stop, last = parallel.any_of(interrupted.is_set(), device), trainer.step == recipe.steps
+            saves, reports = (trainer.step % every == 0 or last for every in (recipe.save_every, recipe.log_every))
+            if saves or stop:
                 trainer.check()
-            stops = (trainer.step % recipe.log_every == 0 or last) and report()
-            snapshot()
-            if saves or stops:
-                trainer.save()
-            if saves and interrupted.is_set():
+            ends = reports and parallel.any_of(writes and report(), device)
+            if writes:
+                snapshot()
+                if saves or stop or ends:
+                    trainer.save()
+            if stop:
                 raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
-            if stops:
+            if ends:
                 break
 
 
@@ -306,12 +321,16 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(self.step) * group.get("faster", 1)
         whole = (torch.as_tensor(each.astype(np.int64)).to(device, non_blocking=True) for each in batch)
+        seen = torch.zeros_like(self.total)
         for parts in zip(*(each.chunk(recipe.accumulate) for each in whole), strict=True):
+            mine = [part.tensor_split(parallel.world())[parallel.rank()] for part in parts]
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-                loss = self.loss(*parts) / recipe.accumulate
+                loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / recipe.accumulate
             loss.backward()
-            self.total += loss.detach()
-            self.unsaved += loss.detach()
+            seen += loss.detach()
+        parallel.add_up([*(w.grad for w in self.weights.values() if w.grad is not None), seen])
+        self.total += seen
+        self.unsaved += seen
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
         for optimiser in self.optimisers:
