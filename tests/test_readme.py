@@ -171,6 +171,15 @@ def drawing_rows():
     return [[cell.strip() for cell in row] for row in re.findall(r"^  \|(.+, \d+) \|(.+)\|(.+)\|(.+)\|$", TEXT, re.M)]
 
 
+def test_speed_of_a_training_step():
+    table = pd.read_csv(ROOT / "results/benchmarks/train.csv")
+    table = table[table.metric == "training"]
+    for case, rows in table.groupby("case"):
+        cells = [f"{row.ours:,.0f} | {row.peer:,.0f} | {row.ratio:.2f}" for row in rows.itertuples()]
+        assert rows.peer_name.str.startswith(("transformers", "nanoGPT")).tolist() == [True, True]
+        assert f"| {case} | {' | '.join(cells)} |" in TEXT
+
+
 def test_likeness_of_samples():
     table = pd.read_csv(ROOT / "results/likeness.csv").set_index("measure")
     for measure, scale, digits in (("palette", 1, 3), ("patches", 1, 3), ("classifier", 100, 1)):
