@@ -7,6 +7,7 @@ one, and the embeddings not at all: their compiled backward pass adds up in an o
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -131,12 +132,12 @@ def pretrain(
     """Train on palette indices (N, T); returns `out`, a folder in the port's layout.
 
     `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
-    `log_every` steps: losses in nats per token and bits per pixel, tokens per second), `training.json`,
-    `checkpoints/step-*/` (float16) and `state.safetensors`. Called again with the same arguments it goes on where it
-    stopped, to the same numbers; with others it raises ValueError and names what differs. `steps` and `cooldown` may
-    change while the steps that were taken keep their learning rate, so that a run with a cooldown can be made longer or
-    shorter. Under `torchrun` its processes share each batch, and a run may go on with another number of them; only the
-    first writes. Ctrl-C ends it after the step at hand, saved.
+    `log_every` steps: losses in nats per token and bits per pixel, tokens per second; in `tensorboard/` too, where
+    TensorBoard is installed), `training.json`, `checkpoints/step-*/` (float16) and `state.safetensors`. Called again
+    with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and names
+    what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate, so that a
+    run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
+    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
     """
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
@@ -165,7 +166,8 @@ def pretrain(
         return (_flipped(train[positions], random) if recipe.flip else train[positions],)
 
     drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
-    run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar), snapshot)
+    with _board(out / "tensorboard", trainer.step) as show:
+        run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar, show), snapshot)
     with parallel.first_alone():
         if parallel.rank() == 0:
             model.save_pretrained(out)
@@ -369,8 +371,27 @@ class Trainer:
         self.clock, self.since = time.perf_counter(), self.step
 
 
-def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm) -> bool:
-    """Add a row to the log of a pretraining and print it; False, as it goes on."""
+@contextmanager
+def _board(folder: Path, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Shows a row of the log in TensorBoard, in place of those after `step`; does nothing where it is not installed."""
+    if parallel.rank() or importlib.util.find_spec("tensorboard") is None:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder, purge_step=step + 1) as writer:
+
+        def show(row: dict[str, float]) -> None:
+            for name, value in row.items():
+                if name != "step" and math.isfinite(value):
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
+
+        yield show
+
+
+def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[dict[str, float]], None]) -> bool:
+    """Add a row to the log of a pretraining, show and print it; False, as it goes on."""
     row = trainer.progress()
     trained, speed = row["train_loss"], row.pop("tokens_per_second")
     with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
@@ -382,6 +403,7 @@ def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm) -> bool:
         "validation_bits_per_pixel": validated / math.log(2),
         "tokens_per_second": speed,
     })  # fmt: skip
+    show(trainer.log[-1])
     bar.write(
         f"step {trainer.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per token"
         f" ({validated / math.log(2):.4f} bits per pixel)"

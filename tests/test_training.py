@@ -58,6 +58,27 @@ def test_first_loss_is_ln_v_and_the_log_is_right(tmp_path):
     assert log.validation_loss[3] == pytest.approx(-logp.mean().item(), abs=1e-5)
 
 
+def test_tensorboard_shows_the_log_of_a_run_that_was_stopped(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    update = training.Trainer.update
+
+    def dies(self, *batch):
+        if self.step == 4:
+            raise MemoryError
+        update(self, *batch)
+
+    monkeypatch.setattr(training.Trainer, "update", dies)
+    with pytest.raises(MemoryError):
+        run(tmp_path)
+    monkeypatch.undo()
+    log = pd.read_csv(run(tmp_path) / "log.csv")
+    shown = accumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in log.columns.drop("step"):
+        events, rows = shown.Scalars(name), log[log[name].notna()]
+        assert [event.step for event in events] == rows.step.tolist(), name
+        assert [event.value for event in events] == pytest.approx(rows[name].tolist(), rel=1e-5)
+
+
 def test_losses_of_images_are_what_a_product_of_conditionals_gives():
     model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(1))
     torch.nn.init.normal_(model.lm_head.weight)
