@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         return command(**options) or 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
-        print(f"igpt-lab: {stopped or 'stopped'}; what was finished is kept", file=sys.stderr)
+        print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)
         return 130
 
 
@@ -75,18 +75,19 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
     print(found.describe(), *files, sep="\n")
 
 
-def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
-    """A model's loss over the images of a split."""
+def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
+    """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.extraction import tokens_of
-    from igpt_lab.training import next_pixel_loss_of
+    from igpt_lab.training import losses_of
 
     loaded = lab.load_model(model, revision=revision)
     if loaded.config.bidirectional:
         raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
     tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
-    nats = next_pixel_loss_of(loaded, tokens, progress=True)
-    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "
-          f"{nats / math.log(2):.4f} bits per pixel")  # fmt: skip
+    nats = losses_of(loaded, tokens, progress=True)
+    error = nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats.mean():.4f} nats per token (standard error "
+          f"{error:.4f}), {nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")  # fmt: skip
 
 
 def pretrain(
@@ -95,18 +96,22 @@ def pretrain(
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     import numpy as np
 
+    from igpt_lab import parallel
+
     source = lab.load_images(images, "train", limit=limit)
-    if not Path(out, "preprocessor_config.json").exists():
-        blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
-        palette = lab.fit_palette(blank.resize(source.images()), colours)
-        lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
-    processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
-    config = lab.ImageGPTConfig(
-        vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    tokens = lab.tokenize(source, processor)
-    print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+    with parallel.together():
+        with parallel.first_alone():
+            if not Path(out, "preprocessor_config.json").exists():
+                blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
+                palette = lab.fit_palette(blank.resize(source.images()), colours)
+                lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
+        processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
+        config = lab.ImageGPTConfig(
+            vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        tokens = lab.tokenize(source, processor)
+        print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
 
 
 def finetune(
@@ -222,6 +227,18 @@ def download_openai(size: str | None, step: int, bert: bool, datasets: list[str]
     for name in datasets:
         tokens = Path(cache or openai.cache_folder()) / "datasets" / name
         print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
+
+
+def plan(model: str, images: str, devices: str) -> None:
+    """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
+    from igpt_lab import checkpoints, planning
+
+    config = lab.SIZES[model] if model in lab.SIZES else None
+    if config is None:
+        config = lab.ImageGPTConfig.from_pretrained(checkpoints.resolve(model, weights=False))
+    count = planning.IMAGES.get(images) or (int(images) if images.isdigit() else None)
+    count = count or sum(len(lab.load_images(images, split)) for split in ("train", "test"))
+    print(planning.describe(planning.plan(config, count, devices=devices)))
 
 
 def stores(root: str) -> None:
@@ -379,6 +396,12 @@ def _tidy(notebook) -> None:
             ]
 
 
+def _share(text: str) -> tuple[int, int]:
+    """3/8 as (3, 8)."""
+    number, of = text.split("/")
+    return int(number), int(of)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="igpt-lab", description=lab.__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -404,6 +427,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=["float32", "bfloat16"], help="of the matrix products (bfloat16 on CUDA, else float32)")
     add("--batch-size", type=int, help="images at a time (by the device)")
     add("--on-bad-image", choices=["error", "skip"], default="error", help="(error)")
+    add("--engine", choices=["local", "dask"], default="local", help="dask: on the workers of a cluster (local)")
+    add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://...; without it workers are started here")
+    add("--workers", type=int, help="processes with --engine dask (one a device), else threads that decode")
+    add("--deadline", type=float, help="seconds that a worker may take for a part (20 times what is usual)")
+    add("--part", type=_share, metavar="I/N", help="every N-th part from the I-th on, for job arrays (all)")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
@@ -420,7 +448,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
-    add = command(loss, model=model, images=images).add_argument
+    add = command(evaluate, model=model, images=images).add_argument
     add("--split", default="test")
     add("--limit", type=int, help="at most so many images")
     add("--revision", help="branch, tag or commit of a model on the Hub")
@@ -480,6 +508,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--bert", action="store_true", help="the BERT model in place of the autoregressive one")
     add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
     add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
+
+    add = command(
+        plan, model=f"S, M, L, XL, or {model}", images=f"a number, cifar10, imagenet, or {images}"
+    ).add_argument
+    add("--devices", default="1xH100", help="such as 8xH100 (1xH100)")
 
     command(stores).add_argument("root", nargs="?", default="stores", help="folder of the stores (stores)")
     add = command(verify, store="folder of one store").add_argument

@@ -7,6 +7,7 @@ one, and the embeddings not at all: their compiled backward pass adds up in an o
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -22,15 +23,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab import parallel
 from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
+    align,
     best_device,
     memory_kept,
     next_pixel_loss,
@@ -128,20 +132,27 @@ def pretrain(
     """Train on palette indices (N, T); returns `out`, a folder in the port's layout.
 
     `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
-    `log_every` steps: losses in nats per token and bits per pixel, tokens per second), `training.json`,
-    `checkpoints/step-*/` (float16) and `state.safetensors`. Called again with the same arguments it goes on where it
-    stopped, to the same numbers; with others it raises ValueError and names what differs. `steps` and `cooldown` may
-    change while the steps that were taken keep their learning rate, so that a run with a cooldown can be made longer or
-    shorter. Ctrl-C ends it after the step at hand, saved.
+    `log_every` steps: losses in nats per token and bits per pixel, tokens per second; in `tensorboard/` too, where
+    TensorBoard is installed), `training.json`, `checkpoints/step-*/` (float16) and `state.safetensors`. Called again
+    with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and names
+    what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate, so that a
+    run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
+    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
     """
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
-    recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
-    if processor is not None:
-        processor.save_pretrained(out)
+    if recipe.batch_size < recipe.accumulate * parallel.world():
+        raise ValueError(
+            f"batch_size={recipe.batch_size} is less than an image for each of {parallel.world()} processes"
+        )
+    with parallel.first_alone():
+        recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
+        if processor is not None and parallel.rank() == 0:
+            processor.save_pretrained(out)
     model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
     trainer = Trainer(model, recipe, out / "state.safetensors", lambda pixels: next_pixel_loss(model, pixels))
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=not progress)
+    quiet = not progress or parallel.rank() != 0
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
 
     def snapshot() -> None:
         if trainer.step in snapshot_steps(recipe):
@@ -155,8 +166,12 @@ def pretrain(
         return (_flipped(train[positions], random) if recipe.flip else train[positions],)
 
     drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
-    run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar), snapshot)
-    return model.save_pretrained(out)
+    with _board(out / "tensorboard", trainer.step) as show:
+        run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar, show), snapshot)
+    with parallel.first_alone():
+        if parallel.rank() == 0:
+            model.save_pretrained(out)
+    return out
 
 
 def run(
@@ -166,25 +181,29 @@ def run(
     report: Callable[[], bool],
     snapshot: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take a step on each batch, report and save when they are due; `report` returns whether to stop."""
-    recipe = trainer.recipe
+    """Take a step on each batch, report and save when they are due; `report` returns whether to stop.
+
+    Of several processes the first one reports and writes.
+    """
+    recipe, device, writes = trainer.recipe, trainer.model.device, parallel.rank() == 0
     with bar, memory_kept(), _interruptible() as interrupted:
-        if not trainer.log:
+        if writes and not trainer.log:
             report()
         for batch in drawn:
             trainer.update(*batch)
             bar.update()
-            last = trainer.step == recipe.steps
-            saves = trainer.step % recipe.save_every == 0 or last or interrupted.is_set()
-            if saves:
+            stop, last = parallel.any_of(interrupted.is_set(), device), trainer.step == recipe.steps
+            saves, reports = (trainer.step % every == 0 or last for every in (recipe.save_every, recipe.log_every))
+            if saves or stop:
                 trainer.check()
-            stops = (trainer.step % recipe.log_every == 0 or last) and report()
-            snapshot()
-            if saves or stops:
-                trainer.save()
-            if saves and interrupted.is_set():
+            ends = reports and parallel.any_of(writes and report(), device)
+            if writes:
+                snapshot()
+                if saves or stop or ends:
+                    trainer.save()
+            if stop:
                 raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
-            if stops:
+            if ends:
                 break
 
 
@@ -194,15 +213,28 @@ def snapshot_steps(recipe: Recipe) -> list[int]:
 
 
 @torch.inference_mode()
+def losses_of(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
+) -> np.ndarray:
+    """-log p(pixel | pixels before it), its mean over each image of palette indices (N, T): float64 (N,), in nats.
+
+    Start token in front, all T pixels scored. Divided by ln 2 they are bits per pixel, as a token is a pixel.
+    """
+    if model.config.bidirectional:
+        raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
+    found = []
+    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
+        pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64)).to(model.device)
+        logits = model(align(pixels, "sos", model.config), use_cache=False).logits
+        found.append(F.cross_entropy(logits.float().transpose(1, 2), pixels, reduction="none").mean(1))
+    return torch.cat(found).cpu().numpy().astype(np.float64) if found else np.zeros(0)
+
+
 def next_pixel_loss_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
 ) -> float:
-    """Mean of -log p(pixel | pixels before it) over palette indices (N, T), in nats per token."""
-    total = torch.zeros((), device=model.device, dtype=torch.float64 if model.device.type != "mps" else torch.float32)
-    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
-        batch = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
-        total += next_pixel_loss(model, batch) * len(batch)
-    return total.item() / len(tokens)
+    """Mean of `losses_of`, in nats per token."""
+    return float(losses_of(model, tokens, batch_size=batch_size, progress=progress).mean())
 
 
 class Trainer:
@@ -291,12 +323,16 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(self.step) * group.get("faster", 1)
         whole = (torch.as_tensor(each.astype(np.int64)).to(device, non_blocking=True) for each in batch)
+        seen = torch.zeros_like(self.total)
         for parts in zip(*(each.chunk(recipe.accumulate) for each in whole), strict=True):
+            mine = [part.tensor_split(parallel.world())[parallel.rank()] for part in parts]
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-                loss = self.loss(*parts) / recipe.accumulate
+                loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / recipe.accumulate
             loss.backward()
-            self.total += loss.detach()
-            self.unsaved += loss.detach()
+            seen += loss.detach()
+        parallel.add_up([*(w.grad for w in self.weights.values() if w.grad is not None), seen])
+        self.total += seen
+        self.unsaved += seen
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
         for optimiser in self.optimisers:
@@ -335,8 +371,27 @@ class Trainer:
         self.clock, self.since = time.perf_counter(), self.step
 
 
-def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm) -> bool:
-    """Add a row to the log of a pretraining and print it; False, as it goes on."""
+@contextmanager
+def _board(folder: Path, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Shows a row of the log in TensorBoard, in place of those after `step`; does nothing where it is not installed."""
+    if parallel.rank() or importlib.util.find_spec("tensorboard") is None:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder, purge_step=step + 1) as writer:
+
+        def show(row: dict[str, float]) -> None:
+            for name, value in row.items():
+                if name != "step" and math.isfinite(value):
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
+
+        yield show
+
+
+def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[dict[str, float]], None]) -> bool:
+    """Add a row to the log of a pretraining, show and print it; False, as it goes on."""
     row = trainer.progress()
     trained, speed = row["train_loss"], row.pop("tokens_per_second")
     with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
@@ -348,6 +403,7 @@ def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm) -> bool:
         "validation_bits_per_pixel": validated / math.log(2),
         "tokens_per_second": speed,
     })  # fmt: skip
+    show(trainer.log[-1])
     bar.write(
         f"step {trainer.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per token"
         f" ({validated / math.log(2):.4f} bits per pixel)"

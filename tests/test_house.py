@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
-    "provenance downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store row_reader "
-    "extraction upkeep checks cluster significance logistic probes streaming training finetuning decoding sampling "
-    "likeness geometry ablation figures explorer cli"
+    "provenance storage downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store "
+    "row_reader cluster extraction planning upkeep checks significance logistic probes streaming parallel training "
+    "finetuning decoding sampling likeness geometry ablation dynamics figures explorer cli"
 ).split()
 ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "figures": {"provenance"}}
 OUTSIDE = {"__init__", "__main__"}  # they open the house, and are no room of it

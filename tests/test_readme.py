@@ -143,6 +143,14 @@ def test_speed_of_images_to_tokens():
     assert "cold, 10,000 of CIFAR-10" in cold.case and "warm" in warm.case and "10,000 CIFAR-10 images" in said
 
 
+def test_time_of_two_workers():
+    table = pd.read_csv(ROOT / "results/benchmarks/cluster.csv")
+    seconds, share = table.ours
+    said = " ".join(TEXT.split())
+    assert f"one thread each take {share:.2f} of the time of one such worker, {seconds:.1f} s against" in said
+    assert f"{table.peer[0]:.1f} s for 48 images" in said and "N = 48" in table.case[0] and share <= 0.6
+
+
 def test_speed_of_drawing():
     table = pd.read_csv(ROOT / "results/benchmarks/sample.csv")
     steps = table[(table.metric == "step")].set_index("case")
@@ -163,6 +171,15 @@ def test_speed_of_drawing():
 
 def drawing_rows():
     return [[cell.strip() for cell in row] for row in re.findall(r"^  \|(.+, \d+) \|(.+)\|(.+)\|(.+)\|$", TEXT, re.M)]
+
+
+def test_speed_of_a_training_step():
+    table = pd.read_csv(ROOT / "results/benchmarks/train.csv")
+    table = table[table.metric == "training"]
+    for case, rows in table.groupby("case"):
+        cells = [f"{row.ours:,.0f} | {row.peer:,.0f} | {row.ratio:.2f}" for row in rows.itertuples()]
+        assert rows.peer_name.str.startswith(("transformers", "nanoGPT")).tolist() == [True, True]
+        assert f"| {case} | {' | '.join(cells)} |" in TEXT
 
 
 def test_likeness_of_samples():

@@ -19,7 +19,7 @@ from conftest import TINY
 from igpt_lab import training
 from igpt_lab.checkpoints import CheckpointError
 from igpt_lab.model import ImageGPTForCausalImageModeling, align, memory_kept, next_pixel_loss
-from igpt_lab.training import Recipe, next_pixel_loss_of, pretrain, snapshot_steps
+from igpt_lab.training import Recipe, losses_of, next_pixel_loss_of, pretrain, snapshot_steps
 
 TOKENS = np.random.default_rng(0).integers(0, 8, (30, 16)).astype(np.uint16)
 RECIPE = Recipe(
@@ -56,6 +56,40 @@ def test_first_loss_is_ln_v_and_the_log_is_right(tmp_path):
     pixels = torch.as_tensor(held_out[:5].astype(np.int64))
     logp = model(align(pixels, "sos", TINY)).logits.log_softmax(-1).gather(2, pixels[..., None])
     assert log.validation_loss[3] == pytest.approx(-logp.mean().item(), abs=1e-5)
+
+
+def test_tensorboard_shows_the_log_of_a_run_that_was_stopped(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    update = training.Trainer.update
+
+    def dies(self, *batch):
+        if self.step == 4:
+            raise MemoryError
+        update(self, *batch)
+
+    monkeypatch.setattr(training.Trainer, "update", dies)
+    with pytest.raises(MemoryError):
+        run(tmp_path)
+    monkeypatch.undo()
+    log = pd.read_csv(run(tmp_path) / "log.csv")
+    shown = accumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in log.columns.drop("step"):
+        events, rows = shown.Scalars(name), log[log[name].notna()]
+        assert [event.step for event in events] == rows.step.tolist(), name
+        assert [event.value for event in events] == pytest.approx(rows[name].tolist(), rel=1e-5)
+
+
+def test_losses_of_images_are_what_a_product_of_conditionals_gives():
+    model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(model.lm_head.weight)
+    found = losses_of(model, TOKENS[:7], batch_size=3)
+    for image, loss in zip(TOKENS[:7].astype(np.int64), found, strict=True):
+        total = 0.0
+        for t in range(16):  # one pixel after another, each from those before it alone
+            before = torch.as_tensor([[8, *image[:t]]])
+            total -= model(before).logits[0, -1].double().log_softmax(0)[image[t]].item()
+        assert loss == pytest.approx(total / 16, abs=1e-6)
+    assert next_pixel_loss_of(model, TOKENS[:7]) == pytest.approx(found.mean(), abs=1e-9)
 
 
 def test_equals_a_plain_loop(tmp_path):
