@@ -218,8 +218,8 @@ def test_fine_tuning_numbers():
         assert re.search(rf"{re.escape(points)} against {against}[^()]*\(p = {re.escape(p)}\)", said), (points, p)
     table = pd.read_csv(ROOT / "results/fine_tuning.csv", dtype={"labels": str})
     for method, rows in table.groupby("method"):
-        row, few = rows[rows.labels == "all"].iloc[0], 100 * rows[rows.labels == "25"].test_accuracy
-        last = f"{few.mean():.1f}% ({few.std():.1f})" if len(few) else ""
+        row, few = rows[rows.labels == "all"].iloc[0], rows[rows.labels == "25"].test_accuracy
+        last = f"{100 * few.mean():.1f}% ({100 * few.std():.1f})" if len(few) else ""
         cell = f"| {100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}] | {last}"
         assert f"| {method} {cell.strip()} |" in said
     curves = pd.DataFrame(json.loads((ROOT / "results/fine_tuning.json").read_text())["config"]["curves"])
