@@ -38,6 +38,7 @@ EFFECT_LOOKS = {
     "last layer": {"color": "#D55E00", "marker": "s"},
     "drop": {"color": "#767676", "marker": "D"},
 }
+METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
 
 
@@ -178,6 +179,78 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=1 if narrow() else 2)
     upper.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
     _draw_effects(lower.add_subplot(), effects)
+    return figure
+
+
+@drawing
+def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Counts of test images, a row for each true class (downwards), a column for each predicted one, as shares of rows.
+
+    `table`: square, whole numbers, the same classes in rows and columns, as `Classified.confusion` returns it.
+    """
+    _has(table, ())
+    if list(table.index) != list(table.columns):
+        raise ValueError(f"rows {list(table.index)}, columns {list(table.columns)}; expected the same classes")
+    counts, ax = table.to_numpy(float), axes(3.4) if ax is None else ax
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
+    for (y, x), count in np.ndenumerate(counts.astype(int)) if len(table) <= 20 else ():
+        if count:
+            ax.text(
+                x,
+                y,
+                count,
+                ha="center",
+                va="center",
+                fontsize=points(5),
+                color="white" if shares[y, x] > 0.5 else "black",
+            )
+    ax.set_xticks(range(len(table)), table.columns, rotation=90)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.spines[:].set_visible(False)
+    right = np.trace(counts) / counts.sum()
+    _head(ax, title, f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal")
+    return ax
+
+
+@drawing
+def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """Test accuracy of each method, full labels and few; below, layer curves before and after on one axis.
+
+    `table` (METHOD_COLUMNS) has a row for each (method, labels, draw), drawn in its order: means over draws, single
+    draws as faint dots, and 95% intervals over test images where there is one draw. `curves` is as for `layer_curve`,
+    control '' being the model before, each other control a model after.
+    """
+    _has(table, METHOD_COLUMNS)
+    methods, labels = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.labels))
+    figure = Figure(figsize=inches(0.24 * len(methods) + 3.6), layout="constrained")
+    parts = figure.subfigures(2, height_ratios=[0.24 * len(methods) + 1, 2.6])
+    upper, lower = (part.subplots() for part in parts)
+    for i, each in enumerate(labels):
+        look = list(PROTOCOL_LOOKS.values())[2 * i % 4] | {"linestyle": ""}
+        rows = table[table.labels == each]
+        rows = rows.assign(y=rows.method.map(methods.index) + 0.15 * (2 * i - 1))
+        mean = rows.groupby("y")[["test_accuracy", "low", "high"]].mean()
+        lone = rows.groupby("y").size() == 1
+        ends = [(mean.test_accuracy - mean.low).where(lone, 0), (mean.high - mean.test_accuracy).where(lone, 0)]
+        style = {"elinewidth": points(0.8), "capsize": points(1.5), "markersize": points(3)}
+        upper.errorbar(100 * mean.test_accuracy, mean.index, xerr=100 * np.array(ends), **look | style, label=each)
+        upper.plot(100 * rows.test_accuracy, rows.y, ".", color=look["color"], alpha=0.3, markersize=points(4))
+    upper.set_yticks(range(len(methods)), methods)
+    upper.set(ylim=(len(methods) - 0.5, -0.5), xlabel="test accuracy (%)")
+    parts[0].legend(loc="outside lower right", title="labels a class", ncols=len(labels), handlelength=1)
+    parts[0].suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
+    names = ["", *sorted({*curves.control} - {""})]
+    for name, look in zip(names, (LOOKS[""], PURPLE, AMBER, LOOKS["random network"]), strict=False):
+        rows = curves[curves.control == name].sort_values("layer")
+        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+        lower.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, **band)
+        line = {"linewidth": points(1), "markersize": points(2.2)}
+        lower.plot(rows.layer, 100 * rows.test_accuracy, **look, **line, label=name or "before")
+        _mark_failed(lower, rows.layer, 100 * rows.test_accuracy, rows, look)
+    lower.set(xlabel="layer", ylabel="accuracy of a probe (%)")
+    parts[1].legend(loc="outside lower center", ncols=2)
     return figure
 
 

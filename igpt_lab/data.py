@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from igpt_lab.pixels import to_rgb
+from igpt_lab.storage import Remote, place, readable
 
 BUNDLED = Path(__file__).parent / "bundled"
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
@@ -359,6 +360,8 @@ def bundled() -> list[str]:
 
 def _locate(name: str, split: str) -> Path:
     """The local file or folder of a name; downloads when it is a Hub name."""
+    if isinstance(there := place(name), Remote):
+        return there
     path = Path(name).expanduser()
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
@@ -424,6 +427,9 @@ def _on_hub(name: str) -> tuple[dict[str, list[PurePath]], str]:
 
 def _open(path: Path, split: str, name: str) -> tuple[pa.Table, Path]:
     """Image and label columns of one split, with `datasets` features in the schema; and where relative paths start."""
+    if isinstance(path, Remote) and not path.is_file():
+        files = [PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet")]
+        return _read_parquet([path / file for file in _pick(_split_files(files), split, name)], name), path
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
@@ -440,6 +446,7 @@ def _open(path: Path, split: str, name: str) -> tuple[pa.Table, Path]:
 
 def _split_of(file: PurePath) -> str:
     """The split that a Parquet file's name tells: `test.parquet`, `test-00000-of-00002.parquet`, `test/0.parquet`."""
+    file = PurePath(file)
     shard = SHARD.fullmatch(file.stem)
     stem = shard[1] if shard else file.stem
     return file.parent.name if stem.isdigit() or stem == "part" else stem
@@ -472,7 +479,7 @@ def _read_parquet(files: list[Path], name: str) -> pa.Table:
     tables = []
     for path in files:
         try:
-            with pq.ParquetFile(path, pre_buffer=False) as file:
+            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
                 columns = [column for column in _columns(file.schema_arrow, str(path)) if column]
                 # One thread: with more, some interpreters abort at exit (pyarrow 26).
                 tables.append(file.read(columns=columns, use_threads=False))

@@ -23,9 +23,12 @@ from igpt_lab.curves import (
     EFFECT_COLUMNS,
     FEW_COLUMNS,
     LAYER_COLUMNS,
+    METHOD_COLUMNS,
     PROTOCOL_COLUMNS,
     cka_map,
+    confusion_matrix,
     few_label_curve,
+    fine_tuning,
     geometry_curves,
     layer_curve,
     protocol_curves,
@@ -45,13 +48,13 @@ from igpt_lab.provenance import RunRecord, atomic_write, digest
 DRAWN_BY = {
     function.__name__: function
     for function in (
-        layer_curve, few_label_curve, cka_map, geometry_curves, protocol_curves, gallery, completion_gallery,
-        row_gallery, neighbour_gallery, surprise_gallery,
+        layer_curve, few_label_curve, cka_map, geometry_curves, protocol_curves, confusion_matrix, fine_tuning,
+        gallery, completion_gallery, row_gallery, neighbour_gallery, surprise_gallery,
     )
 }  # fmt: skip
 __all__ = [
     *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "EFFECT_COLUMNS", "FEW_COLUMNS", "Figure", "LAYER_COLUMNS", "LETTER", "LOOKS",
-    "PROTOCOL_COLUMNS", "STRIP", "STYLES", "read_figure", "redraw", "save_figure",
+    "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES", "read_figure", "redraw", "save_figure",
 ]  # fmt: skip
 
 
@@ -116,14 +119,16 @@ def _csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=table.index.name is not None, lineterminator="\n").encode()
 
 
-def _table(csv: bytes) -> pd.DataFrame:
+def _table(csv: bytes, **types) -> pd.DataFrame:
     """What `_csv` wrote, to the last bit; an empty cell is no value, and no word is."""
-    return pd.read_csv(io.BytesIO(csv), float_precision="round_trip", keep_default_na=False, na_values=[""])
+    return pd.read_csv(io.BytesIO(csv), **types, float_precision="round_trip", keep_default_na=False, na_values=[""])
 
 
 def _encoded(value: object, csv: bytes) -> object:
     """An argument as plain JSON: a table as csv (null: the one beside), an array as its compressed bytes."""
     if isinstance(value, pd.DataFrame):
+        if not isinstance(value.index, pd.RangeIndex):  # rows that have names, such as classes
+            return {"named": value.to_csv(lineterminator="\n")}
         text = _csv(value)
         return {"csv": None if text == csv else text.decode()}
     if isinstance(value, np.ndarray):
@@ -144,6 +149,9 @@ def _decoded(value: object, csv: bytes) -> object:
         return value
     if "items" in value:
         return {name: _decoded(each, csv) for name, each in value["items"]}
+    if "named" in value:
+        table = _table(value["named"].encode(), dtype={0: str})
+        return table.set_index(table.columns[0])
     if "csv" in value:
         return _table(csv if value["csv"] is None else value["csv"].encode())
     flat = np.frombuffer(zlib.decompress(base64.b64decode(value["array"])), value["dtype"])

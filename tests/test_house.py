@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
-    "provenance downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store row_reader "
-    "extraction upkeep checks cluster significance logistic probes streaming training decoding sampling likeness "
-    "geometry ablation dynamics looks curves galleries figures explorer report cli"
+    "provenance storage downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks store "
+    "row_reader cluster extraction planning upkeep checks significance logistic probes streaming parallel training "
+    "finetuning decoding sampling likeness geometry ablation dynamics looks curves galleries "
+    "figures explorer report cli"
 ).split()
 ONLY = {"model": {"checkpoints"}, "pixels": {"checkpoints"}, "looks": set()}
 ONLY |= {"curves": {"looks"}, "galleries": {"looks"}, "figures": {"provenance", "looks", "curves", "galleries"}}

@@ -14,7 +14,7 @@ FOLDER = cli.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 FIGURES = (
     "layer_curve", "companions", "few_label_curve", "samples", "completions", "temperatures", "neighbours", "surprise",
-    "contact_sheet", "protocol", "geometry", "cka", "cka_random",
+    "contact_sheet", "protocol", "geometry", "cka", "cka_random", "fine_tuning",
 )  # fmt: skip
 
 
