@@ -158,7 +158,7 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     """
     _has(table, PROTOCOL_COLUMNS)
     _has(effects, EFFECT_COLUMNS)
-    table, effects = table.assign(recipe=table.recipe.fillna("")), effects.assign(others=effects.others.fillna(""))
+    table, effects = table.assign(recipe=_words(table.recipe)), effects.assign(others=_words(effects.others))
     alignments, places = (table[table.recipe == ""][name].unique() for name in ("alignment", "point"))
     figure = Figure(figsize=inches(1.5 * len(alignments) + 2.5), layout="constrained")
     upper, lower = figure.subfigures(2, height_ratios=[1.5 * len(alignments) + 0.6, 1.9])
@@ -210,7 +210,7 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     ax.set(xlabel="predicted", ylabel="true")
     ax.spines[:].set_visible(False)
     right = np.trace(counts) / counts.sum()
-    _head(ax, title, f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal")
+    _head(ax, title, f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal", beside=10)
     return ax
 
 
@@ -223,6 +223,7 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
     control '' being the model before, each other control a model after.
     """
     _has(table, METHOD_COLUMNS)
+    curves = curves.assign(control=_words(curves.control))
     methods, labels = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.labels))
     figure = Figure(figsize=inches(0.24 * len(methods) + 3.6), layout="constrained")
     parts = figure.subfigures(2, height_ratios=[0.24 * len(methods) + 1, 2.6])
@@ -264,10 +265,15 @@ def _has(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
 
 
+def _words(column: pd.Series) -> pd.Series:
+    """A column of names with '' for the model: a csv file cannot tell '' from nothing."""
+    return column.astype(object).fillna("")
+
+
 def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The table, fit to draw: all `columns`, some rows, the model among the controls, accuracy a fraction."""
     _has(table, columns)
-    table = table.assign(control=table.control.fillna(""))  # a csv file cannot tell '' from nothing
+    table = table.assign(control=_words(table.control))
     if "" not in set(table.control):
         raise ValueError(f"no row has control '' (the model); controls that came: {sorted(set(table.control))}")
     for name in [name for name in ("test_accuracy", "low", "high") if name in columns]:
@@ -470,7 +476,8 @@ def _finish(ax: Axes, title: str, note: str) -> Axes:
 def _head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
     """Title, and the note below it; `beside`: letters' room that something to the right of the axes takes."""
     if narrow():
-        note = textwrap.fill(note, letters() - 10 - beside)
+        room = letters() - 10 - beside
+        title, note = textwrap.fill(title, int(0.75 * room)), textwrap.fill(note, room)
     ax.set_title(title, loc="left", pad=points(4 + 9 * len(note.splitlines())))
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, points(5)), textcoords="offset points")
 

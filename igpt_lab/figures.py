@@ -120,14 +120,14 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _table(csv: bytes, **types) -> pd.DataFrame:
-    """What `_csv` wrote, to the last bit; an empty cell is no value, and no word is."""
-    return pd.read_csv(io.BytesIO(csv), **types, float_precision="round_trip", keep_default_na=False, na_values=[""])
+    """What `_csv` wrote, from pandas 3.1 on to the last bit; an empty cell is no value, and no word is."""
+    return pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
 
 
 def _encoded(value: object, csv: bytes) -> object:
     """An argument as plain JSON: a table as csv (null: the one beside), an array as its compressed bytes."""
     if isinstance(value, pd.DataFrame):
-        if not isinstance(value.index, pd.RangeIndex):  # rows that have names, such as classes
+        if not pd.api.types.is_integer_dtype(value.index):  # rows have names, such as those of classes
             return {"named": value.to_csv(lineterminator="\n")}
         text = _csv(value)
         return {"csv": None if text == csv else text.decode()}

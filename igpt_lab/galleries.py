@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from igpt_lab.looks import DPI, Figure, drawing, points
+from igpt_lab.looks import DPI, STYLES, Figure, drawing, points
 
 STRIP = 20  # png pixels above an image for its title
 LETTER = 12  # png pixels that a letter beside an image may take
@@ -164,7 +164,7 @@ def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axe
     On paper one, in a wider style two.
     """
     if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
-        times = round(rcParams["figure.figsize"][0] / 3.5) or 1
+        times = 2 if rcParams["figure.figsize"][0] > STYLES["paper"].width else 1
         size = [(side * times + 0.01) / DPI for side in array.shape[1::-1]]
         ax = Figure(figsize=size).add_axes((0, 0, 1, 1))
     ax.imshow(array, interpolation="none", aspect="equal")

@@ -70,7 +70,7 @@ def in_style(name: str):
     """A `with` block in which matplotlib draws in this style; the user's own settings come back after it."""
     if name not in STYLES:
         close = difflib.get_close_matches(str(name), STYLES, 1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"style {name!r}{hint}; expected one of {', '.join(STYLES)}")
     style = STYLES[name]
     sizes = {key: value * style.letter / 7 for key, value in POINTS.items()}
