@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pandas as pd
@@ -189,11 +190,15 @@ def test_a_thread_sees_what_another_process_listed_while_its_sibling_still_reads
 
     def slow(path):
         monkeypatch.setattr(store_module, "read_manifest", read)
-        seen.append(mine.has("train", 0))  # what a second thread asks while the first is here
+        sibling.start()  # a second thread asks while the first is here
+        sibling.join(0.2)
         return read(path)
 
+    sibling = threading.Thread(target=lambda: seen.append(mine.has("train", 0)))
     monkeypatch.setattr(store_module, "read_manifest", slow)
-    assert mine.has("train", 0) and seen == [True]
+    assert mine.has("train", 0)
+    sibling.join(30)
+    assert seen == [True]
 
 
 def test_a_part_is_claimed_by_one(tmp_path):
