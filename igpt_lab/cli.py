@@ -245,6 +245,18 @@ def figures(folder: str, style: str, out: str | None) -> int:
     return int(bool(undrawn))
 
 
+def report(run: str, out: str | None, pdf: bool) -> None:
+    """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium."""
+    from igpt_lab.report import write_report
+
+    written = write_report(run, out, pdf=pdf)
+    print(*written, sep="\n")
+    if pdf and len(written) == 1:
+        print(
+            "igpt-lab: no Chromium is installed, so there is no pdf; print the page from any browser", file=sys.stderr
+        )
+
+
 def plan(model: str, images: str, devices: str) -> None:
     """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
     from igpt_lab import checkpoints, planning
@@ -531,6 +543,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add = command(figures, folder="folder of results").add_argument
     add("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides (paper)")
     add("--out", help="where they go; the folder itself redraws in place (FOLDER/STYLE)")
+
+    add = command(report, run="folder of results").add_argument
+    add("--out", metavar="FILE", help="where the page goes (RUN/report.html)")
+    add("--no-pdf", dest="pdf", action="store_false", help="the page only")
 
     add = command(
         plan, model=f"S, M, L, XL, or {model}", images=f"a number, cifar10, imagenet, or {images}"

@@ -54,7 +54,7 @@ DRAWN_BY = {
 }  # fmt: skip
 __all__ = [
     *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "EFFECT_COLUMNS", "FEW_COLUMNS", "Figure", "LAYER_COLUMNS", "LETTER", "LOOKS",
-    "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES", "read_figure", "redraw", "save_figure",
+    "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES", "read_figure", "read_table", "redraw", "save_figure",
 ]  # fmt: skip
 
 
@@ -104,6 +104,11 @@ def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
     return facts, csv
 
 
+def read_table(csv: bytes, **types) -> pd.DataFrame:
+    """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value."""
+    return pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+
+
 def _write(figure: matplotlib.figure.Figure, stem: Path, csv: bytes, facts: dict) -> list[Path]:
     files = {kind: render(figure, kind) for kind in UNDATED} | {"csv": csv}
     facts = facts | {"csv_sha256": digest(csv)}
@@ -117,11 +122,6 @@ def _write(figure: matplotlib.figure.Figure, stem: Path, csv: bytes, facts: dict
 
 def _csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=table.index.name is not None, lineterminator="\n").encode()
-
-
-def _table(csv: bytes, **types) -> pd.DataFrame:
-    """What `_csv` wrote, from pandas 3.1 on to the last bit; an empty cell is no value, and no word is."""
-    return pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
 
 
 def _encoded(value: object, csv: bytes) -> object:
@@ -150,9 +150,9 @@ def _decoded(value: object, csv: bytes) -> object:
     if "items" in value:
         return {name: _decoded(each, csv) for name, each in value["items"]}
     if "named" in value:
-        table = _table(value["named"].encode(), dtype={0: str})
+        table = read_table(value["named"].encode(), dtype={0: str})
         return table.set_index(table.columns[0])
     if "csv" in value:
-        return _table(csv if value["csv"] is None else value["csv"].encode())
+        return read_table(csv if value["csv"] is None else value["csv"].encode())
     flat = np.frombuffer(zlib.decompress(base64.b64decode(value["array"])), value["dtype"])
     return flat.reshape(value["shape"])
