@@ -67,11 +67,6 @@ class Saved:
     def function(self) -> str | None:
         return self.facts.get("drawing", {}).get("function")
 
-    @property
-    def title(self) -> str:
-        given = self.facts.get("drawing", {}).get("arguments", {}).get("title")
-        return given or self.name.replace("_", " ").capitalize()
-
 
 def write_report(run: str | os.PathLike, out: str | os.PathLike | None = None, *, pdf: bool = True) -> list[Path]:
     """Write RUN/report.html, and report.pdf where a Chromium is installed; returns what was written.
@@ -293,10 +288,10 @@ def _figure(saved: Saved) -> str:
     wide = look == "pixels" and saved.size[0] > 1.3 * saved.size[1]
     words = CAPTIONS.get(saved.function, "")
     image = f"<img class='{look}' src='{saved.picture}' alt='{escape(words, quote=True)}'>" if saved.picture else ""
-    name = f"<code>{escape(saved.name)}</code>"
+    name, title = f"<code>{escape(saved.name)}</code>", escape(saved.name.replace("_", " ").capitalize())
     return (
         f"<figure id='{escape(saved.name, quote=True)}' class='{'wide' if wide else 'half'}'>"
-        f"<h3>{escape(saved.title)}</h3>{image}<figcaption>{name}. {words}</figcaption>{_rows(saved)}</figure>"
+        f"<h3>{title}</h3>{image}<figcaption>{name}. {words}</figcaption>{_rows(saved)}</figure>"
     )
 
 
