@@ -17,6 +17,7 @@ import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
 NOTEBOOKS = (
+    "00_tour",
     "01_features",
     "02_layer_probe",
     "03_few_labels",

@@ -81,7 +81,9 @@ def test_the_page_says_what_the_files_say(run):
     assert "2 of 3 layers may be the best: 1, 2" in said
     assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, +1.0]" in said
     assert "protocol: ours against port, drop: -1.0 points [-3.0, +0.0]" in said
-    assert "ln_1" not in said[said.index("Not significant") : said.index("Figures Layer curve")]  # single pairs are not listed
+    assert (
+        "ln_1" not in said[said.index("Not significant") : said.index("Figures Layer curve")]
+    )  # single pairs are not listed
     assert "samples and real images are not told apart by palette" in said and "by palette, patches" not in said
     assert "Files differed from the commit" in said and "Figures come from 3 commits" in said
     assert "abababab" in said and "ln_1: 0..2" in said and "log" not in [text.strip() for text in page.texts[:3]]
