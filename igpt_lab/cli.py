@@ -525,7 +525,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default="fashion-xs", help=model)
     add("--images", default="fashion-mini", help=images)
     add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
-    add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
+    add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
     add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
     return parser
 

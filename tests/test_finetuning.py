@@ -97,6 +97,16 @@ def test_a_gradient_reaches_every_parameter_and_what_is_out_of_reach_is_left_alo
         assert all(torch.equal(before[n], weight) for n, weight in whole.named_parameters() if n in missing)
 
 
+@pytest.mark.parametrize("layer, generative", [(3, 1.0), (2, 0.0)])
+def test_the_losses_run_on_the_meta_device(tiny, layer, generative):
+    tuning = replace(TUNING, layer=layer, generative=generative)
+    whole = finetuning._copied(tiny).to("meta")
+    classifier = finetuning._classifier(whole, ("dark", "light"), layer)
+    loss = finetuning._loss(whole, classifier, tuning, torch.ones(2, device="meta"))
+    found = loss(torch.zeros(4, 16, dtype=torch.long, device="meta"), torch.zeros(4, dtype=torch.long, device="meta"))
+    assert found.is_meta and found.shape == ()
+
+
 def changed(tiny_folder, out):
     """Which tensors of the whole network differ from those it began with."""
     before, after = read(tiny_folder)[1], read(out / "causal")[1]
