@@ -229,7 +229,7 @@ class _Work:
         return partial(self.part, model, splits, target, threading.Lock())
 
     def part(self, model, splits, target, alone, split: str, number: int, images: str) -> dict:
-        """Compute and put one part, and say what the manifest is to list; ValueError for other images than `images`."""
+        """Compute and write a part, and say what the manifest is to list; ValueError for other images than `images`."""
         positions = self.parts[split][number]
         chosen = splits[split].select(positions[positions < len(splits[split])])
         if chosen.fingerprint != images:
@@ -241,7 +241,9 @@ class _Work:
         with alone:  # what is decoded and written beside it does not keep the device waiting
             features, stats = _Runner(model, **self.how).over(tokens.tokens)
         chosen = splits[split].select(tokens.positions)
-        return target.put_part(split, number, chosen.index, chosen.labels, features, stats, tokens.skipped)
+        return target.write_part(
+            split, number, chosen.index, chosen.labels, features, stats, tokens.skipped, listed=False
+        )
 
 
 def _device_of_worker(kind: str) -> torch.device:

@@ -234,36 +234,27 @@ class FeatureStore:
         features: dict[str, np.ndarray],
         stats: dict[str, list[float]],
         skipped: Sequence[tuple[int, str]] = (),
-    ) -> None:
+        *,
+        listed: bool = True,
+    ) -> dict:
         """Write one part whole, then the manifest with it and all that other processes have listed by then.
 
         `features` maps `<point>.<layer>` to float32 (rows, D); `stats` to [max |x|, share of exact zeros, count of
         non-finite values] of the states before pooling; `skipped` holds (row in the source, reason) of the part's
-        images that could not be read. Raises OSError when there is no room; what was finished stays.
+        images that could not be read. Without `listed` the manifest stays as it is: what is returned is for `list_part`
+        to put there. Raises OSError when there is no room; what was finished stays.
         """
         data, entry = self._made(index, labels, features, stats, skipped)
         with self._room_for(split, number):
-            self._list(split, number, entry, data)
+            if listed:
+                self._list(split, number, entry, data)
+            else:
+                atomic_write(self.part(split, number), data)
         self._give_back((split, number))
-
-    def put_part(
-        self,
-        split: str,
-        number: int,
-        index: np.ndarray,
-        labels: np.ndarray | None,
-        features: dict[str, np.ndarray],
-        stats: dict[str, list[float]],
-        skipped: Sequence[tuple[int, str]] = (),
-    ) -> dict:
-        """Write the file of a part alone, as `write_part` does; returns what `list_part` puts into the manifest."""
-        data, entry = self._made(index, labels, features, stats, skipped)
-        with self._room_for(split, number):
-            atomic_write(self.part(split, number), data)
         return entry
 
     def list_part(self, split: str, number: int, entry: dict) -> None:
-        """Count a part that another machine has put; OSError where its file is not the same here."""
+        """Count a part that another machine has written; OSError where its file is not the same here."""
         path = self.part(split, number)
         if not path.is_file() or pq.read_metadata(readable(path)).num_rows != entry["rows"]:
             raise OSError(f"{path} is not here, though a worker wrote it; is the folder on a disk that all share?")
