@@ -29,7 +29,7 @@ from igpt_lab.model import ImageGPTForCausalImageModeling, ImageGPTForImageClass
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
 from igpt_lab.significance import accuracy
-from igpt_lab.training import Recipe, Trainer, batches, note_run, run
+from igpt_lab.training import Recipe, Trainer, batches, check_update, note_run, run
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class Tuning:
     def __post_init__(self):
         if min(self.steps, self.batch_size, self.patience, self.log_every, self.save_every) < 1:
             raise ValueError(f"expected steps, batch_size, patience, log_every and save_every above 0; got {self}")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
+        check_update(self)
         if not 0 <= self.cooldown <= self.steps:
             raise ValueError(f"cooldown={self.cooldown}; expected 0 to steps={self.steps}")
         if self.generative < 0 or self.classifying <= 0 or not 0 <= self.holdout < 1:

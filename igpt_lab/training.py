@@ -85,13 +85,7 @@ class Recipe:
             raise ValueError(f"expected steps and batch_size above 0, warmup and cooldown within steps; got {self}")
         if not 0 < self.validate <= self.holdout:
             raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
-        if self.optimizer not in ("adam", "muon") or self.dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(
-                f"optimizer={self.optimizer!r}, dtype={self.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
-                "'bfloat16' (float16 overflows in ImageGPT)"
-            )
+        check_update(self)
 
     def settled(self, config: ImageGPTConfig, device: torch.device) -> Recipe:
         """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
@@ -115,6 +109,17 @@ class Recipe:
             return self.learning_rate * min(1, (self.steps - step) / self.cooldown)
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def check_update(settings) -> None:
+    """ValueError for settings of a step, such as a `Recipe`, that `Trainer` cannot take."""
+    if settings.accumulate < 1 or settings.batch_size % settings.accumulate:
+        raise ValueError(f"batch_size={settings.batch_size} is no multiple of accumulate={settings.accumulate}")
+    if settings.optimizer not in ("adam", "muon") or settings.dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(
+            f"optimizer={settings.optimizer!r}, dtype={settings.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
+            "'bfloat16' (float16 overflows in ImageGPT)"
+        )
 
 
 def pretrain(

@@ -270,6 +270,9 @@ def test_another_run_in_the_folder_and_bad_input_are_refused(tiny_folder, train,
         run(tiny_folder, train, tmp_path / "b", pad=4)
     with pytest.raises(ValueError, match="no multiple of accumulate=3"):
         Tuning(accumulate=3)
+    for misspelt in ({"optimizer": "moun"}, {"dtype": "float16"}):
+        with pytest.raises(ValueError, match=f"{next(iter(misspelt.values()))!r}.*expected 'adam' or 'muon'"):
+            Tuning(**misspelt)
     assert not (tmp_path / "b").exists()
 
 
