@@ -161,6 +161,7 @@ def extract(
     runner = _Runner(model.to(device).eval(), **how)
     rows = sum(len(parts[split][n]) for split, n in todo)
     with (
+        closing(target),
         tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar,
         ThreadPoolExecutor(1) as writer,
         closing(target.claims(todo)) as claims,
@@ -273,6 +274,7 @@ def _on_cluster(
 
     rows = sum(len(work.parts[split][n]) for split, n in todo)
     with (
+        closing(target),
         tqdm(total=rows, desc=f"features of {target.key['model']}", unit="image", disable=not progress) as bar,
         closing(tasks()) as claimed,
         closing(

@@ -194,11 +194,12 @@ class FeatureStore:
         return found
 
     def claims(self, todo: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int] | None]:
-        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or the loop's end.
+        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or `close`.
 
-        A part that another process finished is left out. Those that others are at come last, when they are finished,
-        or their process is gone; None says that there is nothing but those. Two processes that compute one
-        part in spite of this write the same.
+        The loop's end gives none back, as who prepares parts ahead is still at the last ones; a loop that is closed
+        before its end gives all back. A part that another process finished is left out. Those that others are at come
+        last, when they are finished, or their process is gone; None says that there is nothing but those. Two processes
+        that compute one part in spite of this write the same.
         """
         waiting = list(todo)
         try:
@@ -221,9 +222,14 @@ class FeatureStore:
                     if self._claims:  # whoever prepares parts ahead ends its own before it waits for those of others
                         yield None
                 waiting = elsewhere
-        finally:
-            for part in list(self._claims):
-                self._give_back(part)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what this process has claimed and not written."""
+        for part in list(self._claims):
+            self._give_back(part)
 
     def write_part(
         self,
