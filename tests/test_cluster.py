@@ -209,6 +209,7 @@ def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeyp
                     psutil.wait_procs([victim], timeout=5)
 
     monkeypatch.setattr(FeatureStore, "list_part", in_step)
+    monkeypatch.setattr(cluster, "DEATHS", 21)  # chance may take one part's worker five times of twenty
     killer = threading.Thread(target=kill)
     killer.start()
     try:
