@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 import igpt_lab as lab
-from benchmarks.harness import Result, flops, matmul, race, rate, row
+from benchmarks.harness import Result, matmul, race, rate, row
 from benchmarks.nanogpt import GPT
 from igpt_lab.model import align, memory_kept
+from igpt_lab.planning import flops
 from igpt_lab.training import Recipe, Trainer
 
 # (blocks, D, heads, T, V), images a step

@@ -125,9 +125,10 @@ def finetune(
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
     found = lab.classify(lab.load_classifier(out, device=device), test)
-    record = lab.RunRecord("finetune", {"model": model, "images": images, **found.accuracy()}, seed=tuning["seed"])
-    confusion = lab.figures.confusion_matrix(found.confusion(), title=f"{loaded.name}, fine-tuned on {train.name}")
-    files = lab.figures.save_figure(confusion, Path(out) / "confusion", data=found.confusion(), record=record)
+    reached, counts = found.accuracy(), found.confusion()
+    record = lab.RunRecord("finetune", {"model": model, "images": images, **reached}, seed=tuning["seed"])
+    confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
+    files = lab.figures.save_figure(confusion, Path(out) / "confusion", data=counts, record=record)
     if len(wrong := found.mistakes()) and hasattr(test, "column"):
         table = found.table().iloc[wrong]
         shown = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
@@ -565,7 +566,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--model", default="fashion-xs", help=model)
     add("--images", default="fashion-mini", help=images)
     add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
-    add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
+    add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
     add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
     return parser
 

@@ -161,6 +161,7 @@ def extract(
     runner = _Runner(model.to(device).eval(), **how)
     rows = sum(len(parts[split][n]) for split, n in todo)
     with (
+        closing(target),
         tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar,
         ThreadPoolExecutor(1) as writer,
         closing(target.claims(todo)) as claims,
@@ -229,7 +230,7 @@ class _Work:
         return partial(self.part, model, splits, target, threading.Lock())
 
     def part(self, model, splits, target, alone, split: str, number: int, images: str) -> dict:
-        """Compute and put one part, and say what the manifest is to list; ValueError for other images than `images`."""
+        """Compute and write a part, and say what the manifest is to list; ValueError for other images than `images`."""
         positions = self.parts[split][number]
         chosen = splits[split].select(positions[positions < len(splits[split])])
         if chosen.fingerprint != images:
@@ -241,7 +242,9 @@ class _Work:
         with alone:  # what is decoded and written beside it does not keep the device waiting
             features, stats = _Runner(model, **self.how).over(tokens.tokens)
         chosen = splits[split].select(tokens.positions)
-        return target.put_part(split, number, chosen.index, chosen.labels, features, stats, tokens.skipped)
+        return target.write_part(
+            split, number, chosen.index, chosen.labels, features, stats, tokens.skipped, listed=False
+        )
 
 
 def _device_of_worker(kind: str) -> torch.device:
@@ -271,6 +274,7 @@ def _on_cluster(
 
     rows = sum(len(work.parts[split][n]) for split, n in todo)
     with (
+        closing(target),
         tqdm(total=rows, desc=f"features of {target.key['model']}", unit="image", disable=not progress) as bar,
         closing(tasks()) as claimed,
         closing(

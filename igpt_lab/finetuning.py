@@ -7,7 +7,6 @@ in front, as in pretraining: so must whoever loads it (`classify` does, or `mode
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,14 +22,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from igpt_lab.checkpoints import CheckpointError, read_json, resolve, write_json
+from igpt_lab.checkpoints import CheckpointError, read_json, resolve
 from igpt_lab.data import ImageSet, TokenSet, few_per_class, stratified_split
 from igpt_lab.extraction import load_model, tokens_of
 from igpt_lab.model import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, align, best_device
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
-from igpt_lab.provenance import digest, versions
+from igpt_lab.provenance import digest
 from igpt_lab.significance import accuracy
-from igpt_lab.training import Recipe, Trainer, batches, refuse_another, run, same_rates
+from igpt_lab.training import Recipe, Trainer, batches, check_update, note_run, run
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class Tuning:
     def __post_init__(self):
         if min(self.steps, self.batch_size, self.patience, self.log_every, self.save_every) < 1:
             raise ValueError(f"expected steps, batch_size, patience, log_every and save_every above 0; got {self}")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
+        check_update(self)
         if not 0 <= self.cooldown <= self.steps:
             raise ValueError(f"cooldown={self.cooldown}; expected 0 to steps={self.steps}")
         if self.generative < 0 or self.classifying <= 0 or not 0 <= self.holdout < 1:
@@ -138,7 +136,12 @@ def finetune(
     names = images.label_names or tuple(map(str, range(labels.max() + 1)))
     train, held = stratified_split(labels, tuning.holdout, seed=tuning.seed) if tuning.holdout else (
         np.arange(len(labels)), np.zeros(0, np.int64))  # fmt: skip
-    _same_run(out, tuning, tokens, labels, whole)
+    made = {
+        "tuning": asdict(tuning), "alignment": "sos",
+        "images": digest(tokens.tobytes() + labels.astype("<i8").tobytes()),
+        "model": digest(save({name: tensor.cpu() for name, tensor in whole.state_dict().items()})),
+    }  # fmt: skip
+    note_run(out / "finetuning.json", made, "tuning", tuning)
     classifier = _classifier(whole, names, tuning.layer)
     if processor is not None:
         processor.save_pretrained(out), processor.save_pretrained(out / "causal")
@@ -427,21 +430,3 @@ def _is_over(log: list[dict], tuning: Tuning) -> bool:
     if not log:
         return False
     return log[-1]["step"] >= tuning.steps or tuning.holdout > 0 and len(log) - 1 - _best(log) >= tuning.patience
-
-
-def _same_run(
-    out: Path, tuning: Tuning, tokens: np.ndarray, labels: np.ndarray, whole: ImageGPTForCausalImageModeling
-) -> None:
-    """Note what a run is made of beside its weights, or compare it with what began the run."""
-    images = digest(tokens.tobytes() + labels.astype("<i8").tobytes())
-    begun_from = digest(save({name: tensor.cpu() for name, tensor in whole.state_dict().items()}))
-    made = {"tuning": asdict(tuning), "alignment": "sos", "images": images, "model": begun_from}
-    path, made = out / "finetuning.json", json.loads(json.dumps(made))
-    if path.exists():
-        begun = read_json(path)
-        begun["tuning"] = json.loads(json.dumps(asdict(Tuning(**begun["tuning"]))))  # it may be older than some fields
-        if same_rates(out, Tuning(**begun["tuning"]), tuning):
-            begun["tuning"] |= {name: made["tuning"][name] for name in ("steps", "cooldown")}
-        refuse_another(out, begun, made)
-        made["versions"] = begun["versions"]
-    write_json(path, {"versions": versions()} | made)

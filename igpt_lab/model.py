@@ -1024,11 +1024,15 @@ def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
     return torch.cat([torch.full_like(tokens[:, :1], config.vocab_size - 1), tokens[:, :-1]], dim=1)
 
 
-def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
-    """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T)."""
+def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T).
+
+    With `reduction="none"` that of each pixel, (N, T).
+    """
     if model.config.bidirectional:
         raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
-    return _cross_entropy(model(align(tokens, "sos", model.config), use_cache=False).logits, tokens)
+    found = _cross_entropy(model(align(tokens, "sos", model.config), use_cache=False).logits, tokens, reduction)
+    return found.view_as(tokens) if reduction == "none" else found
 
 
 def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, masked: Tensor) -> Tensor:
@@ -1042,6 +1046,6 @@ def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, mas
     return model(tokens, masked=masked, labels=tokens).loss
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
     """Mean of -log p over (..., V) and int64 (...) where the label is not -100, in float32 or wider."""
-    return F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten())
+    return F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten(), reduction=reduction)

@@ -21,12 +21,11 @@ def plan(config: ImageGPTConfig, images: int, *, devices: str = "1xH100", share:
     ValueError for a device that is not known.
     """
     count, rate, memory = _devices(devices)
-    layers, width, positions = config.n_layer, config.n_embd, config.n_positions
-    inner = config.n_inner or 4 * width
-    weights = layers * (4 * width**2 + 2 * width * inner)
-    one = positions * (2 * weights + 4 * layers * width * (positions + 1) / 2)
+    layers, width, positions, inner = config.n_layer, config.n_embd, config.n_positions, _inner(config)
+    one = flops(config)
     row, batch = 4 * width * (layers + 1), default_batch(config, _Accelerator)
-    held = 4 * (weights + width * (positions + config.vocab_size)) + 4 * batch * positions * (8 * width + 2 * inner)
+    states = batch * positions * (8 * width + 2 * inner)
+    held = 4 * (_weights(config) + width * (positions + config.vocab_size) + states)
     seconds = images * one / (count * rate * share)
     parts = -(-images // ROWS)
     return {
@@ -35,6 +34,26 @@ def plan(config: ImageGPTConfig, images: int, *, devices: str = "1xH100", share:
         "device_bytes": held, "device_memory": memory, "host_bytes": min(images, ROWS) * row * 5,
         "disk_bytes_per_second": images * (16 + row) / seconds,
     }  # fmt: skip
+
+
+def flops(config: ImageGPTConfig, *, head: bool = False, square: bool = False) -> float:
+    """Of a forward pass over an image, a multiply-add being two. Training takes three times as many.
+
+    Attention counts the positions that each one sees, or all of T x T where `square`, as is common elsewhere.
+    """
+    positions, width = config.n_positions, config.n_embd
+    seen = positions if square else (positions + 1) / 2
+    weights = _weights(config) + head * width * config.n_colours
+    return positions * (2 * weights + 4 * config.n_layer * width * seen)
+
+
+def _weights(config: ImageGPTConfig) -> int:
+    """Of the blocks' matrices."""
+    return config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * _inner(config))
+
+
+def _inner(config: ImageGPTConfig) -> int:
+    return config.n_inner or 4 * config.n_embd
 
 
 class _Accelerator:

@@ -195,11 +195,12 @@ class FeatureStore:
         return found
 
     def claims(self, todo: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int] | None]:
-        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or the loop's end.
+        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or `close`.
 
-        A part that another process finished is left out. Those that others are at come last, when they are finished,
-        or their process is gone; None says that there is nothing but those. Two processes that compute one
-        part in spite of this write the same.
+        The loop's end gives none back, as who prepares parts ahead is still at the last ones; a loop that is closed
+        before its end gives all back. A part that another process finished is left out. Those that others are at come
+        last, when they are finished, or their process is gone; None says that there is nothing but those. Two processes
+        that compute one part in spite of this write the same.
         """
         waiting = list(todo)
         try:
@@ -222,9 +223,14 @@ class FeatureStore:
                     if self._claims:  # whoever prepares parts ahead ends its own before it waits for those of others
                         yield None
                 waiting = elsewhere
-        finally:
-            for part in list(self._claims):
-                self._give_back(part)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what this process has claimed and not written."""
+        for part in list(self._claims):
+            self._give_back(part)
 
     def write_part(
         self,
@@ -235,36 +241,27 @@ class FeatureStore:
         features: dict[str, np.ndarray],
         stats: dict[str, list[float]],
         skipped: Sequence[tuple[int, str]] = (),
-    ) -> None:
+        *,
+        listed: bool = True,
+    ) -> dict:
         """Write one part whole, then the manifest with it and all that other processes have listed by then.
 
         `features` maps `<point>.<layer>` to float32 (rows, D); `stats` to [max |x|, share of exact zeros, count of
         non-finite values] of the states before pooling; `skipped` holds (row in the source, reason) of the part's
-        images that could not be read. Raises OSError when there is no room; what was finished stays.
+        images that could not be read. Without `listed` the manifest stays as it is: what is returned is for `list_part`
+        to put there. Raises OSError when there is no room; what was finished stays.
         """
         data, entry = self._made(index, labels, features, stats, skipped)
         with self._room_for(split, number):
-            self._list(split, number, entry, data)
+            if listed:
+                self._list(split, number, entry, data)
+            else:
+                atomic_write(self.part(split, number), data)
         self._give_back((split, number))
-
-    def put_part(
-        self,
-        split: str,
-        number: int,
-        index: np.ndarray,
-        labels: np.ndarray | None,
-        features: dict[str, np.ndarray],
-        stats: dict[str, list[float]],
-        skipped: Sequence[tuple[int, str]] = (),
-    ) -> dict:
-        """Write the file of a part alone, as `write_part` does; returns what `list_part` puts into the manifest."""
-        data, entry = self._made(index, labels, features, stats, skipped)
-        with self._room_for(split, number):
-            atomic_write(self.part(split, number), data)
         return entry
 
     def list_part(self, split: str, number: int, entry: dict) -> None:
-        """Count a part that another machine has put; OSError where its file is not the same here."""
+        """Count a part that another machine has written; OSError where its file is not the same here."""
         path = self.part(split, number)
         if not path.is_file() or pq.read_metadata(readable(path)).num_rows != entry["rows"]:
             raise OSError(f"{path} is not here, though a worker wrote it; is the folder on a disk that all share?")

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -34,7 +33,6 @@ from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
-    align,
     best_device,
     memory_kept,
     next_pixel_loss,
@@ -87,13 +85,7 @@ class Recipe:
             raise ValueError(f"expected steps and batch_size above 0, warmup and cooldown within steps; got {self}")
         if not 0 < self.validate <= self.holdout:
             raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
-        if self.optimizer not in ("adam", "muon") or self.dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(
-                f"optimizer={self.optimizer!r}, dtype={self.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
-                "'bfloat16' (float16 overflows in ImageGPT)"
-            )
+        check_update(self)
 
     def settled(self, config: ImageGPTConfig, device: torch.device) -> Recipe:
         """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
@@ -117,6 +109,17 @@ class Recipe:
             return self.learning_rate * min(1, (self.steps - step) / self.cooldown)
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def check_update(settings) -> None:
+    """ValueError for settings of a step, such as a `Recipe`, that `Trainer` cannot take."""
+    if settings.accumulate < 1 or settings.batch_size % settings.accumulate:
+        raise ValueError(f"batch_size={settings.batch_size} is no multiple of accumulate={settings.accumulate}")
+    if settings.optimizer not in ("adam", "muon") or settings.dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(
+            f"optimizer={settings.optimizer!r}, dtype={settings.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
+            "'bfloat16' (float16 overflows in ImageGPT)"
+        )
 
 
 def pretrain(
@@ -146,7 +149,9 @@ def pretrain(
             f"batch_size={recipe.batch_size} is less than an image for each of {parallel.world()} processes"
         )
     with parallel.first_alone():
-        recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
+        recipe = recipe.settled(config, device)
+        made = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
+        note_run(out / "training.json", made, "recipe", recipe, _upgraded)
         if processor is not None and parallel.rank() == 0:
             processor.save_pretrained(out)
     model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
@@ -220,13 +225,10 @@ def losses_of(
 
     Start token in front, all T pixels scored. Divided by ln 2 they are bits per pixel, as a token is a pixel.
     """
-    if model.config.bidirectional:
-        raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
     found = []
     for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
         pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64)).to(model.device)
-        logits = model(align(pixels, "sos", model.config), use_cache=False).logits
-        found.append(F.cross_entropy(logits.float().transpose(1, 2), pixels, reduction="none").mean(1))
+        found.append(next_pixel_loss(model, pixels, reduction="none").mean(1))
     return torch.cat(found).cpu().numpy().astype(np.float64) if found else np.zeros(0)
 
 
@@ -443,36 +445,38 @@ def _flipped(batch: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.where(random.random(len(batch))[:, None, None] < 0.5, images[:, :, ::-1], images).reshape(batch.shape)
 
 
-def _same_run(out: Path, config: ImageGPTConfig, recipe: Recipe, tokens: str) -> Recipe:
-    """Note what a run is made of beside its weights, or compare it with what began the run."""
-    path, run = out / "training.json", {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": tokens}
+def note_run(path: Path, run: dict, part: str, settings, upgrade: Callable[[dict], None] = lambda begun: None) -> None:
+    """Note in a file what a run is made of, or compare it with what began the run: ValueError names what differs.
+
+    `run[part]` are `settings`, whose `steps` and `cooldown` may change while the steps that were taken keep their
+    learning rates. `upgrade` fills in what the file of an older run has not.
+    """
     run = json.loads(json.dumps(run))
     if not path.exists():
-        write_json(path, {**run, "versions": versions()})
-        return recipe
+        write_json(path, run | {"versions": versions()})
+        return
     begun = read_json(path)
-    # A run may be older than some fields.
-    begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
-    older = {"dtype": "float32", "compile": False}
-    begun["recipe"] = json.loads(json.dumps(asdict(Recipe(**older | begun["recipe"]))))
-    if same_rates(path.parent, Recipe(**begun["recipe"]), recipe):
-        begun["recipe"] |= {name: run["recipe"][name] for name in ("steps", "cooldown")}
-    refuse_another(path.parent, begun, run)
-    write_json(path, begun)
-    return recipe
-
-
-def refuse_another(out: Path, begun: dict, run: dict) -> None:
-    """ValueError where `out` holds a run that was begun with something else; it names what differs."""
-    for part in run:
-        if begun.get(part) != run[part]:
+    upgrade(begun)
+    earlier = type(settings)(**begun[part])
+    begun[part] = json.loads(json.dumps(asdict(earlier)))
+    if _same_rates(path.parent, earlier, settings):
+        begun[part] |= {name: run[part][name] for name in ("steps", "cooldown")}
+    for name in run:
+        if begun.get(name) != run[name]:
             raise ValueError(
-                f"{out} holds a run whose {part} differs: {begun.get(part)} there, {run[part]} here; "
+                f"{path.parent} holds a run whose {name} differs: {begun.get(name)} there, {run[name]} here; "
                 "choose another folder, or the same arguments to go on"
             )
+    write_json(path, begun)
 
 
-def same_rates(out: Path, begun, recipe) -> bool:
+def _upgraded(begun: dict) -> None:
+    """A pretraining may be older than some fields."""
+    begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
+    begun["recipe"] = {"dtype": "float32", "compile": False} | begun["recipe"]
+
+
+def _same_rates(out: Path, begun, recipe) -> bool:
     """Would the steps that were taken have had the same learning rates?"""
     state, taken = out / "state.safetensors", 0
     if state.exists():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -185,17 +186,30 @@ def test_shares_of_processes_at_once(tiny_folder, many, tmp_path):
     np.testing.assert_array_equal(found.layer("ln_1", 3, "train"), monkey.layer("ln_1", 3, "train"))
 
 
-def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers):
+def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeypatch):
     images, killed, ended = load_images(many, "train"), [], threading.Event()
+    listed, list_part = [], FeatureStore.list_part
+
+    def in_step(self, split, number, entry):
+        """However fast the machine is, the twentieth comes before the sixtieth part."""
+        listed.append(number)
+        until = time.monotonic() + 60
+        while len(killed) < len(listed) // 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        list_part(self, split, number, entry)
 
     def kill():
         rng = random.Random(0)
         while len(killed) < 20 and not ended.wait(rng.uniform(0.02, 0.3)):
             if alive := processes(two_workers):
-                os.kill(victim := rng.choice(alive), signal.SIGKILL)
-                killed.append(victim)
-                psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=5)
+                with suppress(psutil.NoSuchProcess):  # its nanny has not seen yet that it is gone
+                    victim = psutil.Process(rng.choice(alive))
+                    victim.kill()
+                    killed.append(victim.pid)
+                    psutil.wait_procs([victim], timeout=5)
 
+    monkeypatch.setattr(FeatureStore, "list_part", in_step)
+    monkeypatch.setattr(cluster, "DEATHS", 21)  # chance may take one part's worker five times of twenty
     killer = threading.Thread(target=kill)
     killer.start()
     try:

@@ -97,6 +97,16 @@ def test_a_gradient_reaches_every_parameter_and_what_is_out_of_reach_is_left_alo
         assert all(torch.equal(before[n], weight) for n, weight in whole.named_parameters() if n in missing)
 
 
+@pytest.mark.parametrize("layer, generative", [(3, 1.0), (2, 0.0)])
+def test_the_losses_run_on_the_meta_device(tiny, layer, generative):
+    tuning = replace(TUNING, layer=layer, generative=generative)
+    whole = finetuning._copied(tiny).to("meta")
+    classifier = finetuning._classifier(whole, ("dark", "light"), layer)
+    loss = finetuning._loss(whole, classifier, tuning, torch.ones(2, device="meta"))
+    found = loss(torch.zeros(4, 16, dtype=torch.long, device="meta"), torch.zeros(4, dtype=torch.long, device="meta"))
+    assert found.is_meta and found.shape == ()
+
+
 def changed(tiny_folder, out):
     """Which tensors of the whole network differ from those it began with."""
     before, after = read(tiny_folder)[1], read(out / "causal")[1]
@@ -260,6 +270,9 @@ def test_another_run_in_the_folder_and_bad_input_are_refused(tiny_folder, train,
         run(tiny_folder, train, tmp_path / "b", pad=4)
     with pytest.raises(ValueError, match="no multiple of accumulate=3"):
         Tuning(accumulate=3)
+    for misspelt in ({"optimizer": "moun"}, {"dtype": "float16"}):
+        with pytest.raises(ValueError, match=f"{next(iter(misspelt.values()))!r}.*expected 'adam' or 'muon'"):
+            Tuning(**misspelt)
     assert not (tmp_path / "b").exists()
 
 

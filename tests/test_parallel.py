@@ -16,19 +16,7 @@ def pretrain(images, out, processes, steps):
     """The command, by torchrun where there are several processes; its losses, and what is in its state."""
     command = ["pretrain", images, "--out", out, "--side", 4, "--colours", 8, "--layers", 2, "--width", 8]
     command += ["--holdout", 10, "--validate", 10, "--batch-size", 7, "--steps", steps, "--warmup", 2, "--cooldown", 1]
-    command += [
-        "--log-every",
-        1,
-        "--save-every",
-        1,
-        "--snapshots",
-        1,
-        "--dtype",
-        "float32",
-        "--clip",
-        1,
-        "--no-compile",
-    ]
+    command += "--log-every 1 --save-every 1 --snapshots 1 --dtype float32 --clip 1 --no-compile".split()
     start = ["-m", "igpt_lab"]
     if processes > 1:
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *start]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -211,6 +212,16 @@ def test_a_part_is_claimed_by_one(tmp_path):
     assert next(theirs) == ("train", 0)
     theirs.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_are_held_after_the_loop_s_end_until_their_part_is_written(tmp_path):
+    store, each = FeatureStore.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
+    locks = [Path(store_module.lock_of(store.path, f".train.{n}").lock_file) for n in (0, 1)]
+    assert list(store.claims(each)) == each and all(map(store_module.held, locks))
+    store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    assert [store_module.held(lock) for lock in locks] == [False, True]
+    store.close()
+    assert not any(map(store_module.held, locks))
 
 
 def test_stale_manifests_are_found_and_mended(tmp_path):
