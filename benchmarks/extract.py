@@ -20,10 +20,11 @@ import pandas as pd
 import torch
 
 import igpt_lab as lab
-from benchmarks.harness import Result, flops, in_turns, matmul, race, rate, row
+from benchmarks.harness import Result, in_turns, matmul, race, rate, row
 from igpt_lab.data import TokenSet
 from igpt_lab.extraction import default_batch
 from igpt_lab.model import align
+from igpt_lab.planning import flops
 from igpt_lab.store import FeatureKey, FeatureStore
 
 S = dataclasses.replace(lab.SIZES["S"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)

@@ -85,17 +85,6 @@ def rate(result: Result, size: int = 2048) -> float:
     return 5 * 2 * size**3 / result.seconds / 1e9
 
 
-def flops(config, *, head: bool = False, square: bool = False) -> float:
-    """Of a forward pass over an image, a multiply-add being two. Training takes three times as many.
-
-    Attention counts the positions that each one sees, or all of T x T where `square`, as is common elsewhere.
-    """
-    positions, width = config.n_positions, config.n_embd
-    seen = positions if square else (positions + 1) / 2
-    weights = 12 * config.n_layer * width**2 + head * width * config.n_colours
-    return positions * (2 * weights + 4 * config.n_layer * width * seen)
-
-
 def line(row: dict) -> str:
     """A row for the terminal."""
     peer = f"  {row['peer_name']} {_short(row['peer'])}  ratio {_short(row['ratio'])}" if row["peer_name"] else ""

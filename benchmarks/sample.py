@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 import igpt_lab as lab
-from benchmarks.harness import Result, flops, matmul, race, rate, row
+from benchmarks.harness import Result, matmul, race, rate, row
 from igpt_lab.decoding import Decoder
+from igpt_lab.planning import flops
 
 S = dataclasses.replace(lab.SIZES["S"], n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 XS = dataclasses.replace(S, vocab_size=33, n_positions=400, n_embd=64, n_layer=16, n_head=2)

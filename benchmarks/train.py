@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 import igpt_lab as lab
-from benchmarks.harness import Result, flops, matmul, race, rate, row
+from benchmarks.harness import Result, matmul, race, rate, row
 from benchmarks.nanogpt import GPT
 from igpt_lab.model import align, memory_kept
-from igpt_lab.training import Recipe, _Trainer
+from igpt_lab.planning import flops
+from igpt_lab.training import Recipe, Trainer
 
 # (blocks, D, heads, T, V), images a step
 SHAPES = {
@@ -77,9 +78,10 @@ def tokens_of(config: lab.ImageGPTConfig, batch: int, extra: int = 0) -> np.ndar
 
 
 def ours(shape: tuple, batch: int, compile: bool) -> Callable:
-    config, cpu = config_of(shape), torch.device("cpu")
-    recipe = Recipe(steps=100_000, batch_size=batch, compile=compile).settled(config, cpu)
-    trainer, tokens = _Trainer(config, recipe, cpu, Path("absent")), tokens_of(config, batch)
+    config = config_of(shape)
+    recipe = Recipe(steps=100_000, batch_size=batch, compile=compile).settled(config, torch.device("cpu"))
+    model, tokens = lab.ImageGPTForCausalImageModeling(config), tokens_of(config, batch)
+    trainer = Trainer(model, recipe, Path("absent"), lambda pixels: lab.next_pixel_loss(model, pixels))
     kept = ExitStack()  # as long as the call lives
     kept.enter_context(memory_kept())
 

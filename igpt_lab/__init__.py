@@ -3,7 +3,9 @@
 import igpt_lab as lab offers the main names; each is imported when it is first used.
 """
 
+import difflib
 import importlib
+import sys
 
 __version__ = "0.1.0"
 
@@ -22,9 +24,12 @@ _HOME = {
     "RunRecord": "provenance",
     "SIZES": "model",
     "StoredLayers": "store",
+    "Tuning": "finetuning",
     "ablate_protocol": "ablation",
     "check": "checks",
+    "checkpoints_of": "dynamics",
     "cka": "geometry",
+    "classify": "finetuning",
     "compare": "significance",
     "compare_layers": "probes",
     "compare_samples": "likeness",
@@ -37,11 +42,13 @@ _HOME = {
     "extract": "extraction",
     "features_of": "likeness",
     "few_per_class": "data",
+    "finetune": "finetuning",
     "fit_logistic": "logistic",
     "fit_palette": "pixels",
     "intrinsic_dimension": "geometry",
     "label_overlap": "geometry",
     "layer_table": "significance",
+    "load_classifier": "finetuning",
     "load_images": "data",
     "load_model": "extraction",
     "load_tokens": "data",
@@ -52,6 +59,7 @@ _HOME = {
     "peak_set": "significance",
     "pretrain": "training",
     "prime_rows": "sampling",
+    "probe_checkpoints": "dynamics",
     "probe_few_labels": "probes",
     "probe_layers": "probes",
     "probe_neighbours": "probes",
@@ -71,8 +79,14 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(f"igpt_lab.{_HOME[name]}"), name)
     if name in _MODULES:
         return importlib.import_module(f"igpt_lab.{name}")
-    raise AttributeError(f"igpt_lab has no {name!r}; it has {', '.join(__all__)}")
+    close = difflib.get_close_matches(name, __all__, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(__all__)}"
+    raise AttributeError(f"igpt_lab has no {name!r}; {hint}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "IPython" in sys.modules:  # in a notebook a failing cell says first what to do
+    importlib.import_module("igpt_lab.cells").explain_errors()

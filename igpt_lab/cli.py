@@ -1,4 +1,4 @@
-"""Thin commands over the package: extract, check, ablate, stores, loss, pretrain, sample, reproduce and others."""
+"""Thin commands over the package: extract, check, ablate, loss, pretrain, finetune, sample, reproduce and others."""
 
 from __future__ import annotations
 
@@ -16,22 +16,32 @@ from pathlib import Path
 import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
-NOTEBOOKS = ("01_features", "02_layer_probe", "03_few_labels", "04_gallery", "05_protocol", "06_geometry")
+NOTEBOOKS = (
+    "00_tour",
+    "01_features",
+    "02_layer_probe",
+    "03_few_labels",
+    "04_gallery",
+    "05_protocol",
+    "06_geometry",
+    "08_fine_tuning",
+)
 CURVE = "02_layer_probe"  # the notebook that the summary is of
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2}
+QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2, "steps": 3}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input ends in one line on stderr and exit code 1."""
-    options = vars(_parser().parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = vars(_parser("".join(arguments[:1])).parse_args(arguments))
     command = options.pop("command")
     try:
         return command(**options) or 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
-        print(f"igpt-lab: {stopped or 'stopped'}; what was finished is kept", file=sys.stderr)
+        print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)
         return 130
 
 
@@ -67,18 +77,19 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
     print(found.describe(), *files, sep="\n")
 
 
-def loss(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
-    """A model's loss over the images of a split."""
+def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
+    """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.extraction import tokens_of
-    from igpt_lab.training import next_pixel_loss_of
+    from igpt_lab.training import losses_of
 
     loaded = lab.load_model(model, revision=revision)
     if loaded.config.bidirectional:
         raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
     tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
-    nats = next_pixel_loss_of(loaded, tokens, progress=True)
-    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats:.4f} nats per token, "
-          f"{nats / math.log(2):.4f} bits per pixel")  # fmt: skip
+    nats = losses_of(loaded, tokens, progress=True)
+    error = nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats.mean():.4f} nats per token (standard error "
+          f"{error:.4f}), {nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")  # fmt: skip
 
 
 def pretrain(
@@ -87,18 +98,58 @@ def pretrain(
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     import numpy as np
 
+    from igpt_lab import parallel
+
     source = lab.load_images(images, "train", limit=limit)
-    if not Path(out, "preprocessor_config.json").exists():
-        blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
-        palette = lab.fit_palette(blank.resize(source.images()), colours)
-        lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
-    processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
-    config = lab.ImageGPTConfig(
-        vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    tokens = lab.tokenize(source, processor)
-    print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+    with parallel.together():
+        with parallel.first_alone():
+            if not Path(out, "preprocessor_config.json").exists():
+                blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
+                palette = lab.fit_palette(blank.resize(source.images()), colours)
+                lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
+        processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
+        config = lab.ImageGPTConfig(
+            vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        tokens = lab.tokenize(source, processor)
+        print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+
+
+def finetune(
+    model: str, images: str, out: str, limit: int | None, random: bool, device: str | None, revision: str | None,
+    **tuning,
+) -> None:  # fmt: skip
+    """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
+    loaded = lab.load_model(model, revision=revision, random=random)
+    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+    found = lab.classify(lab.load_classifier(out, device=device), test)
+    reached, counts = found.accuracy(), found.confusion()
+    record = lab.RunRecord("finetune", {"model": model, "images": images, **reached}, seed=tuning["seed"])
+    confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
+    files = lab.figures.save_figure(confusion, Path(out) / "confusion", data=counts, record=record)
+    if len(wrong := found.mistakes()) and hasattr(test, "column"):
+        table = found.table().iloc[wrong]
+        shown = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
+        gallery = lab.figures.gallery(loaded.processor.resize(test.images(wrong)), columns=4, scale=12, titles=shown)
+        files += lab.figures.save_figure(gallery, Path(out) / "mistakes", data=table, record=record)
+    low, high = (found.accuracy()[end] for end in ("low", "high"))
+    print(f"{found.correct.mean():.1%} [{low:.1%}, {high:.1%}] of {len(test):,} test images right", *files, sep="\n")
+
+
+def classify(folder: str, files: list[str], top: int, device: str | None) -> None:
+    """Print the most probable labels of picture files, by a model that `finetune` wrote."""
+    from PIL import Image
+
+    model, pictures = lab.load_classifier(folder, device=device), []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(picture.convert("RGB"))
+    found = lab.classify(model, pictures)
+    for file, chances in zip(files, found.probabilities, strict=True):
+        best = sorted(range(len(chances)), key=lambda k: -chances[k])[:top]
+        print(f"{file}  " + "  ".join(f"{found.names[k]} {chances[k]:.1%}" for k in best))
 
 
 def sample(
@@ -179,6 +230,45 @@ def download_openai(size: str | None, step: int, bert: bool, datasets: list[str]
     for name in datasets:
         tokens = Path(cache or openai.cache_folder()) / "datasets" / name
         print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
+
+
+def figures(folder: str, style: str, out: str | None) -> int:
+    """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
+    files = [file for file in sorted(Path(folder).glob("*.json")) if file.with_suffix(".csv").exists()]
+    if not files:
+        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
+    target, undrawn = Path(out or Path(folder) / style), []
+    for file in files:
+        try:
+            print(lab.figures.redraw(file, target / file.stem, style=style)[1])
+        except ValueError as error:
+            undrawn.append(f"igpt-lab: {error}")
+    print(*undrawn, sep="\n", end="\n" if undrawn else "", file=sys.stderr)
+    return int(bool(undrawn))
+
+
+def report(run: str, out: str | None, pdf: bool) -> None:
+    """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium."""
+    from igpt_lab.report import write_report
+
+    written = write_report(run, out, pdf=pdf)
+    print(*written, sep="\n")
+    if pdf and len(written) == 1:
+        print(
+            "igpt-lab: no Chromium is installed, so there is no pdf; print the page from any browser", file=sys.stderr
+        )
+
+
+def plan(model: str, images: str, devices: str) -> None:
+    """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
+    from igpt_lab import checkpoints, planning
+
+    config = lab.SIZES[model] if model in lab.SIZES else None
+    if config is None:
+        config = lab.ImageGPTConfig.from_pretrained(checkpoints.resolve(model, weights=False))
+    count = planning.IMAGES.get(images) or (int(images) if images.isdigit() else None)
+    count = count or sum(len(lab.load_images(images, split)) for split in ("train", "test"))
+    print(planning.describe(planning.plan(config, count, devices=devices)))
 
 
 def stores(root: str) -> None:
@@ -350,7 +440,14 @@ def _tidy(notebook) -> None:
             ]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _share(text: str) -> tuple[int, int]:
+    """3/8 as (3, 8)."""
+    number, of = text.split("/")
+    return int(number), int(of)
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """All commands; a recipe's fields, which take torch to read, are options only where their command is chosen."""
     parser = argparse.ArgumentParser(prog="igpt-lab", description=lab.__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model, images = "bundled name, folder or Hub name of a model", "bundled name, folder, Parquet or Hub name of images"
@@ -375,6 +472,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=["float32", "bfloat16"], help="of the matrix products (bfloat16 on CUDA, else float32)")
     add("--batch-size", type=int, help="images at a time (by the device)")
     add("--on-bad-image", choices=["error", "skip"], default="error", help="(error)")
+    add("--engine", choices=["local", "dask"], default="local", help="dask: on the workers of a cluster (local)")
+    add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://...; without it workers are started here")
+    add("--workers", type=int, help="processes with --engine dask (one a device), else threads that decode")
+    add("--deadline", type=float, help="seconds that a worker may take for a part (20 times what is usual)")
+    add("--part", type=_share, metavar="I/N", help="every N-th part from the I-th on, for job arrays (all)")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
@@ -391,7 +493,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
-    add = command(loss, model=model, images=images).add_argument
+    add = command(evaluate, model=model, images=images).add_argument
     add("--split", default="test")
     add("--limit", type=int, help="at most so many images")
     add("--revision", help="branch, tag or commit of a model on the Hub")
@@ -401,15 +503,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
         add(f"--{name}", type=int, default=default, help=f"({default})")
     add("--limit", type=int, help="at most so many images")
-    for field in fields(lab.Recipe):
-        if field.name != "betas":
-            given = {"required": True} if field.default is MISSING else {"default": field.default}
-            name, kind = f"--{field.name.replace('_', '-')}", field.type.removesuffix(" | None")
-            if kind == "bool":
-                add(name, action=argparse.BooleanOptionalAction, **given)
-            else:
-                kind = {"int": int, "float": float, "str": str}[kind]
-                add(name, type=kind, help=f"({given.get('default', 'required')})", **given)
+    if chosen == "pretrain":
+        _add_fields(add, lab.Recipe)
+
+    add = command(finetune, model=model, images=images).add_argument
+    add("--out", required=True, help="folder for the classifier, its log, and what it gets wrong")
+    add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
+    add("--random", action="store_true", help="from scratch: draw the weights anew")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
+    if chosen == "finetune":
+        _add_fields(add, lab.Tuning)
+
+    add = command(classify, folder="what finetune wrote").add_argument
+    add("files", nargs="+", metavar="FILE", help="picture files")
+    add("--top", type=int, default=3, help="labels to print of each (3)")
+    add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
 
     def add_drawing(add, out: str) -> None:
         add("--temperature", type=float, default=1.0, help="0 takes the most probable colour (1.0)")
@@ -447,6 +556,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
     add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
 
+    add = command(figures, folder="folder of results").add_argument
+    add("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides (paper)")
+    add("--out", help="where they go; the folder itself redraws in place (FOLDER/STYLE)")
+
+    add = command(report, run="folder of results").add_argument
+    add("--out", metavar="FILE", help="where the page goes (RUN/report.html)")
+    add("--no-pdf", dest="pdf", action="store_false", help="the page only")
+
+    add = command(
+        plan, model=f"S, M, L, XL, or {model}", images=f"a number, cifar10, imagenet, or {images}"
+    ).add_argument
+    add("--devices", default="1xH100", help="such as 8xH100 (1xH100)")
+
     command(stores).add_argument("root", nargs="?", default="stores", help="folder of the stores (stores)")
     add = command(verify, store="folder of one store").add_argument
     add("--repair", action="store_true", help="compute the bad parts again, from the model and images they came from")
@@ -458,7 +580,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default="fashion-xs", help=model)
     add("--images", default="fashion-mini", help=images)
     add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
-    add("--quick", action="store_true", help="few images, in under two minutes: to see that it runs")
+    add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
     add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
 
     add = command(open_lab, called="lab").add_argument
@@ -466,6 +588,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8888, help="the next free one where it is taken (8888)")
     add("--no-browser", action="store_false", dest="browser", help="print the address, open nothing")
     return parser
+
+
+def _add_fields(add, settings: type) -> None:
+    """An option for each field of a dataclass of settings."""
+    for field in fields(settings):
+        if field.name in ("betas", "class_weights"):
+            continue
+        given = {"required": True} if field.default is MISSING else {"default": field.default}
+        name, kind = f"--{field.name.replace('_', '-')}", field.type.removesuffix(" | None")
+        if kind == "bool":
+            add(name, action=argparse.BooleanOptionalAction, **given)
+        else:
+            kind = {"int": int, "float": float, "str": str}[kind]
+            add(name, type=kind, help=f"({given.get('default', 'required')})", **given)
+    if any(field.name == "class_weights" for field in fields(settings)):
+        add("--class-weights", choices=["balanced"], help="weigh classes inversely to their images")
 
 
 if __name__ == "__main__":

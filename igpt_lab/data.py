@@ -19,10 +19,12 @@ from pathlib import Path, PurePath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from igpt_lab.cards import card, picture
 from igpt_lab.pixels import to_rgb
+from igpt_lab.storage import Remote, place, readable
 
 BUNDLED = Path(__file__).parent / "bundled"
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
@@ -59,6 +61,9 @@ class ImageSet:
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(self.label_names)} classes"
         return f"<ImageSet {self.name} {self.split}: {len(self):,} images, {classes}>"
+
+    def _repr_html_(self) -> str:
+        return _card(self, _thumbnails(self))
 
     def __getitem__(self, position: int) -> Image.Image:
         """The image at `position`, mode RGB; ValueError names its row when it cannot be read."""
@@ -149,6 +154,9 @@ class TokenSet:
     def __repr__(self) -> str:
         return ImageSet.__repr__(self).replace("ImageSet", "TokenSet")
 
+    def _repr_html_(self) -> str:
+        return _card(self, "")
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the tokens, the labels and the row numbers, in order."""
@@ -180,6 +188,37 @@ class TokenSet:
         raise ValueError(f"{self.name} {self.split} holds tokens, and this needs the images they were made from")
 
     __getitem__ = batches = images
+
+
+def _card(images: ImageSet | TokenSet, below: str) -> str:
+    """What a notebook shows of an image set."""
+    facts = {"images": f"{len(images):,}", "classes": "no labels"}
+    if isinstance(images, TokenSet):
+        facts["tokens"] = f"{images.tokens.shape[1]:,} an image"
+    if images.labels is not None:
+        counts = np.bincount(images.labels, minlength=len(images.label_names))
+        each = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+        names = ", ".join(images.label_names[:10]) + (", ..." if len(counts) > 10 else "")
+        facts["classes"] = f"{len(counts)} of {each} images: {names}"
+    return card(f"{type(images).__name__} {images.name} {images.split}", facts, below=below)
+
+
+def _thumbnails(images: ImageSet, count: int = 12) -> str:
+    """The first images beside each other, each at most 56 pixels a side; '' where one cannot be read."""
+    try:
+        shown = images.images(range(min(count, len(images))))
+    except ValueError:
+        return ""
+    if not shown:
+        return ""
+    shown = [ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image for image in shown]
+    width, height = np.max([image.size for image in shown], axis=0).tolist()
+    strip = Image.new("RGB", (len(shown) * (width + 1) - 1, height), (136, 136, 136))
+    for i, image in enumerate(shown):
+        strip.paste(image, (i * (width + 1), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "png")
+    return picture(buffer.getvalue(), words=f"the first {len(shown)} images")
 
 
 def load_images(
@@ -359,6 +398,8 @@ def bundled() -> list[str]:
 
 def _locate(name: str, split: str) -> Path:
     """The local file or folder of a name; downloads when it is a Hub name."""
+    if isinstance(there := place(name), Remote):
+        return there
     path = Path(name).expanduser()
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
@@ -424,6 +465,9 @@ def _on_hub(name: str) -> tuple[dict[str, list[PurePath]], str]:
 
 def _open(path: Path, split: str, name: str) -> tuple[pa.Table, Path]:
     """Image and label columns of one split, with `datasets` features in the schema; and where relative paths start."""
+    if isinstance(path, Remote) and not path.is_file():
+        files = [PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet")]
+        return _read_parquet([path / file for file in _pick(_split_files(files), split, name)], name), path
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
@@ -440,6 +484,7 @@ def _open(path: Path, split: str, name: str) -> tuple[pa.Table, Path]:
 
 def _split_of(file: PurePath) -> str:
     """The split that a Parquet file's name tells: `test.parquet`, `test-00000-of-00002.parquet`, `test/0.parquet`."""
+    file = PurePath(file)
     shard = SHARD.fullmatch(file.stem)
     stem = shard[1] if shard else file.stem
     return file.parent.name if stem.isdigit() or stem == "part" else stem
@@ -472,7 +517,7 @@ def _read_parquet(files: list[Path], name: str) -> pa.Table:
     tables = []
     for path in files:
         try:
-            with pq.ParquetFile(path, pre_buffer=False) as file:
+            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
                 columns = [column for column in _columns(file.schema_arrow, str(path)) if column]
                 # One thread: with more, some interpreters abort at exit (pyarrow 26).
                 tables.append(file.read(columns=columns, use_threads=False))

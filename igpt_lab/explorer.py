@@ -19,7 +19,7 @@ from anywidget import AnyWidget
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
-from igpt_lab import figures, maps
+from igpt_lab import figures
 from igpt_lab.data import ImageSet, TokenSet, load_images, stratified_split
 from igpt_lab.extraction import _processor
 from igpt_lab.geometry import _neighbours
@@ -370,17 +370,18 @@ def views(explorer: Explorer) -> dict[str, tuple]:
     labels, names, said = e.shown.labels, e.classes, answers.predicted[at]
     title, where, of = e.facts["title"], f"{e.point}, layer {e.layer}", e.facts["of"]
     curve = e.curve()
-    pairs = pd.MultiIndex.from_product([names, names], names=["label", "predicted"])
-    counts = np.bincount(labels * len(names) + said, minlength=len(names) ** 2)
-    confusion = pd.DataFrame({"count": counts}, index=pairs).reset_index()
-    points = pd.DataFrame({"x": places[at, :, 0], "y": places[at, :, 1], "label": labels, "row": e.shown.index})
+    counts = np.bincount(labels * len(names) + said, minlength=len(names) ** 2).reshape(len(names), -1)
+    confusion = pd.DataFrame(counts, pd.Index(names, name="true"), names)
+    points = pd.DataFrame(places[at], columns=["x", "y"])
+    points = points.assign(row=e.shown.index, label=[names[label] for label in labels])
+    points = points.assign(predicted=[names[each] for each in said])
     right = f"{where}: {(said == labels).mean():.1%} of {of} right"
     found = {
         "accuracy": curve,
-        "confusion": (maps.confusion_map(confusion, title=title, note=right), confusion),
+        "confusion": (figures.confusion_matrix(confusion, title=title, note=right), confusion),
         "features": (
-            maps.feature_map(points, names=names, explained=explained[at], title=title, note=f"{where}: {of}"),
-            points.assign(label=[names[label] for label in labels], predicted=[names[each] for each in said]),
+            figures.feature_map(points, names=names, explained=explained[at], title=title, note=f"{where}: {of}"),
+            points,
         ),
     }
     if e.seen.pixels is None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from igpt_lab import checkpoints
-from igpt_lab.data import ImageSet, TokenSet, tokenize
+from igpt_lab import checkpoints, cluster
+from igpt_lab.data import ImageSet, TokenSet, load_images, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
 from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
+from igpt_lab.storage import Remote, place
 from igpt_lab.store import FeatureKey, FeatureStore, explain_miss
 from igpt_lab.token_cache import cached_tokens
 
@@ -86,6 +89,10 @@ def extract(
     on_bad_image: str = "error",
     device: str | torch.device | None = None,
     workers: int | None = None,
+    engine: str = "local",
+    scheduler: str | None = None,
+    deadline: float | None = None,
+    part: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> FeatureStore:
     """Pooled states of `layers` (all by default) at `points`, for the splits of one image set, kept under `store`.
@@ -98,6 +105,12 @@ def extract(
     "float32" or "bfloat16": by default bfloat16 on CUDA alone. `batch_size` is halved where memory runs out.
     `on_bad_image="skip"` leaves out images that cannot be read, and the store lists them. Raises ValueError for an
     unknown point, layer, pooling or alignment before any work is done.
+
+    With `engine="dask"` parts are computed by the workers of the cluster at `scheduler`, or by `workers` processes of
+    this machine (one for each CUDA device, else one); a part may take `deadline` seconds, see `cluster.run`. Model and
+    images are then loaded by name on every worker, and `store` is a folder that all of them share. The bytes are those
+    of the local engine on the same kind of device. `part=(i, n)`, 1 <= i <= n, computes every n-th part alone, for job
+    arrays: the store that is returned may not be complete.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     splits = {each.split: each for each in ([images] if isinstance(images, ImageSet | TokenSet) else images)}
@@ -111,9 +124,16 @@ def extract(
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r}; expected 'error' or 'skip'")
+    if engine not in ("local", "dask") or (engine == "local" and scheduler):
+        raise ValueError(f"engine={engine!r}, scheduler={scheduler!r}; expected 'local', or 'dask' with its scheduler")
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part={part}; expected (i, n) with 1 <= i <= n")
     for each in splits.values():
         if model.processor is None and isinstance(each, ImageSet):
             tokenize(each, None)  # says what is missing
+    root = place(store)
+    if part is not None and isinstance(root, Remote):
+        raise ValueError(f"part={part} needs locks, and {root} is on an object store; engine='dask' can fill it")
     parts = {split: _parts(each) for split, each in splits.items()}
     source = {"model": getattr(model, "source", None), "images": {split: each.source for split, each in splits.items()}}
     source["options"] = {  # for a repair, which runs this again
@@ -123,21 +143,31 @@ def extract(
     key = _key(model, splits, wanted, pool, alignment, dtype)
     miss = explain_miss(store, key) if progress else ""
     target = FeatureStore.create(store, key, {split: len(each) for split, each in parts.items()}, source=source)
-    todo = [(split, n) for split, each in parts.items() for n in range(len(each)) if not target.has(split, n)]
+    every = [(split, n) for split, each in parts.items() for n in range(len(each))]
+    todo = [each for each in (every[part[0] - 1 :: part[1]] if part else every) if not target.has(*each)]
     if not todo:
-        return FeatureStore.open(target.path, verify=False)
-    runner = _Runner(
-        model.to(device).eval(), points, layers, pool, alignment, dtype,
-        batch_size or default_batch(model.config, device),
-    )  # fmt: skip
+        return _finished(target, every, part)
+    target.refuse_other_versions()
+    how = {
+        "points": list(points), "layers": layers, "pool": pool, "alignment": alignment, "dtype": dtype,
+        "batch_size": batch_size or default_batch(model.config, device),
+    }  # fmt: skip
+    if engine == "dask":
+        workers = workers or max(1, torch.cuda.device_count() * (device.type == "cuda"))
+        threads = 0 if scheduler else max(1, torch.get_num_threads() // workers)
+        work = _Work(source, key, root.absolute(), parts, how, on_bad_image == "skip", device.type, threads)
+        _on_cluster(work, target, splits, todo, scheduler, workers, deadline, progress)
+        return _finished(target, every, part)
+    runner = _Runner(model.to(device).eval(), **how)
     rows = sum(len(parts[split][n]) for split, n in todo)
     with (
+        closing(target),
         tqdm(total=rows, desc=f"features of {model.name}", unit="image", disable=not progress) as bar,
         ThreadPoolExecutor(1) as writer,
         closing(target.claims(todo)) as claims,
         closing(
             cached_tokens(
-                splits, model.processor, parts, claims, root=Path(store),
+                splits, model.processor, parts, claims, root=root,
                 fits=(model.config.n_positions, model.config.n_colours), skip_bad=on_bad_image == "skip",
                 workers=workers,
             )
@@ -159,9 +189,103 @@ def extract(
             )
         if written is not None:
             written.result()
-    finished = FeatureStore.open(target.path, verify=False)  # each part was verified above, or written just now
+    return _finished(target, every, part)
+
+
+def _finished(target: FeatureStore, every: list[tuple[str, int]], part: tuple[int, int] | None) -> FeatureStore:
+    """The store, opened; where only some of its parts were asked for and others are missing, as it is."""
+    if part and not all(target.has(*each, verify=False) for each in every):
+        return target
+    finished = FeatureStore.open(target.path, verify=False)  # each part was verified before, or written just now
     _warn_of_bad_states(finished)
     return finished
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that a worker of a cluster needs to compute any part of a store; `open` loads it."""
+
+    source: dict
+    key: FeatureKey
+    root: Path
+    parts: dict[str, list[np.ndarray]]
+    how: dict
+    skip_bad: bool
+    device: str
+    threads: int  # of each worker on this machine; 0 leaves them as they are
+
+    def open(self) -> Callable[[str, int, str], dict]:
+        """The function that computes a part; ValueError where this worker's model is another one."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        source = dict(self.source["model"])
+        model = load_model(source.pop("name"), **source)
+        if (found := _weights(model)) != self.key.weights:
+            raise ValueError(f"{model.name} has other weights on this worker: {found[:8]}, not {self.key.weights[:8]}")
+        splits = {split: load_images(**each, split=split) for split, each in self.source["images"].items()}
+        model.to(_device_of_worker(self.device)).eval()
+        target = FeatureStore.create(
+            self.root, self.key, {s: len(p) for s, p in self.parts.items()}, source=self.source
+        )
+        return partial(self.part, model, splits, target, threading.Lock())
+
+    def part(self, model, splits, target, alone, split: str, number: int, images: str) -> dict:
+        """Compute and write a part, and say what the manifest is to list; ValueError for other images than `images`."""
+        positions = self.parts[split][number]
+        chosen = splits[split].select(positions[positions < len(splits[split])])
+        if chosen.fingerprint != images:
+            raise ValueError(f"{chosen.name} {split}, rows {chosen.index[:1]} and on, is not the same on this worker")
+        [(*_, tokens)] = cached_tokens(
+            splits, model.processor, self.parts, [(split, number)], root=self.root,
+            fits=(model.config.n_positions, model.config.n_colours), skip_bad=self.skip_bad, workers=1,
+        )  # fmt: skip
+        with alone:  # what is decoded and written beside it does not keep the device waiting
+            features, stats = _Runner(model, **self.how).over(tokens.tokens)
+        chosen = splits[split].select(tokens.positions)
+        return target.write_part(
+            split, number, chosen.index, chosen.labels, features, stats, tokens.skipped, listed=False
+        )
+
+
+def _device_of_worker(kind: str) -> torch.device:
+    """Of several CUDA devices the one with the number of this worker; its process may see no more than one."""
+    count, number = torch.cuda.device_count() if kind == "cuda" else 0, cluster.worker_number()
+    return torch.device(kind if count < 2 or number is None else f"cuda:{number % count}")
+
+
+def _on_cluster(
+    work: _Work, target: FeatureStore, splits: dict, todo: list[tuple[str, int]], scheduler: str | None,
+    workers: int, deadline: float | None, progress: bool,
+) -> None:  # fmt: skip
+    """Compute `todo` on Dask workers, and list each part when it is there."""
+    if not work.source["model"] or not all(work.source["images"].values()):
+        raise ValueError(
+            "engine='dask' loads model and images on every worker: give what load_model and load_images do"
+        )
+    on_cuda, named = work.device == "cuda", {}
+
+    def tasks() -> Iterator[tuple[str, tuple] | None]:
+        for part in target.claims(todo):
+            if part is not None:
+                name = f"{part[0]} part {part[1]}"
+                named[name] = part
+                part = name, (*part, splits[part[0]].select(work.parts[part[0]][part[1]]).fingerprint)
+            yield part
+
+    rows = sum(len(work.parts[split][n]) for split, n in todo)
+    with (
+        closing(target),
+        tqdm(total=rows, desc=f"features of {target.key['model']}", unit="image", disable=not progress) as bar,
+        closing(tasks()) as claimed,
+        closing(
+            cluster.run(
+                work, claimed, scheduler=scheduler, slots=1 + on_cuda, deadline=deadline, workers=workers
+            )
+        ) as made,
+    ):  # fmt: skip
+        for name, entry in made:
+            target.list_part(*named[name], entry)
+            bar.update(len(work.parts[named[name][0]][named[name][1]]))
 
 
 def default_batch(config: ImageGPTConfig, device: torch.device) -> int:
@@ -186,8 +310,6 @@ def _key(
     dtype: str,
 ) -> FeatureKey:
     """The key of an extraction, with weights and palette by their content."""
-    weights = {name: digest(tensor.cpu().numpy().tobytes()) for name, tensor in model.transformer.state_dict().items()}
-    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_SEEN}
     names = {each.name for each in splits.values()}
     if len(names) != 1:
         raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}")
@@ -196,7 +318,7 @@ def _key(
     processor = model.processor
     return FeatureKey(
         model=model.name,
-        weights=digest({"config": config, "weights": weights}),
+        weights=_weights(model),
         palette=digest(processor.clusters.tobytes()) if processor else "none",
         size=processor.side if processor else math.isqrt(model.config.n_positions),
         resample=processor.resampling if processor else "none",
@@ -208,6 +330,13 @@ def _key(
         alignment=alignment,
         dtype=dtype,
     )
+
+
+def _weights(model: ImageGPTForCausalImageModeling) -> str:
+    """Digest of the weights, and of what in the configuration a hidden state depends on."""
+    weights = {name: digest(tensor.cpu().numpy().tobytes()) for name, tensor in model.transformer.state_dict().items()}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_SEEN}
+    return digest({"config": config, "weights": weights})
 
 
 @dataclass

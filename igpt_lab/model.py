@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import difflib
 import functools
+import html
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -481,6 +482,22 @@ class _Pretrained(nn.Module):
     def num_parameters(self) -> int:
         """All of them, biases too."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        """What a notebook shows: its sizes. `print(model)` has every module."""
+        config, name = self.config, f"{type(self).__name__} {getattr(self, 'name', '')}".strip()
+        facts = [
+            f"{config.n_layer} blocks of width {config.n_embd}, {config.n_head} heads, layers 0..{config.n_layer}",
+            f"{config.n_positions:,} positions, {config.n_colours} colours",
+            f"{self.num_parameters():,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+        ]
+        if hasattr(self, "processor"):
+            facts.append(
+                "with its palette" if self.processor is not None else "without a palette: takes token sets only"
+            )
+        plain = f"<{name}: {'; '.join(facts)}>"
+        lines = "<br/>".join(html.escape(fact) for fact in facts)
+        return {"text/plain": plain, "text/html": f"<b>{html.escape(name)}</b><br/>{lines}"}
 
     def gradient_checkpointing_enable(self) -> None:
         """In training, keep only every block's input and compute the rest again in the backward pass."""
@@ -1007,11 +1024,15 @@ def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
     return torch.cat([torch.full_like(tokens[:, :1], config.vocab_size - 1), tokens[:, :-1]], dim=1)
 
 
-def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
-    """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T)."""
+def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T).
+
+    With `reduction="none"` that of each pixel, (N, T).
+    """
     if model.config.bidirectional:
         raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
-    return _cross_entropy(model(align(tokens, "sos", model.config), use_cache=False).logits, tokens)
+    found = _cross_entropy(model(align(tokens, "sos", model.config), use_cache=False).logits, tokens, reduction)
+    return found.view_as(tokens) if reduction == "none" else found
 
 
 def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, masked: Tensor) -> Tensor:
@@ -1025,6 +1046,6 @@ def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, mas
     return model(tokens, masked=masked, labels=tokens).loss
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
     """Mean of -log p over (..., V) and int64 (...) where the label is not -100, in float32 or wider."""
-    return F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten())
+    return F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten(), reduction=reduction)

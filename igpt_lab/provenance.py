@@ -1,6 +1,7 @@
 """What lets a number be trusted later: digests, whole-file-or-nothing writes, and a record of how a result was made."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ PACKAGES = (
     "pillow",
     "matplotlib",
 )
+NUMBERS = "pixels model data token_cache hooks store extraction".split()  # modules that make stored numbers
+STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
@@ -31,10 +34,12 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
     Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, are flushed to
     the disk and renamed over it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(data, str):
         data = data.encode()
+    if hasattr(path, "put"):  # an object is whole or absent by itself
+        return path.put(data)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -54,6 +59,8 @@ def digest(value: bytes | Path | object) -> str:
     if isinstance(value, Path):
         with value.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    if hasattr(value, "put"):
+        value = value.read_bytes()
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(value).hexdigest()
@@ -68,6 +75,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def made_by() -> dict[str, str]:
+    """`versions`, and a digest of the code that a stored number depends on."""
+    here = Path(__file__).parent
+    return versions() | {"code": digest([(here / f"{name}.py").read_text(encoding="utf-8") for name in NUMBERS])[:16]}
+
+
+def unlike(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    """`torch is 2.13.0, there 2.12.1; ...` where what both name differs and can change a stored number, else ''."""
+    names = [name for name in STORED if {name} <= ours.keys() & theirs.keys() and ours[name] != theirs[name]]
+    return "; ".join(f"{name} is {ours[name]}, there {theirs[name]}" for name in names)
 
 
 def commit() -> str:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,9 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from igpt_lab.provenance import atomic_write, digest, versions
+from igpt_lab.cards import card, span
+from igpt_lab.provenance import atomic_write, digest, made_by, unlike
+from igpt_lab.storage import NoLock, Remote, place, readable
 
 FORMAT = 1
+_READING = threading.Lock()  # of manifests, by the threads of this process
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class FeatureKey:
 
 def explain_miss(root: str | Path, key: FeatureKey) -> str:
     """What is new about `key`, by the nearest store under `root`; '' when it has a store or there is none."""
-    nearest = None if (Path(root) / key.folder()).exists() else key.nearest(root)
+    nearest = None if (place(root) / key.folder()).exists() else key.nearest(root)
     if nearest is None:
         return ""
     return f"no store has this key yet; the nearest is {nearest[0]}: {_told(nearest[1])}"
@@ -111,7 +115,7 @@ class FeatureStore:
     """Pooled features of one model over one image set; read it by layer, as a table, or with any Parquet reader."""
 
     def __init__(self, path: str | Path, manifest: dict):
-        self.path, self.manifest = Path(path), manifest
+        self.path, self.manifest = place(path), manifest
         self._seen: tuple | None = None  # of the manifest's file, when it was read last
         self._claims: dict[tuple[str, int], FileLock] = {}
 
@@ -125,8 +129,8 @@ class FeatureStore:
         and these parts, is begun anew. What a killed writer left behind is removed.
         """
         splits = {split: [None] * count for split, count in parts.items()}
-        manifest = {"key": key.plain(), "versions": versions(), "source": source, "splits": splits}
-        store = cls(Path(root) / key.folder(), manifest)
+        manifest = {"key": key.plain(), "versions": made_by(), "source": source, "splits": splits}
+        store = cls(place(root) / key.folder(), manifest)
         store._refresh()
         store._forget_wrong_rows()
         store._clean()
@@ -138,7 +142,7 @@ class FeatureStore:
 
         Every part is read once for its digest; `verify=False` trusts those that the manifest lists and that are there.
         """
-        store = cls(path, read_manifest(Path(path)))
+        store = cls(path, read_manifest(place(path)))
         problems = store.problems(verify=verify)
         if problems:
             raise StoreError(
@@ -172,7 +176,9 @@ class FeatureStore:
         if listed is None or not path.is_file():
             return False
         # The digest first: what has it is Parquet.
-        return not verify or (digest(path) == listed["sha256"] and pq.read_metadata(path).num_rows == listed["rows"])
+        return not verify or (
+            digest(path) == listed["sha256"] and pq.read_metadata(readable(path)).num_rows == listed["rows"]
+        )
 
     def problems(self, *, verify: bool = True) -> list[str]:
         """One line for each part that does not count, and for each split whose parts do not give its rows."""
@@ -189,11 +195,12 @@ class FeatureStore:
         return found
 
     def claims(self, todo: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int] | None]:
-        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or the loop's end.
+        """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or `close`.
 
-        A part that another process finished is left out. Those that others are at come last, when they are finished,
-        or their process is gone; None says that there is nothing but those. Two processes that compute one
-        part in spite of this write the same.
+        The loop's end gives none back, as who prepares parts ahead is still at the last ones; a loop that is closed
+        before its end gives all back. A part that another process finished is left out. Those that others are at come
+        last, when they are finished, or their process is gone; None says that there is nothing but those. Two processes
+        that compute one part in spite of this write the same.
         """
         waiting = list(todo)
         try:
@@ -216,9 +223,14 @@ class FeatureStore:
                     if self._claims:  # whoever prepares parts ahead ends its own before it waits for those of others
                         yield None
                 waiting = elsewhere
-        finally:
-            for part in list(self._claims):
-                self._give_back(part)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what this process has claimed and not written."""
+        for part in list(self._claims):
+            self._give_back(part)
 
     def write_part(
         self,
@@ -229,13 +241,36 @@ class FeatureStore:
         features: dict[str, np.ndarray],
         stats: dict[str, list[float]],
         skipped: Sequence[tuple[int, str]] = (),
-    ) -> None:
+        *,
+        listed: bool = True,
+    ) -> dict:
         """Write one part whole, then the manifest with it and all that other processes have listed by then.
 
         `features` maps `<point>.<layer>` to float32 (rows, D); `stats` to [max |x|, share of exact zeros, count of
         non-finite values] of the states before pooling; `skipped` holds (row in the source, reason) of the part's
-        images that could not be read. Raises OSError when there is no room; what was finished stays.
+        images that could not be read. Without `listed` the manifest stays as it is: what is returned is for `list_part`
+        to put there. Raises OSError when there is no room; what was finished stays.
         """
+        data, entry = self._made(index, labels, features, stats, skipped)
+        with self._room_for(split, number):
+            if listed:
+                self._list(split, number, entry, data)
+            else:
+                atomic_write(self.part(split, number), data)
+        self._give_back((split, number))
+        return entry
+
+    def list_part(self, split: str, number: int, entry: dict) -> None:
+        """Count a part that another machine has written; OSError where its file is not the same here."""
+        path = self.part(split, number)
+        if not path.is_file() or pq.read_metadata(readable(path)).num_rows != entry["rows"]:
+            raise OSError(f"{path} is not here, though a worker wrote it; is the folder on a disk that all share?")
+        with self._room_for(split, number):
+            self._list(split, number, entry)
+        self._give_back((split, number))
+
+    def _made(self, index, labels, features, stats, skipped) -> tuple[bytes, dict]:
+        """A part's file, and what the manifest lists of it."""
         names = [f"{point}.{layer}" for point, layers in self.layers.items() for layer in layers]
         if set(names) != set(features):
             raise ValueError(f"features of {sorted(features)}; the key of {self.path.name} has {names}")
@@ -243,29 +278,47 @@ class FeatureStore:
         entry = {"rows": len(index), "sha256": digest(data), "stats": {name: _json(stats[name]) for name in stats}}
         if skipped:
             entry["skipped"] = [[int(row), str(reason)] for row, reason in skipped]
-        path = self.part(split, number)
+        return data, entry
+
+    @contextmanager
+    def _room_for(self, split: str, number: int) -> Iterator[None]:
+        """`alone`, and an OSError that says what is kept."""
         try:
             with self.alone():
-                self._list(split, number, path, data, entry)
+                yield
         except OSError as error:
-            why = f"{error.strerror}: {path} was not written; finished parts are kept, the same command goes on"
-            raise OSError(error.errno, why) from error
-        self._give_back((split, number))
+            why = f"{error.strerror or error}: {self.part(split, number)} was not written"
+            raise OSError(error.errno, f"{why}; finished parts are kept, the same command goes on") from error
 
-    def _list(self, split: str, number: int, path: Path, data: bytes, entry: dict) -> None:
-        """A part's file, and the manifest that lists it; neither when there is no room for both."""
+    def _list(self, split: str, number: int, entry: dict, data: bytes | None = None) -> None:
+        """A part's file, where it is given, and the manifest that lists it; neither when there is no room for both."""
         self._refresh(always=True)
-        before = self.manifest["splits"][split]
+        self.refuse_other_versions()
+        before, path = self.manifest["splits"][split], self.part(split, number)
         parts = [*before[:number], entry, *before[number + 1 :]]
         manifest = self.manifest | {"splits": self.manifest["splits"] | {split: parts}}
-        atomic_write(path, data)
+        if not self._begun():
+            manifest["versions"] = made_by()
+        if data is not None:
+            atomic_write(path, data)
         try:
             atomic_write(self.path / "manifest.json", _text(manifest))
         except BaseException:
-            if before[number] is None:
+            if before[number] is None and data is not None:
                 path.unlink(missing_ok=True)
             raise
         self.manifest = manifest
+
+    def refuse_other_versions(self) -> None:
+        """StoreError where parts are there that other code or packages wrote: their last bits may be others."""
+        if self._begun() and (differing := unlike(made_by(), self.manifest.get("versions") or {})):
+            raise StoreError(
+                f"{self.path} was begun by other versions: {differing}; finish it with those, or delete it and extract "
+                "again"
+            )
+
+    def _begun(self) -> bool:
+        return any(part for parts in self.manifest["splits"].values() for part in parts)
 
     def _forget_wrong_rows(self) -> None:
         """Of a split whose parts are whole and yet do not give its rows, no part can be trusted."""
@@ -278,15 +331,16 @@ class FeatureStore:
 
     def _refresh(self, *, always: bool = False) -> None:
         """Take over what the manifest on disk lists, where it is of this key and these parts."""
-        stamp = _stamp(self.path / "manifest.json")
-        if stamp == self._seen and not always:
-            return
-        with suppress(StoreError):
-            found = read_manifest(self.path)
-            ours, theirs = ({s: len(p) for s, p in each["splits"].items()} for each in (self.manifest, found))
-            if found["key"] == self.key and ours == theirs:
-                self.manifest = found
-        self._seen = stamp  # last: until then another thread of this process must read for itself
+        with _READING:  # else a thread could put back what it read before another listed a part
+            stamp = _stamp(self.path / "manifest.json")
+            if stamp == self._seen and not always:
+                return
+            with suppress(StoreError):
+                found = read_manifest(self.path)
+                ours, theirs = ({s: len(p) for s, p in each["splits"].items()} for each in (self.manifest, found))
+                if found["key"] == self.key and ours == theirs:
+                    self.manifest = found
+            self._seen = stamp
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -322,7 +376,7 @@ class FeatureStore:
         rows = sum(part["rows"] for part in self._listed(split))
         values = None
         for path in self._paths(split):
-            with pq.ParquetFile(path, pre_buffer=False) as file:
+            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
                 if values is None:
                     values = np.empty((rows, file.schema_arrow.field(name).type.list_size), np.float32)
                 for chunk in file.read([name], use_threads=False).column(0).chunks:
@@ -334,13 +388,13 @@ class FeatureStore:
         """(part, row group in it, its rows) in the order of `index(split)`: what `row_group` reads at once."""
         found = []
         for part, path in enumerate(self._paths(split)):
-            about = pq.read_metadata(path)
+            about = pq.read_metadata(readable(path))
             found += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
         return [each for each in found if each[2]]
 
     def row_group(self, split: str, part: int, group: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Of one row group `index` and `label` int64 (n,), -1 for no label, and `<point>.<layer>` float32 (n, D)."""
-        with pq.ParquetFile(self.part(split, part), pre_buffer=False) as file:
+        with pq.ParquetFile(readable(self.part(split, part)), pre_buffer=False) as file:
             table = file.read_row_group(group, list(columns), use_threads=False).combine_chunks()
         found = {}
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -415,7 +469,7 @@ class FeatureStore:
     def _read(self, split: str, columns: list[str] | None) -> list[pa.Table]:
         # threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits
         paths = self._paths(split)
-        return [pq.ParquetFile(path, pre_buffer=False).read(columns, use_threads=False) for path in paths]
+        return [pq.ParquetFile(readable(path), pre_buffer=False).read(columns, use_threads=False) for path in paths]
 
     def __repr__(self) -> str:
         rows = {name: sum(p["rows"] for p in parts if p) for name, parts in self.manifest["splits"].items()}
@@ -423,6 +477,21 @@ class FeatureStore:
         return (
             f"FeatureStore {self.path.name}: rows {rows}, layers {layers}, {self.key['alignment']}, {self.key['pool']}"
         )
+
+    def _repr_html_(self) -> str:
+        key, listed = self.key, [part for parts in self.manifest["splits"].values() for part in parts]
+        whole = sum(part is not None for part in listed)
+        rows = {split: f"{rows:,}" for split, (_, rows) in key["splits"].items()}
+        facts = {
+            "model": f"{key['model']}, weights {key['weights'][:8]}",
+            "images": f"{key['images']}: " + ", ".join(f"{count} {split}" for split, count in rows.items()),
+            "layers": "; ".join(f"{point} {span(layers)}" for point, layers in self.layers.items()),
+            "made": f"{key['pool']} over positions, {key['alignment']}, {key['dtype']}, images {key['size']} a side",
+            "complete": "yes" if whole == len(listed) else f"no: {whole} of {len(listed)} parts; extract goes on",
+            "size": f"{self.size / 1e6:,.1f} MB in {len(listed)} parts",
+            "folder": self.path,
+        }
+        return card(f"FeatureStore {digest(key)[:8]}", facts)
 
 
 class StoredLayers(Mapping):
@@ -451,20 +520,23 @@ class StoredLayers(Mapping):
 
 def stores_in(root: str | Path) -> list[Path]:
     """Folders under `root` that have a manifest, by name; or `root` itself."""
-    if (Path(root) / "manifest.json").is_file():
-        return [Path(root)]
-    return sorted(file.parent for file in Path(root).glob("*/manifest.json"))
+    root = place(root)
+    if (root / "manifest.json").is_file():
+        return [root]
+    return sorted(file.parent for file in root.glob("*/manifest.json"))
 
 
 def lock_of(store: Path, part: str = "") -> FileLock:
     """A lock that dies with its process, in a file beside the store: the store's own files are the same ever."""
+    if isinstance(store, Remote):
+        return NoLock()
     store.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(store.with_name(f".{store.name}{part}.lock"), thread_local=False)
 
 
 def locks_of(store: Path) -> list[Path]:
     """Lock files of a store, held or left behind."""
-    return sorted(store.parent.glob(f".{store.name}.*lock"))
+    return [] if isinstance(store, Remote) else sorted(store.parent.glob(f".{store.name}.*lock"))
 
 
 def held(file: Path) -> bool:
@@ -525,6 +597,8 @@ def _covers(part: dict) -> int:
 
 def _stamp(file: Path) -> tuple | None:
     """Changes when another manifest is renamed over this one; None when there is none."""
+    if isinstance(file, Remote):
+        return (object(),)  # its time is in whole seconds
     try:
         found = file.stat()
     except OSError:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from igpt_lab.data import ImageSet, TokenSet
 from igpt_lab.provenance import atomic_write, digest
+from igpt_lab.storage import readable
 
 CHUNK = 128  # images that a worker decodes at a time
 AHEAD = 2  # parts that are made before they are asked for
@@ -95,7 +96,7 @@ def _name(images: ImageSet, processor) -> str:
 def _read(path: Path, images: ImageSet, positions: np.ndarray) -> Tokens | None:
     """A part from the disk, or None where it is not there, is damaged, or of other rows."""
     try:
-        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+        file = pq.ParquetFile(readable(path), pre_buffer=False, page_checksum_verification=True)
         table, skipped = file.read(use_threads=False), json.loads(file.schema_arrow.metadata[b"skipped"])
         rows = table["index"].to_numpy()
         tokens = table["tokens"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)

@@ -7,6 +7,7 @@ one, and the embeddings not at all: their compiled backward pass adds up in an o
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab import parallel
 from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
@@ -83,13 +85,7 @@ class Recipe:
             raise ValueError(f"expected steps and batch_size above 0, warmup and cooldown within steps; got {self}")
         if not 0 < self.validate <= self.holdout:
             raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
-        if self.optimizer not in ("adam", "muon") or self.dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(
-                f"optimizer={self.optimizer!r}, dtype={self.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
-                "'bfloat16' (float16 overflows in ImageGPT)"
-            )
+        check_update(self)
 
     def settled(self, config: ImageGPTConfig, device: torch.device) -> Recipe:
         """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
@@ -115,6 +111,17 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def check_update(settings) -> None:
+    """ValueError for settings of a step, such as a `Recipe`, that `Trainer` cannot take."""
+    if settings.accumulate < 1 or settings.batch_size % settings.accumulate:
+        raise ValueError(f"batch_size={settings.batch_size} is no multiple of accumulate={settings.accumulate}")
+    if settings.optimizer not in ("adam", "muon") or settings.dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(
+            f"optimizer={settings.optimizer!r}, dtype={settings.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
+            "'bfloat16' (float16 overflows in ImageGPT)"
+        )
+
+
 def pretrain(
     tokens: np.ndarray,
     config: ImageGPTConfig,
@@ -128,42 +135,81 @@ def pretrain(
     """Train on palette indices (N, T); returns `out`, a folder in the port's layout.
 
     `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
-    `log_every` steps: losses in nats per token and bits per pixel, tokens per second), `training.json`,
-    `checkpoints/step-*/` (float16) and `state.safetensors`. Called again with the same arguments it goes on where it
-    stopped, to the same numbers; with others it raises ValueError and names what differs. `steps` and `cooldown` may
-    change while the steps that were taken keep their learning rate, so that a run with a cooldown can be made longer or
-    shorter. Ctrl-C ends it after the step at hand, saved.
+    `log_every` steps: losses in nats per token and bits per pixel, tokens per second; in `tensorboard/` too, where
+    TensorBoard is installed), `training.json`, `checkpoints/step-*/` (float16) and `state.safetensors`. Called again
+    with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and names
+    what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate, so that a
+    run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
+    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
     """
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
-    recipe = _same_run(out, config, recipe.settled(config, device), digest(tokens.tobytes()))
-    if processor is not None:
-        processor.save_pretrained(out)
-    trainer = _Trainer(config, recipe, device, out / "state.safetensors")
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=not progress)
-    with bar, memory_kept(), _interruptible() as interrupted:
-        if not trainer.log:
-            trainer.report(held_out, bar)
-        for positions in _batches(len(train), recipe, trainer.step):
-            trainer.update(train[positions])
-            bar.update()
-            last = trainer.step == recipe.steps
-            saves = trainer.step % recipe.save_every == 0 or last or interrupted.is_set()
-            if saves:
-                trainer.check()
-            if trainer.step % recipe.log_every == 0 or last:
-                trainer.report(held_out, bar)
-            if trainer.step in snapshot_steps(recipe):
-                snapshot = out / "checkpoints" / f"step-{trainer.step:06d}"
-                trainer.model.save_pretrained(snapshot, dtype=torch.float16)
-                if processor is not None:
-                    processor.save_pretrained(snapshot)
-            if saves:
-                trainer.save()
-            if saves and interrupted.is_set():
-                raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
-    trainer.model.save_pretrained(out)
+    if recipe.batch_size < recipe.accumulate * parallel.world():
+        raise ValueError(
+            f"batch_size={recipe.batch_size} is less than an image for each of {parallel.world()} processes"
+        )
+    with parallel.first_alone():
+        recipe = recipe.settled(config, device)
+        made = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
+        note_run(out / "training.json", made, "recipe", recipe, _upgraded)
+        if processor is not None and parallel.rank() == 0:
+            processor.save_pretrained(out)
+    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
+    trainer = Trainer(model, recipe, out / "state.safetensors", lambda pixels: next_pixel_loss(model, pixels))
+    quiet = not progress or parallel.rank() != 0
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
+
+    def snapshot() -> None:
+        if trainer.step in snapshot_steps(recipe):
+            folder = out / "checkpoints" / f"step-{trainer.step:06d}"
+            model.save_pretrained(folder, dtype=torch.float16)
+            if processor is not None:
+                processor.save_pretrained(folder)
+
+    def batch(positions: np.ndarray) -> tuple[np.ndarray]:
+        random = np.random.default_rng([recipe.seed, 3, trainer.step])
+        return (_flipped(train[positions], random) if recipe.flip else train[positions],)
+
+    drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
+    with _board(out / "tensorboard", trainer.step) as show:
+        run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar, show), snapshot)
+    with parallel.first_alone():
+        if parallel.rank() == 0:
+            model.save_pretrained(out)
     return out
+
+
+def run(
+    trainer: Trainer,
+    drawn: Iterable[tuple[np.ndarray, ...]],
+    bar: tqdm,
+    report: Callable[[], bool],
+    snapshot: Callable[[], None] = lambda: None,
+) -> None:
+    """Take a step on each batch, report and save when they are due; `report` returns whether to stop.
+
+    Of several processes the first one reports and writes.
+    """
+    recipe, device, writes = trainer.recipe, trainer.model.device, parallel.rank() == 0
+    with bar, memory_kept(), _interruptible() as interrupted:
+        if writes and not trainer.log:
+            report()
+        for batch in drawn:
+            trainer.update(*batch)
+            bar.update()
+            stop, last = parallel.any_of(interrupted.is_set(), device), trainer.step == recipe.steps
+            saves, reports = (trainer.step % every == 0 or last for every in (recipe.save_every, recipe.log_every))
+            if saves or stop:
+                trainer.check()
+            ends = reports and parallel.any_of(writes and report(), device)
+            if writes:
+                snapshot()
+                if saves or stop or ends:
+                    trainer.save()
+            if stop:
+                raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
+            if ends:
+                break
 
 
 def snapshot_steps(recipe: Recipe) -> list[int]:
@@ -172,39 +218,65 @@ def snapshot_steps(recipe: Recipe) -> list[int]:
 
 
 @torch.inference_mode()
+def losses_of(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
+) -> np.ndarray:
+    """-log p(pixel | pixels before it), its mean over each image of palette indices (N, T): float64 (N,), in nats.
+
+    Start token in front, all T pixels scored. Divided by ln 2 they are bits per pixel, as a token is a pixel.
+    """
+    found = []
+    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
+        pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64)).to(model.device)
+        found.append(next_pixel_loss(model, pixels, reduction="none").mean(1))
+    return torch.cat(found).cpu().numpy().astype(np.float64) if found else np.zeros(0)
+
+
 def next_pixel_loss_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
 ) -> float:
-    """Mean of -log p(pixel | pixels before it) over palette indices (N, T), in nats per token."""
-    total = torch.zeros((), device=model.device, dtype=torch.float64 if model.device.type != "mps" else torch.float32)
-    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
-        batch = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
-        total += next_pixel_loss(model, batch) * len(batch)
-    return total.item() / len(tokens)
+    """Mean of `losses_of`, in nats per token."""
+    return float(losses_of(model, tokens, batch_size=batch_size, progress=progress).mean())
 
 
-class _Trainer:
-    """Model, optimisers, step and log of one run; all of it, and nothing else, is in its state file."""
+class Trainer:
+    """Model, optimisers, step and log of one run; all of it, and nothing else, is in its state file.
 
-    def __init__(self, config: ImageGPTConfig, recipe: Recipe, device: torch.device, path: Path):
-        self.recipe, self.path, self.step, self.log, self.lowest = recipe, path, 0, [], math.inf
-        generator = torch.Generator().manual_seed(recipe.seed)
-        self.model = ImageGPTForCausalImageModeling(config, generator=generator).to(device)
-        self.weights = {n: p for n, p in self.model.named_parameters() if not n.endswith("bias")}
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in self.weights)  # the original has no biases: they stay zero
+    `loss(*parts)` is the mean over the images of a part of a batch. `weights`: the parameters that are trained, all by
+    default, but never biases that are all zero: the original has none. `faster` times the learning rate is that of the
+    `score` head. `kept`: further tensors of the run.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, recipe, path: Path, loss: Callable[..., Tensor], *,
+        weights: dict[str, Tensor] | None = None, faster: float = 1.0, kept: dict[str, Tensor] | None = None,
+    ):  # fmt: skip
+        self.model, self.recipe, self.path, self.loss, self.kept = model, recipe, path, loss, kept or {}
+        self.step, self.log, self.lowest, device = 0, [], math.inf, model.device
+        weights = dict(model.named_parameters()) if weights is None else weights
+        self.weights = {n: w for n, w in weights.items() if not n.endswith("bias") or bool(w.any())}
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for weight in self.weights.values():
+            weight.requires_grad_()
         self.optimisers, self.moments = [], {}
         matrices = {n: w for n, w in self.weights.items() if ".h." in n and w.ndim == 2 and recipe.optimizer == "muon"}
         others = {n: w for n, w in self.weights.items() if n not in matrices}
-        fused = device.type in ("cpu", "cuda")
-        self.add(torch.optim.Adam(others.values(), betas=recipe.betas, fused=fused), others, "exp_avg", "exp_avg_sq")
+        heads = {n for n in others if n.startswith("score.") and faster != 1}
+        groups = [{"params": [w for n, w in others.items() if n not in heads]}]
+        if heads:
+            groups.append({"params": [others[n] for n in heads], "faster": faster})
+        adam = torch.optim.Adam(
+            [group for group in groups if group["params"]], betas=recipe.betas, fused=device.type in ("cpu", "cuda")
+        )
+        self.add(adam, others, "exp_avg", "exp_avg_sq")
         if matrices:
             muon = torch.optim.Muon(matrices.values(), weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
             self.add(muon, matrices, "momentum_buffer")
         if recipe.recompute:
-            self.model.gradient_checkpointing_enable()
-        for block in self.model.transformer.h:
-            block.attn.parts = math.ceil(config.n_positions / 128) if device.type == "cpu" else 0
+            model.gradient_checkpointing_enable()
+        for block in model.transformer.h:
+            block.attn.parts = math.ceil(model.config.n_positions / 128) if device.type == "cpu" else 0
             if recipe.compile:
                 block.compile()
         self.total = torch.zeros((), device=device)  # sum of the training losses since the last row of the log
@@ -221,7 +293,8 @@ class _Trainer:
         self.optimisers.append(optimiser)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**{f"model.{n}": w.detach() for n, w in self.weights.items()}, **self.moments, "total": self.total}
+        weights = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
+        return {**weights, **self.moments, **self.kept, "total": self.total}
 
     def save(self) -> None:
         tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
@@ -243,22 +316,25 @@ class _Trainer:
             for state in optimiser.state.values():
                 state["step"].fill_(self.step)
 
-    def update(self, batch: np.ndarray) -> None:
-        """One step on palette indices (batch_size, T)."""
+    def update(self, *batch: np.ndarray) -> None:
+        """One step on integers (batch_size, ...): palette indices (batch_size, T), and what else the loss takes."""
         recipe, device = self.recipe, self.model.device
-        if recipe.flip:
-            batch = _flipped(batch, np.random.default_rng([recipe.seed, 3, self.step]))
         self.model.train()
         for optimiser in self.optimisers:
             optimiser.zero_grad()
             for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(self.step)
-        for part in torch.as_tensor(batch.astype(np.int64)).to(device, non_blocking=True).chunk(recipe.accumulate):
+                group["lr"] = recipe.rate(self.step) * group.get("faster", 1)
+        whole = (torch.as_tensor(each.astype(np.int64)).to(device, non_blocking=True) for each in batch)
+        seen = torch.zeros_like(self.total)
+        for parts in zip(*(each.chunk(recipe.accumulate) for each in whole), strict=True):
+            mine = [part.tensor_split(parallel.world())[parallel.rank()] for part in parts]
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-                loss = next_pixel_loss(self.model, part) / recipe.accumulate
+                loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / recipe.accumulate
             loss.backward()
-            self.total += loss.detach()
-            self.unsaved += loss.detach()
+            seen += loss.detach()
+        parallel.add_up([*(w.grad for w in self.weights.values() if w.grad is not None), seen])
+        self.total += seen
+        self.unsaved += seen
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
         for optimiser in self.optimisers:
@@ -277,30 +353,64 @@ class _Trainer:
         self.lowest, self.saved = min(self.lowest, loss), self.step
         self.unsaved.zero_()
 
-    def report(self, held_out: np.ndarray, bar: tqdm) -> None:
-        """Add a row to the log and print it."""
+    def progress(self) -> dict[str, float]:
+        """What a row of the log begins with, of the steps since the last row."""
         positions = self.model.config.n_positions
         done = self.step % self.recipe.log_every or min(self.step, self.recipe.log_every)
-        trained = self.total.item() / done if self.step else math.nan
         speed = (self.step - self.since) * self.recipe.batch_size * positions / (time.perf_counter() - self.clock)
-        with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
-            validated = next_pixel_loss_of(self.model.eval(), held_out[: self.recipe.validate])
-        self.log.append({
+        return {
             "step": self.step,
             "tokens": self.step * self.recipe.batch_size * positions,
             "learning_rate": self.recipe.rate(max(0, self.step - 1)),
-            "train_loss": trained,
-            "train_bits_per_pixel": trained / math.log(2),
-            "validation_loss": validated,
-            "validation_bits_per_pixel": validated / math.log(2),
+            "train_loss": self.total.item() / done if self.step else math.nan,
             "tokens_per_second": round(speed),
-        })  # fmt: skip
-        bar.write(
-            f"step {self.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per token"
-            f" ({validated / math.log(2):.4f} bits per pixel)"
-        )
+        }
+
+    def enter(self, row: dict[str, float]) -> None:
+        """Add a row to the log."""
+        self.log.append(row)
         self.total.zero_()
         self.clock, self.since = time.perf_counter(), self.step
+
+
+@contextmanager
+def _board(folder: Path, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Shows a row of the log in TensorBoard, in place of those after `step`; does nothing where it is not installed."""
+    if parallel.rank() or importlib.util.find_spec("tensorboard") is None:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder, purge_step=step + 1) as writer:
+
+        def show(row: dict[str, float]) -> None:
+            for name, value in row.items():
+                if name != "step" and math.isfinite(value):
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
+
+        yield show
+
+
+def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[dict[str, float]], None]) -> bool:
+    """Add a row to the log of a pretraining, show and print it; False, as it goes on."""
+    row = trainer.progress()
+    trained, speed = row["train_loss"], row.pop("tokens_per_second")
+    with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
+        validated = next_pixel_loss_of(trainer.model.eval(), held_out[: trainer.recipe.validate])
+    trainer.enter({
+        **row,
+        "train_bits_per_pixel": trained / math.log(2),
+        "validation_loss": validated,
+        "validation_bits_per_pixel": validated / math.log(2),
+        "tokens_per_second": speed,
+    })  # fmt: skip
+    show(trainer.log[-1])
+    bar.write(
+        f"step {trainer.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per token"
+        f" ({validated / math.log(2):.4f} bits per pixel)"
+    )
+    return False
 
 
 def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
@@ -315,7 +425,7 @@ def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: Recipe) -> tuple[
     return tokens[np.sort(order[recipe.holdout :])], tokens[order[: recipe.holdout]]
 
 
-def _batches(rows: int, recipe: Recipe, step: int) -> Iterator[np.ndarray]:
+def batches(rows: int, recipe, step: int) -> Iterator[np.ndarray]:
     """Positions of the batches from `step` on: one shuffled pass after another, a function of the seed alone."""
     first = step * recipe.batch_size
     epoch, skip = divmod(first, rows)
@@ -335,31 +445,38 @@ def _flipped(batch: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.where(random.random(len(batch))[:, None, None] < 0.5, images[:, :, ::-1], images).reshape(batch.shape)
 
 
-def _same_run(out: Path, config: ImageGPTConfig, recipe: Recipe, tokens: str) -> Recipe:
-    """Note what a run is made of beside its weights, or compare it with what began the run."""
-    path, run = out / "training.json", {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": tokens}
+def note_run(path: Path, run: dict, part: str, settings, upgrade: Callable[[dict], None] = lambda begun: None) -> None:
+    """Note in a file what a run is made of, or compare it with what began the run: ValueError names what differs.
+
+    `run[part]` are `settings`, whose `steps` and `cooldown` may change while the steps that were taken keep their
+    learning rates. `upgrade` fills in what the file of an older run has not.
+    """
     run = json.loads(json.dumps(run))
     if not path.exists():
-        write_json(path, {**run, "versions": versions()})
-        return recipe
+        write_json(path, run | {"versions": versions()})
+        return
     begun = read_json(path)
-    # A run may be older than some fields.
-    begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
-    older = {"dtype": "float32", "compile": False}
-    begun["recipe"] = json.loads(json.dumps(asdict(Recipe(**older | begun["recipe"]))))
-    if _same_rates(path.parent, Recipe(**begun["recipe"]), recipe):
-        begun["recipe"] |= {name: run["recipe"][name] for name in ("steps", "cooldown")}
-    for part in ("config", "recipe", "tokens"):
-        if begun.get(part) != run[part]:
+    upgrade(begun)
+    earlier = type(settings)(**begun[part])
+    begun[part] = json.loads(json.dumps(asdict(earlier)))
+    if _same_rates(path.parent, earlier, settings):
+        begun[part] |= {name: run[part][name] for name in ("steps", "cooldown")}
+    for name in run:
+        if begun.get(name) != run[name]:
             raise ValueError(
-                f"{path.parent} holds a run whose {part} differs: {begun.get(part)} there, {run[part]} here; "
+                f"{path.parent} holds a run whose {name} differs: {begun.get(name)} there, {run[name]} here; "
                 "choose another folder, or the same arguments to go on"
             )
     write_json(path, begun)
-    return recipe
 
 
-def _same_rates(out: Path, begun: Recipe, recipe: Recipe) -> bool:
+def _upgraded(begun: dict) -> None:
+    """A pretraining may be older than some fields."""
+    begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
+    begun["recipe"] = {"dtype": "float32", "compile": False} | begun["recipe"]
+
+
+def _same_rates(out: Path, begun, recipe) -> bool:
     """Would the steps that were taken have had the same learning rates?"""
     state, taken = out / "state.safetensors", 0
     if state.exists():

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import igpt_lab as lab
 from benchmarks import harness
+from igpt_lab.planning import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,9 +65,9 @@ def test_flops_against_torch_own_count():
     model = lab.ImageGPTForCausalImageModeling(config).eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 16, dtype=torch.long), output_attentions=True)  # attention written out, T x T
-    assert harness.flops(config, head=True, square=True) == counter.get_total_flops()
+    assert flops(config, head=True, square=True) == counter.get_total_flops()
     attention = 4 * 3 * 8 * 16 * 16
-    assert harness.flops(config) == harness.flops(config, square=True) - attention * (1 - 17 / 32)
+    assert flops(config) == flops(config, square=True) - attention * (1 - 17 / 32)
 
 
 def test_a_quick_run_leaves_its_table(tmp_path):

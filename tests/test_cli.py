@@ -12,8 +12,10 @@ from PIL import Image
 
 import igpt_lab as lab
 from igpt_lab import cli
+from igpt_lab.extraction import tokens_of
 from igpt_lab.model import ImageGPTForCausalImageModeling
 from igpt_lab.store import FeatureStore
+from igpt_lab.training import losses_of
 
 
 def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
@@ -41,7 +43,7 @@ def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, ca
     assert capsys.readouterr().out.strip() == str(first.path)
     assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "sos"]) == 1
     assert "a bidirectional model has no SOS" in capsys.readouterr().err
-    assert cli.main(["loss", *given]) == 1
+    assert cli.main(["evaluate", *given]) == 1
     assert capsys.readouterr().err == (
         f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
     )
@@ -94,8 +96,12 @@ def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):
     arguments += "--validate 5 --log-every 2 --save-every 2 --snapshots 1"
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0
     assert pd.read_csv(tmp_path / "m/log.csv").validation_bits_per_pixel[0] == pytest.approx(2.58496, abs=1e-4)
-    assert cli.main(["loss", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
-    assert "m on 12 images" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "m on 12 images" in said
+    model, images = lab.load_model(tmp_path / "m"), lab.load_images(tiny_images, "test", limit=12)
+    bits = losses_of(model, tokens_of(model, images)) / np.log(2)
+    assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in said
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0  # finished
 
 
@@ -104,7 +110,7 @@ def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):
     [
         (["extract", "fashion-xz", "fashion-mini"], "did you mean 'fashion-xs'"),
         (["extract", "TINY", "fashion-minni"], "fashion-mini"),
-        (["loss", "EMPTY", "fashion-mini"], "config.json"),
+        (["evaluate", "EMPTY", "fashion-mini"], "config.json"),
         (["extract", "TINY", "EMPTY"], "EMPTY"),
         (["reproduce", "--model", "fashion-xz"], "did you mean 'fashion-xs'"),
         (["stores"], "no folder stores"),

@@ -16,7 +16,9 @@ from igpt_lab.figures import (
     STRIP,
     cka_map,
     completion_gallery,
+    confusion_matrix,
     few_label_curve,
+    fine_tuning,
     gallery,
     geometry_curves,
     layer_curve,
@@ -328,3 +330,29 @@ def test_bad_input():
     images = np.zeros((2, 4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="expected the same S, H and W"):
         completion_gallery(images, images[None], images, prime_rows=2)
+
+
+def test_confusion_matrix_counts_and_shades_by_row():
+    names = pd.Index(["a", "b"], name="true")
+    ax = confusion_matrix(pd.DataFrame([[3, 1], [0, 4]], names, ["a", "b"]))
+    assert sorted(words(ax))[:3] == ["1", "3", "4"] and "87.5 % of 8 test images on the diagonal" in words(ax)
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+    with pytest.raises(ValueError, match="expected the same classes"):
+        confusion_matrix(pd.DataFrame([[3, 1], [0, 4]], names, ["a", "c"]))
+
+
+def test_fine_tuning_draws_means_of_draws_and_curves_before_and_after():
+    rows = [("probe", "all", 0, 0.8), ("tuned", "all", 0, 0.9), ("tuned", "25", 0, 0.5), ("tuned", "25", 1, 0.7)]
+    table = pd.DataFrame(rows, columns=["method", "labels", "draw", "test_accuracy"])
+    table = table.assign(low=table.test_accuracy - 0.1, high=table.test_accuracy + 0.05)
+    curves = pd.concat([layer_table().query("control == ''"), layer_table().query("control == ''").assign(control="x")])
+    upper, lower = fine_tuning(table, curves, title="t").get_axes()
+    all_labels, few = upper.containers
+    np.testing.assert_allclose(all_labels.lines[0].get_xdata().astype(float), [80, 90])
+    np.testing.assert_allclose(few.lines[0].get_xdata().astype(float), [60])  # the mean, over single draws
+    ends = [segment[:, 0] for segment in all_labels.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[70, 85], [80, 95]])
+    np.testing.assert_allclose(few.lines[2][0].get_segments()[0][:, 0], [60, 60])  # two draws: no interval of images
+    drawn = lines(lower)
+    np.testing.assert_allclose(drawn["before"].get_xydata(), [[0, 50], [1, 80], [2, 70]])
+    np.testing.assert_allclose(drawn["x"].get_xydata(), drawn["before"].get_xydata())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from igpt_lab.significance import compare
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -141,6 +143,14 @@ def test_speed_of_images_to_tokens():
     assert "cold, 10,000 of CIFAR-10" in cold.case and "warm" in warm.case and "10,000 CIFAR-10 images" in said
 
 
+def test_time_of_two_workers():
+    table = pd.read_csv(ROOT / "results/benchmarks/cluster.csv")
+    seconds, share = table.ours
+    said = " ".join(TEXT.split())
+    assert f"one thread each take {share:.2f} of the time of one such worker, {seconds:.1f} s against" in said
+    assert f"{table.peer[0]:.1f} s for 48 images" in said and "N = 48" in table.case[0] and share <= 0.6
+
+
 def test_speed_of_drawing():
     table = pd.read_csv(ROOT / "results/benchmarks/sample.csv")
     steps = table[(table.metric == "step")].set_index("case")
@@ -161,6 +171,15 @@ def test_speed_of_drawing():
 
 def drawing_rows():
     return [[cell.strip() for cell in row] for row in re.findall(r"^  \|(.+, \d+) \|(.+)\|(.+)\|(.+)\|$", TEXT, re.M)]
+
+
+def test_speed_of_a_training_step():
+    table = pd.read_csv(ROOT / "results/benchmarks/train.csv")
+    table = table[table.metric == "training"]
+    for case, rows in table.groupby("case"):
+        cells = [f"{row.ours:,.0f} | {row.peer:,.0f} | {row.ratio:.2f}" for row in rows.itertuples()]
+        assert rows.peer_name.str.startswith(("transformers", "nanoGPT")).tolist() == [True, True]
+        assert f"| {case} | {' | '.join(cells)} |" in TEXT
 
 
 def test_likeness_of_samples():
@@ -184,3 +203,28 @@ def test_modules_are_those_there_are():
     modules = {path.stem for path in (ROOT / "igpt_lab").glob("*.py")} - {"__init__", "__main__"}
     section = TEXT.partition("## The package")[2]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == modules
+
+
+def test_fine_tuning_numbers():
+    said = " ".join(TEXT.split())
+    config = json.loads((ROOT / "results/fine_tuned.json").read_text())["config"]
+    images = pd.read_csv(ROOT / "results/fine_tuned.csv")
+    right = (images.label == images.predicted).to_numpy()
+    assert f"**{100 * right.mean():.1f}%** [{100 * config['low']:.1f}, {100 * config['high']:.1f}] on its 4,000" in said
+    for column, against in (("probe_correct", "the best layer's probe"), ("pixels_correct", "raw pixels")):
+        found = compare(right, images[column].to_numpy())
+        p = f"{found.p_value:.0e}" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+        points = f"{100 * found.difference:+.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        assert re.search(rf"{re.escape(points)} against {against}[^()]*\(p = {re.escape(p)}\)", said), (points, p)
+    table = pd.read_csv(ROOT / "results/fine_tuning.csv", dtype={"labels": str})
+    for method, rows in table.groupby("method"):
+        row, few = rows[rows.labels == "all"].iloc[0], rows[rows.labels == "25"].test_accuracy
+        last = f"{100 * few.mean():.1f}% ({100 * few.std():.1f})" if len(few) else ""
+        cell = f"| {100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}] | {last}"
+        assert f"| {method} {cell.strip()} |" in said
+    curves = pd.DataFrame(json.loads((ROOT / "results/fine_tuning.json").read_text())["config"]["curves"])
+    curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
+    for layer, words in ((8, "layer 8 goes from {:.1f} to {:.1f}% (L_gen + L_clf) and {:.1f}% (L_clf alone)"),
+                         (16, "the last from {:.1f} to {:.1f} and {:.1f}%")):  # fmt: skip
+        values = curves.loc[layer, ["", "after L_gen + L_clf", "after L_clf alone"]]
+        assert words.format(*values) in said

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -189,11 +191,15 @@ def test_a_thread_sees_what_another_process_listed_while_its_sibling_still_reads
 
     def slow(path):
         monkeypatch.setattr(store_module, "read_manifest", read)
-        seen.append(mine.has("train", 0))  # what a second thread asks while the first is here
+        sibling.start()  # a second thread asks while the first is here
+        sibling.join(0.2)
         return read(path)
 
+    sibling = threading.Thread(target=lambda: seen.append(mine.has("train", 0)))
     monkeypatch.setattr(store_module, "read_manifest", slow)
-    assert mine.has("train", 0) and seen == [True]
+    assert mine.has("train", 0)
+    sibling.join(30)
+    assert seen == [True]
 
 
 def test_a_part_is_claimed_by_one(tmp_path):
@@ -206,6 +212,16 @@ def test_a_part_is_claimed_by_one(tmp_path):
     assert next(theirs) == ("train", 0)
     theirs.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_are_held_after_the_loop_s_end_until_their_part_is_written(tmp_path):
+    store, each = FeatureStore.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
+    locks = [Path(store_module.lock_of(store.path, f".train.{n}").lock_file) for n in (0, 1)]
+    assert list(store.claims(each)) == each and all(map(store_module.held, locks))
+    store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    assert [store_module.held(lock) for lock in locks] == [False, True]
+    store.close()
+    assert not any(map(store_module.held, locks))
 
 
 def test_stale_manifests_are_found_and_mended(tmp_path):

@@ -19,7 +19,7 @@ from conftest import TINY
 from igpt_lab import training
 from igpt_lab.checkpoints import CheckpointError
 from igpt_lab.model import ImageGPTForCausalImageModeling, align, memory_kept, next_pixel_loss
-from igpt_lab.training import Recipe, next_pixel_loss_of, pretrain, snapshot_steps
+from igpt_lab.training import Recipe, losses_of, next_pixel_loss_of, pretrain, snapshot_steps
 
 TOKENS = np.random.default_rng(0).integers(0, 8, (30, 16)).astype(np.uint16)
 RECIPE = Recipe(
@@ -58,12 +58,46 @@ def test_first_loss_is_ln_v_and_the_log_is_right(tmp_path):
     assert log.validation_loss[3] == pytest.approx(-logp.mean().item(), abs=1e-5)
 
 
+def test_tensorboard_shows_the_log_of_a_run_that_was_stopped(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    update = training.Trainer.update
+
+    def dies(self, *batch):
+        if self.step == 4:
+            raise MemoryError
+        update(self, *batch)
+
+    monkeypatch.setattr(training.Trainer, "update", dies)
+    with pytest.raises(MemoryError):
+        run(tmp_path)
+    monkeypatch.undo()
+    log = pd.read_csv(run(tmp_path) / "log.csv")
+    shown = accumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in log.columns.drop("step"):
+        events, rows = shown.Scalars(name), log[log[name].notna()]
+        assert [event.step for event in events] == rows.step.tolist(), name
+        assert [event.value for event in events] == pytest.approx(rows[name].tolist(), rel=1e-5)
+
+
+def test_losses_of_images_are_what_a_product_of_conditionals_gives():
+    model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(model.lm_head.weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    found = losses_of(model, TOKENS[:7], batch_size=3)
+    for image, loss in zip(TOKENS[:7].astype(np.int64), found, strict=True):
+        total = 0.0
+        for t in range(16):  # one pixel after another, each from those before it alone
+            before = torch.as_tensor([[8, *image[:t]]])
+            total -= model(before).logits[0, -1].double().log_softmax(0)[image[t]].item()
+        assert loss == pytest.approx(total / 16, abs=1e-6)
+    assert next_pixel_loss_of(model, TOKENS[:7]) == pytest.approx(found.mean(), abs=1e-9)
+
+
 def test_equals_a_plain_loop(tmp_path):
     model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(0))
     train = training._split(TOKENS, TINY, RECIPE)[0]
     trained = [p for n, p in model.named_parameters() if "bias" not in n]
     first, second = [torch.zeros_like(p) for p in trained], [torch.zeros_like(p) for p in trained]
-    for step, rows in enumerate(training._batches(len(train), RECIPE, 0)):
+    for step, rows in enumerate(training.batches(len(train), RECIPE, 0)):
         pixels = torch.as_tensor(train[rows].astype(np.int64))
         logits = model(torch.cat([torch.full((4, 1), 8), pixels[:, :-1]], 1)).logits
         loss = -logits.log_softmax(-1).gather(2, pixels[..., None]).mean()
@@ -88,14 +122,14 @@ EVERYTHING = replace(
     ids=["1", "5", "everything", "compiled"],
 )
 def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, monkeypatch, recipe, stop):
-    whole, stopped, update = run(tmp_path / "whole", recipe), tmp_path / "stopped", training._Trainer.update
+    whole, stopped, update = run(tmp_path / "whole", recipe), tmp_path / "stopped", training.Trainer.update
 
     def dies(self, batch):
         if self.step == stop:
             raise MemoryError
         update(self, batch)
 
-    monkeypatch.setattr(training._Trainer, "update", dies)
+    monkeypatch.setattr(training.Trainer, "update", dies)
     with pytest.raises(MemoryError):
         run(stopped, recipe)
     monkeypatch.undo()
@@ -154,7 +188,9 @@ def test_flips_by_hand():
 
 
 def trainer_of(tmp_path, **changes):
-    return training._Trainer(TINY, replace(RECIPE, **changes), torch.device("cpu"), tmp_path / "state.safetensors")
+    model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "state.safetensors"
+    return training.Trainer(model, replace(RECIPE, **changes), path, lambda pixels: next_pixel_loss(model, pixels))
 
 
 def test_clip_bounds_the_gradient(tmp_path):
@@ -232,19 +268,19 @@ def test_what_is_left_open_is_settled_by_the_device_and_the_length_of_the_run():
 def test_interrupt_saves_the_step_at_hand(tmp_path, monkeypatch):
     import signal
 
-    update = training._Trainer.update
+    update = training.Trainer.update
 
     def interrupted(self, batch):
         update(self, batch)
         if self.step == 5:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(training._Trainer, "update", interrupted)
+    monkeypatch.setattr(training.Trainer, "update", interrupted)
     with pytest.raises(KeyboardInterrupt, match="saved after step 5"):
         run(tmp_path / "a")
     monkeypatch.undo()
     steps = []
-    monkeypatch.setattr(training._Trainer, "update", lambda self, b: (steps.append(self.step), update(self, b)))
+    monkeypatch.setattr(training.Trainer, "update", lambda self, b: (steps.append(self.step), update(self, b)))
     run(tmp_path / "a")
     assert steps == [5, 6, 7, 8]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -267,9 +303,9 @@ def test_a_run_older_than_some_fields_of_the_configuration_goes_on(tmp_path):
 
 def test_batches_are_passes_over_the_training_rows():
     recipe = Recipe(steps=12, batch_size=5, warmup=0, holdout=1, validate=1)
-    rows = np.concatenate(list(training._batches(20, recipe, 0)))
+    rows = np.concatenate(list(training.batches(20, recipe, 0)))
     assert all(sorted(rows[i : i + 20]) == list(range(20)) for i in (0, 20, 40))
-    np.testing.assert_array_equal(np.concatenate(list(training._batches(20, recipe, 7))), rows[35:])
+    np.testing.assert_array_equal(np.concatenate(list(training.batches(20, recipe, 7))), rows[35:])
     train, held_out = training._split(np.arange(30 * 16).reshape(30, 16) % 8, TINY, RECIPE)
     assert len(train) == 24 and len(held_out) == 6
 
@@ -301,9 +337,9 @@ def test_bad_input(tmp_path):
 def test_a_loss_that_is_no_number_or_jumps_stops_with_the_last_good_state(tmp_path, monkeypatch, bad):
     usual, steps = training.next_pixel_loss, []
 
-    def sometimes_bad(model, pixels):
+    def sometimes_bad(model, pixels, **how):
         steps.append(model.training)
-        return usual(model, pixels) + (bad if sum(steps) == 6 else 0)
+        return usual(model, pixels, **how) + (bad if sum(steps) == 6 else 0)
 
     monkeypatch.setattr(training, "next_pixel_loss", sometimes_bad)
     with pytest.raises(FloatingPointError, match=r"steps 5 to 6 .* last good state is .*state.safetensors, of step 4;"):

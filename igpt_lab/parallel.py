@@ -1,0 +1,69 @@
+"""Several processes that train one model, each on its share of every batch: what `torchrun` starts.
+
+Each has all weights and moments; gradients are added up over the processes after every batch, so that a run is the same
+on any number of them, up to the order of sums, and its state file too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that `torchrun` started, for this block; nothing where there is one, or they have joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Process 0 runs this block before the others do: what it writes they find."""
+    if rank():
+        dist.barrier()
+    yield
+    if not rank() and world() > 1:
+        dist.barrier()
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes, in one message; all have the same shapes in the same order."""
+    if world() == 1:
+        return
+    flat = torch.cat([each.detach().ravel() for each in tensors])
+    dist.all_reduce(flat)
+    for each, values in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        each.detach().copy_(values.view_as(each))
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Is it so in any of the processes?"""
+    if world() == 1:
+        return flag
+    told = torch.tensor(float(flag), device=device)
+    dist.all_reduce(told)
+    return bool(told.item())

@@ -1,0 +1,66 @@
+"""Every checkpoint against the same steps taken one by one, and a run's checkpoints found by name."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import igpt_lab as lab
+from igpt_lab.dynamics import checkpoints_of, probe_checkpoints
+from igpt_lab.extraction import tokens_of
+from igpt_lab.training import losses_of
+
+
+@pytest.fixture(scope="module")
+def run(tiny_images, tmp_path_factory):
+    """A tiny pretraining with three checkpoints, at steps 2, 4 and 6, and the images it was trained on."""
+    out, images = tmp_path_factory.mktemp("dynamics") / "run", lab.load_images(tiny_images, "train")
+    processor = lab.ImageGPTImageProcessorPil(np.arange(24).reshape(8, 3) / 12 - 1, 4)
+    config = lab.ImageGPTConfig(
+        vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    recipe = lab.Recipe(
+        steps=6, batch_size=4, warmup=2, learning_rate=0.05, holdout=5, validate=5, log_every=2, snapshots=3,
+        dtype="float32", compile=False,
+    )  # fmt: skip
+    return lab.pretrain(lab.tokenize(images, processor), config, recipe, out, processor=processor, progress=False)
+
+
+def test_checkpoints_are_found_in_order_and_the_model_is_the_last(run, tiny_folder, tmp_path):
+    steps = {step: folder.name for step, folder in checkpoints_of(run).items()}
+    assert steps == {2: "step-000002", 4: "step-000004", 6: run.name}
+    assert list(checkpoints_of(run / "checkpoints")) == [2, 4, 6]  # without the model: those of others
+    assert checkpoints_of(tiny_folder) == {1: tiny_folder}  # no log says how many steps
+    with pytest.raises(ValueError, match="neither a model nor checkpoints"):
+        checkpoints_of(tmp_path)
+
+
+def test_each_checkpoint_is_what_one_by_one_gives(run, tiny_images, tmp_path):
+    images = [lab.load_images(tiny_images, split) for split in ("train", "test")]
+    table = probe_checkpoints(checkpoints_of(run), *images, store=tmp_path, name="tiny", progress=False)
+    assert table.groupby("step").layer.apply(list).to_dict() == {step: [0, 1, 2, 3] for step in (0, 2, 4, 6)}
+    assert set(table.model) == {"tiny"} and (table.groupby("step").chosen.sum() == 1).all()
+    untrained = table[table.step == 0].loss
+    assert untrained.to_numpy() == pytest.approx(math.log(8), abs=1e-6)  # its head is zero: every colour alike
+    model = lab.load_model(checkpoints_of(run)[4])
+    store = lab.extract(model, images, store=tmp_path / "other", progress=False)
+    result = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), progress=False)
+    rows, losses = table[table.step == 4], losses_of(model, tokens_of(model, images[1]))
+    assert rows.test_accuracy.tolist() == result.table.test_accuracy.tolist()
+    assert rows.loss.iloc[0] == pytest.approx(losses.mean(), abs=1e-9)
+    assert rows.loss_error.iloc[0] == pytest.approx(losses.std(ddof=1) / math.sqrt(len(losses)), abs=1e-9)
+    assert rows["drop"].iloc[0] == pytest.approx(
+        result.correct[result.chosen].mean() - result.correct[3].mean(), abs=1e-12
+    )
+
+
+def test_a_bert_model_has_no_next_pixel_loss(tiny, tiny_images, tmp_path):
+    bert = lab.ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
+    bert.save_pretrained(tmp_path / "step-5")
+    tiny.processor.save_pretrained(tmp_path / "step-5")
+    images = [lab.load_images(tiny_images, split) for split in ("train", "test")]
+    table = probe_checkpoints(
+        checkpoints_of(tmp_path), *images, store=tmp_path, untrained=False, layers=[0, 3], progress=False
+    )
+    assert table.loss.isna().all() and table.layer.tolist() == [0, 3] and set(table.step) == {5}

@@ -1,0 +1,42 @@
+"""Two processes against one: the same losses, and one run on changing numbers of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pretrain(images, out, processes, steps):
+    """The command, by torchrun where there are several processes; its losses, and what is in its state."""
+    command = ["pretrain", images, "--out", out, "--side", 4, "--colours", 8, "--layers", 2, "--width", 8]
+    command += ["--holdout", 10, "--validate", 10, "--batch-size", 7, "--steps", steps, "--warmup", 2, "--cooldown", 1]
+    command += "--log-every 1 --save-every 1 --snapshots 1 --dtype float32 --clip 1 --no-compile".split()
+    start = ["-m", "igpt_lab"]
+    if processes > 1:
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *start]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    alone = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *start, *map(str, command)], env=alone, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with safe_open(out / "state.safetensors", "np") as file:
+        log = pd.DataFrame(json.loads(file.metadata()["log"]))[["train_loss", "validation_loss"]]
+        return log, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def test_two_processes_give_the_losses_of_one_and_one_goes_on_where_they_stopped(tiny_images, tmp_path):
+    one, weights = pretrain(tiny_images, tmp_path / "one", 1, 6)
+    few, _ = pretrain(tiny_images, tmp_path / "two", 2, 4)
+    pd.testing.assert_frame_equal(few, one[:5], rtol=0, atol=1e-6)
+    both, theirs = pretrain(tiny_images, tmp_path / "two", 1, 6)
+    pd.testing.assert_frame_equal(both, one, rtol=0, atol=1e-6)
+    pd.testing.assert_frame_equal(pretrain(tiny_images, tmp_path / "one", 2, 8)[0][:7], one)
+    assert len(one) == 7 and one.validation_loss.iloc[-1] < one.validation_loss.iloc[0]
+    assert all(abs(weights[name] - theirs[name]).max() < 1e-5 for name in weights)
