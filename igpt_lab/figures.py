@@ -56,7 +56,8 @@ DRAWN_BY = {
 }  # fmt: skip
 __all__ = [
     *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "EFFECT_COLUMNS", "FEATURE_COLUMNS", "FEW_COLUMNS", "Figure",
-    "LAYER_COLUMNS", "LETTER", "LOOKS", "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES", "read_figure", "read_table", "redraw", "save_figure",
+    "LAYER_COLUMNS", "LETTER", "LOOKS", "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES",
+    "read_figure", "read_table", "redraw", "save_figure",
 ]  # fmt: skip
 
 

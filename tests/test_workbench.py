@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def test_the_command_copies_and_opens(tmp_path, monkeypatch, capsys):
 def test_a_wheel_has_the_notebooks_and_the_front_end(tmp_path, monkeypatch):
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setup["data-files"] == {"share/igpt-lab/notebooks": ["notebooks/*.ipynb"]}
-    assert {"explorer.js", "explorer.css"} <= set(setup["package-data"]["igpt_lab"])
+    for file in ("explorer.js", "explorer.css", "report.css"):
+        assert any(fnmatch(file, pattern) for pattern in setup["package-data"]["igpt_lab"])
     installed = tmp_path / "share/igpt-lab/notebooks"
     installed.mkdir(parents=True)
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages/igpt_lab/cli.py"))
