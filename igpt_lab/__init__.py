@@ -3,7 +3,9 @@
 import igpt_lab as lab offers the main names; each is imported when it is first used.
 """
 
+import difflib
 import importlib
+import sys
 
 __version__ = "0.1.0"
 
@@ -76,8 +78,14 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(f"igpt_lab.{_HOME[name]}"), name)
     if name in _MODULES:
         return importlib.import_module(f"igpt_lab.{name}")
-    raise AttributeError(f"igpt_lab has no {name!r}; it has {', '.join(__all__)}")
+    close = difflib.get_close_matches(name, __all__, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(__all__)}"
+    raise AttributeError(f"igpt_lab has no {name!r}; {hint}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "IPython" in sys.modules:  # in a notebook a failing cell says first what to do
+    importlib.import_module("igpt_lab.cells").explain_errors()

@@ -17,6 +17,7 @@ import igpt_lab as lab
 from igpt_lab.provenance import atomic_write
 
 NOTEBOOKS = (
+    "00_tour",
     "01_features",
     "02_layer_probe",
     "03_few_labels",
@@ -31,7 +32,8 @@ QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "sample
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input ends in one line on stderr and exit code 1."""
-    options = vars(_parser().parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = vars(_parser("".join(arguments[:1])).parse_args(arguments))
     command = options.pop("command")
     try:
         return command(**options) or 0
@@ -230,6 +232,33 @@ def download_openai(size: str | None, step: int, bert: bool, datasets: list[str]
         print(f"igpt-lab extract {'OUT' if size else 'MODEL'} {shlex.quote(str(tokens))}")
 
 
+def figures(folder: str, style: str, out: str | None) -> int:
+    """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
+    files = [file for file in sorted(Path(folder).glob("*.json")) if file.with_suffix(".csv").exists()]
+    if not files:
+        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
+    target, undrawn = Path(out or Path(folder) / style), []
+    for file in files:
+        try:
+            print(lab.figures.redraw(file, target / file.stem, style=style)[1])
+        except ValueError as error:
+            undrawn.append(f"igpt-lab: {error}")
+    print(*undrawn, sep="\n", end="\n" if undrawn else "", file=sys.stderr)
+    return int(bool(undrawn))
+
+
+def report(run: str, out: str | None, pdf: bool) -> None:
+    """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium."""
+    from igpt_lab.report import write_report
+
+    written = write_report(run, out, pdf=pdf)
+    print(*written, sep="\n")
+    if pdf and len(written) == 1:
+        print(
+            "igpt-lab: no Chromium is installed, so there is no pdf; print the page from any browser", file=sys.stderr
+        )
+
+
 def plan(model: str, images: str, devices: str) -> None:
     """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
     from igpt_lab import checkpoints, planning
@@ -403,7 +432,8 @@ def _share(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """All commands; a recipe's fields, which take torch to read, are options only where their command is chosen."""
     parser = argparse.ArgumentParser(prog="igpt-lab", description=lab.__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model, images = "bundled name, folder or Hub name of a model", "bundled name, folder, Parquet or Hub name of images"
@@ -459,7 +489,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
         add(f"--{name}", type=int, default=default, help=f"({default})")
     add("--limit", type=int, help="at most so many images")
-    _add_fields(add, lab.Recipe)
+    if chosen == "pretrain":
+        _add_fields(add, lab.Recipe)
 
     add = command(finetune, model=model, images=images).add_argument
     add("--out", required=True, help="folder for the classifier, its log, and what it gets wrong")
@@ -467,7 +498,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--random", action="store_true", help="from scratch: draw the weights anew")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
-    _add_fields(add, lab.Tuning)
+    if chosen == "finetune":
+        _add_fields(add, lab.Tuning)
 
     add = command(classify, folder="what finetune wrote").add_argument
     add("files", nargs="+", metavar="FILE", help="picture files")
@@ -509,6 +541,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--bert", action="store_true", help="the BERT model in place of the autoregressive one")
     add("--datasets", nargs="+", default=[], choices=["cifar10", "imagenet"], help="32 x 32 images as tokens")
     add("--cache", metavar="FOLDER", help="where files are kept (igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)")
+
+    add = command(figures, folder="folder of results").add_argument
+    add("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides (paper)")
+    add("--out", help="where they go; the folder itself redraws in place (FOLDER/STYLE)")
+
+    add = command(report, run="folder of results").add_argument
+    add("--out", metavar="FILE", help="where the page goes (RUN/report.html)")
+    add("--no-pdf", dest="pdf", action="store_false", help="the page only")
 
     add = command(
         plan, model=f"S, M, L, XL, or {model}", images=f"a number, cifar10, imagenet, or {images}"

@@ -19,9 +19,10 @@ from pathlib import Path, PurePath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from igpt_lab.cards import card, picture
 from igpt_lab.pixels import to_rgb
 from igpt_lab.storage import Remote, place, readable
 
@@ -60,6 +61,9 @@ class ImageSet:
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(self.label_names)} classes"
         return f"<ImageSet {self.name} {self.split}: {len(self):,} images, {classes}>"
+
+    def _repr_html_(self) -> str:
+        return _card(self, _thumbnails(self))
 
     def __getitem__(self, position: int) -> Image.Image:
         """The image at `position`, mode RGB; ValueError names its row when it cannot be read."""
@@ -150,6 +154,9 @@ class TokenSet:
     def __repr__(self) -> str:
         return ImageSet.__repr__(self).replace("ImageSet", "TokenSet")
 
+    def _repr_html_(self) -> str:
+        return _card(self, "")
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the tokens, the labels and the row numbers, in order."""
@@ -181,6 +188,37 @@ class TokenSet:
         raise ValueError(f"{self.name} {self.split} holds tokens, and this needs the images they were made from")
 
     __getitem__ = batches = images
+
+
+def _card(images: ImageSet | TokenSet, below: str) -> str:
+    """What a notebook shows of an image set."""
+    facts = {"images": f"{len(images):,}", "classes": "no labels"}
+    if isinstance(images, TokenSet):
+        facts["tokens"] = f"{images.tokens.shape[1]:,} an image"
+    if images.labels is not None:
+        counts = np.bincount(images.labels, minlength=len(images.label_names))
+        each = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+        names = ", ".join(images.label_names[:10]) + (", ..." if len(counts) > 10 else "")
+        facts["classes"] = f"{len(counts)} of {each} images: {names}"
+    return card(f"{type(images).__name__} {images.name} {images.split}", facts, below=below)
+
+
+def _thumbnails(images: ImageSet, count: int = 12) -> str:
+    """The first images beside each other, each at most 56 pixels a side; '' where one cannot be read."""
+    try:
+        shown = images.images(range(min(count, len(images))))
+    except ValueError:
+        return ""
+    if not shown:
+        return ""
+    shown = [ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image for image in shown]
+    width, height = np.max([image.size for image in shown], axis=0).tolist()
+    strip = Image.new("RGB", (len(shown) * (width + 1) - 1, height), (136, 136, 136))
+    for i, image in enumerate(shown):
+        strip.paste(image, (i * (width + 1), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "png")
+    return picture(buffer.getvalue(), words=f"the first {len(shown)} images")
 
 
 def load_images(

@@ -1,692 +1,158 @@
-"""Tables and arrays -> matplotlib Axes -> files. Never sees a model, never imports torch.
+"""Tables and images -> figures -> files, and from those files the same figures again. Never imports torch.
 
-Accuracy is a fraction in a table and a percentage on an axis. A figure is 3.5 inches wide, one column of a paper, at
-the size of its letters. In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure` writes as
-png.
+Offers every function of `curves` and `galleries`. Each takes a `style`: `paper` (one column of a page, the default),
+`wide` (two columns) or `talk`. In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure`
+writes as png. What is added to a figure after it was drawn is saved, but not drawn again by `redraw`.
 """
 
 import base64
 import io
-import itertools
 import json
-import math
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-from matplotlib import patheffects, style, ticker, transforms
 from matplotlib.axes import Axes
 
+from igpt_lab.curves import (
+    CKA_COLUMNS,
+    EFFECT_COLUMNS,
+    FEW_COLUMNS,
+    LAYER_COLUMNS,
+    METHOD_COLUMNS,
+    PROTOCOL_COLUMNS,
+    cka_map,
+    confusion_matrix,
+    few_label_curve,
+    fine_tuning,
+    geometry_curves,
+    layer_curve,
+    protocol_curves,
+)
+from igpt_lab.galleries import (
+    LETTER,
+    STRIP,
+    completion_gallery,
+    gallery,
+    neighbour_gallery,
+    row_gallery,
+    surprise_gallery,
+)
+from igpt_lab.looks import LOOKS, STYLES, UNDATED, Figure, render
 from igpt_lab.provenance import RunRecord, atomic_write, digest
 
-DPI, WIDTH, STRIP = 200, 3.5, 20  # png pixels per inch, inches of a column, png pixels above an image for its title
-LETTER = 12  # png pixels that a letter beside an image may take
-FRAME = {"axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.6, "legend.frameon": False}
-TEXT = {"font.family": ["DejaVu Sans"], "font.size": 7, "axes.titleweight": "bold", "legend.handlelength": 3}
-FILES = {"pdf.fonttype": 42, "svg.hashsalt": "igpt-lab"}
-UNDATED = {"png": "Software", "pdf": "CreationDate ModDate Producer Creator", "svg": "Date Creator"}  # left out
-# Okabe and Ito's colours, safe for colour-blind readers; dashes and markers tell the lines apart in grey print.
-LOOKS = {
-    "": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
-    "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
-    "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},
-}
-PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
-AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
-LOOKS["nearest neighbours"] = AMBER
-LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
-FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
-CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")
-MEASURES = {  # column, and its name on an axis; `_low` and `_high` beside it are its interval
-    "intrinsic_dimension": "intrinsic dimension",
-    "effective_rank": "effective rank",
-    "label_overlap": "neighbours with\nthe same label (%)",
-}
-PROTOCOL_COLUMNS = "recipe alignment point scaling solver layer test_accuracy low high chosen converged n_test".split()
-PROTOCOL_LOOKS = {
-    ("standardised", "converged"): {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    ("standardised", "100 iterations"): {"color": "#56B4E9", "linestyle": "--", "marker": "s"},
-    ("unscaled", "converged"): {"color": "#D55E00", "linestyle": "-", "marker": "^"},
-    ("unscaled", "100 iterations"): {"color": "#E69F00", "linestyle": "--", "marker": "v"},
-}
-PORT_LOOK = {"color": "#767676", "linestyle": (0, (1, 1)), "marker": "x"}
-EFFECT_COLUMNS = ("factor", "a", "b", "others", "at", "difference", "low", "high")
-EFFECT_LOOKS = {
-    "chosen layer": {"color": "#0072B2", "marker": "o"},
-    "last layer": {"color": "#D55E00", "marker": "s"},
-    "drop": {"color": "#767676", "marker": "D"},
-}
-METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
-COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
-# A theme that the user has set changes nothing here, and nothing here changes the user's settings.
-_styled = style.context(["default", FRAME | TEXT | FILES | {"lines.linewidth": 1.2, "lines.markersize": 3.5}])
-
-
-class Figure(matplotlib.figure.Figure):
-    """A figure that a notebook shows as the png that `save_figure` writes, whatever backend is active."""
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/plain": repr(self), "image/png": base64.b64encode(_render(self, "png")).decode()}
-
-
-@_styled
-def layer_curve(
-    table: pd.DataFrame, *, title: str = "", comparison: Mapping | None = None, ax: Axes | None = None
-) -> Axes:
-    """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
-
-    `table` has a row for each (control, layer), control '' being the model, and LAYER_COLUMNS. 'raw pixels' has one
-    row and becomes a level line. A control that would flatten the model's curve is stated in words at that edge.
-    Where the model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it.
-    `comparison` (COMPARISON, such as `compare_layers(...).to_dict()`) is written below the title.
-    """
-    table = _checked(table, LAYER_COLUMNS)
-    main = table[table.control == ""]
-    chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
-    if len(chosen) != 1:
-        raise ValueError(f"{len(chosen)} rows of control '' are marked as chosen; expected exactly one")
-    ax = _axes(3.0) if ax is None else ax
-    shown, low, high = _in_view(table)
-    for name in shown:
-        _draw_layers(ax, name, table[table.control == name].sort_values("layer"))
-    _mark_chosen(ax, chosen.iloc[0], last)
-    if "in_peak_set" in main and main.in_peak_set.eq(True).any():
-        _mark_peak_set(ax, np.sort(main.layer[main.in_peak_set.eq(True)]))
-    far = [(name, rows) for name, rows in table.groupby("control") if name not in shown]
-    _limit(ax, low, high, [_state(name, rows, low) for name, rows in far])
-    ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
-    ax.set(xlim=(-0.5, last + 0.5), xlabel="layer", ylabel="test accuracy (%)")
-    return _finish(ax, title, _sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "")
-
-
-@_styled
-def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Test accuracy over labels per class: mean and standard deviation over draws, each draw a faint dot.
-
-    `table` has a row for each (control, k, draw, layer_rule, layer), control '' being the model, k labels per class,
-    and FEW_COLUMNS. Lines: the chosen layer, each fixed layer, and each control (its chosen layer where it has one).
-    """
-    table = _checked(table, FEW_COLUMNS)
-    ax = _axes(3.0) if ax is None else ax
-    lines = list(_few_lines(table))
-    for i, (label, look, rows) in enumerate(lines):
-        _draw_draws(ax, label, look, rows, aside=1.05 ** (i - (len(lines) - 1) / 2))
-    counts, draws = sorted(set(table.k.astype(int))), table.draw.nunique()
-    ax.set_xscale("log")
-    ax.set_xticks(counts, [f"{k:,}" for k in counts])
-    ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.set(xlim=(counts[0] / 1.4, counts[-1] * 1.4), xlabel="labels per class", ylabel="test accuracy (%)")
-    note = f"mean and standard deviation over {draws} draws; dots are draws" if draws > 1 else "one draw"
-    return _finish(ax, title, note)
-
-
-@_styled
-def cka_map(
-    table: pd.DataFrame, *, title: str = "", names: Sequence[str] = ("layer", "layer"), ax: Axes | None = None
-) -> Axes:
-    """CKA of each layer (upwards) with each other layer (to the right), as colours.
-
-    They run from the tenth below the smallest value to 1: where all layers are alike, a scale from 0 shows nothing.
-    `table` has a row for each pair, and CKA_COLUMNS, as `cka` returns it. `names` of the two axes, upwards first: say
-    there which model's layers they are.
-    """
-    _has(table, CKA_COLUMNS)
-    if table.duplicated(["layer", "other_layer"]).any():
-        raise ValueError("more than one row for the same pair of layers; expected one")
-    grid = table.pivot(index="layer", columns="other_layer", values="cka")
-    ax = _axes(3.2) if ax is None else ax
-    low = min(math.floor(10 * grid.min(axis=None)) / 10, 0.9)
-    image = ax.imshow(grid, origin="lower", vmin=low, vmax=1, cmap="viridis", interpolation="none")
-    for axis, layers, name in (ax.yaxis, grid.index, names[0]), (ax.xaxis, grid.columns, names[1]):
-        step = math.ceil(len(layers) / 14)
-        axis.set_ticks(range(0, len(layers), step), layers[::step])
-        axis.set_label_text(name)
-    ax.spines[:].set_visible(False)
-    ax.get_figure(root=True).colorbar(image, ax=ax, label="linear CKA", shrink=0.8).outline.set_linewidth(0.6)
-    n, batches = (int(table[name].iloc[0]) for name in ("n", "batches"))
-    _head(ax, title, f"unbiased, {n:,} images in {batches:,} minibatches" if batches > 1 else f"unbiased, {n:,} images")
-    return ax
-
-
-@_styled
-def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
-    """Each of MEASURES that `table` has over depth, one above the other, with 95% intervals, controls beside the model.
-
-    `table` has a row for each (control, layer), control '' being the model, as `measure_layers` returns it. A control
-    of one row, such as 'raw pixels', becomes a level line.
-    """
-    table = _checked(table, ("control", "layer", "n"))
-    shown = [name for name in MEASURES if name in table and table[name].notna().any()]
-    if not shown:
-        raise ValueError(f"the table has none of {', '.join(MEASURES)}; it has {', '.join(table)}")
-    figure = Figure(figsize=(WIDTH, 0.7 + 1.5 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
-    for ax, measure in zip(axes, shown, strict=True):
-        for name in sorted(set(table.control)):
-            _draw_measure(ax, name, measure, table[table.control == name].sort_values("layer"))
-        _scale_measure(ax, measure)
-    last = int(table.layer[table.control == ""].max())
-    axes[-1].xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / 18)))
-    axes[-1].set(xlim=(-0.5, last + 0.5), xlabel="layer")
-    _head(axes[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
-    _legend(axes[-1])
-    return figure
-
-
-@_styled
-def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
-    """Test accuracy over depth in every setting of a protocol, and below what each of its factors changes.
-
-    `table` (PROTOCOL_COLUMNS) and `effects` (EFFECT_COLUMNS) as `ablate_protocol` returns them: a panel for each
-    alignment and point, a line for each scaling and solver, hollow where a probe did not converge, the chosen layer
-    ringed. The port's recipe is drawn in the panel that it resembles. Below: averages of the differences with 95%
-    intervals, and as faint dots the pairs of settings that they are averages of.
-    """
-    _has(table, PROTOCOL_COLUMNS)
-    _has(effects, EFFECT_COLUMNS)
-    table, effects = table.assign(recipe=table.recipe.fillna("")), effects.assign(others=effects.others.fillna(""))
-    alignments, points = (table[table.recipe == ""][name].unique() for name in ("alignment", "point"))
-    figure = Figure(figsize=(WIDTH, 1.5 * len(alignments) + 2.5), layout="constrained")
-    upper, lower = figure.subfigures(2, height_ratios=[1.5 * len(alignments) + 0.6, 1.9])
-    axes = upper.subplots(len(alignments), len(points), sharex=True, sharey=True, squeeze=False)
-    for ax, (alignment, point) in zip(axes.flat, itertools.product(alignments, points), strict=True):
-        cell = table[(table.alignment == alignment) & (table.recipe == "")]
-        _draw_settings(ax, cell[cell.point == point])
-        ax.set_title(f"{alignment}, {point}", loc="left", fontweight="normal", pad=3)
-    port = table[table.recipe == "port"]
-    if len(port):
-        _draw_setting(axes[-1, -1], "the port's recipe", PORT_LOOK, port)
-    last = int(table.layer.max())
-    axes[0, 0].xaxis.set_major_locator(ticker.MultipleLocator(max(1, math.ceil((last + 1) / 6))))
-    for ax in axes[-1]:
-        ax.set_xlabel("layer")
-    upper.supylabel("test accuracy (%)", fontsize=7)
-    handles = dict(zip(*reversed(axes[-1, -1].get_legend_handles_labels()), strict=True))
-    upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    upper.suptitle(title, x=0.01, ha="left", fontsize=8.4, fontweight="bold")
-    _draw_effects(lower.add_subplot(), effects)
-    return figure
-
-
-@_styled
-def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Counts of test images, a row for each true class (downwards), a column for each predicted one, as shares of rows.
-
-    `table`: square, whole numbers, the same classes in rows and columns, as `Classified.confusion` returns it.
-    """
-    _has(table, ())
-    if list(table.index) != list(table.columns):
-        raise ValueError(f"rows {list(table.index)}, columns {list(table.columns)}; expected the same classes")
-    counts, ax = table.to_numpy(float), _axes(3.4) if ax is None else ax
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
-    for (y, x), count in np.ndenumerate(counts.astype(int)) if len(table) <= 20 else ():
-        if count:
-            ax.text(x, y, count, ha="center", va="center", fontsize=5, color="white" if shares[y, x] > 0.5 else "black")
-    ax.set_xticks(range(len(table)), table.columns, rotation=90)
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set(xlabel="predicted", ylabel="true")
-    ax.spines[:].set_visible(False)
-    right = np.trace(counts) / counts.sum()
-    _head(ax, title, f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal")
-    return ax
-
-
-@_styled
-def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
-    """Test accuracy of each method, full labels and few; below, layer curves before and after on one axis.
-
-    `table` (METHOD_COLUMNS) has a row for each (method, labels, draw), drawn in its order: means over draws, single
-    draws as faint dots, and 95% intervals over test images where there is one draw. `curves` is as for `layer_curve`,
-    control '' being the model before, each other control a model after.
-    """
-    _has(table, METHOD_COLUMNS)
-    methods, labels = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.labels))
-    figure = Figure(figsize=(WIDTH, 0.24 * len(methods) + 3.6), layout="constrained")
-    parts = figure.subfigures(2, height_ratios=[0.24 * len(methods) + 1, 2.6])
-    upper, lower = (part.subplots() for part in parts)
-    for i, each in enumerate(labels):
-        look = list(PROTOCOL_LOOKS.values())[2 * i % 4] | {"linestyle": ""}
-        rows = table[table.labels == each]
-        rows = rows.assign(y=rows.method.map(methods.index) + 0.15 * (2 * i - 1))
-        mean = rows.groupby("y")[["test_accuracy", "low", "high"]].mean()
-        lone = rows.groupby("y").size() == 1
-        ends = [(mean.test_accuracy - mean.low).where(lone, 0), (mean.high - mean.test_accuracy).where(lone, 0)]
-        style = {"elinewidth": 0.8, "capsize": 1.5, "markersize": 3}
-        upper.errorbar(100 * mean.test_accuracy, mean.index, xerr=100 * np.array(ends), **look | style, label=each)
-        upper.plot(100 * rows.test_accuracy, rows.y, ".", color=look["color"], alpha=0.3, markersize=4)
-    upper.set_yticks(range(len(methods)), methods)
-    upper.set(ylim=(len(methods) - 0.5, -0.5), xlabel="test accuracy (%)")
-    parts[0].legend(loc="outside lower right", title="labels a class", ncols=len(labels), handlelength=1)
-    parts[0].suptitle(title, x=0.01, ha="left", fontsize=8.4, fontweight="bold")
-    names = ["", *sorted({*curves.control} - {""})]
-    for name, look in zip(names, (LOOKS[""], PURPLE, AMBER, LOOKS["random network"]), strict=False):
-        rows = curves[curves.control == name].sort_values("layer")
-        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-        lower.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, **band)
-        line = {"linewidth": 1, "markersize": 2.2}
-        lower.plot(rows.layer, 100 * rows.test_accuracy, **look, **line, label=name or "before")
-        _mark_failed(lower, rows.layer, 100 * rows.test_accuracy, rows, look)
-    lower.set(xlabel="layer", ylabel="accuracy of a probe (%)")
-    parts[1].legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-@_styled
-def gallery(
-    images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
-) -> Axes:
-    """uint8 images (N, H, W, 3) or (N, H, W) in rows of `columns`: one array, one Axes, no smoothing.
-
-    A pixel of an image becomes `scale` x `scale` pixels of the png; gaps are as wide as one. `titles`: one each. With
-    many columns and a scale of 1 it is a contact sheet of thousands.
-    """
-    images = _images(images, "images", 1)
-    if titles is not None and (isinstance(titles, str) or len(titles) != len(images)):
-        raise ValueError(f"titles {titles!r}; expected a list of {len(images)} strings, one for each image")
-    array, corners = _tile(images, min(columns, len(images)), scale, STRIP if titles is not None else 0)
-    width = images.shape[2] * scale
-    return _show(array, [(x + width / 2, y, text) for (y, x), text in zip(corners, titles or [], strict=False)], ax)
-
-
-@_styled
-def completion_gallery(
-    primes: np.ndarray, completions: np.ndarray, originals: np.ndarray, *, prime_rows: int, ax: Axes | None = None
-) -> Axes:
-    """A row for each prime: what the model was given, what it drew, what it was.
-
-    uint8 primes and originals (S, H, W[, 3]) and completions (S, n, H, W[, 3]). The model was given the upper
-    `prime_rows` rows of pixels; the rest of the prime is hatched, whatever it holds.
-    """
-    primes, originals = _images(primes, "primes", 1), _images(originals, "originals", 1)
-    completions = _images(completions, "completions", 2)
-    if not primes.shape == originals.shape == completions[:, 0].shape:
-        shapes = f"{primes.shape}, {completions.shape}, {originals.shape}"
-        raise ValueError(f"primes, completions, originals of shapes {shapes}; expected the same S, H and W")
-    count, (height, width) = completions.shape[1], primes.shape[1:3]
-    if not 0 <= prime_rows <= height:
-        raise ValueError(f"prime_rows={prime_rows}; expected 0 to {height}, the height of the images")
-    y, x = np.mgrid[:height, :width, :1][:2]
-    masked = np.where(y < prime_rows, primes, np.where((y + x) % 4 == 0, 160, 215).astype(np.uint8))
-    rows = np.concatenate([masked[:, None], completions, originals[:, None]], axis=1)
-    scale = max(1, round(112 / width))  # wide enough for the headings
-    array, _ = _tile(rows.reshape(-1, *rows.shape[2:]), count + 2, scale, 0)
-    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
-    places = (0, "prime"), ((count + 1) / 2, "completions" if count > 1 else "completion"), (count + 1, "original")
-    step = (width + 1) * scale
-    return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], ax)
-
-
-@_styled
-def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, ax: Axes | None = None) -> Axes:
-    """uint8 images (R, n, H, W, 3) or (R, n, H, W): R rows of n, each with its label on the left.
-
-    A row for each temperature, for each model, for each snapshot. A pixel becomes `scale` x `scale` pixels of the png,
-    by default as many as make an image about 64 wide.
-    """
-    images = _images(images, "images", 2)
-    if isinstance(labels, str) or len(labels) != len(images):
-        raise ValueError(f"labels {labels!r}; expected a list of {len(images)} strings, one for each row")
-    count, (height, width) = images.shape[1], images.shape[2:4]
-    scale = max(1, round(64 / width)) if scale is None else scale
-    array, corners = _tile(images.reshape(-1, *images.shape[2:]), count, scale, 0)
-    margin = LETTER * max(map(len, labels)) + LETTER
-    ax = _show(np.pad(array, ((0, 0), (margin, 0), (0, 0)), constant_values=255), [], ax)
-    for (y, _), label in zip(corners[::count], labels, strict=True):
-        ax.text(margin - LETTER, y + height * scale / 2, label, ha="right", va="center", fontsize=6)
-    return ax
-
-
-@_styled
-def neighbour_gallery(
-    samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, ax: Axes | None = None
-) -> Axes:
-    """Beside each sample the image nearest to it, by every measure in `nearest`: whether a model repeats what it saw.
-
-    uint8 samples (S, H, W[, 3]); `nearest` has images of the same shape by the measure's name, such as "pixels" and
-    "features". `columns` samples with their neighbours stand in a row, under the names.
-    """
-    sets = [_images(samples, "samples", 1), *(_images(it, name, 1) for name, it in nearest.items())]
-    if any(each.shape != sets[0].shape for each in sets):
-        raise ValueError(f"shapes {[each.shape for each in sets]}; expected that of the samples for all of them")
-    scale = max(1, round(112 / sets[0].shape[2]))  # wide enough for the headings
-    columns, width = min(columns, len(sets[0])), sets[0].shape[2] * scale
-    gap = np.full((*sets[0].shape[:2], 1, 3), 255, np.uint8)  # a group ends in one, and the tiles add another
-    groups = np.concatenate([part for each in sets for part in (each, gap)], axis=2)
-    array, corners = _tile(groups, columns, scale, 0)
-    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
-    names = ["sample", *nearest]
-    places = [(x + i * (width + scale) + width / 2, STRIP, name) for _, x in corners[:columns]
-              for i, name in enumerate(names)]  # fmt: skip
-    return _show(array[:, :-scale], places, ax)
-
-
-@_styled
-def surprise_gallery(
-    images: np.ndarray, bits: np.ndarray, *, columns: int = 8, scale: int = 4, largest: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:  # fmt: skip
-    """Under each image the surprise of its pixels: uint8 images (N, H, W[, 3]), bits (N, H, W), from dark to light.
-
-    The scale ends at `largest` bits, by default the next whole number above 99% of the pixels; beyond it is as bright.
-    """
-    images, bits = _images(images, "images", 1), np.asarray(bits, float)
-    if bits.shape != images.shape[:3]:
-        raise ValueError(f"bits {bits.shape}; expected {images.shape[:3]}, one for each pixel of the images")
-    largest = math.ceil(np.quantile(bits, 0.99)) or 1 if largest is None else largest
-    maps = _heat(bits / largest)
-    columns = min(columns, len(images))
-    blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
-    rows = [np.concatenate([each, blank]).reshape(-1, columns, *images.shape[1:]) for each in (images, maps)]
-    array, _ = _tile(np.stack(rows, axis=1).reshape(-1, *images.shape[1:]), columns, scale, 0)
-    height, width = array.shape[:2]
-    label, right = f"{largest:g} bits", width + 2 * LETTER
-    array = np.pad(array, ((0, 0), (0, (4 + len(label)) * LETTER), (0, 0)), constant_values=255)
-    array[:, width + LETTER : right] = _heat(np.linspace(1, 0, height))[:, None]
-    ax = _show(array, [], ax)
-    for y, edge, text in ((0, "top", label), (height, "bottom", "0")):
-        ax.text(right + LETTER / 2, y, text, ha="left", va=edge, fontsize=6)
-    return ax
-
-
-def _heat(values: np.ndarray) -> np.ndarray:
-    """Numbers, 0 to 1 and beyond, as uint8 colours (..., 3) of a scale that prints well in grey."""
-    return matplotlib.colormaps["inferno"](np.clip(values, 0, 1), bytes=True)[..., :3]
+DRAWN_BY = {
+    function.__name__: function
+    for function in (
+        layer_curve, few_label_curve, cka_map, geometry_curves, protocol_curves, confusion_matrix, fine_tuning,
+        gallery, completion_gallery, row_gallery, neighbour_gallery, surprise_gallery,
+    )
+}  # fmt: skip
+__all__ = [
+    *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "EFFECT_COLUMNS", "FEW_COLUMNS", "Figure", "LAYER_COLUMNS", "LETTER", "LOOKS",
+    "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES", "read_figure", "read_table", "redraw", "save_figure",
+]  # fmt: skip
 
 
 def save_figure(
     figure: Axes | matplotlib.figure.Figure, stem: str | os.PathLike, *, data: pd.DataFrame, record: RunRecord
 ) -> list[Path]:
-    """Write stem.png, .pdf, .svg, .csv (`data`: what is drawn) and .json (`record`, and the csv's SHA-256).
+    """Write stem.png, .pdf, .svg, .csv (`data`: what is drawn) and .json (`record`, and how it was drawn).
 
     `data` may also be a dict of columns or a 2-D array, such as tokens (N, T). The same figure, data and record give
-    the same bytes. Each file is whole or absent; none is written when one cannot be made. Returns the five paths.
+    the same bytes. Each file is whole or absent; none is written when one cannot be made. Returns the five paths. The
+    json has the csv's SHA-256 and, of a figure by one of DRAWN_BY, what `redraw` needs.
     """
     data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
     if data.empty:
         raise ValueError(f"data of shape {data.shape}; expected what is drawn, at least one row and one column")
-    files = {kind: _render(figure.get_figure(root=True), kind) for kind in UNDATED}
-    files["csv"] = data.to_csv(index=data.index.name is not None, lineterminator="\n").encode()
-    facts = record.to_dict() | {"csv_sha256": digest(files["csv"])}
+    return _write(figure.get_figure(root=True), Path(stem), _csv(data), record.to_dict())
+
+
+def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, style: str | None = None) -> list[Path]:
+    """Draw a saved figure again from its .json and the .csv beside it, in another `style` if one is given.
+
+    Writes the five files of `stem`, by default over the old ones; in the same style, the same bytes. Raises ValueError
+    for a csv that has changed since, and for a figure that was not drawn by one of DRAWN_BY.
+    """
+    facts, csv = read_figure(file)
+    stem, drawn = Path(file).with_suffix("") if stem is None else stem, facts.pop("drawing", None)
+    if drawn is None:
+        raise ValueError(f"{file} does not say which function drew it; draw it anew and save it with save_figure")
+    if drawn["function"] not in DRAWN_BY:
+        raise ValueError(f"{file} was drawn by {drawn['function']!r}; this version has {', '.join(DRAWN_BY)}")
+    arguments = {name: _decoded(value, csv) for name, value in drawn["arguments"].items()}
+    made = DRAWN_BY[drawn["function"]](**arguments, style=style or drawn["style"])
+    return _write(made.get_figure(root=True), Path(stem), csv, facts)
+
+
+def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
+    """What the .json of a saved figure says, and the bytes of its .csv; ValueError where the csv is not that one."""
+    path = Path(file)
+    facts, csv = json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".csv").read_bytes()
+    if not isinstance(facts, dict) or "csv_sha256" not in facts:
+        raise ValueError(f"{file} is not the json of a figure: it has no csv_sha256")
+    if digest(csv) != facts["csv_sha256"]:
+        raise ValueError(
+            f"{path.with_suffix('.csv')} has changed since {path.name} was written; restore it, or draw the changed "
+            "table with its function in igpt_lab.figures"
+        )
+    return facts, csv
+
+
+def read_table(csv: bytes, **types) -> pd.DataFrame:
+    """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value."""
+    return pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+
+
+def _write(figure: matplotlib.figure.Figure, stem: Path, csv: bytes, facts: dict) -> list[Path]:
+    files = {kind: render(figure, kind) for kind in UNDATED} | {"csv": csv}
+    facts = facts | {"csv_sha256": digest(csv)}
+    if drawing := getattr(figure, "drawing", None):
+        function, given = drawing
+        arguments = {name: _encoded(value, csv) for name, value in given.items()}
+        facts["drawing"] = {"function": function.__name__, "arguments": arguments, "style": figure.style}
     files["json"] = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    return [atomic_write(f"{os.fspath(stem)}.{kind}", content) for kind, content in files.items()]
+    return [atomic_write(f"{stem}.{kind}", content) for kind, content in files.items()]
 
 
-@_styled
-def _render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
-    """The figure as png, pdf or svg, without a date; its layout is computed once and then kept."""
-    if figure.get_layout_engine() is not None:  # each pass of an iterative layout moves things a little
-        before = figure.dpi
-        figure.set_dpi(DPI)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        figure.set_dpi(before)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict.fromkeys(UNDATED[kind].split()))
-    return _named_in_order(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=table.index.name is not None, lineterminator="\n").encode()
 
 
-def _named_in_order(svg: bytes) -> bytes:
-    """An svg whose clip paths are p0, p1, ...: their names are of places, whose last bits differ from time to time."""
-    names = dict.fromkeys(re.findall(rb"\bp[0-9a-f]{10}\b", svg))
-    order = {name: b"p%d" % i for i, name in enumerate(names)}
-    return re.sub(rb"\bp[0-9a-f]{10}\b", lambda match: order[match[0]], svg)
+def _encoded(value: object, csv: bytes) -> object:
+    """An argument as plain JSON: a table as csv (null: the one beside), an array as its compressed bytes."""
+    if isinstance(value, pd.DataFrame):
+        if not pd.api.types.is_integer_dtype(value.index):  # rows have names, such as those of classes
+            return {"named": value.to_csv(lineterminator="\n")}
+        text = _csv(value)
+        return {"csv": None if text == csv else text.decode()}
+    if isinstance(value, np.ndarray):
+        packed = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 9)).decode()
+        return {"array": packed, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, Mapping):
+        return {"items": [[name, _encoded(each, csv)] for name, each in value.items()]}  # in their order
+    if isinstance(value, list | tuple):
+        return [_encoded(each, csv) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _axes(height: float) -> Axes:
-    return Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
-
-
-def _has(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse what is no table, lacks one of `columns`, or has no rows."""
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")
-    if table.empty:
-        raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
-
-
-def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """The table, fit to draw: all `columns`, some rows, the model among the controls, accuracy a fraction."""
-    _has(table, columns)
-    table = table.assign(control=table.control.fillna(""))  # a csv file cannot tell '' from nothing
-    if "" not in set(table.control):
-        raise ValueError(f"no row has control '' (the model); controls that came: {sorted(set(table.control))}")
-    for name in [name for name in ("test_accuracy", "low", "high") if name in columns]:
-        if len(wrong := table[name][~table[name].between(0, 1)]):
-            raise ValueError(f"{name} {wrong.iloc[0]} in row {wrong.index[0]}; expected a fraction from 0 to 1")
-    return table
-
-
-def _in_view(table: pd.DataFrame) -> tuple[list[str], float, float]:
-    """What to draw, the model first, and its range in %: the model's curve keeps at least a third of the height."""
-    ends = table.groupby("control").agg({"low": "min", "high": "max"}) * 100
-    shown, (low, high) = [""], ends.loc[""]
-    room, others = max(3 * (high - low), 10), ends.drop("")
-    for name in np.maximum(low - others.low, others.high - high).sort_values(kind="stable").index:
-        together = min(low, others.low[name]), max(high, others.high[name])
-        if together[1] - together[0] <= room:
-            shown, (low, high) = [*shown, name], together
-    return shown, low, high
-
-
-def _draw_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
-    look, weight = LOOKS.get(name, PURPLE), 2 if name == "" else 1
-    x, y, low, high = rows.layer, *(100 * rows[each] for each in ("test_accuracy", "low", "high"))
-    band = {"color": look["color"], "alpha": 0.12 * weight, "linewidth": 0}
-    if name == "raw pixels" and len(rows) == 1:  # pixels have no layer: the same at every depth
-        ax.axhspan(low.iloc[0], high.iloc[0], **band)
-        ax.axhline(y.iloc[0], **look | {"marker": ""}, label=name + _doubt(rows))
-        return
-    ax.fill_between(x, low, high, **band, zorder=weight)
-    label = name or "ImageGPT, 95 % interval"
-    ax.plot(x, y, **look, label=label, linewidth=0.7 * weight, markersize=1.8 * weight, zorder=1 + weight)
-    _mark_failed(ax, x, y, rows, look)
-
-
-def _mark_failed(ax: Axes, x: pd.Series, y: pd.Series, rows: pd.DataFrame, look: dict) -> None:
-    """Open diamonds on the rows whose probe did not converge, named once in the legend."""
-    failed = ~rows.converged.astype(bool)
-    if failed.any():
-        label = ("_" if "not converged" in ax.get_legend_handles_labels()[1] else "") + "not converged"
-        edge = {"marker": "D", "markersize": 5, "markerfacecolor": "white", "markeredgecolor": look["color"]}
-        ax.plot(x[failed], y[failed], linestyle="", label=label, **edge, zorder=4)
-
-
-def _mark_chosen(ax: Axes, row: pd.Series, last: int) -> None:
-    ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgecolor": "black"}
-    ax.plot(row.layer, 100 * row.test_accuracy, linestyle="", label="chosen on validation", **ring, zorder=5)
-    side = "left" if row.layer < last / 8 else "right" if row.layer > last * 7 / 8 else "center"
-    look = {"ha": side, "va": "top", "path_effects": [patheffects.withStroke(linewidth=2, foreground="white")]}
-    place = {"xy": (row.layer, 100 * row.low), "xytext": (0, -5), "textcoords": "offset points", "zorder": 6}
-    ax.annotate(f"layer {row.layer:.0f}\n{100 * row.test_accuracy:.1f} %", **place, **look)
-
-
-def _mark_peak_set(ax: Axes, layers: np.ndarray) -> None:
-    """A bar on the layer axis under the layers that may be the best; neighbours share one."""
-    bar = {"transform": ax.get_xaxis_transform(), "color": "black", "linewidth": 3, "solid_capstyle": "butt"}
-    for i, run in enumerate(np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)):
-        label = "_" if i else "may be the best layer"
-        ax.plot([run.min() - 0.4, run.max() + 0.4], [0, 0], label=label, clip_on=False, zorder=7, **bar)
-
-
-def _doubt(rows: pd.DataFrame) -> str:
-    return "" if rows.converged.all() else " (not converged)"
-
-
-def _state(name: str, rows: pd.DataFrame, low: float) -> tuple[str, str, str]:
-    """Side, words and colour for a control that is too far away to be drawn."""
-    ends = sorted({f"{100 * value:.1f}" for value in (rows.test_accuracy.min(), rows.test_accuracy.max())}, key=float)
-    side = "below" if 100 * rows.low.min() < low else "above"
-    return side, f"{name}: {' to '.join(ends)} %{_doubt(rows)}", LOOKS.get(name, PURPLE)["color"]
-
-
-def _limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, str]]) -> None:
-    """Show low to high, and state what lies beyond (side, words, colour) at that edge, in a strip of its own."""
-    strip, counts, margin = 0.075, {"below": 0, "above": 0}, 0.06 * (high - low or 1)
-    height = (high - low + 2 * margin) / (1 - strip * len(notes))
-    for side, words, color in notes:
-        edge, y, arrow = ("bottom", 0.02, "↓") if side == "below" else ("top", 0.98, "↑")
-        y += strip * counts[side] * (1 if side == "below" else -1)
-        look = {"ha": "right", "va": edge, "color": color, "transform": ax.transAxes}
-        ax.text(0.99, y, f"{arrow} {words} ({side} this axis)", **look)
-        counts[side] += 1
-    ax.set_ylim(low - margin - strip * height * counts["below"], high + margin + strip * height * counts["above"])
-
-
-def _few_lines(table: pd.DataFrame) -> Iterable[tuple[str, dict, pd.DataFrame]]:
-    """Label, look and rows (one for each k and draw) of each line."""
-    is_main, is_chosen = table.control == "", table.layer_rule == "chosen"
-    if (is_main & is_chosen).any():
-        yield "chosen layer", LOOKS[""], table[is_main & is_chosen]
-    for i, (layer, rows) in enumerate(table[is_main & ~is_chosen].groupby("layer")):
-        yield f"layer {layer:.0f}", (PURPLE, AMBER)[i % 2], rows
-    for name, rows in table[~is_main].groupby("control"):
-        yield name, LOOKS.get(name, PURPLE), rows[is_chosen[rows.index]] if is_chosen[rows.index].any() else rows
-
-
-def _draw_draws(ax: Axes, label: str, look: dict, rows: pd.DataFrame, aside: float) -> None:
-    """One line; `aside` moves it a little, so that bars of different lines do not lie on one another."""
-    if rows.duplicated(["k", "draw"]).any():
-        raise ValueError(f"{label}: more than one row for the same k and draw; expected one")
-    x, y = rows.k * aside, 100 * rows.test_accuracy
-    mean, spread = y.groupby(x).mean(), y.groupby(x).std().fillna(0)
-    ax.plot(x, y, linestyle="", marker=".", color=look["color"], alpha=0.3)
-    ax.errorbar(mean.index, mean, spread, fmt="none", ecolor=look["color"], elinewidth=0.8, capsize=1.5)
-    ax.plot(mean.index, mean, label=label, **look)
-    _mark_failed(ax, x, y, rows, look)
-
-
-def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None:
-    """One line of `geometry_curves`, of rows that have this measure."""
-    rows, scale = rows[rows[measure].notna()], 100 if measure == "label_overlap" else 1
-    look, weight = LOOKS.get(name, PURPLE), 2 if name == "" else 1
-    band, ends = {"color": look["color"], "alpha": 0.12 * weight, "linewidth": 0}, [f"{measure}_low", f"{measure}_high"]
-    if len(rows) == 1 and name:  # pixels have no layer: the same at every depth
-        if set(ends) <= set(rows):
-            ax.axhspan(*(scale * rows[ends].iloc[0]), **band)
-        ax.axhline(scale * rows[measure].iloc[0], **look | {"marker": ""}, label=name)
-        return
-    if set(ends) <= set(rows):
-        ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
-    style = look | {"linewidth": 0.7 * weight, "markersize": 1.8 * weight}
-    ax.plot(rows.layer, scale * rows[measure], **style, label=name or "ImageGPT", zorder=1 + weight)
-
-
-def _draw_settings(ax: Axes, rows: pd.DataFrame) -> None:
-    """The lines of one panel of `protocol_curves`."""
-    for (scaling, solver), look in PROTOCOL_LOOKS.items():
-        line = rows[(rows.scaling == scaling) & (rows.solver == solver)]
-        if len(line):
-            _draw_setting(ax, f"{scaling}, {solver}", look, line)
-
-
-def _draw_setting(ax: Axes, label: str, look: dict, rows: pd.DataFrame) -> None:
-    """One line, its markers hollow where the probe did not converge, and the chosen layer with its interval."""
-    rows = rows.sort_values("layer")
-    y, converged = 100 * rows.test_accuracy, rows.converged.astype(bool)
-    line, face = {"linewidth": 0.8, "markersize": 2.2, "markeredgewidth": 0.5}, look["color"]
-    ax.plot(rows.layer, y, label=label, **look, **line, markerfacecolor=face if converged.all() else "white")
-    if converged.any() and not converged.all():
-        ax.plot(rows.layer[converged], y[converged], **look | {"linestyle": ""}, **line)
-    best = rows[rows.chosen.astype(bool)].iloc[0]
-    ends = [[100 * (best.test_accuracy - best.low)], [100 * (best.high - best.test_accuracy)]]
-    ring = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.7, "elinewidth": 0.7, "capsize": 1.5}
-    ax.errorbar(best.layer, 100 * best.test_accuracy, ends, marker="o", color=look["color"], **ring, zorder=5)
-
-
-def _draw_effects(ax: Axes, effects: pd.DataFrame) -> None:
-    """Differences between levels: averages with intervals, pairs of settings as faint dots."""
-    names = list(dict.fromkeys(zip(effects.factor, effects.a, effects.b, strict=True)))
-    for i, (factor, a, b) in enumerate(names):
-        for j, (at, look) in enumerate(EFFECT_LOOKS.items()):
-            rows = effects[(effects.factor == factor) & (effects.a == a) & (effects.b == b) & (effects["at"] == at)]
-            whole, y = rows[rows.others.isin(["average", ""])].iloc[0], i + 0.26 * (j - 1)
-            pairs = rows[~rows.others.isin(["average", ""])]
-            ax.plot(100 * pairs.difference, [y] * len(pairs), ".", color=look["color"], alpha=0.3, markersize=3)
-            ends = [[100 * (whole.difference - whole.low)], [100 * (whole.high - whole.difference)]]
-            style = {"linestyle": "", "markersize": 3, "elinewidth": 0.8, "capsize": 1.5}
-            ax.errorbar(100 * whole.difference, y, xerr=ends, **look, **style, label="_" if i else at)
-    ax.axvline(0, color="black", linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(names)), [f"{a} less {b}" for _, a, b in names])
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="difference of test accuracy (points)")
-    ax.get_figure(root=False).legend(loc="outside lower right", ncols=3, handlelength=1.5)
-
-
-def _scale_measure(ax: Axes, measure: str) -> None:
-    ax.set_ylabel(MEASURES[measure])
-    if measure == "effective_rank":  # pixels have many times that of a layer
-        ax.set_yscale("log")
-        for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            set_formatter(ticker.LogFormatter(minor_thresholds=(2, 1)))
-
-
-def _sentence(comparison: Mapping, n_test: int) -> str:
-    """The paired test in words."""
-    if missing := [name for name in COMPARISON if name not in comparison]:
-        raise ValueError(f"comparison lacks {', '.join(missing)}; it has {', '.join(map(str, comparison))}")
-    best, last, difference, low, high, p = (comparison[name] for name in COMPARISON)
-    if best == last:
-        return f"the chosen layer, {best}, is the last"
-    points = f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
-    value = "p < 1e-300" if p < 1e-300 else f"p = {p:.1g}".replace("e-0", "e-") if p < 0.001 else f"p = {p:.3f}"
-    return f"best layer {best} against last layer {last}: {points},\n{value} (McNemar, {n_test:,} test images)"
-
-
-def _finish(ax: Axes, title: str, note: str) -> Axes:
-    """Title, note and legend."""
-    _head(ax, title, note)
-    _legend(ax)
-    return ax
-
-
-def _head(ax: Axes, title: str, note: str) -> None:
-    """Title, and the note below it."""
-    ax.set_title(title, loc="left", pad=4 + 9 * len(note.splitlines()))
-    ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points")
-
-
-def _legend(ax: Axes) -> None:
-    """Below the axes at a distance in inches, where it covers no line."""
-    down = transforms.ScaledTranslation(0, -0.38, ax.get_figure(root=True).dpi_scale_trans)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + down, ncols=2)
-
-
-def _images(images: np.ndarray, name: str, leading: int) -> np.ndarray:
-    """The same images with three colours; `leading` dimensions come before H and W."""
-    images, axes = np.asarray(images), "N, H, W" if leading == 1 else "S, n, H, W"
-    coloured = images.ndim == leading + 3 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not images.size or not (coloured or images.ndim == leading + 2):
-        raise ValueError(f"{name}: {images.dtype} {images.shape}; expected uint8 ({axes}, 3) or ({axes}), not empty")
-    return images if coloured else np.repeat(images[..., None], 3, axis=-1)
-
-
-def _tile(images: np.ndarray, columns: int, scale: int, strip: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """uint8 (N, H, W, 3) -> one array with white gaps, and the (y, x) of each image in it; `strip` rows above each."""
-    if columns < 1 or scale < 1:
-        raise ValueError(f"columns={columns}, scale={scale}; expected both at least 1")
-    height, width = (side * scale for side in images.shape[1:3])
-    down, right = height + scale + strip, width + scale
-    corners = [(strip + i // columns * down, i % columns * right) for i in range(len(images))]
-    array = np.full((corners[-1][0] + height, columns * right - scale, 3), 255, np.uint8)
-    for image, (y, x) in zip(images, corners, strict=True):
-        array[y : y + height, x : x + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
-    return array, corners
-
-
-def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axes | None) -> Axes:
-    """The array and titles (x middle, y below, text). Its own figure has a png pixel for each pixel of the array."""
-    if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
-        size = [(side + 0.01) / DPI for side in array.shape[1::-1]]
-        ax = Figure(figsize=size).add_axes((0, 0, 1, 1))
-    ax.imshow(array, interpolation="none", aspect="equal")
-    ax.set_axis_off()
-    for x, y, text in titles:
-        ax.text(x, y - 5, text, ha="center", va="baseline", fontsize=6)
-    return ax
+def _decoded(value: object, csv: bytes) -> object:
+    """The argument that `_encoded` was given."""
+    if isinstance(value, list):
+        return [_decoded(each, csv) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "items" in value:
+        return {name: _decoded(each, csv) for name, each in value["items"]}
+    if "named" in value:
+        table = read_table(value["named"].encode(), dtype={0: str})
+        return table.set_index(table.columns[0])
+    if "csv" in value:
+        return read_table(csv if value["csv"] is None else value["csv"].encode())
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(value["array"])), value["dtype"])
+    return flat.reshape(value["shape"])

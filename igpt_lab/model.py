@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import difflib
 import functools
+import html
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -481,6 +482,22 @@ class _Pretrained(nn.Module):
     def num_parameters(self) -> int:
         """All of them, biases too."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        """What a notebook shows: its sizes. `print(model)` has every module."""
+        config, name = self.config, f"{type(self).__name__} {getattr(self, 'name', '')}".strip()
+        facts = [
+            f"{config.n_layer} blocks of width {config.n_embd}, {config.n_head} heads, layers 0..{config.n_layer}",
+            f"{config.n_positions:,} positions, {config.n_colours} colours",
+            f"{self.num_parameters():,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+        ]
+        if hasattr(self, "processor"):
+            facts.append(
+                "with its palette" if self.processor is not None else "without a palette: takes token sets only"
+            )
+        plain = f"<{name}: {'; '.join(facts)}>"
+        lines = "<br/>".join(html.escape(fact) for fact in facts)
+        return {"text/plain": plain, "text/html": f"<b>{html.escape(name)}</b><br/>{lines}"}
 
     def gradient_checkpointing_enable(self) -> None:
         """In training, keep only every block's input and compute the rest again in the backward pass."""

@@ -24,6 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
+from igpt_lab.cards import card, span, spark
 from igpt_lab.data import ImageSet, few_per_class, stratified_split
 from igpt_lab.logistic import Fits, fit_logistic
 from igpt_lab.model import best_device
@@ -149,6 +150,29 @@ class ProbeResult:
     correct: dict[int, np.ndarray]
     chosen: int
 
+    def __repr__(self) -> str:
+        return f"<ProbeResult: {'; '.join(f'{name} {fact}' for name, fact in self._facts().items() if fact)}>"
+
+    def _repr_html_(self) -> str:
+        values, facts = self.table.test_accuracy.tolist(), self._facts()
+        curve = spark(values, self.table.layer.tolist().index(self.chosen), words="test accuracy over layers")
+        return card("ProbeResult", facts, below=curve if len(values) > 1 else "")
+
+    def _facts(self) -> dict[str, str]:
+        table, named = (
+            self.table.set_index("layer"),
+            lambda row: f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
+        )
+        best, last, failed = table.loc[self.chosen], table.index.max(), table.index[~table.converged.astype(bool)]
+        return {
+            "control": self.table.control.iloc[0],
+            "best layer": f"{self.chosen} of {span(table.index)}, chosen on validation: {named(best)}",
+            "last layer": f"{last}: {named(table.loc[last])}" if last != self.chosen else "",
+            "may be the best": span(table.index[table.in_peak_set.astype(bool)]),
+            "not converged": span(failed),
+            "images": f"{int(best.n_train):,} train, {int(best.n_test):,} test",
+        }
+
 
 def probe_layers(
     train: Features,
@@ -248,6 +272,23 @@ class FewLabelResult:
     table: pd.DataFrame
     subsets: dict[tuple[int, int], np.ndarray]
     correct: list[np.ndarray]
+
+    def __repr__(self) -> str:
+        return f"<FewLabelResult: {'; '.join(f'{name} {fact}' for name, fact in self._facts().items() if fact)}>"
+
+    def _repr_html_(self) -> str:
+        return card("FewLabelResult", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        chosen, failed = self.table[self.table.layer_rule == "chosen"], (~self.table.converged.astype(bool)).sum()
+        spread = chosen.groupby("k").test_accuracy.agg(["mean", "std"])
+        facts = {f"{k} labels a class": f"{row['mean']:.1%} ({100 * row['std']:.1f})" for k, row in spread.iterrows()}
+        shown = {
+            "control": self.table.control.iloc[0],
+            **facts,
+            "over": f"{self.table.draw.nunique()} draws: mean (deviation)",
+        }
+        return shown | {"not converged": f"{failed} of {len(self.table)} probes" if failed else ""}
 
     def subset_lists(self) -> dict[str, list[int]]:
         """`subsets` as plain JSON, keys like `k4-draw0`."""

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from igpt_lab.cards import card, span
 from igpt_lab.provenance import atomic_write, digest, made_by, unlike
 from igpt_lab.storage import NoLock, Remote, place, readable
 
@@ -476,6 +477,21 @@ class FeatureStore:
         return (
             f"FeatureStore {self.path.name}: rows {rows}, layers {layers}, {self.key['alignment']}, {self.key['pool']}"
         )
+
+    def _repr_html_(self) -> str:
+        key, listed = self.key, [part for parts in self.manifest["splits"].values() for part in parts]
+        whole = sum(part is not None for part in listed)
+        rows = {split: f"{rows:,}" for split, (_, rows) in key["splits"].items()}
+        facts = {
+            "model": f"{key['model']}, weights {key['weights'][:8]}",
+            "images": f"{key['images']}: " + ", ".join(f"{count} {split}" for split, count in rows.items()),
+            "layers": "; ".join(f"{point} {span(layers)}" for point, layers in self.layers.items()),
+            "made": f"{key['pool']} over positions, {key['alignment']}, {key['dtype']}, images {key['size']} a side",
+            "complete": "yes" if whole == len(listed) else f"no: {whole} of {len(listed)} parts; extract goes on",
+            "size": f"{self.size / 1e6:,.1f} MB in {len(listed)} parts",
+            "folder": self.path,
+        }
+        return card(f"FeatureStore {digest(key)[:8]}", facts)
 
 
 class StoredLayers(Mapping):

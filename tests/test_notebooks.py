@@ -13,6 +13,7 @@ from igpt_lab import cli
 FOLDER = cli.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 FIGURES = (
+    "tour_layer_curve",
     "layer_curve", "companions", "few_label_curve", "samples", "completions", "temperatures", "neighbours", "surprise",
     "contact_sheet", "protocol", "geometry", "cka", "cka_random", "fine_tuning",
 )  # fmt: skip
@@ -36,7 +37,15 @@ def test_rules(path):
         )
         assert len([line for line in cell.source.splitlines() if line]) <= 7, cell.source
     assert path.stat().st_size < 500_000
-    assert nbformat.read(path, as_version=4).cells[0].source.startswith(f"# {path.stem[1]} · ")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_each_opens_with_its_question_and_ends_with_what_to_try(path):
+    first, *_, last = nbformat.read(path, as_version=4).cells
+    assert first.cell_type == last.cell_type == "markdown"
+    title, question, paper, *_ = first.source.split("\n\n")
+    assert title.startswith(f"# {path.stem[1]} · ") and question.startswith("**Question.** ") and "?" in question
+    assert paper.startswith("**The paper.** ") and "\n**Next.** " in f"\n{last.source}"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

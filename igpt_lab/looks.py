@@ -1,0 +1,147 @@
+"""How a figure looks and becomes bytes: styles, colours, and the note of how it was drawn.
+
+A style sets sizes only: `paper` is one column of a page, `wide` two, `talk` half a slide. Colours are Okabe and Ito's,
+told apart by colour-blind readers; dashes and markers tell the lines apart in grey print. Text stays text in a pdf
+(TrueType, embedded) and is outlines in an svg, which look the same where the font is missing.
+"""
+
+import base64
+import difflib
+import functools
+import inspect
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib.figure
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.style import context
+
+
+@dataclass(frozen=True)
+class Style:
+    """`width`: inches of a figure; `letter`: points of its letters; `tall`: how much taller than on paper."""
+
+    width: float
+    letter: float
+    tall: float
+    legend: tuple[float, float] = (3.0, 2.0)  # its handles and the gap between its columns, in letters
+
+
+STYLES = {"paper": Style(3.5, 7, 1.0), "wide": Style(7.2, 7, 1.25), "talk": Style(5.2, 12, 1.55, legend=(2.0, 1.0))}
+DPI = 200  # png pixels per inch
+FONT = {"font.family": ["DejaVu Sans"], "axes.titleweight": "bold"}
+FRAME = {"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}
+FILES = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "igpt-lab"}
+UNDATED = {"png": "Software", "pdf": "CreationDate ModDate Producer Creator", "svg": "Date Creator"}  # left out
+POINTS = {  # sizes that grow with the letters, at 7 points
+    "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5, "xtick.major.size": 3.5,
+    "ytick.major.size": 3.5, "xtick.major.width": 0.8, "ytick.major.width": 0.8, "xtick.minor.size": 2.0,
+    "ytick.minor.size": 2.0, "xtick.minor.width": 0.6, "ytick.minor.width": 0.6, "xtick.major.pad": 3.5,
+    "ytick.major.pad": 3.5, "axes.labelpad": 4.0,
+}  # fmt: skip
+LOOKS = {  # of lines, by control; '' is the model
+    "": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
+    "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},
+}
+PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
+AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
+LOOKS["nearest neighbours"] = AMBER
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows as the png that `save_figure` writes, whatever backend is active.
+
+    `drawing`: (function, its arguments) that drew it; `style`: the name of its style.
+    """
+
+    drawing: tuple[Callable, dict] | None = None
+    style: str = "paper"
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"text/plain": repr(self), "image/png": base64.b64encode(render(self, "png")).decode()}
+
+
+def in_style(name: str):
+    """A `with` block in which matplotlib draws in this style; the user's own settings come back after it."""
+    if name not in STYLES:
+        close = difflib.get_close_matches(str(name), STYLES, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"style {name!r}{hint}; expected one of {', '.join(STYLES)}")
+    style = STYLES[name]
+    sizes = {key: value * style.letter / 7 for key, value in POINTS.items()}
+    own = {"figure.figsize": (style.width, style.tall), "font.size": style.letter}
+    own |= dict(zip(("legend.handlelength", "legend.columnspacing"), style.legend, strict=True))
+    return context(["default", FRAME | FONT | FILES | sizes | own])
+
+
+def points(size: float) -> float:
+    """A size in points that grows with the letters of the style: `size` is for letters of 7 points."""
+    return size * rcParams["font.size"] / 7
+
+
+def inches(height: float) -> tuple[float, float]:
+    """Width and height of a figure of the style: `height` is that on paper."""
+    width, tall = rcParams["figure.figsize"]
+    return width, height * tall
+
+
+def letters() -> int:
+    """How many letters fit beside each other into a figure of the style."""
+    return int(72 * rcParams["figure.figsize"][0] / (0.55 * rcParams["font.size"]))
+
+
+def narrow() -> bool:
+    """Whether words must be few: fewer letters fit than on paper."""
+    return letters() < 60
+
+
+def drawing(function: Callable) -> Callable:
+    """A function that draws takes a `style` too, and its figure knows how it was drawn (unless it got an `ax`)."""
+    signature = inspect.signature(function)
+    style_too = inspect.Parameter("style", inspect.Parameter.KEYWORD_ONLY, default="paper", annotation=str)
+
+    @functools.wraps(function)
+    def drawn(*args, style: str = "paper", **options):
+        given = signature.bind(*args, **options).arguments
+        with in_style(style):
+            made = function(*args, **options)
+        figure = made.get_figure(root=True)
+        if given.pop("ax", None) is None:
+            figure.drawing, figure.style = (function, given), style
+        else:  # part of a picture that somebody composes: not to be drawn again from this alone
+            figure.drawing = None
+        return made
+
+    drawn.__signature__ = signature.replace(parameters=[*signature.parameters.values(), style_too])
+    return drawn
+
+
+def axes(height: float) -> Axes:
+    """The only Axes of a new figure, `height` inches tall on paper."""
+    return Figure(figsize=inches(height), layout="constrained").add_subplot()
+
+
+def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
+    """The figure as png, pdf or svg, without a date; its layout is computed once and then kept."""
+    with in_style(getattr(figure, "style", "paper")):
+        if figure.get_layout_engine() is not None:  # each pass of an iterative layout moves things a little
+            before = figure.dpi
+            figure.set_dpi(DPI)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            figure.set_dpi(before)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict.fromkeys(UNDATED[kind].split()))
+        return _named_in_order(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
+
+
+def _named_in_order(svg: bytes) -> bytes:
+    """An svg whose clip paths are p0, p1, ...: their names are of places, whose last bits differ from time to time."""
+    names = dict.fromkeys(re.findall(rb"\bp[0-9a-f]{10}\b", svg))
+    order = {name: b"p%d" % i for i, name in enumerate(names)}
+    return re.sub(rb"\bp[0-9a-f]{10}\b", lambda match: order[match[0]], svg)
