@@ -9,7 +9,7 @@ import importlib
 import os
 import time
 
-NAMES = ("pixels", "extract", "probes", "sample", "train", "cluster")
+NAMES = ("pixels", "extract", "probes", "sample", "train", "cluster", "explorer")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ NOTEBOOKS = (
     "04_gallery",
     "05_protocol",
     "06_geometry",
+    "07_training_dynamics",
     "08_fine_tuning",
 )
 CURVE = "02_layer_probe"  # the notebook that the summary is of
@@ -77,6 +78,32 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
     print(found.describe(), *files, sep="\n")
 
 
+def dynamics(
+    models: list[str], images: str, limit: int | None, layers: list[int] | None, store: str, out: str, name: str
+) -> None:
+    """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth."""
+    import pandas as pd
+
+    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    runs = {Path(model).name: lab.checkpoints_of(model) for model in models}
+    if len(runs) < len(models):
+        raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
+    tables = [
+        lab.probe_checkpoints(found, train, test, store=store, name=run, layers=layers) for run, found in runs.items()
+    ]
+    table, about = pd.concat(tables, ignore_index=True), {"images": train.name, "limit": limit, "models": list(runs)}
+    figure = lab.figures.training_dynamics(table, title=f"{', '.join(runs)} on {train.name}")
+    record = lab.RunRecord("training_dynamics", about, seed=0)
+    files = lab.figures.save_figure(figure, Path(out) / name, data=table, record=record)
+    for row in table[table.chosen].itertuples():
+        print(
+            f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, layer {row.layer} "
+            f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}], less the last {100 * row.drop:+.1f} points, "
+            f"p = {row.drop_p:.2g}"
+        )
+    print(*files, sep="\n")
+
+
 def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
     """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.extraction import tokens_of
@@ -93,7 +120,16 @@ def evaluate(model: str, images: str, split: str, limit: int | None, revision: s
 
 
 def pretrain(
-    images: str, out: str, side: int, colours: int, layers: int, width: int, heads: int, limit: int | None, **recipe
+    images: str,
+    out: str,
+    side: int,
+    colours: int,
+    layers: int,
+    width: int,
+    heads: int,
+    bert: bool,
+    limit: int | None,
+    **recipe,
 ) -> None:
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     import numpy as np
@@ -110,7 +146,7 @@ def pretrain(
         processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
         config = lab.ImageGPTConfig(
             vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bidirectional=bert,
         )  # fmt: skip
         tokens = lab.tokenize(source, processor)
         print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
@@ -493,6 +529,15 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
+    add = command(dynamics).add_argument
+    add("models", nargs="+", metavar="MODEL", help="folders of pretrain, bundled names, or folders of step-* folders")
+    add("--images", required=True, help=images)
+    add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
+    add("--layers", type=int, nargs="+", help="these only (all)")
+    add("--store", default="stores", help="folder of the stores (stores)")
+    add("--out", default="results", help="folder for the figure and its table (results)")
+    add("--name", default="training_dynamics", help="of the figure (training_dynamics)")
+
     add = command(evaluate, model=model, images=images).add_argument
     add("--split", default="test")
     add("--limit", type=int, help="at most so many images")
@@ -502,6 +547,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--out", required=True, help="folder for the model, its log and its checkpoints")
     for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
         add(f"--{name}", type=int, default=default, help=f"({default})")
+    add("--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do")
     add("--limit", type=int, help="at most so many images")
     if chosen == "pretrain":
         _add_fields(add, lab.Recipe)

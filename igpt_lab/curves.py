@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-from matplotlib import patheffects, ticker, transforms
+from matplotlib import colormaps, patheffects, ticker, transforms
 from matplotlib.axes import Axes
 
 from igpt_lab.looks import AMBER, LOOKS, PURPLE, Figure, axes, drawing, inches, letters, narrow, points
@@ -39,6 +39,7 @@ EFFECT_LOOKS = {
     "drop": {"color": "#767676", "marker": "D"},
 }
 METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
+DYNAMICS_COLUMNS = ("model", "step", "loss", "loss_error", "layer", "test_accuracy", "low", "high", "chosen")
 FEATURE_COLUMNS = ("x", "y", "label")
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676", "#B8A800")
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
@@ -181,6 +182,43 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     upper.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=1 if narrow() else 2)
     upper.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
     _draw_effects(lower.add_subplot(), effects)
+    return figure
+
+
+@drawing
+def training_dynamics(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """Accuracy over the loss as training goes on, and the curve over depth as it forms: the paper's Figure 3.
+
+    `table` (DYNAMICS_COLUMNS) as `probe_checkpoints` returns it. Of one model: its chosen layer and its last one over
+    the loss, which falls to the right, and a curve for each checkpoint, dark lines last. Of several, joined: the chosen
+    layer of each, and each one's last curve. Bars are 95% intervals over test images. Step 0, the network before
+    training, whose loss is far from the others', and models without such a loss are not drawn over it.
+    """
+    _has(table, DYNAMICS_COLUMNS)
+    models, chosen = list(dict.fromkeys(table.model)), table[table.chosen.astype(bool)]
+    if len(models) == 1:
+        lines = {"chosen layer": chosen, "last layer": table[table.layer == table.layer.max()]}
+        shades = colormaps["viridis_r"](np.linspace(0.1, 1, table.step.nunique()))
+        looks = [{"color": shade, "marker": "o"} for shade in shades]
+        curves = {f"step {step:,}": rows for step, rows in table.groupby("step")}
+    else:
+        lines, looks = {name: chosen[chosen.model == name] for name in models}, itertools.cycle(PROTOCOL_LOOKS.values())
+        last = table[table.step == table.groupby("model").step.transform("max")]
+        curves = {name: last[last.model == name] for name in models}
+    beside = letters() > 100
+    figure = Figure(figsize=inches(2.2 if beside else 4.6), layout="constrained")
+    over_loss, over_depth = figure.subplots(*((1, 2) if beside else (2, 1)))
+    for (name, rows), look in zip(lines.items(), PROTOCOL_LOOKS.values(), strict=False):
+        _draw_falling(over_loss, name, rows[(rows.step > 0) & rows.loss.notna()].sort_values("step"), look)
+    over_loss.invert_xaxis()
+    for (name, rows), look in zip(curves.items(), looks, strict=False):
+        _draw_forming(over_depth, name, rows.sort_values("layer"), look)
+    over_loss.set(xlabel="loss on the test images (nats per token)", ylabel="test accuracy (%)")
+    over_depth.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    over_depth.set(xlim=(-0.5, table.layer.max() + 0.5), xlabel="layer", ylabel="test accuracy (%)")
+    for ax in (over_loss, over_depth):
+        ax.legend(fontsize=points(5.5), loc="best")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
     return figure
 
 
@@ -421,6 +459,22 @@ def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     style = look | {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight}
     ax.plot(rows.layer, scale * rows[measure], **style, label=name or "ImageGPT", zorder=1 + weight)
+
+
+def _draw_falling(ax: Axes, name: str, rows: pd.DataFrame, look: dict) -> None:
+    """A line of `training_dynamics` over the loss."""
+    bars = 100 * np.array([rows.test_accuracy - rows.low, rows.high - rows.test_accuracy])
+    style = {"elinewidth": points(0.8), "capsize": points(1.5), "label": name}
+    ax.errorbar(rows.loss, 100 * rows.test_accuracy, bars, xerr=1.96 * rows.loss_error, **look, **style)
+
+
+def _draw_forming(ax: Axes, name: str, rows: pd.DataFrame, look: dict) -> None:
+    """A curve of `training_dynamics` over depth, its chosen layer ringed."""
+    line = {"linewidth": points(1), "markersize": points(1.8), "label": name}
+    ax.plot(rows.layer, 100 * rows.test_accuracy, **look, **line)
+    best = rows[rows.chosen.astype(bool)]
+    ring = {"markersize": points(6), "markerfacecolor": "none", "markeredgewidth": points(0.7), "linestyle": ""}
+    ax.plot(best.layer, 100 * best.test_accuracy, marker="o", color=look["color"], **ring)
 
 
 def _draw_settings(ax: Axes, rows: pd.DataFrame) -> None:

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.curves import (
     CKA_COLUMNS,
+    DYNAMICS_COLUMNS,
     EFFECT_COLUMNS,
     FEATURE_COLUMNS,
     FEW_COLUMNS,
@@ -34,6 +35,7 @@ from igpt_lab.curves import (
     geometry_curves,
     layer_curve,
     protocol_curves,
+    training_dynamics,
 )
 from igpt_lab.galleries import (
     LETTER,
@@ -51,12 +53,12 @@ DRAWN_BY = {
     function.__name__: function
     for function in (
         layer_curve, few_label_curve, cka_map, geometry_curves, protocol_curves, confusion_matrix, feature_map,
-        fine_tuning, gallery, completion_gallery, row_gallery, neighbour_gallery, surprise_gallery,
+        fine_tuning, training_dynamics, gallery, completion_gallery, row_gallery, neighbour_gallery, surprise_gallery,
     )
 }  # fmt: skip
 __all__ = [
-    *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "EFFECT_COLUMNS", "FEATURE_COLUMNS", "FEW_COLUMNS", "Figure",
-    "LAYER_COLUMNS", "LETTER", "LOOKS", "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES",
+    *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "DYNAMICS_COLUMNS", "EFFECT_COLUMNS", "FEATURE_COLUMNS", "FEW_COLUMNS",
+    "Figure", "LAYER_COLUMNS", "LETTER", "LOOKS", "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES",
     "read_figure", "read_table", "redraw", "save_figure",
 ]  # fmt: skip
 

@@ -363,8 +363,8 @@ def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, *, scale: float,
 class Attention(nn.Module):
     """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states.
 
-    With `parts` above 0, training writes causal attention out in so many parts: on a CPU and at a
-    few hundred positions the backward pass of the fused kernel takes four times as long.
+    With `parts` above 0, training writes attention out, a causal one in so many parts: on a CPU and at a few hundred
+    positions the backward pass of the fused kernel takes four times as long.
     """
 
     def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
@@ -396,6 +396,8 @@ class Attention(nn.Module):
             mixed, weights = _attend(query, key, value, bias, dropout=dropout, upcast=self.upcast, **how)
         elif self.parts and self.training and causal and not dropout:
             mixed = _attend_in_parts(query, key, value, parts=self.parts, **how)
+        elif self.parts and self.training and bias is None and not dropout:
+            mixed, _ = _attend(query, key, value, None, dropout=0.0, upcast=False, **how)
         else:
             if cache is None and _plain(x):  # the kernel walks over keys and values again and again
                 key, value = key.contiguous(), value.contiguous()

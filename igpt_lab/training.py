@@ -1,4 +1,4 @@
-"""Next-pixel pretraining by the paper's recipe, checkpointed whole and resumed to the same numbers.
+"""Pretraining by the paper's recipe, on the next pixel or on hidden ones, checkpointed whole and resumed exactly.
 
 Speed on a CPU: blocks are compiled, attention is written out (`model.Attention.parts`), freed memory is kept
 (`model.memory_kept`), and matrix products are bfloat16 where the processor multiplies it. Blocks are compiled one by
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ class Recipe:
     `cooldown` above 0 replaces the cosine: the learning rate stays, and falls to 0 in a straight line over the last
     `cooldown` steps. `clip` bounds the gradient's norm. `flip` mirrors every second image, at random. `optimizer`
     "muon" updates the blocks' matrices by Muon (Jordan et al., 2024, at the learning rate of Adam), the rest by Adam.
+    Of a bidirectional model the loss is that of the pixels which are hidden from it, each with probability `masked`.
     `spike`: the run stops when the loss of the steps since the last save is so many nats above the lowest before.
     `dtype` of the matrix products, "float32" or "bfloat16"; `compile` the blocks; `recompute` activations in the
     backward pass, for models that are too large. None leaves these to the machine: see `settled`.
@@ -75,6 +77,7 @@ class Recipe:
     save_every: int = 50
     snapshots: int = 6
     spike: float = 1.0
+    masked: float = 0.15
     seed: int = 0
     dtype: str | None = None
     compile: bool | None = None
@@ -85,6 +88,8 @@ class Recipe:
             raise ValueError(f"expected steps and batch_size above 0, warmup and cooldown within steps; got {self}")
         if not 0 < self.validate <= self.holdout:
             raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
+        if not 0 < self.masked < 1:
+            raise ValueError(f"masked={self.masked}; expected a share of the pixels, above 0 and below 1")
         check_update(self)
 
     def settled(self, config: ImageGPTConfig, device: torch.device) -> Recipe:
@@ -155,7 +160,7 @@ def pretrain(
         if processor is not None and parallel.rank() == 0:
             processor.save_pretrained(out)
     model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
-    trainer = Trainer(model, recipe, out / "state.safetensors", lambda pixels: next_pixel_loss(model, pixels))
+    trainer = Trainer(model, recipe, out / "state.safetensors", partial(_loss, model))
     quiet = not progress or parallel.rank() != 0
     bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
 
@@ -166,13 +171,14 @@ def pretrain(
             if processor is not None:
                 processor.save_pretrained(folder)
 
-    def batch(positions: np.ndarray) -> tuple[np.ndarray]:
+    def batch(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         random = np.random.default_rng([recipe.seed, 3, trainer.step])
-        return (_flipped(train[positions], random) if recipe.flip else train[positions],)
+        pixels = _flipped(train[positions], random) if recipe.flip else train[positions]
+        return (pixels, random.random(pixels.shape) < recipe.masked) if config.bidirectional else (pixels,)
 
     drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
     with _board(out / "tensorboard", trainer.step) as show:
-        run(trainer, drawn, bar, lambda: _report(trainer, held_out, bar, show), snapshot)
+        run(trainer, drawn, bar, lambda: _report(trainer, held_out[: recipe.validate], bar, show), snapshot)
     with parallel.first_alone():
         if parallel.rank() == 0:
             model.save_pretrained(out)
@@ -398,7 +404,7 @@ def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[d
     row = trainer.progress()
     trained, speed = row["train_loss"], row.pop("tokens_per_second")
     with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
-        validated = next_pixel_loss_of(trainer.model.eval(), held_out[: trainer.recipe.validate])
+        validated = _validation_loss(trainer.model.eval(), held_out, trainer.recipe)
     trainer.enter({
         **row,
         "train_bits_per_pixel": trained / math.log(2),
@@ -412,6 +418,23 @@ def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[d
         f" ({validated / math.log(2):.4f} bits per pixel)"
     )
     return False
+
+
+def _loss(model: ImageGPTForCausalImageModeling, pixels: Tensor, hidden: Tensor | None = None) -> Tensor:
+    return next_pixel_loss(model, pixels) if hidden is None else model(pixels, masked=hidden, labels=pixels).loss
+
+
+def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, recipe: Recipe) -> float:
+    """Mean over pixels, and of a bidirectional model over hidden pixels, the same ones each time."""
+    if not model.config.bidirectional:
+        return next_pixel_loss_of(model, tokens)
+    hidden, total = np.random.default_rng([recipe.seed, 4]).random(tokens.shape) < recipe.masked, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(tokens), 64):
+            parts = (each[start : start + 64].astype(np.int64) for each in (tokens, hidden))
+            pixels, masked = (torch.as_tensor(each).to(model.device) for each in parts)
+            total += _loss(model, pixels, masked) * masked.sum()
+    return float(total) / int(hidden.sum())
 
 
 def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ def page(address, folder):
 
 
 def _local(url: str) -> bool:
-    return bool(re.match(r"(https?|wss?)://127\.0\.0\.1:|blob:|data:|about:", url))
+    return bool(re.match(r"(https?|wss?)://127\.0\.0\.1:|blob:|data:|about:|file:", url))
 
 
 def open_notebook(page, name: str) -> None:
@@ -281,7 +281,19 @@ def test_the_dark_theme(page):
     assert page.errors == [] and page.elsewhere == []
 
 
-@pytest.mark.skipif(not (cli.notebooks() / "00_tour.ipynb").is_file(), reason="there is no notebook 00_tour yet")
+def test_the_report_is_read_without_a_network(page, folder):
+    assert cli.main(["report", str(folder / "results"), "--no-pdf"]) == 0
+    page.goto((folder / "results/report.html").as_uri())
+    pictures = page.locator("figure img")
+    assert pictures.count() >= 2 and page.locator(".tile b").count() >= 4
+    assert pictures.evaluate_all("all => all.every(it => it.complete && it.naturalWidth > 100)")
+    page.locator("summary", has_text="table,").first.click()
+    assert page.locator("figure details[open] td").first.is_visible()
+    assert page.locator("body").evaluate("it => it.scrollWidth <= window.innerWidth")
+    shot(page, "report")
+    assert page.errors == [] and page.elsewhere == []
+
+
 def test_the_tour(page, folder):
     path = folder / "notebooks/00_tour.ipynb"
     tour = nbformat.read(path, as_version=4)

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import igpt_lab as lab
+from igpt_lab import cli
 from igpt_lab.dynamics import checkpoints_of, probe_checkpoints
 from igpt_lab.extraction import tokens_of
 from igpt_lab.training import losses_of
@@ -64,3 +67,19 @@ def test_a_bert_model_has_no_next_pixel_loss(tiny, tiny_images, tmp_path):
         checkpoints_of(tmp_path), *images, store=tmp_path, untrained=False, layers=[0, 3], progress=False
     )
     assert table.loss.isna().all() and table.layer.tolist() == [0, 3] and set(table.step) == {5}
+
+
+def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, capsys):
+    arguments = ["dynamics", str(run), "--images", str(tiny_images), "--store", str(tmp_path), "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    images = [lab.load_images(tiny_images, split) for split in ("train", "test")]
+    table = probe_checkpoints(checkpoints_of(run), *images, store=tmp_path, name=run.name, progress=False)
+    drawn = pd.read_csv(tmp_path / "training_dynamics.csv")
+    np.testing.assert_allclose(drawn.test_accuracy, table.test_accuracy)
+    np.testing.assert_allclose(drawn.loss, table.loss)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed[:4]] == [f"{run.name}, step {step}" for step in (0, 2, 4, 6)]
+    assert len(printed) == 4 + 5 and all(Path(each).is_file() for each in printed[4:])
+    assert (
+        cli.main([*arguments[:2], *arguments[1:]]) == 1 and "expected folders of different" in capsys.readouterr().err
+    )

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from igpt_lab.figures import (
+    DYNAMICS_COLUMNS,
     LETTER,
     STRIP,
     cka_map,
@@ -27,6 +28,7 @@ from igpt_lab.figures import (
     row_gallery,
     save_figure,
     surprise_gallery,
+    training_dynamics,
 )
 from igpt_lab.provenance import RunRecord
 
@@ -356,3 +358,26 @@ def test_fine_tuning_draws_means_of_draws_and_curves_before_and_after():
     drawn = lines(lower)
     np.testing.assert_allclose(drawn["before"].get_xydata(), [[0, 50], [1, 80], [2, 70]])
     np.testing.assert_allclose(drawn["x"].get_xydata(), drawn["before"].get_xydata())
+
+
+def test_training_dynamics_shows_each_checkpoint_and_falls_to_the_right():
+    rows = [("m", s, loss, 0.0, layer, a, a, a, layer == 1) for s, loss, base in ((0, 9, 1), (5, 2, 2), (10, 1, 4))
+            for layer, a in ((0, base / 10), (1, base / 5))]  # fmt: skip
+    table = pd.DataFrame(rows, columns=DYNAMICS_COLUMNS)
+    over_loss, over_depth = training_dynamics(table).axes
+    chosen, last = (container.lines[0].get_xydata().tolist() for container in over_loss.containers)
+    assert chosen == last == [[2.0, 40.0], [1.0, 80.0]] and over_loss.xaxis_inverted()  # without step 0
+    found = {label: line.get_ydata().tolist() for label, line in lines(over_depth).items() if label.startswith("step")}
+    assert found == {"step 0": [10, 20], "step 5": [20, 40], "step 10": [40, 80]}
+
+
+def test_training_dynamics_of_several_models_compares_them():
+    columns = ["model", "step", "loss", "layer", "test_accuracy", "chosen"]
+    rows = [("a", 1, 2.0, 0, 0.3, True), ("a", 1, 2.0, 1, 0.2, False), ("a", 2, 1.0, 0, 0.4, False)]
+    rows += [("a", 2, 1.0, 1, 0.5, True), ("b", 9, np.nan, 0, 0.6, True)]  # b: of masked pixels, without this loss
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.assign(low=table.test_accuracy, high=table.test_accuracy, loss_error=0.0)
+    over_loss, over_depth = training_dynamics(table).axes
+    a, b = (container.lines[0].get_xydata().tolist() for container in over_loss.containers)
+    assert a == [[2.0, 30.0], [1.0, 50.0]] and b == []
+    assert {name: lines(over_depth)[name].get_ydata().tolist() for name in "ab"} == {"a": [40, 50], "b": [60]}

@@ -32,6 +32,14 @@ def method_table():
     return pd.DataFrame(rows, columns=list(figures.METHOD_COLUMNS))
 
 
+def dynamics_table():
+    """The network before training and two checkpoints, layer 1 chosen."""
+    steps = pd.DataFrame({"model": "m", "step": [0, 5, 10], "loss": [9.0, 2, 1], "loss_error": 0.1})
+    layers = pd.DataFrame({"layer": [0, 1, 2], "test_accuracy": [0.3, 0.5, 0.4], "chosen": [False, True, False]})
+    table = steps.merge(layers.assign(low=layers.test_accuracy - 0.1, high=layers.test_accuracy + 0.1), how="cross")
+    return table.assign(test_accuracy=table.test_accuracy + table.step / 100)
+
+
 def places():
     return pd.DataFrame({"x": [0.0, 1, 2], "y": [1.0, 0, 1], "label": ["a", "b", "a"]})
 
@@ -51,6 +59,7 @@ def drawings():
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
         "fine_tuning": ([method_table(), layer_table()], {}, method_table()),
+        "training_dynamics": ([dynamics_table()], {"title": "t"}, dynamics_table()),
         "gallery": ([IMAGES], {"columns": 2, "titles": list("abcd")}, tokens),
         "completion_gallery": ([IMAGES[:2], IMAGES[None].repeat(2, 0), IMAGES[:2]], {"prime_rows": 2}, tokens),
         "row_gallery": ([IMAGES.reshape(2, 2, 5, 5, 3)], {"labels": ["one", "two"]}, tokens),

@@ -111,6 +111,33 @@ def test_equals_a_plain_loop(tmp_path):
         assert not name.endswith("bias") or not tensor.any()
 
 
+def test_a_bert_model_learns_hidden_pixels_from_all_others(tmp_path):
+    config, recipe = replace(TINY, bidirectional=True), replace(RECIPE, masked=0.4, steps=1, warmup=0)
+    pretrain(TOKENS, config, recipe, tmp_path, device="cpu", progress=False)
+    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(0))
+    train, held_out = training._split(TOKENS, config, recipe)
+    pixels, draw = train[next(training.batches(len(train), recipe, 0))], np.random.default_rng([0, 3, 0])
+    trained = {n: p for n, p in model.named_parameters() if "bias" not in n}
+    loss = hidden_loss(model, pixels, draw.random(pixels.shape) < 0.4)
+    for (name, before), gradient in zip(trained.items(), torch.autograd.grad(loss, trained.values()), strict=True):
+        seen = gradient.abs() > 1e-5  # Adam's first step is the sign of the gradient
+        change = (weights(tmp_path)[name] - before.detach())[seen] / 0.01
+        torch.testing.assert_close(change, -gradient[seen].sign(), atol=0.02, rtol=0)
+    after = ImageGPTForCausalImageModeling.from_pretrained(tmp_path).eval()
+    hidden = np.random.default_rng([0, 4]).random((5, 16)) < 0.4
+    row = pd.read_csv(tmp_path / "log.csv").iloc[-1]
+    assert row.validation_loss == pytest.approx(hidden_loss(after, held_out[:5], hidden).item(), abs=1e-5)
+    assert row.train_loss == pytest.approx(math.log(8), abs=1e-5)
+
+
+def hidden_loss(model, pixels, hidden):
+    """-log p of the hidden pixels alone, none of which the model sees."""
+    tokens = torch.as_tensor(pixels.astype(np.int64))
+    hidden = torch.as_tensor(hidden)
+    said = model(tokens * ~hidden, masked=hidden).logits.log_softmax(-1)  # not even by their tokens
+    return -said.gather(2, tokens[..., None])[..., 0][hidden].mean()
+
+
 EVERYTHING = replace(
     RECIPE, optimizer="muon", clip=0.5, flip=True, accumulate=2, cooldown=3, dtype="bfloat16", recompute=True
 )
