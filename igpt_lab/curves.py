@@ -40,6 +40,7 @@ EFFECT_LOOKS = {
 }
 METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
 DYNAMICS_COLUMNS = ("model", "step", "loss", "loss_error", "layer", "test_accuracy", "low", "high", "chosen")
+LINE_LOOKS = (LOOKS[""], LOOKS["raw pixels"], AMBER, PURPLE, LOOKS["random network"])
 FEATURE_COLUMNS = ("x", "y", "label")
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676", "#B8A800")
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
@@ -196,21 +197,24 @@ def training_dynamics(table: pd.DataFrame, *, title: str = "") -> matplotlib.fig
     """
     _has(table, DYNAMICS_COLUMNS)
     models, chosen = list(dict.fromkeys(table.model)), table[table.chosen.astype(bool)]
+    if len(models) > len(LINE_LOOKS):
+        raise ValueError(f"{len(models)} models; expected at most {len(LINE_LOOKS)}, which can be told apart")
     if len(models) == 1:
         lines = {"chosen layer": chosen, "last layer": table[table.layer == table.layer.max()]}
         shades = colormaps["viridis_r"](np.linspace(0.1, 1, table.step.nunique()))
         looks = [{"color": shade, "marker": "o"} for shade in shades]
         curves = {f"step {step:,}": rows for step, rows in table.groupby("step")}
     else:
-        lines, looks = {name: chosen[chosen.model == name] for name in models}, itertools.cycle(PROTOCOL_LOOKS.values())
+        lines, looks = {name: chosen[chosen.model == name] for name in models}, LINE_LOOKS
         last = table[table.step == table.groupby("model").step.transform("max")]
         curves = {name: last[last.model == name] for name in models}
     beside = letters() > 100
     figure = Figure(figsize=inches(2.2 if beside else 4.6), layout="constrained")
     over_loss, over_depth = figure.subplots(*((1, 2) if beside else (2, 1)))
-    for (name, rows), look in zip(lines.items(), PROTOCOL_LOOKS.values(), strict=False):
+    for (name, rows), look in zip(lines.items(), LINE_LOOKS, strict=False):
         _draw_falling(over_loss, name, rows[(rows.step > 0) & rows.loss.notna()].sort_values("step"), look)
     over_loss.invert_xaxis()
+    over_loss.xaxis.set_major_locator(ticker.MaxNLocator(5))
     for (name, rows), look in zip(curves.items(), looks, strict=False):
         _draw_forming(over_depth, name, rows.sort_values("layer"), look)
     over_loss.set(xlabel="loss on the test images (nats per token)", ylabel="test accuracy (%)")
