@@ -228,3 +228,49 @@ def test_fine_tuning_numbers():
                          (16, "the last from {:.1f} to {:.1f} and {:.1f}%")):  # fmt: skip
         values = curves.loc[layer, ["", "after L_gen + L_clf", "after L_clf alone"]]
         assert words.format(*values) in said
+
+
+def test_dynamics_numbers():
+    said = " ".join(TEXT.split())
+    table = pd.read_csv(ROOT / "results/cifar10/training_dynamics.csv").set_index("step")
+    chosen, last = table[table.chosen], table[table.layer == table.layer.max()]
+    first, final = chosen.loc[1000], chosen.loc[7000]
+    assert f"falls from {first.loss:.3f} to {final.loss:.3f} nats per token" in said
+    words = (f"{100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in (first, final))
+    assert "layer rises from {} to {};".format(*words) in said
+    assert "{:.1f}% and {:.1f}%, so that".format(*(100 * last.test_accuracy[[1000, 7000]])) in said
+    drops = (f"{100 * row['drop']:.1f} points [{100 * row.drop_low:.1f}, " for row in (first, final))
+    assert f"grows from {next(drops)}{100 * first.drop_high:.1f}] to" in said
+    assert f"to {next(drops).replace(' points', '')}{100 * final.drop_high:.1f}]. Before" in said
+    assert f"Before training the chosen layer has {100 * chosen.test_accuracy[0]:.1f}%" in said
+    small = pd.read_csv(ROOT / "results/training_dynamics.csv")
+    small = small[small.chosen & (small.step > 0)]
+    ends = 100 * small["drop"].min(), 100 * small["drop"].max(), small.drop_p.min()
+    assert len(small) == 5 and "({:.1f} to +{:.1f} points, p at least {:.2f})".format(*ends) in said
+
+
+def test_fine_tuning_numbers_of_the_colour_model():
+    said, folder = " ".join(TEXT.split()), ROOT / "results/cifar10"
+    table = pd.read_csv(folder / "fine_tuning.csv")
+    rows = table[table.labels == "all"].set_index("method")
+    for method in ("L_gen + L_clf", "L_clf alone", "from scratch", "probe, best layer"):
+        row = rows.loc[method]
+        assert f"{100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]" in said
+    curves = pd.DataFrame(json.loads((folder / "fine_tuning.json").read_text())["config"]["curves"])
+    curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
+    before, alone, joint = (curves[name] for name in ("", "after L_clf alone", "after L_gen + L_clf"))
+    assert f"from {before[20]:.1f} to {joint[20]:.1f}% (L_gen + L_clf) and {alone[20]:.1f}% (L_clf alone)" in said
+    assert f"before, 6, goes from {before[6]:.1f} to {joint[6]:.1f} and {alone[6]:.1f}%" in said
+
+
+def test_few_label_numbers_of_the_colour_model():
+    table = pd.read_csv(ROOT / "results/cifar10/few_label_curve.csv", keep_default_na=False)
+    chosen = table[table.layer_rule == "chosen"].groupby(["control", "k"]).test_accuracy
+    mean, spread = 100 * chosen.mean(), 100 * chosen.std()
+    cases = [(control, k) for k in (25, 400) for control in ("", "raw pixels")]
+    words = [f"{mean[case]:.1f}% ({spread[case]:.1f})" for case in cases]
+    assert "inside them has {}, raw pixels {}; with 400, {} and {}.".format(*words) in " ".join(TEXT.split())
+    like = pd.read_csv(ROOT / "results/cifar10/likeness.csv").set_index("measure")
+    like = 100 * like.loc["classifier"]
+    assert f"at {like.value:.1f}% [{like.low:.1f}, {like.high:.1f}], where" in " ".join(TEXT.split())
+    assert f"{like.floor:.1f}% [{like.floor_low:.1f}, {like.floor_high:.1f}]" in " ".join(TEXT.split())
