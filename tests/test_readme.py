@@ -182,6 +182,13 @@ def test_speed_of_a_training_step():
         assert f"| {case} | {' | '.join(cells)} |" in TEXT
 
 
+def test_speed_of_the_explorer():
+    table = pd.read_csv(ROOT / "results/benchmarks/explorer.csv").set_index("metric")
+    step, slowest = table.loc["step of the slider"], table.loc["slowest step"]
+    assert f"layers takes {step.ours:.1f} ms, {slowest.ours:.0f} ms at most" in " ".join(TEXT.split())
+    assert f"takes {step.peer:.1f} ms, without" in " ".join(TEXT.split()) and slowest.ours < 150
+
+
 def test_likeness_of_samples():
     table = pd.read_csv(ROOT / "results/likeness.csv").set_index("measure")
     for measure, scale, digits in (("palette", 1, 3), ("patches", 1, 3), ("classifier", 100, 1)):
