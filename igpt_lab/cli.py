@@ -157,9 +157,14 @@ def finetune(
     **tuning,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
+    from igpt_lab import parallel
+
     loaded = lab.load_model(model, revision=revision, random=random)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+    with parallel.together():
+        lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+        if parallel.rank():
+            return
     found = lab.classify(lab.load_classifier(out, device=device), test)
     reached, counts = found.accuracy(), found.confusion()
     record = lab.RunRecord("finetune", {"model": model, "images": images, **reached}, seed=tuning["seed"])

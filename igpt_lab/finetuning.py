@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from igpt_lab import parallel
 from igpt_lab.checkpoints import CheckpointError, read_json, resolve
 from igpt_lab.data import ImageSet, TokenSet, few_per_class, stratified_split
 from igpt_lab.extraction import load_model, tokens_of
@@ -124,12 +125,13 @@ def finetune(
     with its pixel head, for `load_model` and `extract`. Both hold the weights that were best on validation. Called
     again with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and
     names what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate.
-    Ctrl-C ends it after the step at hand, saved.
+    Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it after the step at hand, saved.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device, processor = Path(out), torch.device(device or best_device()), model.processor
     whole = _copied(model).to(device)
     tuning = _checked(tuning, model, images).settled(whole.config, device)
+    parallel.check_batch(tuning.batch_size // tuning.accumulate)
     if tuning.per_class is not None:
         images = images.select(few_per_class(images.require_labels(), tuning.per_class, seed=0, draw=tuning.draw))
     tokens, labels = tokens_of(model, images, progress=progress), images.require_labels()
@@ -141,10 +143,11 @@ def finetune(
         "images": digest(tokens.tobytes() + labels.astype("<i8").tobytes()),
         "model": digest(save({name: tensor.cpu() for name, tensor in whole.state_dict().items()})),
     }  # fmt: skip
-    note_run(out / "finetuning.json", made, "tuning", tuning)
+    with parallel.first_alone():
+        note_run(out / "finetuning.json", made, "tuning", tuning)
+        if processor is not None and parallel.rank() == 0:
+            processor.save_pretrained(out), processor.save_pretrained(out / "causal")
     classifier = _classifier(whole, names, tuning.layer)
-    if processor is not None:
-        processor.save_pretrained(out), processor.save_pretrained(out / "causal")
     weights = _trained(whole, classifier, tuning)
     best = {f"best.{name}": weight.detach().clone() for name, weight in weights.items()}
     loss = _loss(whole, classifier, tuning, _class_weights(labels[train], len(names), tuning.class_weights).to(device))
@@ -153,14 +156,17 @@ def finetune(
     )
     changed = _augmentation(images.select(train), tokens[train], processor, tuning)
     drawn = ((changed(rows, trainer.step), labels[train][rows]) for rows in batches(len(train), tuning, trainer.step))
-    bar = tqdm(total=tuning.steps, initial=trainer.step, desc="finetune", unit="step", disable=not progress)
+    quiet = not progress or parallel.rank() != 0
+    bar = tqdm(total=tuning.steps, initial=trainer.step, desc="finetune", unit="step", disable=quiet)
     if not _is_over(trainer.log, tuning):
         run(trainer, drawn, bar, lambda: _report(trainer, classifier, tokens[held], labels[held], bar))
-    with torch.no_grad():
-        for name, weight in weights.items() if tuning.holdout else ():
-            weight.copy_(best[f"best.{name}"])
-    whole.save_pretrained(out / "causal")
-    return classifier.save_pretrained(out)
+    with parallel.first_alone():
+        if parallel.rank() == 0:  # whose validation chose
+            with torch.no_grad():
+                for name, weight in weights.items() if tuning.holdout else ():
+                    weight.copy_(best[f"best.{name}"])
+            whole.save_pretrained(out / "causal"), classifier.save_pretrained(out)
+    return out
 
 
 def load_classifier(

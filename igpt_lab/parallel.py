@@ -40,6 +40,12 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def check_batch(images: int) -> None:
+    """ValueError for a batch, or a part of one, without an image for each process."""
+    if images < world():
+        raise ValueError(f"a batch has parts of {images} images; expected at least one for each of {world()} processes")
+
+
 @contextmanager
 def first_alone() -> Iterator[None]:
     """Process 0 runs this block before the others do: what it writes they find."""

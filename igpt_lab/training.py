@@ -149,10 +149,7 @@ def pretrain(
     """
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
-    if recipe.batch_size < recipe.accumulate * parallel.world():
-        raise ValueError(
-            f"batch_size={recipe.batch_size} is less than an image for each of {parallel.world()} processes"
-        )
+    parallel.check_batch(recipe.batch_size // recipe.accumulate)
     with parallel.first_alone():
         recipe = recipe.settled(config, device)
         made = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}

@@ -12,23 +12,26 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pretrain(images, out, processes, steps):
-    """The command, by torchrun where there are several processes; its losses, and what is in its state."""
-    command = ["pretrain", images, "--out", out, "--side", 4, "--colours", 8, "--layers", 2, "--width", 8]
-    command += ["--holdout", 10, "--validate", 10, "--batch-size", 7, "--steps", steps, "--warmup", 2, "--cooldown", 1]
-    command += "--log-every 1 --save-every 1 --snapshots 1 --dtype float32 --clip 1 --no-compile".split()
+def losses(out, processes, *arguments):
+    """A command that trains, by torchrun where there are several processes; its losses, and what is in its state."""
     start = ["-m", "igpt_lab"]
     if processes > 1:
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *start]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     alone = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *start, *map(str, command)], env=alone, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, *start, *map(str, arguments), "--out", str(out)]
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     with safe_open(out / "state.safetensors", "np") as file:
         log = pd.DataFrame(json.loads(file.metadata()["log"]))[["train_loss", "validation_loss"]]
         return log, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def pretrain(images, out, processes, steps):
+    command = ["pretrain", images, "--side", 4, "--colours", 8, "--layers", 2, "--width", 8]
+    command += ["--holdout", 10, "--validate", 10, "--batch-size", 7, "--steps", steps, "--warmup", 2, "--cooldown", 1]
+    command += "--log-every 1 --save-every 1 --snapshots 1 --dtype float32 --clip 1 --no-compile".split()
+    return losses(out, processes, *command)
 
 
 def test_two_processes_give_the_losses_of_one_and_one_goes_on_where_they_stopped(tiny_images, tmp_path):
@@ -40,3 +43,17 @@ def test_two_processes_give_the_losses_of_one_and_one_goes_on_where_they_stopped
     pd.testing.assert_frame_equal(pretrain(tiny_images, tmp_path / "one", 2, 8)[0][:7], one)
     assert len(one) == 7 and one.validation_loss.iloc[-1] < one.validation_loss.iloc[0]
     assert all(abs(weights[name] - theirs[name]).max() < 1e-5 for name in weights)
+
+
+def test_two_processes_fine_tune_like_one(tiny_folder, tiny_images, tmp_path):
+    command = ["finetune", tiny_folder, tiny_images, "--batch-size", 7, "--log-every", 1, "--save-every", 1, "--pad", 0]
+    command += "--dtype float32 --no-compile --learning-rate 1e-2 --device cpu --steps".split()
+    one, weights = losses(tmp_path / "one", 1, *command, 5)
+    few, _ = losses(tmp_path / "two", 2, *command, 3)
+    pd.testing.assert_frame_equal(few, one[:4], rtol=0, atol=1e-6)
+    both, theirs = losses(tmp_path / "two", 2, *command, 5)
+    pd.testing.assert_frame_equal(both, one, rtol=0, atol=1e-6)
+    felt = [name for name in weights if not name.endswith("c_attn.bias")]  # a key's bias changes no softmax
+    assert len(one) == 6 and all(abs(weights[name] - theirs[name]).max() < 1e-5 for name in felt)
+    for name in ("model.safetensors", "causal/model.safetensors", "confusion.csv"):
+        assert (tmp_path / "one" / name).stat().st_size == (tmp_path / "two" / name).stat().st_size
