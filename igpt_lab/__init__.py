@@ -63,6 +63,7 @@ _HOME = {
     "probe_few_labels": "probes",
     "probe_layers": "probes",
     "probe_neighbours": "probes",
+    "probe_on_cluster": "streaming",
     "probe_streaming": "streaming",
     "record": "hooks",
     "sample": "sampling",

@@ -14,7 +14,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab import cluster
 from igpt_lab.checkpoints import CheckpointError
 from igpt_lab.model import best_device
-from igpt_lab.probes import ProbeResult, result_of
+from igpt_lab.probes import Features, ProbeResult, probe_layers, result_of
 from igpt_lab.provenance import atomic_write, digest
 from igpt_lab.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.store import FeatureStore
@@ -107,6 +109,65 @@ def probe_streaming(
         for i, layer in enumerate(layers)
     ]  # fmt: skip
     return result_of(rows, dict(zip(layers, predicted, strict=True)), _Labels(store, test))
+
+
+def probe_on_cluster(
+    store: FeatureStore,
+    *,
+    scheduler: str | None = None,
+    workers: int = 1,
+    train: str = "train",
+    test: str = "test",
+    point: str = "ln_1",
+    layers: Sequence[int] | None = None,
+    progress: bool = True,
+    **how,
+) -> ProbeResult:
+    """`probe_layers`, or where `how` has `steps` `probe_streaming`, each layer a task on Dask workers; the same table.
+
+    Workers read the store from its path, and one has a layer at a time: in whole, or streamed as `row_reader` reads it.
+    `how` are further arguments of those functions, `scheduler` and `workers` those of `cluster.run`, which says what
+    becomes of tasks that fail.
+    """
+    layers, found = _known(store, point, layers), {}
+    work = _ALayer(str(store.path), point, train, test, how)
+    tasks = ((f"layer {layer}", (layer,)) for layer in layers)
+    with (
+        tqdm(total=len(layers), desc="probe", unit="layer", disable=not progress) as bar,
+        closing(cluster.run(work, tasks, scheduler=scheduler, workers=workers)) as made,
+    ):
+        for _, (row, predicted) in made:
+            found[row["layer"]] = row, predicted
+            bar.update()
+    rows = [found[layer][0] for layer in layers]
+    return result_of(rows, {layer: found[layer][1] for layer in layers}, _Labels(store, test))
+
+
+@dataclass(frozen=True)
+class _ALayer:
+    """Work for `cluster.run`: a layer of a store -> its row of the table, and what its probe predicts of test."""
+
+    path: str
+    point: str
+    train: str
+    test: str
+    how: dict
+
+    def open(self) -> Callable[[int], tuple[dict, np.ndarray]]:
+        store, how = FeatureStore.open(self.path), {"device": best_device(), "progress": False, **self.how}
+
+        def probe(layer: int) -> tuple[dict, np.ndarray]:
+            if "steps" in how:
+                splits = {"train": self.train, "test": self.test}
+                result = probe_streaming(store, point=self.point, layers=[layer], **splits, **how)
+            else:
+                result = probe_layers(*(self.features(store, layer, split) for split in (self.train, self.test)), **how)
+            return result.table.iloc[0].to_dict(), result.predicted[layer]
+
+        return probe
+
+    def features(self, store: FeatureStore, layer: int, split: str) -> Features:
+        return Features({layer: store.layer(self.point, layer, split)}, store.labels(split), store.index(split))
 
 
 def _known(store: FeatureStore, point: str, layers: Sequence[int] | None) -> list[int]:

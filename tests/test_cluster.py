@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from PIL import Image
@@ -18,7 +19,9 @@ from PIL import Image
 from igpt_lab import cluster, extraction, store
 from igpt_lab.data import load_images
 from igpt_lab.extraction import extract, load_model
+from igpt_lab.probes import Features, probe_layers
 from igpt_lab.store import FeatureStore, StoreError
+from igpt_lab.streaming import probe_on_cluster, probe_streaming
 from igpt_lab.upkeep import verify
 
 distributed = pytest.importorskip("distributed")
@@ -107,6 +110,22 @@ def test_the_bytes_are_those_of_the_local_engine(tiny, train, test, tmp_path, tw
     assert files(extract(tiny, [train, test], store=tmp_path / "dask", **how)) == files(local)
     after = {path: path.stat().st_mtime_ns for path in there.path.rglob("*.parquet")}
     assert [path for path in before if before[path] != after[path]] == [there.part("train", 2)]
+
+
+def test_probes_on_workers_are_those_of_one_process(tiny, train, test, tmp_path, two_workers):
+    store = extract(tiny, [train, test], store=tmp_path, **LOCAL)
+    features = [Features.from_store(store, split) for split in ("train", "test")]
+    how = {"scheduler": two_workers.scheduler_address, "progress": False}
+    quick = {"steps": 30, "batch_size": 16, "learning_rates": (1.0, 0.1), "device": "cpu"}
+    for here, there in (
+        (probe_layers(*features, progress=False), probe_on_cluster(store, **how)),
+        (probe_streaming(store, progress=False, **quick), probe_on_cluster(store, **how, **quick)),
+    ):
+        pd.testing.assert_frame_equal(there.table, here.table, check_dtype=False, rtol=1e-3, atol=1e-5)
+        assert there.chosen == here.chosen and list(there.predicted) == list(here.predicted)
+        assert all((there.predicted[layer] == here.predicted[layer]).all() for layer in here.predicted)
+    with pytest.raises(KeyError, match="has no layers"):
+        probe_on_cluster(store, layers=[9], **how)
 
 
 def test_other_weights_images_and_versions_are_refused(tiny, tiny_folder, train, tmp_path, two_workers, monkeypatch):
