@@ -327,7 +327,7 @@ function render({ model, el }) {
     g.textAlign = "center";
     g.fillText("what the probe says", x0 + (size * k) / 2, y0 + k * size + foot - 4);
     g.save();
-    g.translate(11, y0 + (size * k) / 2);
+    g.translate(11, Math.max(y0 + (size * k) / 2, g.measureText("what the image shows").width / 2 + 4)); // whole, of few classes too
     g.rotate(-Math.PI / 2);
     g.fillText("what the image shows", 0, 0);
     g.restore();
