@@ -281,3 +281,23 @@ def test_few_label_numbers_of_the_colour_model():
     like = 100 * like.loc["classifier"]
     assert f"at {like.value:.1f}% [{like.low:.1f}, {like.high:.1f}], where" in " ".join(TEXT.split())
     assert f"{like.floor:.1f}% [{like.floor_low:.1f}, {like.floor_high:.1f}]" in " ".join(TEXT.split())
+
+
+def test_study_numbers():
+    said, folder = " ".join(TEXT.split()), ROOT / "results/studies"
+
+    def words(table, model, step):
+        row = table[(table.model == model) & (table.step == step) & table.chosen].iloc[0]
+        return f"{100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]", row.loss
+
+    size, objective = (pd.read_csv(folder / f"{name}.csv") for name in ("size", "objective"))
+    ends = [words(size, f"width-{width}", 1500) for width in (16, 32, 64)]
+    assert "{}, {} and {}, and, as in the paper".format(*(each for each, _ in ends)) in said
+    for (narrow, loss), (model, step) in zip(ends, (("width-32", 1000), ("width-64", 1250)), strict=False):
+        wide, other = words(size, model, step)
+        assert f"{narrow} and {wide} for" in said and abs(loss - other) < 0.01
+        assert f"at {loss:.2f} (" in said or f"at {loss:.2f} nats" in said
+    last = size[(size.step == 1500) & size.chosen]
+    assert (last.layer > 0).all() and (last.layer < 12).all() and (last.drop_p < 1e-5).all()
+    bert, _ = words(objective, "bert-32", 1500)
+    assert f"Its chosen layer has {bert}, the next-pixel model's {ends[1][0]}" in said
