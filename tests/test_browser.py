@@ -102,8 +102,10 @@ def _local(url: str) -> bool:
 
 
 def open_notebook(page, name: str) -> None:
-    page.goto(re.sub(r"/lab\S*\?", f"/lab/tree/notebooks/{name}.ipynb?", page.address))
+    # JupyterLab remembers the notebooks that were open, and shows them hidden behind this one; reset forgets them.
+    page.goto(re.sub(r"/lab\S*\?", f"/lab/tree/notebooks/{name}.ipynb?reset&", page.address))
     page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.wait_for()
+    assert page.locator(".jp-NotebookPanel").count() == 1
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
 
 
