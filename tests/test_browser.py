@@ -102,9 +102,9 @@ def _local(url: str) -> bool:
 
 
 def open_notebook(page, name: str) -> None:
-    # JupyterLab remembers the notebooks that were open, and shows them hidden behind this one; reset forgets them.
-    page.goto(re.sub(r"/lab\S*\?", f"/lab/tree/notebooks/{name}.ipynb?reset&", page.address))
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.wait_for()
+    # JupyterLab remembers the notebooks of a workspace, and shows them hidden behind this one: each has its own.
+    page.goto(re.sub(r"/lab\S*\?", f"/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?", page.address))
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content", has_text="model = ").first.wait_for()
     assert page.locator(".jp-NotebookPanel").count() == 1
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
 
@@ -168,6 +168,7 @@ def view(page) -> list[str]:
 def test_from_a_folder_of_images_to_a_figure(page, folder):
     open_notebook(page, "02_layer_probe")  # step 3
     cell = page.locator(".jp-CodeCell .cm-content").first
+    page.locator(".jp-CodeCell .cm-content", has_text="fashion-mini").first.wait_for()
     text = cell.inner_text()
     assert 'images = "fashion-mini"' in text
     cell.click()
