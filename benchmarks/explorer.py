@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from shutil import which
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,10 +22,10 @@ from playwright.sync_api import Playwright, sync_playwright
 import igpt_lab as lab
 from benchmarks.harness import row
 from igpt_lab.explorer import FILES, Explorer
+from igpt_lab.report import FLAGS, chromium
 
 ARRAYS = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")
 STATE = ("facts", "layer", "other", "image", "busy", "problem")
-CHROMIUM = next(filter(None, map(which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOW = """
 async ({source, state, arrays}) => {
   for (const [name, text] of Object.entries(arrays))
@@ -74,7 +73,7 @@ def rows(quick: bool) -> Iterator[dict]:
 
 def in_browser(driver: Playwright, explorer: Explorer) -> Callable[[int], float]:
     """The explorer's own script and data on an empty page; a call is a step to a layer, and returns its ms."""
-    browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
     page = browser.new_page(viewport={"width": 1280, "height": 1500})
     page.set_content(f"<style>{(FILES / 'explorer.css').read_text()}</style>")
     arrays = {name: base64.b64encode(getattr(explorer, name)).decode() for name in ARRAYS}

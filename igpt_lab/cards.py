@@ -20,6 +20,11 @@ def card(title: str, facts: Mapping[str, object], *, below: str = "") -> str:
     return f"<div style='{frame}'><b>{html.escape(title)}</b>{table}{below}</div>"
 
 
+def line(title: str, facts: Mapping[str, object]) -> str:
+    """The same as `card` in a line of text."""
+    return f"<{title}: {'; '.join(f'{name} {fact}' for name, fact in facts.items() if fact)}>"
+
+
 def spark(values: Sequence[float], marked: int, *, words: str) -> str:
     """Numbers as a small svg curve in the page's colour, one ringed; `words` for those who do not see it."""
     low, high = min(values), max(values)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.provenance import digest, made_by, unlike
@@ -85,6 +86,12 @@ def worker_number() -> int | None:
         name = str(distributed().get_worker().name)
         return int(name) if name.isdigit() else None
     return None
+
+
+def device_of_worker(kind: str) -> torch.device:
+    """Of several CUDA devices the one with the number of this worker; its process may see no more than one."""
+    count, number = torch.cuda.device_count() if kind == "cuda" else 0, worker_number()
+    return torch.device(kind if count < 2 or number is None else f"cuda:{number % count}")
 
 
 # In a worker.

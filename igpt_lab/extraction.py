@@ -223,7 +223,7 @@ class _Work:
         if (found := _weights(model)) != self.key.weights:
             raise ValueError(f"{model.name} has other weights on this worker: {found[:8]}, not {self.key.weights[:8]}")
         splits = {split: load_images(**each, split=split) for split, each in self.source["images"].items()}
-        model.to(_device_of_worker(self.device)).eval()
+        model.to(cluster.device_of_worker(self.device)).eval()
         target = FeatureStore.create(
             self.root, self.key, {s: len(p) for s, p in self.parts.items()}, source=self.source
         )
@@ -245,12 +245,6 @@ class _Work:
         return target.write_part(
             split, number, chosen.index, chosen.labels, features, stats, tokens.skipped, listed=False
         )
-
-
-def _device_of_worker(kind: str) -> torch.device:
-    """Of several CUDA devices the one with the number of this worker; its process may see no more than one."""
-    count, number = torch.cuda.device_count() if kind == "cuda" else 0, cluster.worker_number()
-    return torch.device(kind if count < 2 or number is None else f"cuda:{number % count}")
 
 
 def _on_cluster(

@@ -24,7 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
-from igpt_lab.cards import card, span, spark
+from igpt_lab.cards import card, line, span, spark
 from igpt_lab.data import ImageSet, few_per_class, stratified_split
 from igpt_lab.logistic import Fits, fit_logistic
 from igpt_lab.model import best_device
@@ -155,7 +155,7 @@ class ProbeResult:
     predicted: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<ProbeResult: {'; '.join(f'{name} {fact}' for name, fact in self._facts().items() if fact)}>"
+        return line("ProbeResult", self._facts())
 
     def _repr_html_(self) -> str:
         values, facts = self.table.test_accuracy.tolist(), self._facts()
@@ -163,15 +163,16 @@ class ProbeResult:
         return card("ProbeResult", facts, below=curve if len(values) > 1 else "")
 
     def _facts(self) -> dict[str, str]:
-        table, named = (
-            self.table.set_index("layer"),
-            lambda row: f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]",
-        )
+        table = self.table.set_index("layer")
         best, last, failed = table.loc[self.chosen], table.index.max(), table.index[~table.converged.astype(bool)]
+        said = {
+            layer: f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
+            for layer, row in table.loc[[self.chosen, last]].iterrows()
+        }
         return {
             "control": self.table.control.iloc[0],
-            "best layer": f"{self.chosen} of {span(table.index)}, chosen on validation: {named(best)}",
-            "last layer": f"{last}: {named(table.loc[last])}" if last != self.chosen else "",
+            "best layer": f"{self.chosen} of {span(table.index)}, chosen on validation: {said[self.chosen]}",
+            "last layer": f"{last}: {said[last]}" if last != self.chosen else "",
             "may be the best": span(table.index[table.in_peak_set.astype(bool)]),
             "not converged": span(failed),
             "images": f"{int(best.n_train):,} train, {int(best.n_test):,} test",
@@ -280,7 +281,7 @@ class FewLabelResult:
     predicted: list[np.ndarray] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        return f"<FewLabelResult: {'; '.join(f'{name} {fact}' for name, fact in self._facts().items() if fact)}>"
+        return line("FewLabelResult", self._facts())
 
     def _repr_html_(self) -> str:
         return card("FewLabelResult", self._facts())

@@ -24,9 +24,9 @@ from igpt_lab.provenance import atomic_write, digest
 
 ALPHA = 0.05
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --no-pdf-header-footer"
+FLAGS = (  # of a Chromium that asks for nothing by itself
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
 ).split()
 CAPTIONS = {  # by the function that drew a figure, in the order in which they are shown
     "layer_curve": "Test accuracy of a linear probe on each layer, with 95% intervals over test images. Ring: the "
@@ -81,8 +81,13 @@ def write_report(run: str | os.PathLike, out: str | os.PathLike | None = None, *
     if not saved:
         raise ValueError(f"{run} has no figures (NAME.json beside NAME.csv); expected what `igpt-lab reproduce` writes")
     path = atomic_write(Path(out or run / "report.html"), page(run, saved))
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None) if pdf else None
+    browser = chromium() if pdf else None
     return [path, _print(browser, path)] if browser else [path]
+
+
+def chromium() -> str | None:
+    """Path of a browser of Chromium's kind, None where there is none."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def read_run(run: Path) -> list[Saved]:
@@ -392,6 +397,8 @@ def _print(browser: str, path: Path) -> Path:
         command = [
             browser,
             *FLAGS,
+            "--headless",
+            "--no-pdf-header-footer",
             f"--user-data-dir={profile}/user",
             f"--print-to-pdf={made}",
             path.resolve().as_uri(),

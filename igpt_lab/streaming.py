@@ -154,7 +154,8 @@ class _ALayer:
     how: dict
 
     def open(self) -> Callable[[int], tuple[dict, np.ndarray]]:
-        store, how = FeatureStore.open(self.path), {"device": best_device(), "progress": False, **self.how}
+        store, device = FeatureStore.open(self.path), cluster.device_of_worker(best_device().type)
+        how = {"device": device, "progress": False, **self.how}
 
         def probe(layer: int) -> tuple[dict, np.ndarray]:
             if "steps" in how:

@@ -6,7 +6,6 @@ outside this machine may be asked for. Skipped where there is no Chromium.
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,14 +19,11 @@ import pytest
 from PIL import Image
 
 from igpt_lab import cli
+from igpt_lab.report import FLAGS, chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "build/browser"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+CHROMIUM = chromium()
 SECOND = 1000  # Playwright counts milliseconds
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: install the package chromium")
 
