@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
 import shlex
@@ -14,21 +13,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import igpt_lab as lab
+from igpt_lab import workbench
 from igpt_lab.provenance import atomic_write
-
-NOTEBOOKS = (
-    "00_tour",
-    "01_features",
-    "02_layer_probe",
-    "03_few_labels",
-    "04_gallery",
-    "05_protocol",
-    "06_geometry",
-    "07_training_dynamics",
-    "08_fine_tuning",
-)
-CURVE = "02_layer_probe"  # the notebook that the summary is of
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2, "steps": 3}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -352,20 +338,25 @@ def prune(root: str, yes: bool) -> None:
 
 def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | None) -> int:
     """Execute the notebooks in order, keep them under OUT, and print what they found."""
-    names = [name for name in NOTEBOOKS if not only or name in only]
+    names = [name for name in workbench.NOTEBOOKS if not only or name in only]
     begun, out = time.perf_counter(), Path(out).resolve()
     model_path, images_path = (str(Path(it).resolve()) if Path(it).exists() else it for it in (model, images))
     values = {"model": model_path, "images": images_path, "out": str(out)}
     lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
+    values |= workbench.QUICK if quick else {}
     for number, name in enumerate(names, 1):
-        failed = _run_notebook(name, values | (QUICK if quick else {}), out, f"{number}/{len(names)} {name}")
+        failed = workbench.run_notebook(name, values, out, f"{number}/{len(names)} {name}")
         if failed:
             print(f"igpt-lab: {failed}", file=sys.stderr)
             return 1
-    if CURVE not in names:
+    if workbench.CURVE not in names:
         print(f"figures and tables: {out}")
         return 0
-    summary = _summary(out) | {"model": model, "images": images, "seconds": round(time.perf_counter() - begun, 1)}
+    summary = workbench.summary(out) | {
+        "model": model,
+        "images": images,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
     atomic_write(out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
     low, high = summary["best_interval"]
     print(
@@ -381,104 +372,9 @@ def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | 
 
 def open_lab(folder: str, port: int, browser: bool) -> None:
     """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
-    from igpt_lab import workbench
-
-    copied, there = workbench.copy_notebooks(notebooks(), Path(folder) / "notebooks")
+    copied, there = workbench.copy_notebooks(workbench.notebooks(), Path(folder) / "notebooks")
     print(f"{Path(folder) / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
-    workbench.open_lab(Path(folder), first=f"notebooks/{NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
-
-
-def _summary(out: Path) -> dict:
-    """The layer curve's main numbers, read from the files that the notebooks left."""
-    import pandas as pd
-
-    table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
-    ours = table[table.control == ""].set_index("layer")
-    best = ours[ours.chosen.astype(str) == "True"].iloc[0]
-    comparison = json.loads((out / "layer_curve.json").read_text())["config"]["comparison"]
-    return {
-        "n_layers": int(ours.index.max()),
-        "best_layer": int(best.name),
-        "best_accuracy": float(best.test_accuracy),
-        "best_interval": [float(best.low), float(best.high)],
-        "first_accuracy": float(ours.test_accuracy[ours.index.min()]),
-        "last_accuracy": float(ours.test_accuracy[ours.index.max()]),
-        "p_value": float(comparison["p_value"]),
-        "test_rows": int(best.n_test),
-    }
-
-
-def _run_notebook(name: str, values: dict, out: Path, label: str) -> str | None:
-    """Execute one notebook with `values` into OUT/notebooks; returns what failed, naming the notebook and the cell."""
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-    from tqdm.auto import tqdm
-
-    folder = notebooks()
-    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-    with_parameters(notebook, values, folder)
-    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-    failure, where = None, [0]
-    with tqdm(total=cells, desc=label, unit="cell") as bar:
-        client = NotebookClient(
-            notebook, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"], record_timing=False,
-            store_widget_state=False,
-            resources={"metadata": {"path": str(folder)}}, on_cell_executed=lambda **_: bar.update(),
-            on_cell_start=lambda cell, cell_index: where.__setitem__(0, cell_index),
-        )  # fmt: skip
-        try:
-            client.execute()
-        except (CellExecutionError, DeadKernelError) as error:
-            reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else "the kernel died"
-            failure = f"notebook {name}, cell {where[0] + 1} failed: {reason}"
-    _tidy(notebook)
-    atomic_write(out / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-    return failure
-
-
-def notebooks() -> Path:
-    """The folder of the notebooks: of the checkout, in the working directory, or where the wheel put them."""
-    checkout = Path(__file__).resolve().parents[1] / "notebooks"
-    for folder in (checkout, Path("notebooks").resolve(), Path(sys.prefix) / "share/igpt-lab/notebooks"):
-        if (folder / f"{NOTEBOOKS[0]}.ipynb").is_file():
-            return folder
-    raise FileNotFoundError(f"no folder notebooks/ with {NOTEBOOKS[0]}.ipynb; run this in a clone of the repository")
-
-
-def with_parameters(notebook, values: dict, folder: Path) -> None:
-    """Set those of `values` that the cell tagged `parameters` names, in a cell behind it, where they differ."""
-    import nbformat
-
-    cells = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ValueError(f"a notebook has one cell tagged `parameters`; this one has {len(cells)}")
-    assigned = ast.parse(notebook.cells[cells[0]].source).body
-    defaults = {a.targets[0].id: ast.literal_eval(a.value) for a in assigned if isinstance(a, ast.Assign)}
-    given = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
-    if "out" in given and (folder / defaults["out"]).resolve() == Path(given["out"]):
-        del given["out"]
-    if given:
-        lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-        cell = nbformat.v4.new_code_cell(lines, id="injected-parameters", metadata={"tags": ["injected-parameters"]})
-        notebook.cells.insert(cells[0] + 1, cell)
-
-
-def _tidy(notebook) -> None:
-    """Leave no progress bars in an executed notebook, they differ from run to run; of a widget keep its page."""
-    notebook.metadata.pop("widgets", None)
-    widget = "application/vnd.jupyter.widget-view+json"
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            for output in cell.outputs:
-                if "text/html" in output.get("data", {}):
-                    output["data"].pop(widget, None)
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if widget not in output.get("data", {})
-                and not (output.get("name") == "stderr" and "%|" in output.get("text", ""))
-            ]
+    workbench.open_lab(Path(folder), first=f"notebooks/{workbench.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -632,7 +528,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--images", default="fashion-mini", help=images)
     add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
     add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
-    add("--only", action="append", choices=NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
+    add("--only", action="append", choices=workbench.NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
 
     add = command(open_lab, called="lab").add_argument
     add("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it (workbench)")

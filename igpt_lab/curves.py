@@ -196,26 +196,15 @@ def training_dynamics(table: pd.DataFrame, *, title: str = "") -> matplotlib.fig
     training, whose loss is far from the others', and models without such a loss are not drawn over it.
     """
     _has(table, DYNAMICS_COLUMNS)
-    models, chosen = list(dict.fromkeys(table.model)), table[table.chosen.astype(bool)]
-    if len(models) > len(LINE_LOOKS):
-        raise ValueError(f"{len(models)} models; expected at most {len(LINE_LOOKS)}, which can be told apart")
-    if len(models) == 1:
-        lines = {"chosen layer": chosen, "last layer": table[table.layer == table.layer.max()]}
-        shades = colormaps["viridis_r"](np.linspace(0.1, 1, table.step.nunique()))
-        looks = [{"color": shade, "marker": "o"} for shade in shades]
-        curves = {f"step {step:,}": rows for step, rows in table.groupby("step")}
-    else:
-        lines, looks = {name: chosen[chosen.model == name] for name in models}, LINE_LOOKS
-        last = table[table.step == table.groupby("model").step.transform("max")]
-        curves = {name: last[last.model == name] for name in models}
+    lines, curves = _lines_of_dynamics(table)
     beside = letters() > 100
     figure = Figure(figsize=inches(2.2 if beside else 4.6), layout="constrained")
     over_loss, over_depth = figure.subplots(*((1, 2) if beside else (2, 1)))
-    for (name, rows), look in zip(lines.items(), LINE_LOOKS, strict=False):
+    for (name, rows), look in zip(lines, LINE_LOOKS, strict=False):
         _draw_falling(over_loss, name, rows[(rows.step > 0) & rows.loss.notna()].sort_values("step"), look)
     over_loss.invert_xaxis()
     over_loss.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    for (name, rows), look in zip(curves.items(), looks, strict=False):
+    for name, rows, look in curves:
         _draw_forming(over_depth, name, rows.sort_values("layer"), look)
     over_loss.set(xlabel="loss on the test images (nats per token)", ylabel="test accuracy (%)")
     over_depth.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -463,6 +452,21 @@ def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     style = look | {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight}
     ax.plot(rows.layer, scale * rows[measure], **style, label=name or "ImageGPT", zorder=1 + weight)
+
+
+def _lines_of_dynamics(table: pd.DataFrame) -> tuple[list[tuple], list[tuple]]:
+    """(name, rows) of the lines over the loss, and (name, rows, look) of those over depth."""
+    models, chosen = list(dict.fromkeys(table.model)), table[table.chosen.astype(bool)]
+    if len(models) > len(LINE_LOOKS):
+        raise ValueError(f"{len(models)} models; expected at most {len(LINE_LOOKS)}, which can be told apart")
+    if len(models) == 1:
+        shades = colormaps["viridis_r"](np.linspace(0.1, 1, table.step.nunique()))
+        steps = zip(table.groupby("step"), shades, strict=True)
+        curves = [(f"step {step:,}", rows, {"color": shade, "marker": "o"}) for (step, rows), shade in steps]
+        return [("chosen layer", chosen), ("last layer", table[table.layer == table.layer.max()])], curves
+    last = table[table.step == table.groupby("model").step.transform("max")]
+    curves = [(name, last[last.model == name], look) for name, look in zip(models, LINE_LOOKS, strict=False)]
+    return [(name, chosen[chosen.model == name]) for name in models], curves
 
 
 def _draw_falling(ax: Axes, name: str, rows: pd.DataFrame, look: dict) -> None:

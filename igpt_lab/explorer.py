@@ -21,8 +21,8 @@ from sklearn.decomposition import PCA
 
 from igpt_lab import figures
 from igpt_lab.data import ImageSet, TokenSet, load_images, stratified_split
-from igpt_lab.extraction import _processor
-from igpt_lab.geometry import _neighbours
+from igpt_lab.extraction import processor_of
+from igpt_lab.geometry import nearest_others
 from igpt_lab.probes import Features, LinearProbe, probe_few_labels, probe_layers
 from igpt_lab.provenance import RunRecord
 from igpt_lab.significance import accuracy
@@ -332,7 +332,7 @@ def survey(layers: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np
 
 def nearest(x: np.ndarray) -> np.ndarray:
     """The NEAR nearest other rows of each row of x (N, D), nearest first: int64 (N, k), k less for few rows."""
-    return _neighbours(x, min(NEAR, max(len(x) - 2, 0)), device=None, progress=False)[0]
+    return nearest_others(x, min(NEAR, max(len(x) - 2, 0)), device=None, progress=False)[0]
 
 
 def ask_few(train: Features, shown: Features, count: int) -> Answers:
@@ -449,7 +449,7 @@ def _images_of(store: FeatureStore, split: str) -> tuple[ImageSet | TokenSet, ob
     if not images or not model:
         return "the store does not say where its images are"
     try:
-        found, processor = load_images(**images, split=split), _processor(model["name"], model.get("revision"))
+        found, processor = load_images(**images, split=split), processor_of(model["name"], model.get("revision"))
     except (ValueError, OSError) as error:
         return f"the images are not where the store says: {error}"
     if found.fingerprint != store.key["splits"][split][0] or processor is None:

@@ -53,7 +53,7 @@ def load_model(
     here = Path(source).expanduser()
     known = str(source) in checkpoints.bundled() or not here.is_dir()
     model.source = {"name": str(source if known else here.resolve()), "random": random, "seed": seed}
-    model.processor = processor = _processor(source, revision)
+    model.processor = processor = processor_of(source, revision)
     if processor is not None and not _fit(processor, model.config):
         raise ValueError(
             f"{source}: the palette has {len(processor.clusters)} colours, its images {processor.side} pixels a side; "
@@ -62,7 +62,7 @@ def load_model(
     return model
 
 
-def _processor(source: str | Path, revision: str | None) -> ImageGPTImageProcessorPil | None:
+def processor_of(source: str | Path, revision: str | None) -> ImageGPTImageProcessorPil | None:
     """The image processor of a source, if it has one with a palette."""
     folder = checkpoints.resolve(source, revision=revision, weights=False)
     if not (folder / CONFIG).is_file():

@@ -83,7 +83,7 @@ def measure_layers(
     `labels` (N,) are given, those inside `Features` are not read; it is not a number otherwise. Of `StoredLayers` one
     layer is in memory at a time.
     """
-    rows, search = [], partial(_neighbours, device=device, progress=progress)
+    rows, search = [], partial(nearest_others, device=device, progress=progress)
     layers, n = _layers(layers), _count(layers)
     for layer in tqdm(layers, desc=f"geometry {control}".strip(), unit="layer", disable=not progress):
         x = _checked(layers[layer], f"layer {layer}", n)
@@ -111,7 +111,7 @@ def intrinsic_dimension(
     ratios share a distance. Rows equal to an earlier one are left out. Above about 10 dimensions every such estimate
     from thousands of rows is too low: use it to compare layers.
     """
-    x, search = _checked(x, "x"), partial(_neighbours, device=device, progress=progress)
+    x, search = _checked(x, "x"), partial(nearest_others, device=device, progress=progress)
     return _dimension(x, *search(x, 2), discard, search)
 
 
@@ -145,7 +145,7 @@ def label_overlap(
     an image counts as one that has neighbours and as a neighbour of others, so the plain standard error of the mean is
     too small by about a third. `_chance` is what shuffled labels would give.
     """
-    near, _ = _neighbours(_checked(x, "x"), neighbours + 1, device=device, progress=progress)
+    near, _ = nearest_others(_checked(x, "x"), neighbours + 1, device=device, progress=progress)
     return _overlap(near, labels)
 
 
@@ -240,7 +240,7 @@ def _ratio(cross: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.n
     return value, np.sqrt(count - 1) * (rest / np.sqrt(a * b)).std(0)
 
 
-def _neighbours(
+def nearest_others(
     x: np.ndarray, count: int, *, device: str | torch.device | None, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each row's `count` nearest others: indices and distances (N, count), nearest first, at the scale of `_scaled`."""

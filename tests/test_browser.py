@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from igpt_lab import cli
+from igpt_lab import cli, workbench
 from igpt_lab.report import FLAGS, chromium
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,7 +296,7 @@ def test_the_report_is_read_without_a_network(page, folder):
 def test_the_tour(page, folder):
     path = folder / "notebooks/00_tour.ipynb"
     tour = nbformat.read(path, as_version=4)
-    cli.with_parameters(tour, cli.QUICK, path.parent)
+    workbench.with_parameters(tour, workbench.QUICK, path.parent)
     nbformat.write(tour, path)
     open_notebook(page, "00_tour")
     run_all(page, 540)

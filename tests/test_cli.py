@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab import cli
+from igpt_lab import cli, workbench
 from igpt_lab.extraction import tokens_of
 from igpt_lab.model import ImageGPTForCausalImageModeling
 from igpt_lab.store import FeatureStore
@@ -161,18 +161,18 @@ def notebook(*sources):
 def test_parameters_are_set_where_they_differ(tmp_path):
     book = notebook('out = "../results"\nrows = 5\nks = [1, 2]', "rows")
     folder = tmp_path / "notebooks"
-    cli.with_parameters(book, {"out": str(tmp_path / "results"), "rows": 5, "ks": [1, 2], "other": 3}, folder)
+    workbench.with_parameters(book, {"out": str(tmp_path / "results"), "rows": 5, "ks": [1, 2], "other": 3}, folder)
     assert len(book.cells) == 2
-    cli.with_parameters(book, {"out": str(tmp_path / "else"), "rows": 6}, folder)
+    workbench.with_parameters(book, {"out": str(tmp_path / "else"), "rows": 6}, folder)
     assert book.cells[1].source == f"out = {str(tmp_path / 'else')!r}\nrows = 6"
     book.cells[0].metadata["tags"] = []
     with pytest.raises(ValueError, match="tagged `parameters`"):
-        cli.with_parameters(notebook("a = 1", "b = 2"), {}, folder) or cli.with_parameters(book, {}, folder)
+        workbench.with_parameters(notebook("a = 1", "b = 2"), {}, folder) or workbench.with_parameters(book, {}, folder)
 
 
 def test_a_failing_notebook_is_named_with_its_cell(tiny_folder, tiny_images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "NOTEBOOKS", ("one", "two"))
-    monkeypatch.setattr(cli, "notebooks", lambda: tmp_path)
+    monkeypatch.setattr(workbench, "NOTEBOOKS", ("one", "two"))
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
     for name, last in (("one", "print(rows)"), ("two", "rows[0]")):
         nbformat.write(notebook("rows = 1", "rows + 1", last), tmp_path / f"{name}.ipynb")
     arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(tmp_path / "out")]
@@ -191,7 +191,7 @@ def test_tidy_drops_progress_only():
         nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
         nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=1),
     ]
-    cli._tidy(nbformat.v4.new_notebook(cells=[cell]))
+    workbench._tidy(nbformat.v4.new_notebook(cells=[cell]))
     assert [output.get("text") for output in cell.outputs] == ["Warning: mind this", None]
 
 
@@ -202,7 +202,7 @@ def test_summary_reads_what_the_notebooks_left(tmp_path):
     table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)
     record = {"config": {"comparison": {"p_value": 0.001}}}
     (tmp_path / "layer_curve.json").write_text(json.dumps(record))
-    assert cli._summary(tmp_path) == {
+    assert workbench.summary(tmp_path) == {
         "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
         "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
     }  # fmt: skip

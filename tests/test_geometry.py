@@ -195,7 +195,7 @@ def test_neighbours_are_exact_also_far_from_the_mean_and_over_blocks(block, monk
     scaled = geometry._scaled(x)
     assert geometry._search(torch.from_numpy(scaled), 3, False)[2].tolist() == [False] * 50 + [True] * 100
     distances = cdist(scaled.astype(float), scaled.astype(float)) + np.diag(np.full(150, np.inf))
-    near, found = geometry._neighbours(x, 3, device="cpu", progress=False)
+    near, found = geometry.nearest_others(x, 3, device="cpu", progress=False)
     np.testing.assert_array_equal(near[50:], np.argsort(distances, axis=1)[50:, :3])
     np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :3], rtol=1e-5)
     np.testing.assert_allclose(found, distances[np.arange(150)[:, None], near], rtol=1e-5)
@@ -203,7 +203,7 @@ def test_neighbours_are_exact_also_far_from_the_mean_and_over_blocks(block, monk
 
 def test_equal_rows_are_found_wherever_they_are():
     x = np.concatenate([1e4 + normal(0, 40, 5), np.repeat(normal(1, 30, 5), 20, axis=0), [[1e4 + 50] * 5]])
-    near, distances = geometry._neighbours(x, 12, device="cpu", progress=False)
+    near, distances = geometry.nearest_others(x, 12, device="cpu", progress=False)
     assert not distances[40:640].any() and distances[:40].all()
     assert ((near[40:640] - 40) // 20 == np.arange(600)[:, None] // 20).all()  # each in its own twenty
 

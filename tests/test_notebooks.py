@@ -8,9 +8,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from igpt_lab import cli
+from igpt_lab import cli, workbench
 
-FOLDER = cli.notebooks()
+FOLDER = workbench.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 FIGURES = (
     "tour_layer_curve",
@@ -25,7 +25,7 @@ def code_cells(path):
 
 
 def test_the_pipeline_is_all_the_notebooks():
-    assert tuple(path.stem for path in PATHS) == cli.NOTEBOOKS
+    assert tuple(path.stem for path in PATHS) == workbench.NOTEBOOKS
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -63,7 +63,7 @@ def test_every_quick_value_is_a_parameter():
     named = {
         target.id for path in PATHS for node in ast.parse(code_cells(path)[0].source).body for target in node.targets
     }
-    assert named >= {"model", "images", "out", *cli.QUICK}
+    assert named >= {"model", "images", "out", *workbench.QUICK}
 
 
 def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):

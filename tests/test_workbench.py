@@ -41,9 +41,9 @@ def test_the_command_copies_and_opens(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workbench, "open_lab", lambda folder, **how: opened.update(how, folder=folder))
     assert cli.main(["lab", str(tmp_path / "mine"), "--no-browser", "--port", "8123"]) == 0
     names = sorted(path.name for path in (tmp_path / "mine/notebooks").iterdir())
-    assert names == sorted(path.name for path in cli.notebooks().glob("*.ipynb"))
+    assert names == sorted(path.name for path in workbench.notebooks().glob("*.ipynb"))
     assert opened.pop("folder") == tmp_path / "mine"
-    assert opened == {"first": f"notebooks/{cli.NOTEBOOKS[0]}.ipynb", "port": 8123, "browser": False}
+    assert opened == {"first": f"notebooks/{workbench.NOTEBOOKS[0]}.ipynb", "port": 8123, "browser": False}
     assert f"{len(names)} notebooks copied, 0 left" in capsys.readouterr().out
 
 
@@ -54,10 +54,10 @@ def test_a_wheel_has_the_notebooks_and_the_front_end(tmp_path, monkeypatch):
         assert any(fnmatch(file, pattern) for pattern in setup["package-data"]["igpt_lab"])
     installed = tmp_path / "share/igpt-lab/notebooks"
     installed.mkdir(parents=True)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages/igpt_lab/cli.py"))
-    monkeypatch.setattr(cli.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(workbench, "__file__", str(tmp_path / "site-packages/igpt_lab/workbench.py"))
+    monkeypatch.setattr(workbench.sys, "prefix", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="clone of the repository"):
-        cli.notebooks()
-    (installed / f"{cli.NOTEBOOKS[0]}.ipynb").write_text("{}")
-    assert cli.notebooks() == installed
+        workbench.notebooks()
+    (installed / f"{workbench.NOTEBOOKS[0]}.ipynb").write_text("{}")
+    assert workbench.notebooks() == installed
