@@ -154,7 +154,8 @@ class _ALayer:
     how: dict
 
     def open(self) -> Callable[[int], tuple[dict, np.ndarray]]:
-        store, device = FeatureStore.open(self.path), cluster.device_of_worker(best_device().type)
+        store = FeatureStore.open(self.path, verify=False)  # whoever asked has it open; to verify is to read all of it
+        device = cluster.device_of_worker(best_device().type)
         how = {"device": device, "progress": False, **self.how}
 
         def probe(layer: int) -> tuple[dict, np.ndarray]:
