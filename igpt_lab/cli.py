@@ -9,12 +9,15 @@ import shlex
 import sys
 import time
 import warnings
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import igpt_lab as lab
 from igpt_lab import workbench
 from igpt_lab.provenance import atomic_write
+
+
+SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,25 +108,26 @@ def evaluate(model: str, images: str, split: str, limit: int | None, revision: s
           f"{error:.4f}), {nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")  # fmt: skip
 
 
-def pretrain(
-    images: str,
-    out: str,
-    side: int,
-    colours: int,
-    layers: int,
-    width: int,
-    heads: int,
-    bert: bool,
-    limit: int | None,
-    **recipe,
-) -> None:
+def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | None, **options) -> None:
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     import numpy as np
 
     from igpt_lab import parallel
+    from igpt_lab.extraction import tokens_of
 
-    source = lab.load_images(images, "train", limit=limit)
+    given = {name: options.pop(name) for name in SHAPE}
+    shape = {name: default if given[name] is None else given[name] for name, default in SHAPE.items()}
+    side, colours = shape["side"], shape["colours"]
+    source, recipe = lab.load_images(images, "train", limit=limit), lab.Recipe(**options)
     with parallel.together():
+        if init is not None:
+            if bert or any(value is not None for value in given.values()):
+                raise ValueError(f"--init {init} brings its shape along; leave out --bert, --{', --'.join(SHAPE)}")
+            begun = lab.load_model(init)
+            config = replace(begun.config, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+            tokens = tokens_of(begun, source)
+            print(lab.pretrain(tokens, config, recipe, out, processor=begun.processor, init=begun))
+            return
         with parallel.first_alone():
             if not Path(out, "preprocessor_config.json").exists():
                 blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), side)
@@ -131,11 +135,10 @@ def pretrain(
                 lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(out)
         processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
         config = lab.ImageGPTConfig(
-            vocab_size=colours + 1, n_positions=side**2, n_embd=width, n_layer=layers, n_head=heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bidirectional=bert,
+            vocab_size=colours + 1, n_positions=side**2, n_embd=shape["width"], n_layer=shape["layers"],
+            n_head=shape["heads"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bidirectional=bert,
         )  # fmt: skip
-        tokens = lab.tokenize(source, processor)
-        print(lab.pretrain(tokens, config, lab.Recipe(**recipe), out, processor=processor))
+        print(lab.pretrain(lab.tokenize(source, processor), config, recipe, out, processor=processor))
 
 
 def finetune(
@@ -446,8 +449,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
     add = command(pretrain, images=images).add_argument
     add("--out", required=True, help="folder for the model, its log and its checkpoints")
-    for name, default in {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}.items():
-        add(f"--{name}", type=int, default=default, help=f"({default})")
+    add("--init", metavar="MODEL", help="begin with this model's weights, shape and palette, not with random ones")
+    for name, default in SHAPE.items():
+        add(f"--{name}", type=int, help=f"({default})")
     add("--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do")
     add("--limit", type=int, help="at most so many images")
     if chosen == "pretrain":

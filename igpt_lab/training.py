@@ -134,10 +134,14 @@ def pretrain(
     out: str | Path,
     *,
     processor: ImageGPTImageProcessorPil | None = None,
+    init: ImageGPTForCausalImageModeling | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Path:
     """Train on palette indices (N, T); returns `out`, a folder in the port's layout.
+
+    A run begins with random weights, or with those of `init`, whose shape must be that of `config`: released ones on
+    images of one's own, or ones whose `state.safetensors` is lost. Its steps and its schedule begin at 0.
 
     `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
     `log_every` steps: losses in nats per token and bits per pixel, tokens per second; in `tensorboard/` too, where
@@ -150,13 +154,19 @@ def pretrain(
     out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
     train, held_out = _split(tokens, config, recipe)
     parallel.check_batch(recipe.batch_size // recipe.accumulate)
+    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
+    if init is not None:
+        try:
+            model.load_state_dict(init.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"init and config are of different shapes: {error}") from error
     with parallel.first_alone():
         recipe = recipe.settled(config, device)
         made = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
+        made["init"] = None if init is None else digest(save({n: w.cpu() for n, w in init.state_dict().items()}))
         note_run(out / "training.json", made, "recipe", recipe, _upgraded)
         if processor is not None and parallel.rank() == 0:
             processor.save_pretrained(out)
-    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
     trainer = Trainer(model, recipe, out / "state.safetensors", partial(_loss, model))
     quiet = not progress or parallel.rank() != 0
     bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
@@ -495,6 +505,7 @@ def _upgraded(begun: dict) -> None:
     """A pretraining may be older than some fields."""
     begun["config"] = json.loads(json.dumps(ImageGPTConfig.from_dict(begun.get("config", {})).to_dict()))
     begun["recipe"] = {"dtype": "float32", "compile": False} | begun["recipe"]
+    begun.setdefault("init", None)
 
 
 def _same_rates(out: Path, begun, recipe) -> bool:

@@ -91,7 +91,7 @@ def test_a_model_without_a_palette_draws_no_image(tiny, tmp_path, capsys):
     assert "has no palette" in capsys.readouterr().err
 
 
-def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):
+def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tiny_images, tmp_path, capsys):
     arguments = "--side 4 --colours 6 --layers 2 --width 8 --heads 2 --batch-size 4 --warmup 1 --steps 3 --holdout 5 "
     arguments += "--validate 5 --log-every 2 --save-every 2 --snapshots 1"
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0
@@ -103,6 +103,15 @@ def test_loss_of_an_untrained_model_is_ln_v(tiny_images, tmp_path, capsys):
     bits = losses_of(model, tokens_of(model, images)) / np.log(2)
     assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in said
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0  # finished
+
+    more = ["pretrain", str(tiny_images), "--out", str(tmp_path / "on"), "--init", str(tmp_path / "m")]
+    assert cli.main([*more, *arguments.split()]) == 1
+    assert "brings its shape along; leave out --bert, --side" in capsys.readouterr().err
+    assert cli.main([*more, *arguments.split()[10:]]) == 0
+    logs = [pd.read_csv(tmp_path / name / "log.csv").validation_loss for name in ("m", "on")]
+    assert logs[1][0] == logs[0].iloc[-1] > logs[1].iloc[-1]
+    palettes = [(tmp_path / name / "preprocessor_config.json").read_text() for name in ("m", "on")]
+    assert palettes[0] == palettes[1]
 
 
 @pytest.mark.parametrize(

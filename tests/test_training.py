@@ -320,12 +320,31 @@ def test_a_run_older_than_some_fields_of_the_configuration_goes_on(tmp_path):
         name: begun["config"][name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     }
     begun["config"] |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    del begun["init"]
     (tmp_path / "training.json").write_text(json.dumps(begun))
     run(tmp_path)
     begun["config"]["n_layer"] = 4
     (tmp_path / "training.json").write_text(json.dumps(begun))
     with pytest.raises(ValueError, match="whose config differs"):
         run(tmp_path)
+
+
+def test_a_run_begins_with_the_weights_of_another_model_and_says_which(tmp_path):
+    seen = run(tmp_path / "seen")
+    init = ImageGPTForCausalImageModeling.from_pretrained(seen)
+    pretrain(TOKENS, TINY, RECIPE, tmp_path / "on", init=init, device="cpu", progress=False)
+    logs = [pd.read_csv(tmp_path / name / "log.csv").validation_loss for name in ("seen", "on")]
+    assert logs[1][0] == logs[0].iloc[-1] and logs[1].iloc[-1] != logs[0].iloc[-1]
+    drawn = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(RECIPE.seed))
+    same = pretrain(TOKENS, TINY, RECIPE, tmp_path / "same", init=drawn, device="cpu", progress=False)
+    assert all(torch.equal(weights(same)[name], value) for name, value in weights(seen).items())
+    with pytest.raises(ValueError, match="whose init differs"):
+        pretrain(TOKENS, TINY, RECIPE, tmp_path / "on", init=drawn, device="cpu", progress=False)
+    with pytest.raises(ValueError, match="whose init differs"):
+        run(tmp_path / "on")
+    with pytest.raises(ValueError, match="init and config are of different shapes"):
+        pretrain(TOKENS, replace(TINY, n_embd=32), RECIPE, tmp_path / "new", init=drawn, device="cpu")
+    assert not (tmp_path / "new").exists()
 
 
 def test_batches_are_passes_over_the_training_rows():
