@@ -60,6 +60,7 @@ _HOME = {
     "pretrain": "training",
     "prime_rows": "sampling",
     "probe_checkpoints": "dynamics",
+    "probe_models": "dynamics",
     "probe_few_labels": "probes",
     "probe_layers": "probes",
     "probe_neighbours": "probes",

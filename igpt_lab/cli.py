@@ -16,7 +16,6 @@ import igpt_lab as lab
 from igpt_lab import workbench
 from igpt_lab.provenance import atomic_write
 
-
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 
 
@@ -68,28 +67,36 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
 
 
 def dynamics(
-    models: list[str], images: str, limit: int | None, layers: list[int] | None, store: str, out: str, name: str
-) -> None:
+    models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str, out: str,
+    name: str,
+) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth."""
     import pandas as pd
 
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    runs = {Path(model).name: lab.checkpoints_of(model) for model in models}
+    runs = {Path(model).name: model for model in models}
     if len(runs) < len(models):
         raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
-    tables = [
-        lab.probe_checkpoints(found, train, test, store=store, name=run, layers=layers) for run, found in runs.items()
-    ]
-    table, about = pd.concat(tables, ignore_index=True), {"images": train.name, "limit": limit, "models": list(runs)}
-    figure = lab.figures.training_dynamics(table, title=f"{', '.join(runs)} on {train.name}")
-    record = lab.RunRecord("training_dynamics", about, seed=0)
+    if final:
+        table = lab.probe_models(runs, train, test, store=store, layers=layers)
+        figure = lab.figures.model_comparison(table, title=f"Models on {train.name}")
+    else:
+        tables = [
+            lab.probe_checkpoints(lab.checkpoints_of(folder), train, test, store=store, name=run, layers=layers)
+            for run, folder in runs.items()
+        ]
+        table = pd.concat(tables, ignore_index=True)
+        figure = lab.figures.training_dynamics(table, title=f"{', '.join(runs)} on {train.name}")
+    about = {"images": train.name, "limit": limit, "models": list(runs)}
+    record = lab.RunRecord("model_comparison" if final else "training_dynamics", about, seed=0)
     files = lab.figures.save_figure(figure, Path(out) / name, data=table, record=record)
     for row in table[table.chosen].itertuples():
-        print(
-            f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, layer {row.layer} "
-            f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}], less the last {100 * row.drop:+.1f} points, "
-            f"p = {row.drop_p:.2g}"
-        )
+        accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
+        if row.control:
+            print(f"{row.model}, {row.control}: {accuracy}")
+            continue
+        print(f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, layer {row.layer} {accuracy}, "
+              f"less the last {100 * row.drop:+.1f} points, p = {row.drop_p:.2g}")  # fmt: skip
     print(*files, sep="\n")
 
 
@@ -438,6 +445,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--images", required=True, help=images)
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--layers", type=int, nargs="+", help="these only (all)")
+    add("--final", action="store_true", help="only the end of each: models side by side, with raw pixels")
     add("--store", default="stores", help="folder of the stores (stores)")
     add("--out", default="results", help="folder for the figure and its table (results)")
     add("--name", default="training_dynamics", help="of the figure (training_dynamics)")

@@ -40,6 +40,7 @@ EFFECT_LOOKS = {
 }
 METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
 DYNAMICS_COLUMNS = ("model", "step", "loss", "loss_error", "layer", "test_accuracy", "low", "high", "chosen")
+COMPARED_COLUMNS = ("model", "control", "layer", "test_accuracy", "low", "high", "chosen")
 LINE_LOOKS = (LOOKS[""], LOOKS["raw pixels"], AMBER, PURPLE, LOOKS["random network"])
 FEATURE_COLUMNS = ("x", "y", "label")
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676", "#B8A800")
@@ -213,6 +214,32 @@ def training_dynamics(table: pd.DataFrame, *, title: str = "") -> matplotlib.fig
         ax.legend(fontsize=points(5.5), loc="best")
     figure.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
     return figure
+
+
+@drawing
+def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Models one below the other, in their order: chosen layer, last layer and controls, with 95% intervals.
+
+    `table` (COMPARED_COLUMNS) has a row for each (model, control, layer), control '' being the model itself, as
+    `probe_models` returns it; of a control the chosen row is drawn.
+    """
+    _has(table, COMPARED_COLUMNS)
+    table = table.assign(control=_words(table.control))
+    models = list(dict.fromkeys(table.model))
+    own, chosen = table.control == "", table.chosen.astype(bool)
+    last = own & (table.layer == table[own].groupby("model").layer.max().reindex(table.model).to_numpy())
+    drawn = {"chosen layer": (own & chosen, LOOKS[""]), "last layer": (last, PURPLE)}
+    drawn |= {name: (chosen & (table.control == name), LOOKS.get(name, AMBER)) for name in set(table.control) - {""}}
+    ax = axes(0.28 * len(models) + 1.2) if ax is None else ax
+    for i, (name, (rows, look)) in enumerate(drawn.items()):
+        rows, aside = table[rows], 0.6 * ((i + 0.5) / len(drawn) - 0.5)
+        ends = 100 * np.array([rows.test_accuracy - rows.low, rows.high - rows.test_accuracy])
+        style = {"linestyle": "", "markersize": points(3), "elinewidth": points(0.8), "capsize": points(1.5)}
+        places = rows.model.map(models.index) + aside
+        ax.errorbar(100 * rows.test_accuracy, places, xerr=ends, **look | style, label=name)
+    ax.set_yticks(range(len(models)), models)
+    ax.set(ylim=(len(models) - 0.5, -0.5), xlabel="test accuracy (%)")
+    return _finish(ax, title, "")
 
 
 @drawing

@@ -72,6 +72,25 @@ def probe_checkpoints(
     return table
 
 
+def probe_models(
+    models: Mapping[str, str | Path], train_images: ImageSet, test_images: ImageSet, *, seed: int = 0, **options
+) -> pd.DataFrame:
+    """Several models side by side, name -> source: `probe_checkpoints` of each one's last checkpoint alone.
+
+    Each also has a row of control 'raw pixels', the probe of the pixels as that model is shown them.
+    """
+    tables = []
+    for name, source in tqdm(models.items(), desc="models"):
+        step, folder = checkpoints_of(source).popitem()
+        how = {"name": name, "untrained": False, "seed": seed, "progress": False}
+        tables.append(probe_checkpoints({step: folder}, train_images, test_images, **how, **options))
+        processor = load_model(folder).processor
+        pixels = [Features.from_pixels(each, processor) for each in (train_images, test_images)]
+        probed = probe_layers(*pixels, seed=seed, control="raw pixels", progress=False).table
+        tables.append(probed.assign(model=name, step=step))
+    return pd.concat(tables, ignore_index=True)
+
+
 def _facts(model, images: ImageSet | TokenSet) -> dict[str, float]:
     if model.config.bidirectional:
         return {"loss": np.nan, "loss_error": np.nan}

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.curves import (
     CKA_COLUMNS,
+    COMPARED_COLUMNS,
     DYNAMICS_COLUMNS,
     EFFECT_COLUMNS,
     FEATURE_COLUMNS,
@@ -34,6 +35,7 @@ from igpt_lab.curves import (
     fine_tuning,
     geometry_curves,
     layer_curve,
+    model_comparison,
     protocol_curves,
     training_dynamics,
 )
@@ -53,13 +55,14 @@ DRAWN_BY = {
     function.__name__: function
     for function in (
         layer_curve, few_label_curve, cka_map, geometry_curves, protocol_curves, confusion_matrix, feature_map,
-        fine_tuning, training_dynamics, gallery, completion_gallery, row_gallery, neighbour_gallery, surprise_gallery,
+        fine_tuning, training_dynamics, model_comparison, gallery, completion_gallery, row_gallery, neighbour_gallery,
+        surprise_gallery,
     )
 }  # fmt: skip
 __all__ = [
-    *DRAWN_BY, "CKA_COLUMNS", "DRAWN_BY", "DYNAMICS_COLUMNS", "EFFECT_COLUMNS", "FEATURE_COLUMNS", "FEW_COLUMNS",
-    "Figure", "LAYER_COLUMNS", "LETTER", "LOOKS", "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP", "STYLES",
-    "read_figure", "read_table", "redraw", "save_figure",
+    *DRAWN_BY, "CKA_COLUMNS", "COMPARED_COLUMNS", "DRAWN_BY", "DYNAMICS_COLUMNS", "EFFECT_COLUMNS", "FEATURE_COLUMNS",
+    "FEW_COLUMNS", "Figure", "LAYER_COLUMNS", "LETTER", "LOOKS", "METHOD_COLUMNS", "PROTOCOL_COLUMNS", "STRIP",
+    "STYLES", "read_figure", "read_table", "redraw", "save_figure",
 ]  # fmt: skip
 
 

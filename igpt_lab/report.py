@@ -38,6 +38,8 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "cka_map": "Linear CKA between layers: 1 where they differ by a rotation and a scale.",
     "fine_tuning": "Test accuracy of each method, and probes on all layers before and after.",
     "training_dynamics": "How features form: accuracy over the loss, and the layer curve at every checkpoint.",
+    "model_comparison": "Models side by side: the layer that validation chose, the last layer, and controls, with 95% "
+    "intervals over test images.",
     "confusion_matrix": "Test images by their true class (rows) and the predicted one (columns).",
     "feature_map": "Images on the plane that keeps most of their features' variance.",
     "completion_gallery": "What the model was given, what it drew, and what the image was.",

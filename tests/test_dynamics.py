@@ -10,7 +10,7 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab import cli
-from igpt_lab.dynamics import checkpoints_of, probe_checkpoints
+from igpt_lab.dynamics import checkpoints_of, probe_checkpoints, probe_models
 from igpt_lab.extraction import tokens_of
 from igpt_lab.training import losses_of
 
@@ -67,6 +67,25 @@ def test_a_bert_model_has_no_next_pixel_loss(tiny, tiny_images, tmp_path):
         checkpoints_of(tmp_path), *images, store=tmp_path, untrained=False, layers=[0, 3], progress=False
     )
     assert table.loss.isna().all() and table.layer.tolist() == [0, 3] and set(table.step) == {5}
+
+
+def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_images, tmp_path, capsys):
+    images = [lab.load_images(tiny_images, split) for split in ("train", "test")]
+    early = run / "checkpoints" / "step-000002"
+    table = probe_models({"run": run, "early": early}, *images, store=tmp_path)
+    whole = probe_checkpoints(checkpoints_of(run), *images, store=tmp_path, progress=False)
+    for name, step in ("run", 6), ("early", 2):
+        rows = table[(table.model == name) & (table.control == "")]
+        assert rows.test_accuracy.tolist() == whole[whole.step == step].test_accuracy.tolist()
+        assert rows["drop"].tolist() == whole[whole.step == step]["drop"].tolist()
+    processor = lab.load_model(run).processor
+    pixels = [lab.Features.from_pixels(each, processor) for each in images]
+    alone = lab.probe_layers(*pixels, progress=False).table.test_accuracy.iloc[0]
+    assert table[table.control == "raw pixels"].test_accuracy.tolist() == [alone, alone]
+    command = ["dynamics", str(run), str(early), "--images", str(tiny_images), "--final", "--name", "both"]
+    assert cli.main([*command, "--store", str(tmp_path), "--out", str(tmp_path)]) == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "both.csv").test_accuracy, table.test_accuracy)
+    assert f"step-000002, raw pixels: {alone:.1%}" in capsys.readouterr().out
 
 
 def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, capsys):

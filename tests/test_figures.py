@@ -23,6 +23,7 @@ from igpt_lab.figures import (
     gallery,
     geometry_curves,
     layer_curve,
+    model_comparison,
     neighbour_gallery,
     protocol_curves,
     row_gallery,
@@ -381,3 +382,16 @@ def test_training_dynamics_of_several_models_compares_them():
     a, b = (container.lines[0].get_xydata().tolist() for container in over_loss.containers)
     assert a == [[2.0, 30.0], [1.0, 50.0]] and b == []
     assert {name: lines(over_depth)[name].get_ydata().tolist() for name in "ab"} == {"a": [40, 50], "b": [60]}
+
+
+def test_model_comparison_puts_chosen_layer_last_layer_and_controls_of_each_model_in_a_row():
+    rows = [("a", "", 0, 0.3, False), ("a", "", 1, 0.5, True), ("a", "", 2, 0.4, False), ("a", "pixels", 0, 0.6, True)]
+    rows += [("b", np.nan, 0, 0.7, True), ("b", np.nan, 1, 0.2, False)]  # as a csv gives '' back
+    table = pd.DataFrame(rows, columns=["model", "control", "layer", "test_accuracy", "chosen"])
+    ax = model_comparison(table.assign(low=table.test_accuracy - 0.1, high=table.test_accuracy + 0.05), title="t")
+    chosen, last, pixels = (container.lines[0].get_xydata() for container in ax.containers)
+    np.testing.assert_allclose([chosen[:, 0], last[:, 0]], [[50, 70], [40, 20]])
+    assert pixels[:, 0].tolist() == [60] and np.array_equal(chosen[:, 1].round(), [0, 1])
+    ends = [segment[:, 0] for segment in ax.containers[0].lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[40, 55], [60, 75]])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()

@@ -40,6 +40,10 @@ def dynamics_table():
     return table.assign(test_accuracy=table.test_accuracy + table.step / 100)
 
 
+def compared_table():
+    return pd.concat([layer_table().assign(model=name) for name in ("one", "two")], ignore_index=True)
+
+
 def places():
     return pd.DataFrame({"x": [0.0, 1, 2], "y": [1.0, 0, 1], "label": ["a", "b", "a"]})
 
@@ -60,6 +64,7 @@ def drawings():
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
         "fine_tuning": ([method_table(), layer_table()], {}, method_table()),
         "training_dynamics": ([dynamics_table()], {"title": "t"}, dynamics_table()),
+        "model_comparison": ([compared_table()], {"title": "t"}, compared_table()),
         "gallery": ([IMAGES], {"columns": 2, "titles": list("abcd")}, tokens),
         "completion_gallery": ([IMAGES[:2], IMAGES[None].repeat(2, 0), IMAGES[:2]], {"prime_rows": 2}, tokens),
         "row_gallery": ([IMAGES.reshape(2, 2, 5, 5, 3)], {"labels": ["one", "two"]}, tokens),
