@@ -1,7 +1,8 @@
 """Several processes that train one model, each on its share of every batch: what `torchrun` starts.
 
 Each has all weights and moments; gradients are added up over the processes after every batch, so that a run is the same
-on any number of them, up to the order of sums, and its state file too.
+on any number of them, up to the order of sums, and its state file too. A model too large for that is sharded: each
+process holds its share of every weight and moment (`shard`, PyTorch's FSDP), and files are those of a whole model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @contextmanager
@@ -56,6 +60,12 @@ def first_alone() -> Iterator[None]:
         dist.barrier()
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    if world() > 1:
+        dist.barrier()
+
+
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over the processes, in one message; all have the same shapes in the same order."""
     if world() == 1:
@@ -73,3 +83,25 @@ def any_of(flag: bool, device: torch.device) -> bool:
     told = torch.tensor(float(flag), device=device)
     dist.all_reduce(told)
     return bool(told.item())
+
+
+def shard(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
+    """Leave each process its share of every parameter; a block is whole while it runs, in all of them at once.
+
+    Gradients are averaged over the processes.
+    """
+    mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
+    for each in (*blocks, model):
+        fully_shard(each, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor gathered from its shares, in every process; called by all of them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Write into a tensor, or a process's share of one, from all its values."""
+    if isinstance(tensor, DTensor):
+        values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(values)

@@ -58,7 +58,8 @@ class Recipe:
     Of a bidirectional model the loss is that of the pixels which are hidden from it, each with probability `masked`.
     `spike`: the run stops when the loss of the steps since the last save is so many nats above the lowest before.
     `dtype` of the matrix products, "float32" or "bfloat16"; `compile` the blocks; `recompute` activations in the
-    backward pass, for models that are too large. None leaves these to the machine: see `settled`.
+    backward pass, for models that are too large. None leaves these to the machine: see `settled`. `shard`: of several
+    processes each holds its share of weights, gradients and moments, for models that are larger still.
     """
 
     steps: int
@@ -82,6 +83,7 @@ class Recipe:
     dtype: str | None = None
     compile: bool | None = None
     recompute: bool = False
+    shard: bool = False
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1 or not 0 <= self.warmup <= self.steps - self.cooldown <= self.steps:
@@ -171,12 +173,16 @@ def pretrain(
     quiet = not progress or parallel.rank() != 0
     bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
 
-    def snapshot() -> None:
-        if trainer.step in snapshot_steps(recipe):
-            folder = out / "checkpoints" / f"step-{trainer.step:06d}"
-            model.save_pretrained(folder, dtype=torch.float16)
+    def write(folder: Path, dtype: torch.dtype | None = None) -> None:
+        plain = trainer.plain()
+        if parallel.rank() == 0:
+            plain.save_pretrained(folder, dtype=dtype)
             if processor is not None:
                 processor.save_pretrained(folder)
+
+    def snapshot() -> None:
+        if trainer.step in snapshot_steps(recipe):
+            write(out / "checkpoints" / f"step-{trainer.step:06d}", torch.float16)
 
     def batch(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         random = np.random.default_rng([recipe.seed, 3, trainer.step])
@@ -186,9 +192,8 @@ def pretrain(
     drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
     with _board(out / "tensorboard", trainer.step) as show:
         run(trainer, drawn, bar, lambda: _report(trainer, held_out[: recipe.validate], bar, show), snapshot)
-    with parallel.first_alone():
-        if parallel.rank() == 0:
-            model.save_pretrained(out)
+    write(out)
+    parallel.wait()
     return out
 
 
@@ -201,11 +206,11 @@ def run(
 ) -> None:
     """Take a step on each batch, report and save when they are due; `report` returns whether to stop.
 
-    Of several processes the first one reports and writes.
+    Of several processes the first one reports and writes; of a sharded model all work on that.
     """
-    recipe, device, writes = trainer.recipe, trainer.model.device, parallel.rank() == 0
+    recipe, device, joins = trainer.recipe, trainer.model.device, parallel.rank() == 0 or trainer.sharded
     with bar, memory_kept(), _interruptible() as interrupted:
-        if writes and not trainer.log:
+        if joins and not trainer.log:
             report()
         for batch in drawn:
             trainer.update(*batch)
@@ -214,8 +219,8 @@ def run(
             saves, reports = (trainer.step % every == 0 or last for every in (recipe.save_every, recipe.log_every))
             if saves or stop:
                 trainer.check()
-            ends = reports and parallel.any_of(writes and report(), device)
-            if writes:
+            ends = reports and parallel.any_of(joins and report(), device)
+            if joins:
                 snapshot()
                 if saves or stop or ends:
                     trainer.save()
@@ -230,7 +235,7 @@ def snapshot_steps(recipe: Recipe) -> list[int]:
     return [round(recipe.steps * (i + 1) / recipe.snapshots) for i in range(recipe.snapshots)]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors a sharded model may not keep for its next step
 def losses_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
 ) -> np.ndarray:
@@ -266,6 +271,9 @@ class Trainer:
     ):  # fmt: skip
         self.model, self.recipe, self.path, self.loss, self.kept = model, recipe, path, loss, kept or {}
         self.step, self.log, self.lowest, device = 0, [], math.inf, model.device
+        self.sharded = getattr(recipe, "shard", False) and parallel.world() > 1
+        if self.sharded:
+            parallel.shard(model, model.transformer.h)
         weights = dict(model.named_parameters()) if weights is None else weights
         self.weights = {n: w for n, w in weights.items() if not n.endswith("bias") or bool(w.any())}
         for parameter in model.parameters():
@@ -310,8 +318,19 @@ class Trainer:
         weights = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
         return {**weights, **self.moments, **self.kept, "total": self.total}
 
+    def plain(self) -> torch.nn.Module:
+        """The model itself, or one on the CPU that has its weights where it is sharded; called by all processes."""
+        if not self.sharded:
+            return self.model
+        whole = {name: parallel.whole(weight).cpu() for name, weight in self.model.state_dict().items()}
+        model = ImageGPTForCausalImageModeling(self.model.config)
+        model.load_state_dict(whole)
+        return model
+
     def save(self) -> None:
-        tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
+        tensors = {name: parallel.whole(tensor).cpu() for name, tensor in self.tensors().items()}
+        if parallel.rank():
+            return
         about = {"step": str(self.step), "log": json.dumps(self.log), "lowest": repr(self.lowest)}
         atomic_write(self.path, save(tensors, about))
         atomic_write(self.path.parent / "log.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
@@ -322,7 +341,7 @@ class Trainer:
             return
         with _opened(self.path) as file:
             for name, tensor in self.tensors().items():
-                tensor.copy_(file.get_tensor(name))
+                parallel.fill(tensor, file.get_tensor(name))
             about = file.metadata()
         self.step, self.log = int(about["step"]), json.loads(about["log"])
         self.lowest = float(about.get("lowest", "inf"))
@@ -344,9 +363,10 @@ class Trainer:
             mine = [part.tensor_split(parallel.world())[parallel.rank()] for part in parts]
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
                 loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / recipe.accumulate
-            loss.backward()
+            (loss * parallel.world() if self.sharded else loss).backward()  # shares are averaged, not added up
             seen += loss.detach()
-        parallel.add_up([*(w.grad for w in self.weights.values() if w.grad is not None), seen])
+        grads = () if self.sharded else (w.grad for w in self.weights.values() if w.grad is not None)
+        parallel.add_up([*grads, seen])
         self.total += seen
         self.unsaved += seen
         if recipe.clip is not None:
@@ -420,10 +440,11 @@ def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[d
         "tokens_per_second": speed,
     })  # fmt: skip
     show(trainer.log[-1])
-    bar.write(
-        f"step {trainer.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per token"
-        f" ({validated / math.log(2):.4f} bits per pixel)"
-    )
+    if parallel.rank() == 0:
+        bar.write(
+            f"step {trainer.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per "
+            f"token ({validated / math.log(2):.4f} bits per pixel)"
+        )
     return False
 
 
@@ -436,7 +457,7 @@ def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, 
     if not model.config.bidirectional:
         return next_pixel_loss_of(model, tokens)
     hidden, total = np.random.default_rng([recipe.seed, 4]).random(tokens.shape) < recipe.masked, 0.0
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, len(tokens), 64):
             parts = (each[start : start + 64].astype(np.int64) for each in (tokens, hidden))
             pixels, masked = (torch.as_tensor(each).to(model.device) for each in parts)
