@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+import igpt_lab as lab
+from igpt_lab.planning import flops
 from igpt_lab.significance import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -301,3 +303,22 @@ def test_study_numbers():
     assert (last.layer > 0).all() and (last.layer < 12).all() and (last.drop_p < 1e-5).all()
     bert, _ = words(objective, "bert-32", 1500)
     assert f"Its chosen layer has {bert}, the next-pixel model's {ends[1][0]}" in said
+
+
+def test_numbers_of_the_search_for_a_regime():
+    table = pd.read_csv(ROOT / "results/studies/regime.csv")
+    runs = re.findall(r"^(?:done <<< \")?(\w+) (\d+) (\d+) (\d+) (\d+) \d (\d+)\"?$", TEXT, re.M)
+    assert [name for name, *_ in runs] == list(dict.fromkeys(table.model))
+    costs = []
+    for name, *shape, steps in runs:
+        side, colours, layers, width = map(int, shape)
+        config = lab.ImageGPTConfig(vocab_size=colours + 1, n_positions=side**2, n_layer=layers, n_embd=width, n_head=1)
+        costs.append(int(steps) * flops(config, head=True))
+        own = table[(table.model == name) & table.control.isna()]
+        best, pixels = own[own.chosen].iloc[0], table[(table.model == name) & table.control.eq("raw pixels")].iloc[0]
+        accuracy = f"{100 * best.test_accuracy:.1f}% [{100 * best.low:.1f}, {100 * best.high:.1f}]"
+        value = f"{best.drop_p:.3f}" if best.drop_p >= 0.001 else f"{best.drop_p:.0e}".replace("e-0", "e-")
+        cells = [f"`{name}`", f"{layers} x {width}, {side} x {side}, {colours}", f"{64 * int(steps):,}"]
+        cells += [f"{best.loss:.3f}", f"{best.layer} of {layers}", accuracy, f"{100 * best['drop']:+.1f}, p = {value}"]
+        assert " | ".join([*cells, f"{100 * pixels.test_accuracy:.1f}%"]) in TEXT
+    assert max(costs) < 1.02 * min(costs)
