@@ -229,7 +229,8 @@ def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     own, chosen = table.control == "", table.chosen.astype(bool)
     last = own & (table.layer == table[own].groupby("model").layer.max().reindex(table.model).to_numpy())
     drawn = {"chosen layer": (own & chosen, LOOKS[""]), "last layer": (last, PURPLE)}
-    drawn |= {name: (chosen & (table.control == name), LOOKS.get(name, AMBER)) for name in set(table.control) - {""}}
+    controls = [name for name in dict.fromkeys(table.control) if name]
+    drawn |= {name: (chosen & (table.control == name), LOOKS.get(name, AMBER)) for name in controls}
     ax = axes(0.28 * len(models) + 1.2) if ax is None else ax
     for i, (name, (rows, look)) in enumerate(drawn.items()):
         rows, aside = table[rows], 0.6 * ((i + 0.5) / len(drawn) - 0.5)
