@@ -68,7 +68,7 @@ def ablate(model: str, images: str, limit: int | None, store: str, out: str, rev
 
 def dynamics(
     models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str, out: str,
-    name: str,
+    name: str | None,
 ) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth."""
     import pandas as pd
@@ -88,8 +88,9 @@ def dynamics(
         table = pd.concat(tables, ignore_index=True)
         figure = lab.figures.training_dynamics(table, title=f"{', '.join(runs)} on {train.name}")
     about = {"images": train.name, "limit": limit, "models": list(runs)}
-    record = lab.RunRecord("model_comparison" if final else "training_dynamics", about, seed=0)
-    files = lab.figures.save_figure(figure, Path(out) / name, data=table, record=record)
+    what = "model_comparison" if final else "training_dynamics"
+    record = lab.RunRecord(what, about, seed=0)
+    files = lab.figures.save_figure(figure, Path(out) / (name or what), data=table, record=record)
     for row in table[table.chosen].itertuples():
         accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
         if row.control:
@@ -448,7 +449,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--final", action="store_true", help="only the end of each: models side by side, with raw pixels")
     add("--store", default="stores", help="folder of the stores (stores)")
     add("--out", default="results", help="folder for the figure and its table (results)")
-    add("--name", default="training_dynamics", help="of the figure (training_dynamics)")
+    add("--name", help="of the figure (training_dynamics, or model_comparison with --final)")
 
     add = command(evaluate, model=model, images=images).add_argument
     add("--split", default="test")

@@ -227,7 +227,7 @@ def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     table = table.assign(control=_words(table.control))
     models = list(dict.fromkeys(table.model))
     own, chosen = table.control == "", table.chosen.astype(bool)
-    last = own & (table.layer == table[own].groupby("model").layer.max().reindex(table.model).to_numpy())
+    last = own & (table.layer == table.layer.where(own).groupby(table.model).transform("max"))
     drawn = {"chosen layer": (own & chosen, LOOKS[""]), "last layer": (last, PURPLE)}
     controls = [name for name in dict.fromkeys(table.control) if name]
     drawn |= {name: (chosen & (table.control == name), LOOKS.get(name, AMBER)) for name in controls}

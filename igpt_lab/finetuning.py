@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -30,7 +29,7 @@ from igpt_lab.model import ImageGPTForCausalImageModeling, ImageGPTForImageClass
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
 from igpt_lab.significance import accuracy
-from igpt_lab.training import Recipe, Trainer, batches, check_update, note_run, run
+from igpt_lab.training import Recipe, Trainer, batches, check_update, note_run, run, weights_digest
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def finetune(
     made = {
         "tuning": asdict(tuning), "alignment": "sos",
         "images": digest(tokens.tobytes() + labels.astype("<i8").tobytes()),
-        "model": digest(save({name: tensor.cpu() for name, tensor in whole.state_dict().items()})),
+        "model": weights_digest(whole),
     }  # fmt: skip
     with parallel.first_alone():
         note_run(out / "finetuning.json", made, "tuning", tuning)

@@ -14,9 +14,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @contextmanager
@@ -90,6 +87,9 @@ def shard(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
 
     Gradients are averaged over the processes.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # half a second, for those who shard
+
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
     for each in (*blocks, model):
         fully_shard(each, mesh=mesh, reshard_after_forward=True)
@@ -97,11 +97,18 @@ def shard(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from its shares, in every process; called by all of them."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_shared(tensor) else tensor
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Write into a tensor, or a process's share of one, from all its values."""
-    if isinstance(tensor, DTensor):
+    if _is_shared(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
         values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(values)
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    """Is it a DTensor, of which each process has a share?"""
+    return hasattr(tensor, "full_tensor")

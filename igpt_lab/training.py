@@ -165,7 +165,7 @@ def pretrain(
     with parallel.first_alone():
         recipe = recipe.settled(config, device)
         made = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
-        made["init"] = None if init is None else digest(save({n: w.cpu() for n, w in init.state_dict().items()}))
+        made["init"] = None if init is None else weights_digest(init)
         note_run(out / "training.json", made, "recipe", recipe, _upgraded)
         if processor is not None and parallel.rank() == 0:
             processor.save_pretrained(out)
@@ -495,6 +495,11 @@ def _flipped(batch: np.ndarray, random: np.random.Generator) -> np.ndarray:
     side = math.isqrt(batch.shape[1])
     images = batch.reshape(len(batch), side, side)
     return np.where(random.random(len(batch))[:, None, None] < 0.5, images[:, :, ::-1], images).reshape(batch.shape)
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of all its tensors, wherever they are."""
+    return digest(save({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
 
 
 def note_run(path: Path, run: dict, part: str, settings, upgrade: Callable[[dict], None] = lambda begun: None) -> None:

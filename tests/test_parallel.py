@@ -65,7 +65,6 @@ def test_a_model_in_shares_trains_as_a_whole_one_does_and_its_files_are_whole(ti
 HELD = """
 import sys
 from pathlib import Path
-import torch
 from conftest import TINY
 from igpt_lab import parallel
 from igpt_lab.model import ImageGPTForCausalImageModeling
