@@ -44,7 +44,7 @@ _HOME = {
     "few_per_class": "data",
     "finetune": "finetuning",
     "fit_logistic": "logistic",
-    "fit_palette": "pixels",
+    "fit_palette": "palette",
     "intrinsic_dimension": "geometry",
     "label_overlap": "geometry",
     "layer_table": "significance",

@@ -20,10 +20,10 @@ import torch
 from igpt_lab.data import ImageSet, TokenSet
 from igpt_lab.extraction import extract, load_model
 from igpt_lab.logistic import fit_logistic, fit_sklearn
+from igpt_lab.manifest import FeatureKey
 from igpt_lab.model import ImageGPTForCausalImageModeling
 from igpt_lab.probes import CS, Features, ProbeResult, probe_layers
 from igpt_lab.significance import compare, peak_set
-from igpt_lab.store import FeatureKey
 
 FACTORS = {  # a factor, its level in this package and the other one
     "alignment": ("sos", "raw"),

@@ -1,4 +1,4 @@
-"""Named image sets: where they lie, their splits, subsets with few labels, and their tokens.
+"""Named image sets: their images and tokens, their splits, and subsets with few labels.
 
 Whatever the source, an image set is one Arrow column of encoded images and one of labels; images are decoded when they
 are asked for. Nothing in a source is executed.
@@ -6,37 +6,25 @@ are asked for. Nothing in a source is executed.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from igpt_lab.cards import card, picture
 from igpt_lab.pixels import to_rgb
-from igpt_lab.storage import Remote, place, readable
+from igpt_lab.sources import LABEL_COLUMNS, bundled, first_line, fixed, read, title_of
 
-BUNDLED = Path(__file__).parent / "bundled"
-SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
 TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")
 TOKEN_SPLITS = {"train": "tr", "validation": "va", "valid": "va", "val": "va", "dev": "va", "test": "te"}
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.parquet)")
-REVISIONS = ("main", "refs/convert/parquet")  # the Hub keeps a Parquet copy of sets in other formats in the second
-PATIENCE = 5  # seconds to wait for the Hub's first answer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,14 +61,14 @@ class ImageSet:
             image.load()
         except Exception as error:  # each of Pillow's formats raises classes of its own for a damaged file
             known = not isinstance(error, UnidentifiedImageError)
-            why = _line(error) if known else "its format is unknown"
+            why = first_line(error) if known else "its format is unknown"
             raise ValueError(
                 f"{self._row(position, path)} is not a readable image, is it cut short? {why} ({len(data):,} bytes)"
             ) from error
         try:
             return to_rgb(image)
         except Exception as error:
-            raise ValueError(f"{self._row(position, path)}: {_line(error)}") from error
+            raise ValueError(f"{self._row(position, path)}: {first_line(error)}") from error
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
         """The encoded image as the source has it, and its path or ''."""
@@ -121,8 +109,8 @@ class ImageSet:
     def select(self, positions: Sequence[int] | np.ndarray) -> ImageSet:
         """The image set of these positions only, in this order; `index` still counts the source's rows."""
         positions = np.asarray(positions) if len(positions) else np.zeros(0, np.int64)
-        labels = None if self.labels is None else _fixed(self.labels[positions])
-        return replace(self, index=_fixed(self.index[positions]), labels=labels)
+        labels = None if self.labels is None else fixed(self.labels[positions])
+        return replace(self, index=fixed(self.index[positions]), labels=labels)
 
     def require_labels(self) -> np.ndarray:
         """The labels, int64 (N,); ValueError when the source has none."""
@@ -233,13 +221,9 @@ def load_images(
     """
     if _token_sets(Path(name).expanduser()):
         return load_tokens(name, split, limit=limit, seed=seed)
-    name, path = str(name), _locate(str(name), split)
-    table, root = _open(path, split, name)
-    if not len(table):
-        raise ValueError(f"{name} {split} has no images")
-    image, label = _columns(table.schema, name)
-    labels, label_names = _labels(table, label, f"{name} {split}") if label else (None, ())
-    images = ImageSet(_title(name), split, _fixed(np.arange(len(table))), labels, label_names, table[image], root)
+    name = str(name)
+    column, root, labels, label_names = read(name, split)
+    images = ImageSet(title_of(name), split, fixed(np.arange(len(column))), labels, label_names, column, root)
     images = replace(images, source=_source(name, limit, seed))
     return images if limit is None else images.select(_draw(images, limit, seed))
 
@@ -263,7 +247,7 @@ def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = No
         raise ValueError(f"{files[split]} is {tokens.dtype} {tokens.shape}; expected integers (images, tokens)")
     beside = files[split].with_name(files[split].name[:-5] + "Y.npy")
     labels, names = _classes_of(beside, len(tokens)) if beside.is_file() else (None, ())
-    whole = TokenSet(sets[0].name, split, _fixed(np.arange(len(tokens))), labels, names, tokens)
+    whole = TokenSet(sets[0].name, split, fixed(np.arange(len(tokens))), labels, names, tokens)
     whole = replace(whole, source=_source(str(name), limit, seed))
     return whole if limit is None else whole.select(_draw(whole, limit, seed))
 
@@ -312,7 +296,7 @@ def _classes_of(path: Path, rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
         if wrong.any():
             raise ValueError(f"{path} row {start + wrong.argmax()} names no class: {part[wrong.argmax()]}")
         labels[start : start + len(part)] = found
-    return _fixed(labels), tuple(map(str, range(count)))
+    return fixed(labels), tuple(map(str, range(count)))
 
 
 def _draw(images: ImageSet, limit: int, seed: int) -> np.ndarray:
@@ -386,262 +370,3 @@ def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, p
             tokens.append(processor.encode(batch).astype(np.uint16))
             bar.update(len(batch))
     return np.concatenate(tokens)
-
-
-# Where images come from: a name and a split -> columns.
-
-
-def bundled() -> list[str]:
-    """Names of the image sets that come with the package."""
-    return sorted({path.parent.name for path in BUNDLED.glob("*/*.parquet")})
-
-
-def _locate(name: str, split: str) -> Path:
-    """The local file or folder of a name; downloads when it is a Hub name."""
-    if isinstance(there := place(name), Remote):
-        return there
-    path = Path(name).expanduser()
-    if name in bundled() or path.exists():
-        return BUNDLED / name if name in bundled() else path
-    if HUB_NAME.fullmatch(name):
-        return _download(name, split)
-    raise ValueError(
-        f"no image set {name!r}: {_hint(path)}bundled are {bundled()}; or give a folder, a Parquet file or owner/name"
-    )
-
-
-def _hint(path: Path) -> str:
-    """'did you mean ...? ' for a path or a bundled name that is almost right, else ''."""
-    beside = [each.name for each in _visible(path.parent)] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, [*beside, *bundled()], n=1)
-    if not close:
-        return ""
-    return f"did you mean {close[0] if close[0] in bundled() else str(path.with_name(close[0]))!r}? "
-
-
-def _title(name: str) -> str:
-    """The short name of a source: the last part of its path, or the folder's where a file is named after its split."""
-    path = Path(name).expanduser().resolve()
-    if name in bundled() or not path.is_file():
-        return path.name
-    return path.parent.name if _split_of(path) in SPLITS else path.stem
-
-
-def _download(name: str, split: str) -> Path:
-    """A folder with the Parquet files of one split from the Hub, or what its cache holds where the Hub is silent."""
-    from huggingface_hub import snapshot_download
-
-    failure, tries = None, [{"revision": revision, "local_files_only": True} for revision in REVISIONS]
-    try:
-        splits, revision = _on_hub(name)
-    except LookupError as error:
-        failure, tries = error, []
-    except Exception as error:  # the Hub client raises a different class for each way to have no network
-        failure = error
-    else:
-        tries = [{"revision": revision, "allow_patterns": [str(file) for file in _pick(splits, split, name)]}]
-    for options in tries:
-        try:
-            return Path(snapshot_download(name, repo_type="dataset", **options))
-        except Exception as error:
-            failure = failure or error
-    raise ValueError(
-        f"no image set {name!r}: {_hint(Path(name))}not bundled ({bundled()}), no such folder, not in the Hub's cache, "
-        f"and the Hub did not give it ({type(failure).__name__}: {_line(failure)}). Without a network, copy its "
-        f"Parquet files or images here and give their folder, or use a bundled set"
-    ) from failure
-
-
-def _on_hub(name: str) -> tuple[dict[str, list[PurePath]], str]:
-    """Parquet files by split in a Hub repository, and the revision that has them."""
-    from huggingface_hub import HfApi
-
-    for revision in REVISIONS:
-        found = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).siblings or []
-        if splits := _split_files(PurePath(file.rfilename) for file in found):
-            return splits, revision
-    raise LookupError("it has no Parquet files")
-
-
-def _open(path: Path, split: str, name: str) -> tuple[pa.Table, Path]:
-    """Image and label columns of one split, with `datasets` features in the schema; and where relative paths start."""
-    if isinstance(path, Remote) and not path.is_file():
-        files = [PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet")]
-        return _read_parquet([path / file for file in _pick(_split_files(files), split, name)], name), path
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
-        if _split_of(path) in SPLITS:
-            _pick({_split_of(path): [path]}, split, name)
-        return _read_parquet([path], name), path.parent
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, split, name), path
-    files = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
-    if files := _split_files(file for file in files if not str(file).startswith(".")):
-        return _read_parquet([path / file for file in _pick(files, split, name)], name), path
-    return _read_folders(path, split, name), path
-
-
-def _split_of(file: PurePath) -> str:
-    """The split that a Parquet file's name tells: `test.parquet`, `test-00000-of-00002.parquet`, `test/0.parquet`."""
-    file = PurePath(file)
-    shard = SHARD.fullmatch(file.stem)
-    stem = shard[1] if shard else file.stem
-    return file.parent.name if stem.isdigit() or stem == "part" else stem
-
-
-def _split_files(files: Iterable[PurePath]) -> dict[str, list[PurePath]]:
-    splits: dict[str, list[PurePath]] = {}
-    for file in files:
-        if file.suffix == ".parquet":
-            splits.setdefault(_split_of(file), []).append(file)
-    return splits
-
-
-def _pick(splits: dict[str, list], split: str, name: str) -> list:
-    """The files or folder of a split; ValueError when there is none, when some are missing, or when two sets mix."""
-    if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    files = sorted(splits[split])
-    if len({file.parent for file in files}) > 1:
-        folders = ", ".join(sorted({str(file.parent) for file in files}))
-        raise ValueError(f"{name} has the split {split!r} in several folders: {folders}; give the path of one")
-    shards = [shard for file in files if (shard := SHARD.fullmatch(file.stem))]
-    if shards and len(files) != int(shards[0][3]):
-        found = ", ".join(file.name for file in files)
-        raise ValueError(f"{name} {split} has {len(files)} files where their names say {int(shards[0][3])}: {found}")
-    return files
-
-
-def _read_parquet(files: list[Path], name: str) -> pa.Table:
-    tables = []
-    for path in files:
-        try:
-            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-                columns = [column for column in _columns(file.schema_arrow, str(path)) if column]
-                # One thread: with more, some interpreters abort at exit (pyarrow 26).
-                tables.append(file.read(columns=columns, use_threads=False))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read as Parquet, is it cut short? {_line(error)}") from error
-    if any(table.schema != tables[0].schema for table in tables):
-        raise ValueError(f"{name}: its Parquet files differ in their columns: {', '.join(map(str, files))}")
-    return pa.concat_tables(tables)
-
-
-def _read_saved(path: Path, split: str, name: str) -> pa.Table:
-    """A split of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
-    import datasets
-
-    several = (path / "dataset_dict.json").is_file()
-    try:
-        noted = json.loads((path / ("dataset_dict.json" if several else "state.json")).read_text(encoding="utf-8"))
-        splits = noted["splits"] if several else [noted.get("_split") or split]
-        if split in splits:
-            saved = datasets.load_from_disk(str(path / split if several else path))
-            return saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {_line(error)}") from error
-    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
-
-
-def _read_folders(root: Path, split: str, name: str) -> pa.Table:
-    """ROOT[/split]/class/image.png -> paths and labels; classes are numbered over all splits together, by name."""
-    splits = {folder.name: [folder] for folder in _visible(root) if folder.is_dir() and folder.name in SPLITS}
-    base = _pick(splits, split, name)[0] if splits else root
-    classes = {folder.name: _images_in(folder.rglob("*")) for folder in _visible(base) if folder.is_dir()}
-    loose, labelled = _images_in(base.iterdir()), any(classes.values())
-    if loose and labelled:
-        raise ValueError(f"{loose[0]} lies beside the class folders; put each image into the folder of its class")
-    if not loose and not labelled:
-        raise ValueError(f"{base} has no images; expected Parquet files, or folders of images named after their class")
-    features: dict = {"image": {"_type": "Image"}}
-    columns: dict = {"image": loose}
-    if labelled:
-        folders = [each for part in (splits.values() or [[root]]) for each in _visible(part[0]) if each.is_dir()]
-        names = sorted({folder.name for folder in folders if _images_in(folder.rglob("*"))})
-        features["label"] = {"_type": "ClassLabel", "names": names}
-        columns["image"] = [file for each in names for file in classes.get(each, ())]
-        columns["label"] = [label for label, each in enumerate(names) for _ in classes.get(each, ())]
-    columns["image"] = [file.relative_to(root).as_posix() for file in columns["image"]]
-    return pa.table(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
-
-
-def _images_in(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def _features(schema: pa.Schema) -> dict[str, dict]:
-    """What `datasets` noted about each column; {} where it noted nothing."""
-    try:
-        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, LookupError, TypeError):
-        noted = {}
-    return {name: noted[name] if isinstance(noted.get(name), dict) else {} for name in schema.names}
-
-
-def _columns(schema: pa.Schema, name: str) -> tuple[str, str | None]:
-    """(image column, label column or None) of a table."""
-    kinds = {column: feature.get("_type") for column, feature in _features(schema).items()}
-    images = [column for column in schema.names if kinds[column] == "Image"]
-    images = images or [field.name for field in schema if kinds[field.name] is None and _holds_images(field)]
-    labels = [column for column in LABEL_COLUMNS if column in schema.names]
-    labels = labels or [column for column in schema.names if kinds[column] == "ClassLabel"]
-    return _one(images, "image", schema, name), _one(labels, "label", schema, name)
-
-
-def _one(found: list[str], what: str, schema: pa.Schema, name: str) -> str | None:
-    """The only column of its kind, or the one with the usual name; None when there is no label column."""
-    usual = [each for each in (*IMAGE_COLUMNS, *LABEL_COLUMNS) if each in found]
-    if usual or len(found) == 1:
-        return (usual or found)[0]
-    if found or what == "image":
-        count = "several columns that may hold" if found else "no column with"
-        raise ValueError(f"{name} has {count} the {what}; name one {what!r}. Its columns are {', '.join(schema.names)}")
-    return None
-
-
-def _holds_images(field: pa.Field) -> bool:
-    if pa.types.is_struct(field.type):
-        return field.type.get_field_index("bytes") >= 0
-    return field.name in IMAGE_COLUMNS and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
-
-
-def _labels(table: pa.Table, column: str, what: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels int64 (N,), or None where no row has one, and their names; words are numbered in alphabetical order."""
-    values = table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    names = _features(table.schema)[column].get("names")
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        words = values.to_pylist()
-        names = sorted({word for word in words if word is not None})
-        number = {word: label for label, word in enumerate(names)}
-        labels = np.array([number.get(word, -1) for word in words], np.int64)
-    elif pa.types.is_integer(values.type):
-        labels = values.fill_null(-1).to_numpy().astype(np.int64)
-    else:
-        raise ValueError(f"{what}: column {column!r} is {values.type}; expected integers or words as labels")
-    if (labels < 0).all():  # the Hub's way to withhold the labels of a test split
-        return None, tuple(names or ())
-    names = tuple(names or map(str, range(labels.max() + 1)))
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if wrong.size:
-        raise ValueError(f"{what} row {wrong[0]} has no label among its {len(names)} classes: {values[wrong[0]]}")
-    return _fixed(labels), names
-
-
-def _fixed(array: np.ndarray) -> np.ndarray:
-    """An array of its own that nobody can write to."""
-    array = np.array(array, np.int64)
-    array.flags.writeable = False
-    return array
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 from igpt_lab import checkpoints, cluster
 from igpt_lab.data import ImageSet, TokenSet, load_images, tokenize
 from igpt_lab.hooks import layers_of, pooling, record
+from igpt_lab.manifest import FeatureKey, explain_miss
 from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling, align, best_device
 from igpt_lab.pixels import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.provenance import digest
 from igpt_lab.storage import Remote, place
-from igpt_lab.store import FeatureKey, FeatureStore, explain_miss
+from igpt_lab.store import FeatureStore
 from igpt_lab.token_cache import cached_tokens
 
 ROWS = 2000  # rows of a part

@@ -1,4 +1,4 @@
-"""Images <-> tokens: a k-means palette, resize, quantise, and back.
+"""Images <-> tokens: resize, quantise to a palette, and back.
 
 As in the paper (appendix of Chen et al., 2020) and its port: centres lie in [-1, 1], a pixel x in [0, 255] goes to the
 centre nearest to x / 127.5 - 1 in squared Euclidean distance, and a centre c comes back as rint(127.5 (c + 1)).
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from igpt_lab import checkpoints
+from igpt_lab.palette import CHUNK, CONTESTED, ColourTable, nearest_of
 
 CONFIG = "preprocessor_config.json"
 DEFAULTS = {
@@ -27,31 +28,6 @@ DEFAULTS = {
 QUANTISERS = {"clusters", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
 ORIENTATION = 0x0112  # the EXIF tag
 LAYOUTS = {"channels_first": -3, "channels_last": -1}
-CHUNK = 1 << 16  # pixels at a time: what stays in a CPU's cache when looking colours up
-ROWS = 1 << 13  # pixels at a time against a whole palette: 32 MB of distances for 512 colours in float64
-DISTINCT = 100_000  # colours that k-means gets: minutes
-UNSEEN, CONTESTED = -1, -2  # in a table of colours
-
-
-def fit_palette(images: np.ndarray, colours: int, *, seed: int = 0) -> np.ndarray:
-    """k-means over the pixels of uint8 (N, H, W, 3) -> float32 centres (colours, 3) in [-1, 1], dark to light.
-
-    Equal pixels are clustered once, with their count as weight; of images with more than 100,000 distinct colours, so
-    many pixels drawn at random. Raises ValueError when there are fewer distinct colours than asked for.
-    """
-    from sklearn.cluster import KMeans
-
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"expected images uint8 (N, H, W, 3); these are {images.dtype} {images.shape}")
-    pixels, counts = np.unique(_pack(images), return_counts=True)
-    if len(pixels) < colours:
-        raise ValueError(f"the images have {len(pixels)} distinct colours; ask for at most that, not {colours}")
-    if len(pixels) > DISTINCT:
-        counts = np.random.default_rng(seed).multinomial(DISTINCT, counts / counts.sum())
-        pixels, counts = pixels[counts > 0], counts[counts > 0]
-    points = _unpack(pixels) / 127.5 - 1
-    centres = KMeans(colours, n_init=4, random_state=seed).fit(points, sample_weight=counts).cluster_centers_
-    return centres[np.argsort(centres @ [0.299, 0.587, 0.114], kind="stable")].astype(np.float32)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -345,9 +321,9 @@ class ImageGPTImageProcessorPil:
         return self._table.of_points(self._scaled(pixels).reshape(-1, 3)).reshape(len(pixels), -1)
 
     @cached_property
-    def _table(self) -> _Table:
+    def _table(self) -> ColourTable:
         levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-        return _Table(self._scaled(levels), self._palette(), _nearest)
+        return ColourTable(self._scaled(levels), self._palette(), nearest_of)
 
 
 class ImageGPTImageProcessor(ImageGPTImageProcessorPil):
@@ -416,7 +392,7 @@ class ImageGPTImageProcessor(ImageGPTImageProcessorPil):
         """
         centres = torch.from_numpy(self._palette()).float().to(pixels.device)
         if not pixels.is_cpu:
-            parts = [_nearest(part, centres) for part in self._points(pixels).split(CHUNK)]
+            parts = [nearest_of(part, centres) for part in self._points(pixels).split(CHUNK)]
             return torch.cat(parts).view(len(pixels), -1)
         if pixels.dtype == torch.uint8:
             ids = self._table.of_levels(pixels.movedim(1, -1).numpy())
@@ -424,7 +400,7 @@ class ImageGPTImageProcessor(ImageGPTImageProcessorPil):
             ids = self._table.of_points(self._points(pixels).numpy()).reshape(len(pixels), -1)
         for i in np.flatnonzero(ids.min(axis=1) < 0):
             rows = np.flatnonzero(ids[i] < 0)
-            ids[i, rows] = _nearest(self._points(pixels[i : i + 1]), centres, rows)
+            ids[i, rows] = nearest_of(self._points(pixels[i : i + 1]), centres, rows)
         return torch.from_numpy(ids)
 
     def _points(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -432,65 +408,10 @@ class ImageGPTImageProcessor(ImageGPTImageProcessorPil):
         return self._scaled(pixels).float().movedim(1, -1).reshape(-1, 3)
 
     @cached_property
-    def _table(self) -> _Table:
+    def _table(self) -> ColourTable:
         levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256)
         points = self._scaled(levels)[0].T.float().contiguous()
-        return _Table(points.numpy(), self._palette().astype(np.float32), lambda *_: CONTESTED)
-
-
-class _Table:
-    """Colour -> index of the nearest centre: for 8 bits a table of all 2^24 colours, filled for those that occur.
-
-    A tree finds the two nearest centres exactly. Where their distances are equal up to rounding, `nearest` decides,
-    which rounds as the port does: there, and only there, its answer depends on rounding.
-    """
-
-    def __init__(self, levels: np.ndarray, centres: np.ndarray, nearest):
-        """`levels` (256, 3): what each of the 8-bit levels becomes; `centres` (V, 3)."""
-        from scipy.spatial import cKDTree
-
-        self.levels, self.centres, self.nearest = levels, centres, nearest
-        self.tree = cKDTree(centres.astype(float))
-        self.eps = np.finfo(np.result_type(levels.dtype, centres.dtype)).eps
-        self.indices = np.full(1 << 24, UNSEEN, np.int16 if len(centres) <= 1 << 15 else np.int32)
-
-    def of_levels(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, H, W, 3) -> int64 (n, T)."""
-        ids = np.empty((len(pixels), pixels.shape[1] * pixels.shape[2]), np.int64)
-        step = max(1, CHUNK // ids.shape[1])
-        for start in range(0, len(pixels), step):
-            packed = _pack(pixels[start : start + step])
-            found = self.indices[packed]
-            if (found == UNSEEN).any():
-                self._fill(np.unique(packed[found == UNSEEN]))
-                found = self.indices[packed]
-            ids[start : start + step] = found
-        return ids
-
-    def _fill(self, colours: np.ndarray) -> None:
-        rgb = _unpack(colours).astype(np.uint8)
-        self.indices[colours] = self.of_points(np.stack([self.levels[rgb[:, i], i] for i in range(3)], axis=1))
-
-    def of_points(self, points: np.ndarray) -> np.ndarray:
-        """Points (M, 3) -> int64 (M,)."""
-        workers = -1 if len(points) > ROWS else 1
-        distances, indices = self.tree.query(points.astype(float), k=2, workers=workers)  # inf where there is no second
-        ids, gap = indices[:, 0].astype(np.int64), np.diff(np.square(distances))[:, 0]
-        reach = 2 * np.linalg.norm(points.astype(float), axis=1) + distances[:, 1]  # bounds |p| + |c|
-        close = np.flatnonzero((gap <= 5 * self.eps * np.square(reach)) & np.isfinite(gap))
-        for rows in np.array_split(close, len(close) // ROWS + 1) if len(close) else ():
-            rows = np.resize(rows, max(2, len(rows)))  # BLAS rounds the product with a single row in another way
-            ids[rows] = self.nearest(points[rows], self.centres)
-        return ids
-
-
-def _nearest(points, centres, rows=slice(None)):
-    """(M, 3), (V, 3) -> for those `rows`, the indices of the least |p|^2 - 2 p c + |c|^2, all numpy's or all torch's.
-
-    Computed as the port does: in this order, and the precision that comes.
-    """
-    products, points = (points @ centres.T)[rows], points[rows]
-    return ((points * points).sum(1)[:, None] - 2 * products + (centres * centres).sum(1)).argmin(1)
+        return ColourTable(points.numpy(), self._palette().astype(np.float32), lambda *_: CONTESTED)
 
 
 def _flat(images) -> Iterator:
@@ -561,17 +482,3 @@ def _palette(clusters) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != 3 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"a palette is (colours, 3), finite, in [-1, 1]; this one has shape {array.shape}")
     return array
-
-
-def _pack(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> int32 (N, T): one number a colour."""
-    packed = images[..., 0].astype(np.int32)
-    for channel in (1, 2):
-        packed <<= 8
-        packed |= images[..., channel]
-    return packed.reshape(len(images), -1)
-
-
-def _unpack(packed: np.ndarray) -> np.ndarray:
-    """int32 (M,) -> float64 (M, 3) in [0, 255]."""
-    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(float)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ PACKAGES = (
     "pillow",
     "matplotlib",
 )
-NUMBERS = "pixels model data token_cache hooks store extraction".split()  # modules that make stored numbers
+# Modules that make stored numbers.
+NUMBERS = "palette pixels model sources data token_cache hooks store extraction".split()
 STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 
 
@@ -64,6 +66,12 @@ def digest(value: bytes | Path | object) -> str:
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(value).hexdigest()
+
+
+def named(*names: str, key: object) -> str:
+    """`<name>-<name>-<first 8 digits of the key's digest>`, safe as a folder's name."""
+    names = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in names)
+    return "-".join([*names, digest(key)[:8]])
 
 
 def versions() -> dict[str, str]:

@@ -110,20 +110,3 @@ class Remote:
         for each in found:
             if each.is_file and fnmatchcase(each.path[len(self.key) + 1 :], pattern):
                 yield Remote(self.system, each.path, self.root)
-
-
-class NoLock:
-    """In the place of a lock where there are none."""
-
-    lock_file = ""
-
-    def acquire(self, timeout: float = -1) -> NoLock:
-        return self
-
-    def release(self) -> None:
-        pass
-
-    __enter__ = acquire
-
-    def __exit__(self, *_) -> None:
-        pass

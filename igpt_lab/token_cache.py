@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igpt_lab.data import ImageSet, TokenSet
-from igpt_lab.provenance import atomic_write, digest
+from igpt_lab.provenance import atomic_write, digest, named
 from igpt_lab.storage import readable
 
 CHUNK = 128  # images that a worker decodes at a time
@@ -89,8 +88,7 @@ _END = object()
 def _name(images: ImageSet, processor) -> str:
     """`<images>-<split>-<key8>`, safe as a folder's name."""
     made_by = [digest(processor.clusters.tobytes()), *processor.size.values(), processor.resampling, processor.crop]
-    names = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in (images.name, images.split))
-    return "-".join([*names, digest([images.fingerprint, *made_by])[:8]])
+    return named(images.name, images.split, key=[images.fingerprint, *made_by])
 
 
 def _read(path: Path, images: ImageSet, positions: np.ndarray) -> Tokens | None:

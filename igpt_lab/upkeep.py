@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 from igpt_lab import extraction
 from igpt_lab.data import load_images
+from igpt_lab.locks import drop_lock, held, locks_of
+from igpt_lab.manifest import FORMAT, StoreError, read_manifest, stores_in
 from igpt_lab.provenance import digest
-from igpt_lab.store import FORMAT, FeatureStore, StoreError, drop_lock, held, locks_of, read_manifest, stores_in
+from igpt_lab.store import FeatureStore
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
 OURS = re.compile(r"manifest\.json|[^/]+/part-\d{5}-of-\d{5}\.parquet|([^/]+/)?\.[^/]+\.tmp")

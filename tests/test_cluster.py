@@ -19,8 +19,9 @@ from PIL import Image
 from igpt_lab import cluster, extraction, store
 from igpt_lab.data import load_images
 from igpt_lab.extraction import extract, load_model
+from igpt_lab.manifest import StoreError
 from igpt_lab.probes import Features, probe_layers
-from igpt_lab.store import FeatureStore, StoreError
+from igpt_lab.store import FeatureStore
 from igpt_lab.streaming import probe_on_cluster, probe_streaming
 from igpt_lab.upkeep import verify
 

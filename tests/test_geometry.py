@@ -17,8 +17,9 @@ from igpt_lab.geometry import (
     measure_layers,
     participation_ratio,
 )
+from igpt_lab.manifest import FeatureKey
 from igpt_lab.probes import Features
-from igpt_lab.store import FeatureKey, FeatureStore, StoredLayers
+from igpt_lab.store import FeatureStore, StoredLayers
 
 QUIET = {"progress": False}
 

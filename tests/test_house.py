@@ -9,12 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
-    "cards cells provenance storage downloads checkpoints tensorflow_bundle pixels model openai data token_cache hooks "
-    "store row_reader cluster extraction planning upkeep checks significance logistic probes streaming parallel "
-    "training finetuning decoding sampling likeness geometry ablation dynamics looks curves galleries "
-    "figures explorer report workbench cli"
+    "cards cells provenance storage downloads checkpoints tensorflow_bundle palette pixels model openai sources "
+    "data token_cache hooks locks manifest store row_reader cluster extraction planning upkeep checks "
+    "significance logistic probes streaming parallel training finetuning decoding sampling likeness geometry "
+    "ablation dynamics looks curves galleries figures explorer report workbench cli"
 ).split()
-ONLY = {"cards": set(), "cells": set(), "model": {"checkpoints"}, "pixels": {"checkpoints"}, "looks": set()}
+ONLY = {"cards": set(), "cells": set(), "palette": set(), "looks": set(), "model": {"checkpoints"}}
+ONLY |= {"pixels": {"checkpoints", "palette"}}
 ONLY |= {"curves": {"looks"}, "galleries": {"looks"}, "figures": {"provenance", "looks", "curves", "galleries"}}
 OUTSIDE = {"__init__", "__main__"}  # they open the house, and are no room of it
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in OUTSIDE)

@@ -14,7 +14,8 @@ from PIL import Image
 from port import few, transformers
 
 from igpt_lab.checkpoints import CheckpointError
-from igpt_lab.pixels import ImageGPTImageProcessor, ImageGPTImageProcessorPil, fit_palette, to_rgb
+from igpt_lab.palette import fit_palette
+from igpt_lab.pixels import ImageGPTImageProcessor, ImageGPTImageProcessorPil, to_rgb
 
 GENERATOR = np.random.default_rng(0)
 PALETTE = GENERATOR.uniform(-1, 1, (40, 3)).astype(np.float32)
@@ -555,7 +556,7 @@ def test_palette_of_separate_greys():
 
 
 def test_palette_of_more_colours_than_are_clustered(monkeypatch):
-    monkeypatch.setattr("igpt_lab.pixels.DISTINCT", 50)
+    monkeypatch.setattr("igpt_lab.palette.DISTINCT", 50)
     reds, blues = np.zeros((2, 1, 20, 20, 3), np.uint8)
     reds[..., 0], blues[..., 2] = [np.arange(400).reshape(20, 20) % 40 + 200] * 2
     palette = fit_palette(np.concatenate([reds, blues]), 2)

@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from igpt_lab import probes
 from igpt_lab.data import stratified_split
+from igpt_lab.manifest import FeatureKey
 from igpt_lab.probes import (
     Features,
     LinearProbe,
@@ -24,7 +25,7 @@ from igpt_lab.probes import (
     probe_neighbours,
 )
 from igpt_lab.significance import compare, peak_set
-from igpt_lab.store import FeatureKey, FeatureStore
+from igpt_lab.store import FeatureStore
 
 QUIET = {"progress": False}
 

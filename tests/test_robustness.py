@@ -19,7 +19,8 @@ import torch
 from igpt_lab import extraction
 from igpt_lab.data import load_images
 from igpt_lab.extraction import extract
-from igpt_lab.store import FeatureStore, StoreError
+from igpt_lab.manifest import StoreError
+from igpt_lab.store import FeatureStore
 
 # A server that has torch imported, and no threads, forks each process.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -8,8 +8,9 @@ import pytest
 from igpt_lab import extraction
 from igpt_lab.data import load_images
 from igpt_lab.extraction import extract
+from igpt_lab.manifest import StoreError, stores_in
 from igpt_lab.storage import Remote, place
-from igpt_lab.store import FeatureStore, StoreError, stores_in
+from igpt_lab.store import FeatureStore
 
 boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
 LOCAL = {"device": "cpu", "progress": False}

@@ -13,7 +13,9 @@ import pytest
 
 from igpt_lab import provenance
 from igpt_lab import store as store_module
-from igpt_lab.store import FeatureKey, FeatureStore, StoreError, explain_miss
+from igpt_lab.locks import held, lock_of
+from igpt_lab.manifest import FeatureKey, StoreError, explain_miss
+from igpt_lab.store import FeatureStore
 
 KEY = FeatureKey(
     model="tiny", weights="w", palette="p", size=4, resample="bilinear", crop="squash", images="a/b c",
@@ -216,12 +218,12 @@ def test_a_part_is_claimed_by_one(tmp_path):
 
 def test_claims_are_held_after_the_loop_s_end_until_their_part_is_written(tmp_path):
     store, each = FeatureStore.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
-    locks = [Path(store_module.lock_of(store.path, f".train.{n}").lock_file) for n in (0, 1)]
-    assert list(store.claims(each)) == each and all(map(store_module.held, locks))
+    locks = [Path(lock_of(store.path, f".train.{n}").lock_file) for n in (0, 1)]
+    assert list(store.claims(each)) == each and all(map(held, locks))
     store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
-    assert [store_module.held(lock) for lock in locks] == [False, True]
+    assert [held(lock) for lock in locks] == [False, True]
     store.close()
-    assert not any(map(store_module.held, locks))
+    assert not any(map(held, locks))
 
 
 def test_stale_manifests_are_found_and_mended(tmp_path):

@@ -22,8 +22,9 @@ from igpt_lab import probes, row_reader, streaming
 from igpt_lab.checkpoints import CheckpointError
 from igpt_lab.figures import LAYER_COLUMNS
 from igpt_lab.logistic import fit_logistic
+from igpt_lab.manifest import FeatureKey
 from igpt_lab.row_reader import Rows, Shuffled, measure
-from igpt_lab.store import FeatureKey, FeatureStore
+from igpt_lab.store import FeatureStore
 from igpt_lab.streaming import probe_streaming
 
 STRENGTHS = (0.3, 1.5, 0.8)  # of the classes, by layer

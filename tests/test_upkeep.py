@@ -13,8 +13,9 @@ import pytest
 
 from igpt_lab import extraction, upkeep
 from igpt_lab.data import load_images
+from igpt_lab.manifest import FeatureKey, StoreError
 from igpt_lab.provenance import digest
-from igpt_lab.store import FeatureKey, FeatureStore, StoreError
+from igpt_lab.store import FeatureStore
 
 
 @pytest.fixture
