@@ -3,7 +3,7 @@
 It computes what `ImageGPTForCausalImageModeling` computes behind a key-value cache, in the model's own precision. A
 step of few images is bound by reading every weight once, and a step of a small model by the number of operations: so
 results go into buffers that are made once, residuals are added by the matrix product itself, and on a CPU the large
-weights are laid out in columns that a small product reads without packing them first.
+weights are laid out once as oneDNN reads them fastest.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from igpt_lab.model import ImageGPTForCausalImageModeling, KeyValueCache, align
 
-COLUMNS = 32  # of a weight that lie together: with 16 or 64 a product of 8 rows takes longer (size S, two cores)
-LARGE = 2**17  # numbers in a weight from which on that pays
+LARGE = 2**20  # multiplications in a product of at least 8 rows from which on that pays
 
 
 class Decoder:
     """A model's logits for the next pixel of `batch` images: `fill` with what is given, then `step` by step.
 
-    Weights are taken as they are now. On a CPU the large ones are copied where `batch` is 2 to 64: the memory of the
-    weights once more. The cache has room for a whole image from the start. No gradients; dropout never.
+    Weights are taken as they are now. On a CPU the large ones are copied: the memory of the weights once more. The
+    cache has room for a whole image from the start. No gradients; dropout never.
     """
 
     @torch.inference_mode()
@@ -111,16 +110,12 @@ class _Product:
 
     def __init__(self, out: Tensor, *, add: bool = False):
         self.out, self.beta = out, float(add)
-        if out.shape[1] % COLUMNS == 0:
-            self.columns = out.new_empty(out.shape[1] // COLUMNS, len(out), COLUMNS)
-            self.in_rows, self.views = self.columns.transpose(0, 1), out.view(len(out), -1, COLUMNS)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight.ndim == 3:
-            torch.bmm(x.expand(len(weight), -1, -1), weight, out=self.columns)
-            self.views.add_(self.in_rows) if self.beta else self.views.copy_(self.in_rows)
-        else:
-            self.out.addmm_(x, weight, beta=self.beta)
+        if weight.is_mkldnn:
+            found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return self.out.add_(found) if self.beta else self.out.copy_(found)
+        self.out.addmm_(x, weight, beta=self.beta)
         return self.out if bias is None else self.out.add_(bias)
 
 
@@ -132,8 +127,8 @@ def _weights(block: nn.Module, batch: int) -> list[tuple[Tensor, Tensor | None]]
 
 
 def _laid_out(weight: Tensor, batch: int) -> Tensor:
-    """A weight (in, out) as it is, or (out / 32, in, 32) where a CPU multiplies few rows with it faster."""
-    fits = weight.is_cpu and weight.dtype == torch.float32 and weight.shape[1] % COLUMNS == 0
-    if not fits or not 1 < batch <= 64 or weight.numel() < LARGE:
+    """A weight (in, out) as it is, or as oneDNN wants it where a CPU multiplies few rows with it faster."""
+    fits = weight.is_cpu and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if not fits or weight.numel() * max(batch, 8) < LARGE:
         return weight.detach()
-    return weight.detach().unflatten(1, (-1, COLUMNS)).transpose(0, 1).contiguous()
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().t().contiguous(), batch)

@@ -26,6 +26,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from igpt_lab.model import mkl_is_slow, product
+
 MEMORY = 20  # pairs that L-BFGS keeps
 LOGITS = 2**19  # of a step through the rows on a CPU: they stay in its caches
 CACHED = 2**18  # values of features, in float64, that do
@@ -293,11 +295,18 @@ def _evaluate(
     b, s, m, _ = weights.shape
     flat, value, gradient = weights.flatten(1, 2), weights.new_zeros(b, s), torch.zeros_like(weights).flatten(1, 2)
     for z, y in parts:
-        losses, residual = _losses((flat @ z.mT).view(b, s, m, -1), y)
+        losses, residual = _losses(_products(flat, z.mT).view(b, s, m, -1), y)
         value += losses
-        gradient.baddbmm_(residual.view(b, s * m, -1), z)
+        gradient += _products(residual.view(b, s * m, -1), z)
     pull = penalty * weights
     return value / n + (pull * weights).sum((2, 3)) / 2, gradient.view_as(weights) / n + pull
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """left (B, m, k) @ right (B, k, n)."""
+    if left.is_cpu and mkl_is_slow():
+        return torch.stack([product(*each) for each in zip(left, right, strict=True)])
+    return left @ right
 
 
 def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

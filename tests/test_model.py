@@ -27,6 +27,7 @@ from igpt_lab.model import (
     align,
     masked_pixel_loss,
     next_pixel_loss,
+    product,
 )
 from igpt_lab.tensorflow_bundle import Bundle
 
@@ -180,6 +181,17 @@ def test_next_pixel_loss_by_hand():
 
 
 # Norm
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (3, 5, 7), (2, 0, 7)])
+def test_a_product_is_numpys_by_either_library(shape, slow, monkeypatch):
+    monkeypatch.setattr("igpt_lab.model.mkl_is_slow", lambda: slow and torch.backends.mkldnn.is_available())
+    x, weight, bias = torch.randn(*shape[:-1], 14)[..., ::2], torch.randn(7, 20)[:, ::2], torch.randn(10)
+    for given in (None, bias):
+        expected = x.double().numpy() @ weight.double().numpy() + (0 if given is None else given.double().numpy())
+        with torch.no_grad():
+            np.testing.assert_allclose(product(x, weight, given), expected, atol=1e-5)
 
 
 def test_norm_by_hand():
