@@ -19,9 +19,9 @@ from igpt_lab.decoding import Decoder
 from igpt_lab.planning import flops
 
 S = dataclasses.replace(lab.SIZES["S"], n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-XS = dataclasses.replace(S, vocab_size=33, n_positions=400, n_embd=64, n_layer=16, n_head=2)
+XS = dataclasses.replace(S, vocab_size=33, n_positions=144, n_embd=96, n_layer=20, n_head=2)
 QUICK = dataclasses.replace(S, vocab_size=9, n_positions=16, n_embd=16, n_layer=2, n_head=2)
-CASES = {"24 x 512 (S), 16 x 16 pixels": (S, (1, 8, 32)), "16 x 64 (xs), 20 x 20 pixels": (XS, (8, 64))}
+CASES = {"24 x 512 (S), 16 x 16 pixels": (S, (1, 8, 32)), "20 x 96 (xs), 12 x 12 pixels": (XS, (8, 64))}
 CACHES = ("dynamic", "static")
 SUMMED = 75_000_000  # float32 numbers: 300 MB
 

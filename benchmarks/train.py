@@ -23,7 +23,7 @@ from igpt_lab.training import Recipe, Trainer
 
 # (blocks, D, heads, T, V), images a step
 SHAPES = {
-    "16 x 64, T = 400, V = 32": ((16, 64, 2, 400, 32), 32),
+    "20 x 96, T = 144, V = 32": ((20, 96, 2, 144, 32), 64),
     "20 x 128, T = 256, V = 512": ((20, 128, 4, 256, 512), 32),
     "4 of S's 24 x 512, T = 1024, V = 512": ((4, 512, 8, 1024, 512), 2),
 }

@@ -274,10 +274,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @functools.cache
 def mkl_is_slow() -> bool:
-    """Whether torch multiplies with MKL on a processor that is not Intel's: there oneDNN takes half the time."""
+    """Whether torch multiplies with MKL on a processor with AVX-512 that is not Intel's: oneDNN takes half the time."""
     known = getattr(torch.cpu, "get_capabilities", dict)()
     with_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return with_both and "Intel" not in known.get("cpu_name", "Intel")
+    return with_both and known.get("avx512_f", False) and "Intel" not in known["cpu_name"]
 
 
 def _plain(x: Tensor) -> bool:
