@@ -23,12 +23,20 @@ def test_layer_numbers():
         row = ours.loc[layer]
         assert f"{100 * row.test_accuracy:.1f}%" in TEXT
         assert f"[{100 * row.low:.1f}, {100 * row.high:.1f}]" in TEXT
-    assert (
-        f"| {summary['best_layer']} of 0..{summary['n_layers']} |" in TEXT and f"p = {summary['p_value']:.4f}" in TEXT
-    )
+    assert f"| {summary['best_layer']} of 0..{summary['n_layers']} |" in TEXT
+    assert f"p = {summary['p_value']:.0e}".replace("e-0", "e-") in TEXT and summary["p_value"] < 0.001
+    comparison = json.loads((ROOT / "results/layer_curve.json").read_text())["config"]["comparison"]
+    difference, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
+    assert f"+{difference:.1f} points [{low:.1f}, {high:.1f}]" in TEXT
     for control in ("random network", "permuted labels"):
         values = 100 * table[table.control == control].test_accuracy
         assert f"{values.min():.1f} to {values.max():.1f}%" in TEXT
+        assert (values < 100 * ours.test_accuracy[summary["best_layer"]]).all()
+    pixels = 100 * table[table.control == "raw pixels"].iloc[0][["test_accuracy", "low", "high"]].astype(float)
+    assert "| {:.1f}% [{:.1f}, {:.1f}] |".format(*pixels) in TEXT
+    assert (100 * ours.test_accuracy.loc[7:18] > pixels.iloc[0]).all() and "layers 7 to 18 all pass" in TEXT
+    peak = ours.index[ours.in_peak_set.astype(str) == "True"]
+    assert peak.tolist() == [9, *range(11, 18)] and "is 9 or one of 11 to 17" in TEXT
     assert table.converged.all()
 
 
@@ -81,7 +89,9 @@ def test_geometry_numbers():
     dimension, rank = ours.intrinsic_dimension, ours.effective_rank
     top = dimension.idxmax()
     assert f"from {dimension[0]:.1f} to {dimension[top]:.1f} at layer {top} and ends at {dimension[last]:.1f}" in said
-    assert rank.is_monotonic_increasing and f"from {rank[0]:.1f} to {rank[last]:.1f} of {ours.n_features[0]}" in said
+    high = rank.idxmax()
+    assert f"from {rank[0]:.1f} to {rank[high]:.1f} of {ours.n_features[0]} at layer {high} and ends at" in said
+    assert f"ends at {rank[last]:.1f}. All layers" in said
     similar, against = (pd.read_csv(ROOT / f"results/{name}.csv") for name in ("cka", "cka_random"))
     least = similar.loc[similar.cka.idxmin()]
     assert f"at least {least.cka:.3f} between any two (layers {min(least.layer, least.other_layer):.0f}" in said
@@ -131,9 +141,13 @@ def test_protocol_words():
     assert (
         len(scaled) == 4 and f"{100 * scaled.min():+.1f} to {100 * scaled.max():+.1f} points at the last layer" in said
     )
-    start = pd.concat([protocol(folder)[0] for folder in ("results", "results/cifar10")])
-    start = start[(start.factor == "alignment") & (start.others == "average")]
-    assert (start.low < 0.0005).all()
+    start, in_colour = (
+        effects[(effects.factor == "alignment") & (effects.others == "average")].set_index("at")
+        for effects in (protocol("results")[0], effects.reset_index())
+    )
+    gains = points(start.loc["chosen layer"]).replace(" ", " points ", 1), points(start.loc["last layer"])
+    assert "The start token gains {} at the chosen layer of `fashion-xs` and {} at its last".format(*gains) in said
+    assert (in_colour.low < 0.0005).all()
 
 
 def test_speed_of_images_to_tokens():
@@ -157,7 +171,7 @@ def test_speed_of_drawing():
     table = pd.read_csv(ROOT / "results/benchmarks/sample.csv")
     steps = table[(table.metric == "step")].set_index("case")
     for case, row in steps.iterrows():
-        name = "size S" if "(S)" in case else "`fashion-xs`' shape"
+        name = "size S" if "(S)" in case else "`fashion-xs`' shape" if "(xs)" in case else case
         cells = [name + ", " + case.split()[-4], *(f"{value:.3g}" for value in (row.ours, row.peer, row.ratio))]
         assert [float(x) for x in cells[1:]] in [
             [float(x) for x in line[1:]] for line in drawing_rows() if line[0] == cells[0]
@@ -233,8 +247,8 @@ def test_fine_tuning_numbers():
         assert f"| {method} {cell.strip()} |" in said
     curves = pd.DataFrame(json.loads((ROOT / "results/fine_tuning.json").read_text())["config"]["curves"])
     curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
-    for layer, words in ((8, "layer 8 goes from {:.1f} to {:.1f}% (L_gen + L_clf) and {:.1f}% (L_clf alone)"),
-                         (16, "the last from {:.1f} to {:.1f} and {:.1f}%")):  # fmt: skip
+    for layer, words in ((12, "layer 12 goes from {:.1f} to {:.1f}% (L_gen + L_clf) and {:.1f}% (L_clf alone)"),
+                         (20, "the last from {:.1f} to {:.1f} and {:.1f}%")):  # fmt: skip
         values = curves.loc[layer, ["", "after L_gen + L_clf", "after L_clf alone"]]
         assert words.format(*values) in said
 
@@ -254,8 +268,11 @@ def test_dynamics_numbers():
     assert f"Before training the chosen layer has {100 * chosen.test_accuracy[0]:.1f}%" in said
     small = pd.read_csv(ROOT / "results/training_dynamics.csv")
     small = small[small.chosen & (small.step > 0)]
-    ends = 100 * small["drop"].min(), 100 * small["drop"].max(), small.drop_p.min()
-    assert len(small) == 5 and "({:.1f} to +{:.1f} points, p at least {:.2f})".format(*ends) in said
+    assert small.step.tolist() == [1000, 3200, 6400]
+    assert f"from {small.loss.iloc[0]:.3f} at step 1,000 to {small.loss.iloc[-1]:.3f} at the end" in said
+    for row in small.itertuples():
+        assert f"{100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]" in said
+        assert f"{100 * row.drop:.1f} points [{100 * row.drop_low:.1f}, {100 * row.drop_high:.1f}]" in said
 
 
 def test_fine_tuning_numbers_of_the_colour_model():
