@@ -194,7 +194,7 @@ def test_the_slider_by_keyboard(page):
     page.keyboard.press("ArrowRight")
     at_layer(page, 1)
     assert all(old != new for old, new in zip(before, view(page), strict=True))
-    assert "layer 1 of 0..16" in slider.get_attribute("aria-valuetext")
+    assert "layer 1 of 0..20" in slider.get_attribute("aria-valuetext")
     page.keyboard.press("ArrowUp")  # JupyterLab would go to another cell
     at_layer(page, 2)
     assert slider.evaluate("it => it === document.activeElement && getComputedStyle(it).outlineStyle") == "solid"
@@ -211,7 +211,7 @@ def test_the_slider_by_mouse_and_the_curve(page):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
-    at_layer(page, 8)
+    at_layer(page, 10)
     page.locator(".igx svg").click(position={"x": 4, "y": 60})
     at_layer(page, 0)
     shot(page.locator(".igx"), "explorer-light")
