@@ -41,7 +41,7 @@ def expected(model, tokens):
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["what is filled", "whole cache, masked"])
-@pytest.mark.parametrize("large", [0, 1 << 60], ids=["in columns", "as stored"])
+@pytest.mark.parametrize("large", [0, 1 << 60], ids=["by oneDNN", "as stored"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_steps_equal_the_uncached_pass(options, large, seen, monkeypatch):
     monkeypatch.setattr(decoding, "LARGE", large)

@@ -159,6 +159,28 @@ def test_speed_of_images_to_tokens():
     assert "cold, 10,000 of CIFAR-10" in cold.case and "warm" in warm.case and "10,000 CIFAR-10 images" in said
 
 
+def test_speed_of_extraction():
+    table = pd.read_csv(ROOT / "results/benchmarks/extract.csv")
+    said = " ".join(TEXT.split())
+
+    def ours(case, metric="speed"):
+        return table[(table.case == case) & (table.metric == metric)].iloc[0]
+
+    record, extract = (ours(f"24 x 512, float32, {name}") for name in ("record", "extract"))
+    assert f"{record.ours:.2f} images/s in `record`, {extract.ours:.2f} in `extract`, against {record.peer:.3f}" in said
+    assert f"{record.ratio:.2f} and {extract.ratio:.2f} times (the aim was 2.5)" in said and extract.ratio > 2.5
+    shares = table[table.metric.str.startswith("share") & (table.case == record.case)].ours
+    assert "at {:.0%} of the machine's matrix-multiply rate ({:.0%} with".format(*shares) in said
+    assert f"through oneDNN too, {ours('24 x 512, bfloat16, record').ratio:.2f} times" in said
+    assert f"take {1 / ours('24 x 512, float32, layers 0..12 only', 'time').ratio:.2f} of the time" in said
+    peaks = {
+        count: ours(f"fashion-xs, N = {count}", "peak memory").ours / 1000 for count in ("1,000", "4,000", "16,000")
+    }
+    assert "at {:.2f} GB for 1,000 images, {:.2f} for 4,000 and {:.2f} for 16,000".format(*peaks.values()) in said
+    small = [ours(f"fashion-xs at 4 x 4 pixels, N = {n}", "peak memory").ours / 1000 for n in ("16,000", "64,000")]
+    assert "at 4 x 4 pixels {:.2f} GB for 16,000 and {:.2f} for 64,000".format(*small) in said
+
+
 def test_time_of_two_workers():
     table = pd.read_csv(ROOT / "results/benchmarks/cluster.csv")
     seconds, share = table.ours
