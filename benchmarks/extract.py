@@ -118,10 +118,12 @@ def images(quick: bool, temporary: Path) -> Iterator[dict]:
     """Growth with N: the whole of `extract` on the bundled model, and over more parts at 4 x 4 pixels."""
     few = dataclasses.replace(lab.load_model("fashion-xs").config, n_positions=16)
     write_model(few, temporary / "few")
-    counts = {"fashion-xs": (4, 8, 16) if quick else (1000, 4000, 16_000)}
-    counts[temporary / "few"] = (4, 8) if quick else (16_000, 64_000)
-    for source, numbers in counts.items():
-        name, first = "fashion-xs" if source == "fashion-xs" else "fashion-xs at 4 x 4 pixels", None
+    cases = {
+        "fashion-xs": ("fashion-xs", (4, 8, 16) if quick else (1000, 4000, 16_000)),
+        "fashion-xs at 4 x 4 pixels": (temporary / "few", (4, 8) if quick else (16_000, 64_000)),
+    }
+    for name, (source, numbers) in cases.items():
+        first = None
         for count in numbers:
             result = race({"ours": partial(extracted, source, "float32", count)}, 1, warm=0)["ours"]
             first = first or result

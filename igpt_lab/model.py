@@ -266,9 +266,9 @@ class Linear(nn.Module):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) @ weight (in, out) + bias, without gradients; in float32 by oneDNN where MKL is slow."""
-    if x.dtype == weight.dtype == torch.float32 and x.is_cpu and x.ndim > 1 and x.numel() and mkl_is_slow():
-        if not torch.is_autocast_enabled("cpu"):
-            return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
+    fits = x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.ndim > 1 and x.numel()
+    if fits and mkl_is_slow() and not torch.is_autocast_enabled("cpu"):
+        return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
     return F.linear(x, weight.t(), bias)
 
 

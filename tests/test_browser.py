@@ -211,9 +211,7 @@ def test_the_slider_by_mouse_and_the_curve(page):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
-    reached = int(slider.input_value())
-    assert abs(reached - 10) <= 1  # of 0..20; the mouse holds the thumb where it took it
-    at_layer(page, reached)
+    at_layer(page, 10)
     page.locator(".igx svg").click(position={"x": 4, "y": 60})
     at_layer(page, 0)
     shot(page.locator(".igx"), "explorer-light")

@@ -193,7 +193,7 @@ def test_speed_of_drawing():
     table = pd.read_csv(ROOT / "results/benchmarks/sample.csv")
     steps = table[(table.metric == "step")].set_index("case")
     for case, row in steps.iterrows():
-        name = "size S" if "(S)" in case else "`fashion-xs`' shape" if "(xs)" in case else case
+        name = "size S" if "(S)" in case else "`fashion-xs`' shape"
         cells = [name + ", " + case.split()[-4], *(f"{value:.3g}" for value in (row.ours, row.peer, row.ratio))]
         assert [float(x) for x in cells[1:]] in [
             [float(x) for x in line[1:]] for line in drawing_rows() if line[0] == cells[0]
