@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Self
@@ -250,7 +251,12 @@ def _output(values: dict, return_dict: bool) -> Output | tuple:
 
 
 class Linear(nn.Module):
-    """x @ weight + bias with weight (in, out), the layout of the port's checkpoints."""
+    """x @ weight + bias with weight (in, out), the layout of the port's checkpoints.
+
+    Training leaves the bias out where not `biased`: one that is zero and stays so, as a `Trainer` finds it.
+    """
+
+    biased = True
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
@@ -259,7 +265,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not _plain(x):
-            return F.linear(x, self.weight.t(), self.bias)
+            return F.linear(x, self.weight.t(), self.bias if self.biased or not self.training else None)
         # Biases that are zero are left out, as the original has none: one pass over the result less.
         return product(x, self.weight, self.bias if self.bias.any() else None)
 
@@ -367,22 +373,56 @@ def _attend(
     return weights @ value, weights
 
 
-def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, *, scale: float, parts: int) -> Tensor:
-    """Causal attention written out, a part of the queries at a time, each to the keys up to its own end."""
-    mixed, edges = [], [round(i * query.shape[2] / parts) for i in range(parts + 1)]
-    for begin, end in zip(edges, edges[1:], strict=False):
-        scores = _wide((query[:, :, begin:end] * scale) @ key[:, :, :end].mT)
-        position = torch.arange(end, device=query.device)
-        weights = scores.masked_fill(position[begin:, None] < position, -math.inf).softmax(dim=-1)
-        mixed.append(weights.to(value.dtype) @ value[:, :, :end])
-    return torch.cat(mixed, dim=2)
+class _InParts(torch.autograd.Function):
+    """Causal attention written out, a part of the queries at a time, each to the keys up to its own end.
+
+    Its own backward pass, as autograd's pads every part's gradients to full length. With P the weights and O the
+    output, dS = P * (dP - sum(dP * P)) over keys, and that sum is the one of dO * O over channels (Dao et al., 2022).
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, parts: int) -> Tensor:
+        edges = [round(i * query.shape[2] / parts) for i in range(parts + 1)]
+        query, weights, mixed = query * scale, [], []
+        position = torch.arange(query.shape[2], dtype=torch.int32, device=query.device)
+        for begin, end in pairwise(edges):
+            scores = _wide(query[:, :, begin:end] @ key[:, :, :end].mT)
+            later = position[begin:end, None] < position[:end]
+            weights.append(scores.masked_fill(later, -math.inf).softmax(dim=-1).to(value.dtype))
+            mixed.append(weights[-1] @ value[:, :, :end])
+        mixed = torch.cat(mixed, dim=2)
+        ctx.save_for_backward(query, key, value, mixed, *weights)
+        ctx.scale, ctx.edges = scale, edges
+        return mixed
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mixed, *weights = ctx.saved_tensors
+        of_sums = (_wide(grad) * _wide(mixed)).sum(-1, keepdim=True)
+        of_query, of_key, of_value = [], None, None
+        for (begin, end), weight in reversed(list(zip(pairwise(ctx.edges), weights, strict=True))):
+            part = grad[:, :, begin:end]
+            of_weights = _wide(part @ value[:, :, :end].mT)
+            of_scores = (_wide(weight) * (of_weights - of_sums[:, :, begin:end])).to(grad.dtype)
+            of_query.append(of_scores @ key[:, :, :end])
+            of_key = _onto(of_key, of_scores.mT @ query[:, :, begin:end])
+            of_value = _onto(of_value, weight.mT @ part)
+        return torch.cat(of_query[::-1], dim=2) * ctx.scale, of_key, of_value, None, None
+
+
+def _onto(whole: Tensor | None, part: Tensor) -> Tensor:
+    """`part` (N, heads, t, C) added to the first t rows of `whole`."""
+    if whole is None:
+        return part
+    end = part.shape[2]
+    return torch.cat([whole[:, :, :end] + part, whole[:, :, end:]], dim=2)
 
 
 class Attention(nn.Module):
     """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states.
 
-    With `parts` above 0, training writes attention out, a causal one in so many parts: on a CPU and at a few hundred
-    positions the backward pass of the fused kernel takes four times as long.
+    With `parts` above 0, training writes attention out, a causal one in so many parts: on a CPU the backward pass of
+    the fused kernel takes four times as long at a few hundred positions, and in bfloat16 twice as long at 1,024.
     """
 
     def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
@@ -413,7 +453,7 @@ class Attention(nn.Module):
         if explicit or self.upcast:
             mixed, weights = _attend(query, key, value, bias, dropout=dropout, upcast=self.upcast, **how)
         elif self.parts and self.training and causal and not dropout:
-            mixed = _attend_in_parts(query, key, value, parts=self.parts, **how)
+            mixed = _InParts.apply(query, key, value, self.scale, self.parts)
         elif self.parts and self.training and bias is None and not dropout:
             mixed, _ = _attend(query, key, value, None, dropout=0.0, upcast=False, **how)
         else:

@@ -263,6 +263,34 @@ def test_attention_in_parts_is_attention(parts):
         torch.testing.assert_close(written, fused, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.enable_grad()
+def test_attention_in_parts_runs_on_any_device(dtype):
+    model = ImageGPTForCausalImageModeling(TINY).to(device="meta", dtype=dtype).train()
+    for block in model.transformer.h:
+        block.attn.parts = 2
+    next_pixel_loss(model, torch.zeros(2, TINY.n_positions, dtype=torch.int64, device="meta")).backward()
+    assert all(weight.grad.is_meta for name, weight in model.named_parameters())
+
+
+def test_training_leaves_out_biases_that_are_zero_and_no_others(tmp_path):
+    model = ImageGPTForCausalImageModeling(TINY, init="port").train()
+    some = model.transformer.h[1].mlp.c_fc
+    torch.nn.init.normal_(some.bias)
+    pixels, loss = torch.as_tensor(TOKENS[:4]).long(), lambda pixels: next_pixel_loss(model, pixels)
+    expected = loss(pixels).item()
+    trainer = training.Trainer(model, RECIPE, tmp_path / "state", loss)
+    trainer.update(TOKENS[:4])
+    assert trainer.total.item() == pytest.approx(expected, rel=1e-5)
+    assert [layer for layer in model.modules() if getattr(layer, "biased", False)] == [some]
+    torch.nn.init.normal_(model.transformer.h[0].mlp.c_fc.bias)  # weights that are put in later have their say
+    model.eval()
+    with torch.no_grad():
+        without_autograd = loss(pixels).item()
+    with torch.enable_grad():
+        assert loss(pixels).item() == pytest.approx(without_autograd, rel=1e-5)
+
+
 def resident() -> float:
     """Memory of this process, MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
