@@ -29,7 +29,7 @@ SHAPES = {
 }
 QUICK = {"2 x 16, T = 16, V = 8": ((2, 16, 2, 16, 8), 2)}
 DTYPES = ("float32", "bfloat16")
-STEPS = 3  # of a call: the first meets caches that others have filled
+STEPS = 2  # of a call: the first meets caches that others have filled
 
 
 def rows(quick: bool) -> Iterator[dict]:

@@ -147,7 +147,11 @@ def test_protocol_words():
     )
     gains = points(start.loc["chosen layer"]).replace(" ", " points ", 1), points(start.loc["last layer"])
     assert "The start token gains {} at the chosen layer of `fashion-xs` and {} at its last".format(*gains) in said
-    assert (in_colour.low < 0.0005).all()
+    gain = points(in_colour.loc["last layer"])
+    assert (
+        f"CIFAR-10 it gains {gain} at the last" in said
+        and in_colour.low["chosen layer"] < 0 < in_colour.low["last layer"]
+    )
 
 
 def test_speed_of_images_to_tokens():
@@ -289,6 +293,14 @@ def test_dynamics_numbers():
     assert f"grows from {next(drops)}{100 * first.drop_high:.1f}] to" in said
     assert f"to {next(drops).replace(' points', '')}{100 * final.drop_high:.1f}]. Before" in said
     assert f"Before training the chosen layer has {100 * chosen.test_accuracy[0]:.1f}%" in said
+    cooled, seventh = chosen.loc[9200], 100 * table[table.layer == 7].test_accuracy
+    assert "layer 7, for one, has {:.1f}% and {:.1f}%".format(*seventh[[7000, 9200]]) in said
+    accuracy = f"{100 * cooled.test_accuracy:.1f}% [{100 * cooled.low:.1f}, {100 * cooled.high:.1f}]"
+    assert f"loss of {cooled.loss:.3f}, and a chosen layer, {cooled.layer:.0f}, of {accuracy}" in said
+    assert (
+        f"a drop of {100 * cooled['drop']:.1f} points [{100 * cooled.drop_low:.1f}, {100 * cooled.drop_high:.1f}]"
+        in said
+    )
     small = pd.read_csv(ROOT / "results/training_dynamics.csv")
     small = small[small.chosen & (small.step > 0)]
     assert small.step.tolist() == [1000, 3200, 6400]
@@ -309,7 +321,7 @@ def test_fine_tuning_numbers_of_the_colour_model():
     curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
     before, alone, joint = (curves[name] for name in ("", "after L_clf alone", "after L_gen + L_clf"))
     assert f"from {before[20]:.1f} to {joint[20]:.1f}% (L_gen + L_clf) and {alone[20]:.1f}% (L_clf alone)" in said
-    assert f"before, 6, goes from {before[6]:.1f} to {joint[6]:.1f} and {alone[6]:.1f}%" in said
+    assert f"before, 7, goes from {before[7]:.1f} to {joint[7]:.1f} and {alone[7]:.1f}%" in said
 
 
 def test_few_label_numbers_of_the_colour_model():
