@@ -34,7 +34,6 @@ from igpt_lab.checkpoints import CheckpointError, read_json, write_json
 from igpt_lab.model import (
     ImageGPTConfig,
     ImageGPTForCausalImageModeling,
-    Linear,
     best_device,
     memory_kept,
     next_pixel_loss,
@@ -276,7 +275,10 @@ class Trainer:
         if self.sharded:
             parallel.shard(model, model.transformer.h)
         weights = dict(model.named_parameters()) if weights is None else weights
-        self.weights = {n: w for n, w in weights.items() if not n.endswith("bias") or bool(w.any())}
+        biased = {n.removesuffix(".bias"): bool(w.any()) for n, w in model.named_parameters() if n.endswith(".bias")}
+        for name, found in biased.items():
+            model.get_submodule(name).biased = found
+        self.weights = {n: w for n, w in weights.items() if biased.get(n.removesuffix(".bias"), True)}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for weight in self.weights.values():
@@ -300,9 +302,6 @@ class Trainer:
         positions = model.config.n_positions
         # in float32 and from 1,024 positions on the fused kernel is as fast on a CPU too, and takes less memory
         written = device.type == "cpu" and (positions < 1024 or recipe.dtype == "bfloat16")
-        for layer in model.modules():
-            if isinstance(layer, Linear):
-                layer.biased = bool(layer.bias.any())
         for block in model.transformer.h:
             block.attn.parts = math.ceil(positions / 128) if written else 0
             if recipe.compile:
