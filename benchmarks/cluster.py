@@ -12,7 +12,7 @@ import torch
 import igpt_lab as lab
 from benchmarks.extract import QUICK, S, write_model
 from benchmarks.harness import row
-from igpt_lab.store import FeatureStore
+from igpt_lab.features.store import FeatureStore
 
 ROWS = 4  # of a part, so that each worker has several
 

@@ -21,8 +21,8 @@ from playwright.sync_api import Playwright, sync_playwright
 
 import igpt_lab as lab
 from benchmarks.harness import row
-from igpt_lab.explorer import FILES, Explorer
-from igpt_lab.report import FLAGS, chromium
+from igpt_lab.app.explorer import FILES, Explorer
+from igpt_lab.app.report import FLAGS, chromium
 
 ARRAYS = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")
 STATE = ("facts", "layer", "other", "image", "busy", "problem")

@@ -21,12 +21,12 @@ import torch
 
 import igpt_lab as lab
 from benchmarks.harness import Result, in_turns, matmul, race, rate, row
-from igpt_lab.data import TokenSet
-from igpt_lab.extraction import default_batch
-from igpt_lab.manifest import FeatureKey
-from igpt_lab.model import align
-from igpt_lab.planning import flops
-from igpt_lab.store import FeatureStore
+from igpt_lab.features.extraction import default_batch
+from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.planning import flops
+from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.image_sets import TokenSet
+from igpt_lab.models.losses import align
 
 S = dataclasses.replace(lab.SIZES["S"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 QUICK = dataclasses.replace(S, vocab_size=9, n_positions=16, n_embd=16, n_layer=4, n_head=2)

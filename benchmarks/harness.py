@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from igpt_lab.model import product
-from igpt_lab.provenance import atomic_write
+from igpt_lab.core.devices import product
+from igpt_lab.core.provenance import atomic_write
 
 COLUMNS = ["case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "runs"]
 

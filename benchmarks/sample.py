@@ -15,8 +15,8 @@ import torch
 
 import igpt_lab as lab
 from benchmarks.harness import Result, matmul, race, rate, row
-from igpt_lab.decoding import Decoder
-from igpt_lab.planning import flops
+from igpt_lab.features.planning import flops
+from igpt_lab.sampling.decoding import Decoder
 
 S = dataclasses.replace(lab.SIZES["S"], n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 XS = dataclasses.replace(S, vocab_size=33, n_positions=144, n_embd=96, n_layer=20, n_head=2)

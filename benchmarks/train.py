@@ -17,9 +17,11 @@ import torch
 import igpt_lab as lab
 from benchmarks.harness import Result, matmul, race, rate, row
 from benchmarks.nanogpt import GPT
-from igpt_lab.model import align, memory_kept
-from igpt_lab.planning import flops
-from igpt_lab.training import Recipe, Trainer
+from igpt_lab.core.devices import memory_kept
+from igpt_lab.features.planning import flops
+from igpt_lab.models.losses import align
+from igpt_lab.training.pretraining import Recipe
+from igpt_lab.training.trainer import Trainer
 
 # (blocks, D, heads, T, V), images a step
 SHAPES = {

@@ -2,6 +2,6 @@
 
 import sys
 
-from igpt_lab.cli import main
+from igpt_lab.app.cli import main
 
 sys.exit(main())

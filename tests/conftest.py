@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab.model import ImageGPTConfig, ImageGPTForCausalImageModeling
-from igpt_lab.pixels import ImageGPTImageProcessorPil
+from igpt_lab.images.processor import ImageGPTImageProcessorPil
+from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = ImageGPTConfig(

@@ -7,13 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from igpt_lab.model import (
-    ACTIVATIONS,
-    ImageGPTConfig,
-    ImageGPTForCausalImageModeling,
-    ImageGPTForImageClassification,
-    ImageGPTModel,
-)
+from igpt_lab.models.config import ACTIVATIONS, ImageGPTConfig
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 CLASSES = [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
 few = settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import igpt_lab as lab
 from benchmarks import harness
-from igpt_lab.planning import flops
+from igpt_lab.features.planning import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 import igpt_lab as lab
-from igpt_lab.planning import flops
-from igpt_lab.significance import compare
+from igpt_lab.core.significance import compare
+from igpt_lab.features.planning import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from igpt_lab.provenance import atomic_write, digest
+from igpt_lab.core.provenance import atomic_write, digest
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SHA256 = {

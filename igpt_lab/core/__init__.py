@@ -1,0 +1,1 @@
+"""What any room may use; it knows no image and no network."""

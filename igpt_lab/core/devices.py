@@ -1,0 +1,70 @@
+"""What a processor or an accelerator needs: the device to use, the memory that is kept, the fastest product."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) @ weight (in, out) + bias, without gradients; in float32 by oneDNN where MKL is slow."""
+    fits = x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.ndim > 1 and x.numel()
+    if fits and mkl_is_slow() and not torch.is_autocast_enabled("cpu"):
+        return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
+    return F.linear(x, weight.t(), bias)
+
+
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether torch multiplies with MKL on a processor with AVX-512 that is not Intel's: oneDNN takes half the time."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    with_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return with_both and known.get("avx512_f", False) and "Intel" not in known["cpu_name"]
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine (CUDA, MPS, ...), or the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let this process keep the memory that it frees, as accelerators do; without effect where glibc is absent.
+
+    By default glibc gives every large block back to the system, which hands it out again page by page and zeroed: in
+    training on a CPU that takes as long as the arithmetic.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+        mallopt(option, value)
+    try:
+        yield
+    finally:
+        # glibc's defaults, as they are once it has met large blocks
+        for option, value in (
+            (M_MMAP_MAX, 65536),
+            (M_MMAP_THRESHOLD, 2**25),
+            (M_TRIM_THRESHOLD, 2**26),
+            (M_TOP_PAD, 2**17),
+        ):
+            mallopt(option, value)
+        trim(0)
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # of malloc.h

@@ -1,0 +1,106 @@
+"""What a notebook shows: an object as a small HTML card, and an error as one line of advice before its traceback."""
+
+import base64
+import html
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+CELL = 'style="text-align:left;padding:0 1em 0 0;border:0;background:none"'
+
+
+def card(title: str, facts: Mapping[str, object], *, below: str = "") -> str:
+    """HTML of a title and facts, name by name, escaped; `below` is HTML. Empty facts are left out."""
+    rows = "".join(
+        f"<tr style='background:none'><td {CELL}><span style='opacity:.65'>{html.escape(name)}</span></td>"
+        f"<td {CELL}>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+        if value not in (None, "")
+    )
+    table = f"<table style='margin:.3em 0;border:0'>{rows}</table>" if rows else ""
+    frame = "display:inline-block;border-left:3px solid #888;padding:.1em 0 .1em .8em"
+    return f"<div style='{frame}'><b>{html.escape(title)}</b>{table}{below}</div>"
+
+
+def line(title: str, facts: Mapping[str, object]) -> str:
+    """The same as `card` in a line of text."""
+    return f"<{title}: {'; '.join(f'{name} {fact}' for name, fact in facts.items() if fact)}>"
+
+
+def spark(values: Sequence[float], marked: int, *, words: str) -> str:
+    """Numbers as a small svg curve in the page's colour, one ringed; `words` for those who do not see it."""
+    low, high = min(values), max(values)
+    step, span = 190 / max(len(values) - 1, 1), high - low or 1
+    places = [(5 + i * step, 35 - 30 * (value - low) / span) for i, value in enumerate(values)]
+    line, (x, y) = " ".join(f"{a:.1f},{b:.1f}" for a, b in places), places[marked]
+    return (
+        f'<svg role="img" aria-label="{html.escape(words)}" viewBox="0 0 200 40" style="width:16em;height:3.2em">'
+        f'<g fill="none" stroke="currentColor"><polyline points="{line}" stroke-width="1.5"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" stroke-width="1.5"/></g></svg>'
+    )
+
+
+def picture(png: bytes, *, words: str) -> str:
+    """A png as HTML, its pixels left square; `words` for those who do not see it."""
+    data = base64.b64encode(png).decode()
+    look = "height:56px;image-rendering:pixelated"
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="{look}"/>'
+
+
+def span(layers: Sequence[int]) -> str:
+    """0, 1, 2, 3, 7 as 0..3, 7."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+MEMORY = "out of memory; give a smaller batch_size, or fewer images with limit"
+
+
+def explain_errors() -> None:
+    """In IPython, put a line of advice before the traceback of an error that comes out of this package.
+
+    Errors from elsewhere are shown as ever. Where somebody else has set a handler of exceptions, it stays.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and not shell.custom_exceptions:
+        shell.set_custom_exc((Exception,), _show)
+
+
+def advice(error: BaseException) -> str | None:
+    """One line for an error whose traceback passes through this package, None for any other."""
+    inside, innermost = _inside(error.__traceback__)
+    if inside is None:
+        return None
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return f"igpt-lab: {MEMORY}"
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    line = " ".join(message.split("\n")[0].split()) or "no message"
+    plain = innermost and isinstance(error, ValueError | OSError | TypeError | KeyError | AttributeError)
+    return f"igpt-lab: {line}" if plain else f"igpt-lab: {type(error).__name__} in {inside}: {line}"
+
+
+def _inside(trace: TracebackType | None) -> tuple[str | None, bool]:
+    """The last function of this package that a traceback passes through, and whether it ends there."""
+    found, innermost = None, False
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        innermost = module.split(".")[0] == "igpt_lab"
+        if innermost:
+            found = f"{module}.{trace.tb_frame.f_code.co_name}"
+        trace = trace.tb_next
+    return found, innermost
+
+
+def _show(shell, kind, error, trace, tb_offset=None) -> None:
+    line = advice(error)
+    if line is None:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset, running_compiled_code=True)
+    else:
+        lines = shell.InteractiveTB.structured_traceback(kind, error, trace, tb_offset=tb_offset)
+        shell._showtraceback(kind, error, [f"\x1b[1m{line}\x1b[0m\n", *lines])

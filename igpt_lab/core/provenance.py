@@ -1,0 +1,137 @@
+"""What lets a number be trusted later: digests, whole-file-or-nothing writes, and a record of how a result was made."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "igpt-lab",
+    "torch",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "datasets",
+    "pyarrow",
+    "pillow",
+    "matplotlib",
+)
+# Modules that make stored numbers.
+NUMBERS = (
+    "images/palette images/processor images/sources images/image_sets images/splits images/tokens "
+    "models/config models/imagegpt models/losses models/loading models/checkpoints core/devices "
+    "features/hooks features/store features/extraction"
+).split()
+STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
+
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
+    """Write `data` to `path` so that the file is whole or absent, also after a crash; returns the path.
+
+    Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, are flushed to
+    the disk and renamed over it.
+    """
+    if isinstance(data, str):
+        data = data.encode()
+    if hasattr(path, "put"):  # an object is whole or absent by itself
+        return path.put(data)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def digest(value: bytes | Path | object) -> str:
+    """SHA-256 (64 hex digits) of bytes, of a file's content (a `Path`), or of anything JSON can hold (sorted keys)."""
+    if isinstance(value, Path):
+        with value.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if hasattr(value, "put"):
+        value = value.read_bytes()
+    if not isinstance(value, bytes):
+        value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return hashlib.sha256(value).hexdigest()
+
+
+def named(*names: str, key: object) -> str:
+    """`<name>-<name>-<first 8 digits of the key's digest>`, safe as a folder's name."""
+    names = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in names)
+    return "-".join([*names, digest(key)[:8]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def made_by() -> dict[str, str]:
+    """`versions`, and a digest of the code that a stored number depends on."""
+    here = Path(__file__).parents[1]
+    return versions() | {"code": digest([(here / f"{name}.py").read_text(encoding="utf-8") for name in NUMBERS])[:16]}
+
+
+def unlike(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    """`torch is 2.13.0, there 2.12.1; ...` where what both name differs and can change a stored number, else ''."""
+    names = [name for name in STORED if {name} <= ours.keys() & theirs.keys() and ours[name] != theirs[name]]
+    return "; ".join(f"{name} is {ours[name]}, there {theirs[name]}" for name in names)
+
+
+def commit() -> str:
+    """The git commit of the package's checkout, with `+changes` when files differ from it; '' outside a checkout."""
+    package = Path(__file__).parents[1]
+    commands = (
+        ["ls-files", "--error-unmatch", "__init__.py"],  # fails where the package is installed inside another checkout
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no", "--", "."],
+    )
+    try:
+        tracked, head, status = (
+            subprocess.run(["git", *command], cwd=package, capture_output=True, text=True, timeout=10)
+            for command in commands
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if tracked.returncode or head.returncode or status.returncode:
+        return ""
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a result was made: what ran, with which configuration and seed, from which commit and versions."""
+
+    what: str
+    config: dict = field(default_factory=dict)
+    seed: int | None = None
+    commit: str = field(default_factory=commit)
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict:
+        """The record as plain JSON types (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))

@@ -1,0 +1,1 @@
+"""Hidden states -> pooled features, kept on disk."""

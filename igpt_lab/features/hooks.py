@@ -1,0 +1,216 @@
+"""A `with` block that reduces chosen activations while a model runs, then removes itself.
+
+    with record(model, points=["ln_1"], pool="mean", alignment="sos") as pooled:
+        model(pixels)
+    pooled["ln_1"]  # float32 (N, L + 1, D)
+
+A point is a place in a block; layer l is block l. Two points have a layer L as well: at `ln_1` it is `ln_f`, at
+`resid_pre` the last block's un-normed output. Works on our ImageGPT and on transformers'.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from igpt_lab.models.losses import align
+
+POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
+POOLS = ("mean", "last", "max", "grid:g")
+# point -> (module of the block, is it that module's input?); "" is the block itself
+PLACES = {
+    "resid_pre": ("ln_1", True),
+    "ln_1": ("ln_1", False),
+    "attn_out": ("attn", False),
+    "resid_mid": ("ln_2", True),
+    "ln_2": ("ln_2", False),
+    "mlp_out": ("mlp", False),
+    "resid_post": ("", False),
+}
+
+
+class Pooled:
+    """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
+
+    def __init__(self, trunk: nn.Module, layers: dict[str, list[int]]):
+        self.layers, self._trunk, self._running = layers, trunk, False
+        self._values: dict[tuple[str, int], Tensor] = {}
+        self._stats: dict[tuple[str, int], Tensor] = {}
+        self._stops = False
+
+    def run(self, *inputs, **named) -> None:
+        """The trunk's forward pass, only as far as what is recorded: the blocks above, and the head, do not run."""
+        self._stops = True
+        try:
+            self._trunk(*inputs, **named)
+        except _Enough:
+            self._end()
+        finally:
+            self._stops = False
+
+    def __getitem__(self, point: str) -> Tensor:
+        return torch.stack(self._of(point, self._values), dim=1)
+
+    def stats(self, point: str) -> Tensor:
+        """(layers, 3): max |x|, number of exact zeros, number of non-finite values, before pooling."""
+        return torch.stack(self._of(point, self._stats))
+
+    def _of(self, point: str, values: dict) -> list[Tensor]:
+        if point not in self.layers:
+            raise KeyError(f"point {point!r} was not recorded; recorded are {list(self.layers)}")
+        missing = [layer for layer in self.layers[point] if (point, layer) not in values]
+        if missing:
+            raise RuntimeError(
+                f"{point} of layer {missing[0]} did not run; call the model inside the `with` block, and "
+                "if it is compiled, give the compiled one to `record`"
+            )
+        return [values[point, layer] for layer in self.layers[point]]
+
+    def _begin(self) -> None:
+        self._values.clear()
+        self._stats.clear()
+        self._running = True
+
+    def _end(self) -> None:
+        self._running = False  # what runs from here on is gradient checkpointing, again in the backward pass
+        for point in self.layers:
+            self._of(point, self._values)
+
+
+class _Enough(Exception):
+    """Everything that was asked for is recorded."""
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    points: Sequence[str] = ("ln_1",),
+    *,
+    layers: Sequence[int] | None = None,
+    pool: str = "mean",
+    alignment: str | None = None,
+) -> Iterator[Pooled]:
+    """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
+
+    `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated).
+    `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
+    as they come. The hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of
+    hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
+    pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
+    """
+    trunk = getattr(model, "transformer", model)
+    trunk = getattr(trunk, "_orig_mod", trunk)
+    wanted = {point: layers_of(point, len(trunk.h), layers) for point in points}
+    reduce, pooled = pooling(pool), Pooled(trunk, wanted)
+    places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
+    last = max(places, key=lambda place: (place[1], POINTS.index(place[0])), default=None)
+    handles = [trunk.register_forward_pre_hook(lambda *_: pooled._begin())]
+    try:
+        if alignment is not None:
+            align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
+            handles.append(trunk.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
+        for place in places:
+            handles.append(_attach(trunk, *place, reduce, pooled, place == last))
+        handles.append(trunk.register_forward_hook(lambda *_: pooled._end()))
+        with _uncompiled(model):
+            yield pooled
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _aligned(alignment: str, config):
+    """A hook that aligns a trunk's `input_ids`, its first argument."""
+
+    def hook(_, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        if inputs:
+            return (align(inputs[0], alignment, config), *inputs[1:]), named
+        return inputs, named | {"input_ids": align(named["input_ids"], alignment, config)}
+
+    return hook
+
+
+def _uncompiled(model: nn.Module):
+    """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
+    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+        return nullcontext()
+    warnings.warn("a compiled model is recorded without its compiler: the same numbers, more slowly", stacklevel=4)
+    return torch.compiler.set_stance("force_eager")
+
+
+def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> list[int]:
+    """All layers of a point in a model of `blocks` blocks, or `layers` checked; negative ones count from the end."""
+    if point not in POINTS:
+        close = difflib.get_close_matches(point, POINTS, n=1)
+        raise ValueError(f"point {point!r}; {f'did you mean {close[0]!r}? ' if close else ''}points are {POINTS}")
+    count = blocks + (point in ("ln_1", "resid_pre"))
+    if layers is None:
+        return list(range(count))
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ValueError(f"layer {layer} at {point}; this model has layers 0..{count - 1} there")
+    return [layer % count for layer in layers]
+
+
+def pooling(name: str):
+    """The function (N, T, D) -> float32 (N, D') of a pooling's name."""
+    if name == "mean":
+        return lambda x: x.mean(dim=1, dtype=torch.float32)
+    if name == "last":
+        return lambda x: x[:, -1].float()
+    if name == "max":
+        return lambda x: x.amax(dim=1).float()
+    kind, _, cells = name.partition(":")
+    if kind == "grid" and cells.isdecimal() and int(cells) > 0:
+        return lambda x: _grid(x, int(cells))
+    raise ValueError(f"pool {name!r}; expected one of {POOLS}, g the number of regions a side")
+
+
+def _grid(x: Tensor, cells: int) -> Tensor:
+    """Means of cells x cells regions, raster order: (N, T, D) -> float32 (N, cells^2 D)."""
+    n, positions, width = x.shape
+    side = round(positions**0.5)
+    if side * side != positions or side % cells:
+        raise ValueError(f"grid:{cells} needs a square image whose side is a multiple of {cells}; T is {positions}")
+    x = x.view(n, cells, side // cells, cells, side // cells, width)
+    return x.mean(dim=(2, 4), dtype=torch.float32).reshape(n, cells * cells * width)
+
+
+def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled, last: bool):
+    """Register the hook of one point of one layer; returns its handle."""
+    name, is_input = PLACES[point]
+    block = trunk.h[layer] if layer < len(trunk.h) else None
+    module = trunk.ln_f if block is None else getattr(block, name) if name else block
+
+    def keep(x) -> None:
+        if not pooled._running:
+            return
+        x = x[0] if isinstance(x, tuple) else x
+        if (point, layer) in pooled._values:
+            raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
+        x = x.detach()
+        pooled._values[point, layer] = reduce(x)
+        pooled._stats[point, layer] = _measured(x)
+        if last and pooled._stops:
+            raise _Enough
+
+    if is_input:
+        return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
+    return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def _measured(x: Tensor) -> Tensor:
+    """(3,): max |x|, number of exact zeros, number of non-finite values."""
+    low, high = torch.aminmax(x)
+    largest, zeros = torch.maximum(-low, high).float(), x.numel() - x.count_nonzero()
+    asks = x.is_cpu and not torch.compiler.is_compiling()  # costs an accelerator more than counting
+    if asks and largest.isfinite():
+        bad = torch.zeros(())
+    else:
+        bad = (x * 0).count_nonzero()  # 0 times what is not finite is NaN
+    return torch.stack([largest, zeros.float(), bad.float()])

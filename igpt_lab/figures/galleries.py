@@ -1,0 +1,174 @@
+"""Images -> matplotlib Axes: galleries in which a pixel of an image is whole pixels of the png. Never sees a model."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+
+from igpt_lab.figures.style import DPI, STYLES, Figure, drawing, points
+
+STRIP = 20  # png pixels above an image for its title
+LETTER = 12  # png pixels that a letter beside an image may take
+
+
+@drawing
+def gallery(
+    images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """uint8 images (N, H, W, 3) or (N, H, W) in rows of `columns`: one array, one Axes, no smoothing.
+
+    A pixel of an image becomes `scale` x `scale` pixels of the png; gaps are as wide as one. `titles`: one each. With
+    many columns and a scale of 1 it is a contact sheet of thousands.
+    """
+    images = _images(images, "images", 1)
+    if titles is not None and (isinstance(titles, str) or len(titles) != len(images)):
+        raise ValueError(f"titles {titles!r}; expected a list of {len(images)} strings, one for each image")
+    array, corners = _tile(images, min(columns, len(images)), scale, STRIP if titles is not None else 0)
+    width = images.shape[2] * scale
+    return _show(array, [(x + width / 2, y, text) for (y, x), text in zip(corners, titles or [], strict=False)], ax)
+
+
+@drawing
+def completion_gallery(
+    primes: np.ndarray, completions: np.ndarray, originals: np.ndarray, *, prime_rows: int, ax: Axes | None = None
+) -> Axes:
+    """A row for each prime: what the model was given, what it drew, what it was.
+
+    uint8 primes and originals (S, H, W[, 3]) and completions (S, n, H, W[, 3]). The model was given the upper
+    `prime_rows` rows of pixels; the rest of the prime is hatched, whatever it holds.
+    """
+    primes, originals = _images(primes, "primes", 1), _images(originals, "originals", 1)
+    completions = _images(completions, "completions", 2)
+    if not primes.shape == originals.shape == completions[:, 0].shape:
+        shapes = f"{primes.shape}, {completions.shape}, {originals.shape}"
+        raise ValueError(f"primes, completions, originals of shapes {shapes}; expected the same S, H and W")
+    count, (height, width) = completions.shape[1], primes.shape[1:3]
+    if not 0 <= prime_rows <= height:
+        raise ValueError(f"prime_rows={prime_rows}; expected 0 to {height}, the height of the images")
+    y, x = np.mgrid[:height, :width, :1][:2]
+    masked = np.where(y < prime_rows, primes, np.where((y + x) % 4 == 0, 160, 215).astype(np.uint8))
+    rows = np.concatenate([masked[:, None], completions, originals[:, None]], axis=1)
+    scale = max(1, round(112 / width))  # wide enough for the headings
+    array, _ = _tile(rows.reshape(-1, *rows.shape[2:]), count + 2, scale, 0)
+    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
+    places = (0, "prime"), ((count + 1) / 2, "completions" if count > 1 else "completion"), (count + 1, "original")
+    step = (width + 1) * scale
+    return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], ax)
+
+
+@drawing
+def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, ax: Axes | None = None) -> Axes:
+    """uint8 images (R, n, H, W, 3) or (R, n, H, W): R rows of n, each with its label on the left.
+
+    A row for each temperature, for each model, for each snapshot. A pixel becomes `scale` x `scale` pixels of the png,
+    by default as many as make an image about 64 wide.
+    """
+    images = _images(images, "images", 2)
+    if isinstance(labels, str) or len(labels) != len(images):
+        raise ValueError(f"labels {labels!r}; expected a list of {len(images)} strings, one for each row")
+    count, (height, width) = images.shape[1], images.shape[2:4]
+    scale = max(1, round(64 / width)) if scale is None else scale
+    array, corners = _tile(images.reshape(-1, *images.shape[2:]), count, scale, 0)
+    margin = LETTER * max(map(len, labels)) + LETTER
+    ax = _show(np.pad(array, ((0, 0), (margin, 0), (0, 0)), constant_values=255), [], ax)
+    for (y, _), label in zip(corners[::count], labels, strict=True):
+        ax.text(margin - LETTER, y + height * scale / 2, label, ha="right", va="center", fontsize=points(6))
+    return ax
+
+
+@drawing
+def neighbour_gallery(
+    samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, ax: Axes | None = None
+) -> Axes:
+    """Beside each sample the image nearest to it, by every measure in `nearest`: whether a model repeats what it saw.
+
+    uint8 samples (S, H, W[, 3]); `nearest` has images of the same shape by the measure's name, such as "pixels" and
+    "features". `columns` samples with their neighbours stand in a row, under the names.
+    """
+    sets = [_images(samples, "samples", 1), *(_images(it, name, 1) for name, it in nearest.items())]
+    if any(each.shape != sets[0].shape for each in sets):
+        raise ValueError(f"shapes {[each.shape for each in sets]}; expected that of the samples for all of them")
+    scale = max(1, round(112 / sets[0].shape[2]))  # wide enough for the headings
+    columns, width = min(columns, len(sets[0])), sets[0].shape[2] * scale
+    gap = np.full((*sets[0].shape[:2], 1, 3), 255, np.uint8)  # a group ends in one, and the tiles add another
+    groups = np.concatenate([part for each in sets for part in (each, gap)], axis=2)
+    array, corners = _tile(groups, columns, scale, 0)
+    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
+    names = ["sample", *nearest]
+    places = [(x + i * (width + scale) + width / 2, STRIP, name) for _, x in corners[:columns]
+              for i, name in enumerate(names)]  # fmt: skip
+    return _show(array[:, :-scale], places, ax)
+
+
+@drawing
+def surprise_gallery(
+    images: np.ndarray, bits: np.ndarray, *, columns: int = 8, scale: int = 4, largest: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Under each image the surprise of its pixels: uint8 images (N, H, W[, 3]), bits (N, H, W), from dark to light.
+
+    The scale ends at `largest` bits, by default the next whole number above 99% of the pixels; beyond it is as bright.
+    """
+    images, bits = _images(images, "images", 1), np.asarray(bits, float)
+    if bits.shape != images.shape[:3]:
+        raise ValueError(f"bits {bits.shape}; expected {images.shape[:3]}, one for each pixel of the images")
+    largest = math.ceil(np.quantile(bits, 0.99)) or 1 if largest is None else largest
+    maps = _heat(bits / largest)
+    columns = min(columns, len(images))
+    blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+    rows = [np.concatenate([each, blank]).reshape(-1, columns, *images.shape[1:]) for each in (images, maps)]
+    array, _ = _tile(np.stack(rows, axis=1).reshape(-1, *images.shape[1:]), columns, scale, 0)
+    height, width = array.shape[:2]
+    label, right = f"{largest:g} bits", width + 2 * LETTER
+    array = np.pad(array, ((0, 0), (0, (4 + len(label)) * LETTER), (0, 0)), constant_values=255)
+    array[:, width + LETTER : right] = _heat(np.linspace(1, 0, height))[:, None]
+    ax = _show(array, [], ax)
+    for y, edge, text in ((0, "top", label), (height, "bottom", "0")):
+        ax.text(right + LETTER / 2, y, text, ha="left", va=edge, fontsize=points(6))
+    return ax
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    """Numbers, 0 to 1 and beyond, as uint8 colours (..., 3) of a scale that prints well in grey."""
+    return matplotlib.colormaps["inferno"](np.clip(values, 0, 1), bytes=True)[..., :3]
+
+
+def _images(images: np.ndarray, name: str, leading: int) -> np.ndarray:
+    """The same images with three colours; `leading` dimensions come before H and W."""
+    images, axes = np.asarray(images), "N, H, W" if leading == 1 else "S, n, H, W"
+    coloured = images.ndim == leading + 3 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not images.size or not (coloured or images.ndim == leading + 2):
+        raise ValueError(f"{name}: {images.dtype} {images.shape}; expected uint8 ({axes}, 3) or ({axes}), not empty")
+    return images if coloured else np.repeat(images[..., None], 3, axis=-1)
+
+
+def _tile(images: np.ndarray, columns: int, scale: int, strip: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """uint8 (N, H, W, 3) -> one array with white gaps, and the (y, x) of each image in it; `strip` rows above each."""
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns={columns}, scale={scale}; expected both at least 1")
+    height, width = (side * scale for side in images.shape[1:3])
+    down, right = height + scale + strip, width + scale
+    corners = [(strip + i // columns * down, i % columns * right) for i in range(len(images))]
+    array = np.full((corners[-1][0] + height, columns * right - scale, 3), 255, np.uint8)
+    for image, (y, x) in zip(images, corners, strict=True):
+        array[y : y + height, x : x + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    return array, corners
+
+
+def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axes | None) -> Axes:
+    """The array and titles (x middle, y below, text). Its own figure has whole png pixels for each pixel of the array.
+
+    On paper one, in a wider style two.
+    """
+    if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
+        times = 2 if rcParams["figure.figsize"][0] > STYLES["paper"].width else 1
+        size = [(side * times + 0.01) / DPI for side in array.shape[1::-1]]
+        ax = Figure(figsize=size).add_axes((0, 0, 1, 1))
+    ax.imshow(array, interpolation="none", aspect="equal")
+    ax.set_axis_off()
+    for x, y, text in titles:
+        ax.text(x, y - 5, text, ha="center", va="baseline", fontsize=points(6))
+    return ax

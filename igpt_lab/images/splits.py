@@ -1,0 +1,62 @@
+"""Which images: seeded stratified draws, few per class, and a part held out; pure functions of labels and seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from igpt_lab.images.image_sets import ImageSet
+
+
+def stratified_draw(images: ImageSet, limit: int, seed: int) -> np.ndarray:
+    """Positions of min(limit, N) images, in order: the first of each class before the second of any, by proportion."""
+    if limit < 1:
+        raise ValueError(f"limit={limit}; expected at least 1 image")
+    labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
+    order, turn = np.random.default_rng(seed).permutation(len(labels)), np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        turn[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
+
+
+def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0) -> np.ndarray:
+    """Sorted int64 positions (K * k,) of k rows of each class that occurs in `labels` (N,).
+
+    A pure function of the labels, `seed`, `draw` and k; the rows for a smaller k lie within those for a larger one.
+    Raises ValueError when a class has fewer than k rows.
+    """
+    if k < 1:
+        raise ValueError(f"{k} labels a class; expected at least 1")
+    chosen = []
+    for label, rows in _classes(labels).items():
+        if len(rows) < k:
+            raise ValueError(f"class {label} has {len(rows)} rows; {k} a class were asked for")
+        chosen.append(np.random.default_rng([seed, draw, label]).permutation(rows)[:k])
+    return np.sort(np.concatenate(chosen))
+
+
+def stratified_split(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rest, held out): sorted int64 positions, disjoint and together all; `fraction` of each class is held out.
+
+    Of a class with n rows that is `fraction * n` rounded, at least 1 and at most n - 1. Raises ValueError for n = 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction}; expected a number between 0 and 1")
+    held = np.zeros(len(labels), bool)
+    for label, rows in _classes(labels).items():
+        if len(rows) < 2:
+            raise ValueError(f"class {label} has 1 row; a split needs at least 2 of each class")
+        count = min(max(int(fraction * len(rows) + 0.5), 1), len(rows) - 1)
+        held[np.random.default_rng([seed, label]).permutation(rows)[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _classes(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The rows of each class, in order."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu":
+        raise ValueError(f"expected labels as integers (N,); these are {labels.dtype} {labels.shape}")
+    return {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}

@@ -1,0 +1,159 @@
+"""Tokens on disk, made once for an image set and a palette, so that ten checkpoints decode the images once.
+
+    <root>/tokens/<images>-<split>-<key8>/part-00000-of-00007.parquet
+
+A part holds a fixed range of rows of the set: `index` (row in the source) and `tokens`, fixed_size_list<uint16>[T]. Its
+pages carry checksums, and a part that is damaged or of other rows is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from igpt_lab.core.provenance import atomic_write, digest, named
+from igpt_lab.core.storage import readable
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+
+
+def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
+    """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked.
+
+    `processor` may be None for a token set, as the model has it whose folder lacks a palette.
+    """
+    if isinstance(images, TokenSet):
+        fits = (processor.side**2, len(processor.clusters)) if processor else (images.tokens.shape[1], 1 << 16)
+        return images.encoded(*fits)
+    if processor is None:
+        raise ValueError(
+            f"{images.name} {images.split} holds images, and they need a palette to become tokens: the model's folder "
+            "has no preprocessor_config.json; put it there, or convert the weights again with a palette"
+        )
+    tokens = []
+    with tqdm(total=len(images), desc=f"tokens of {images.name} {images.split}", disable=not progress) as bar:
+        for batch in images.batches(batch_size):
+            tokens.append(processor.encode(batch).astype(np.uint16))
+            bar.update(len(batch))
+    return np.concatenate(tokens)
+
+
+CHUNK = 128  # images that a worker decodes at a time
+AHEAD = 2  # parts that are made before they are asked for
+
+
+class Tokens(NamedTuple):
+    """Palette indices uint16 (n, T) of the images at `positions` of a set, and (row, reason) of those left out."""
+
+    positions: np.ndarray
+    tokens: np.ndarray
+    skipped: list[tuple[int, str]]
+
+
+def cached_tokens(
+    splits: dict[str, ImageSet | TokenSet], processor, parts: dict[str, list[np.ndarray]],
+    wanted: Iterable[tuple[str, int] | None], *, root: Path, fits: tuple[int, int], skip_bad: bool = False,
+    workers: int | None = None,
+) -> Iterator[tuple[str, int, Tokens]]:  # fmt: skip
+    """(split, number, tokens) of those `parts`, positions in each split, that are `wanted`; made ahead of their use.
+
+    None among the `wanted` means that none can be had now. What is not under `root` yet is decoded by `workers` threads
+    and kept there. An image that cannot be read raises ValueError with its row and path, or is left out with
+    `skip_bad`. Raises ValueError for a token set that does not fit a model that `fits` (positions, colours).
+    """
+    pictures = {split: images for split, images in splits.items() if isinstance(images, ImageSet)}
+    folders = {split: root / "tokens" / _name(images, processor) for split, images in pictures.items()}
+    ahead, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+
+    def make(split: str, n: int) -> Tokens:
+        images, positions = splits[split], parts[split][n]
+        if isinstance(images, TokenSet):
+            return Tokens(positions, images.select(positions).encoded(*fits), [])
+        path = folders[split] / f"part-{n:05d}-of-{len(parts[split]):05d}.parquet"
+        return _read(path, images, positions) or _make(path, images, processor, positions, pool)
+
+    coming, wanted, ended = deque(), iter(wanted), False
+    try:
+        while True:
+            while not ended and len(coming) < AHEAD:
+                part = next(wanted, _END)
+                if part is None:
+                    break
+                if ended := part is _END:
+                    break
+                coming.append((part, ahead.submit(make, *part)))
+            if coming:
+                part, tokens = coming[0][0], coming.popleft()[1].result()
+                if tokens.skipped and not skip_bad:
+                    raise ValueError(f"{tokens.skipped[0][1]} (on_bad_image='skip' leaves such images out)")
+                yield *part, tokens
+            elif ended:
+                return
+    finally:
+        ahead.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_END = object()
+
+
+def _name(images: ImageSet, processor) -> str:
+    """`<images>-<split>-<key8>`, safe as a folder's name."""
+    made_by = [digest(processor.clusters.tobytes()), *processor.size.values(), processor.resampling, processor.crop]
+    return named(images.name, images.split, key=[images.fingerprint, *made_by])
+
+
+def _read(path: Path, images: ImageSet, positions: np.ndarray) -> Tokens | None:
+    """A part from the disk, or None where it is not there, is damaged, or of other rows."""
+    try:
+        file = pq.ParquetFile(readable(path), pre_buffer=False, page_checksum_verification=True)
+        table, skipped = file.read(use_threads=False), json.loads(file.schema_arrow.metadata[b"skipped"])
+        rows = table["index"].to_numpy()
+        tokens = table["tokens"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        return None
+    left_out = {row for row, _ in skipped}
+    kept = positions[[row not in left_out for row in images.index[positions]]]
+    if not np.array_equal(images.index[kept], rows):
+        return None
+    return Tokens(kept, tokens, [(row, why) for row, why in skipped])
+
+
+def _make(path: Path, images: ImageSet, processor, positions: np.ndarray, pool: ThreadPoolExecutor) -> Tokens:
+    """Decode and quantise a part, and keep it."""
+    chunks = [positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK)]
+    made = list(pool.map(lambda chunk: _encode(images, processor, chunk), chunks))
+    kept, tokens = np.concatenate([each.positions for each in made]), np.concatenate([each.tokens for each in made])
+    skipped = list(chain.from_iterable(each.skipped for each in made))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel(), pa.uint16()), tokens.shape[1])
+    table = pa.table({"index": pa.array(images.index[kept], pa.int64()), "tokens": flat})
+    buffer = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({"skipped": json.dumps(skipped)})
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    with suppress(OSError):  # no room: they are made again the next time
+        atomic_write(path, buffer.getvalue().to_pybytes())
+    return Tokens(kept, tokens, skipped)
+
+
+def _encode(images: ImageSet, processor, positions: np.ndarray) -> Tokens:
+    """Tokens of a few images; those that cannot be read are left out with the reason."""
+    readable, kept, skipped = [], [], []
+    for position in positions:
+        try:
+            readable.append(images[position])
+            kept.append(position)
+        except ValueError as error:
+            skipped.append((int(images.index[position]), str(error)))
+    tokens = processor.encode(readable) if readable else np.zeros((0, processor.side**2))
+    return Tokens(np.array(kept, np.int64), tokens.astype(np.uint16), skipped)

@@ -1,0 +1,1 @@
+"""Tokens -> logits: the network, its configuration, its files, its losses."""

@@ -1,0 +1,133 @@
+"""A name or a folder <-> a config dict and a state dict. Never executes what a file contains.
+
+Three kinds of source: a model bundled with the package (`fashion-xs`), a folder in the port's layout (`config.json` and
+`model.safetensors`, or the older `pytorch_model.bin`, read with `weights_only=True`; either may be in shards, listed in
+an index beside them), and a name on the Hub.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolve, write_json
+from igpt_lab.core.provenance import atomic_write
+
+HEADS = ("lm_head.weight", "score.weight")
+# Causal masks, which older versions of the port saved with the weights.
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".crossattention.bias", ".crossattention.masked_bias")
+
+
+def read(source: str | Path, *, revision: str | None = None) -> tuple[dict, dict[str, torch.Tensor], Path]:
+    """(config dict, state dict on the CPU in the file's dtypes, the weights' file or their index) of a source."""
+    folder = resolve(source, revision=revision)
+    config = read_json(folder / "config.json")
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return config, _shards(folder / name) if name.endswith(INDEX) else _tensors(folder / name), folder / name
+    raise CheckpointError(f"{folder} is not a checkpoint: it has none of {', '.join(WEIGHTS)}")
+
+
+def _shards(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files that an index names; each must be there, beside it, and hold what the index says."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
+    files = sorted(set(where.values()))
+    suffix = Path(index.name.removesuffix(INDEX)).suffix
+    strange = [name for name in files if Path(name).name != name or not name.endswith(suffix)]
+    if strange:
+        raise CheckpointError(f"{index} names {strange[0]!r}; expected {suffix} files beside it")
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}")
+    state, lacking = {}, []
+    for file in files:
+        found = _tensors(index.parent / file)
+        lacking += [f"{name!r} in {file}" for name, at in where.items() if at == file and name not in found]
+        state |= found
+    if lacking:
+        raise CheckpointError(f"{index} names tensors that its shards lack: {', '.join(lacking)}")
+    return state
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file, by name."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read, is it cut short? {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds, in texts over ten lines that tell how to execute the file
+        raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
+    if strange := [name for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)]:
+        raise CheckpointError(f"{path} is no state dict: {strange[0]!r} is no name, or of no dense tensor with values")
+    return state
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is dense, of real numbers, and has them."""
+    special = tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
+    return tensor.layout == torch.strided and not special
+
+
+def match(
+    state: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    *,
+    base: bool,
+    where: Path,
+    ignore_mismatched_sizes: bool = False,
+) -> dict[str, torch.Tensor]:
+    """`state` with exactly the names and shapes of `expected`, or an error that names all that does not fit.
+
+    A checkpoint with a head loads into the trunk (`base`) and the other way round. A head that is absent, or with
+    `ignore_mismatched_sizes` one of another shape, starts at zero, with a UserWarning.
+    """
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}
+    if twice := [name for name in state if f"transformer.{name}" in state]:
+        raise CheckpointError(f"{where} has {', '.join(map(repr, twice))} with and without `transformer.` in front")
+    if base:
+        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    elif not any(name.startswith("transformer.") for name in state):
+        state = {name if name in HEADS else f"transformer.{name}": tensor for name, tensor in state.items()}
+    found, wrong = {}, []
+    for name, like in expected.items():
+        given = state.get(name)
+        fits = given is not None and given.shape == like.shape
+        if name in HEADS and (given is None or not fits and ignore_mismatched_sizes):
+            found[name] = torch.zeros(like.shape)
+            what = "absent" if given is None else f"{tuple(given.shape)}, not {tuple(like.shape)}"
+            warnings.warn(f"{where}: {name!r} is {what}: this head starts at zero; train it first", stacklevel=3)
+        elif given is None:
+            wrong.append(f"no tensor {name!r}, which config.json asks for")
+        elif not given.is_floating_point():
+            wrong.append(f"{name!r} is {given.dtype}; expected a floating-point type")
+        elif not fits:
+            wrong.append(f"{name!r} is {tuple(given.shape)}; config.json asks for {tuple(like.shape)}")
+        else:
+            found[name] = given.contiguous()
+    unknown = sorted(set(state) - set(expected) - set(HEADS))
+    wrong += [f"a tensor {name!r} that no part of the model takes" for name in unknown]
+    if wrong:
+        raise CheckpointError(f"{where} does not fit ({len(wrong)}): {'; '.join(wrong)}")
+    return found
+
+
+def write(folder: str | Path, config: dict, state: dict[str, torch.Tensor]) -> Path:
+    """Write `config.json` and `model.safetensors`, each whole or absent; returns the folder."""
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    atomic_write(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_json(folder / "config.json", config)
+    return folder

@@ -1,0 +1,207 @@
+"""Shape and options of an ImageGPT: its configuration, the published sizes, the activations by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from igpt_lab.core import hub
+
+
+@dataclass(frozen=True)
+class ImageGPTConfig:
+    """Shape and options of a model; names and defaults are those of transformers' `ImageGPTConfig` (size S).
+
+    `vocab_size` is V + 1: the palette's colours and SOS, whose index is V. `hidden_size`, `max_position_embeddings`,
+    `num_attention_heads` and `num_hidden_layers` are other names of `n_embd`, `n_positions`, `n_head` and `n_layer`, as
+    arguments and as attributes. `num_labels` and `id2label` give each other, and `label2id` gives both.
+    `bidirectional` is ours alone: the original's BERT models, without a causal mask and without SOS.
+    """
+
+    vocab_size: int = 513
+    n_positions: int = 1024
+    n_embd: int = 512
+    n_layer: int = 24
+    n_head: int = 8
+    n_inner: int | None = None
+    activation_function: str = "quick_gelu"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    add_cross_attention: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = field(default=None, hash=False)
+    num_labels: int | None = None
+    id2label: dict[int, str] | None = field(default=None, hash=False)
+    problem_type: str | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    bidirectional: bool = False
+
+    def __post_init__(self):
+        labels = {int(k): str(name) for k, name in (self.id2label or {}).items()}
+        if self.num_labels is None:
+            object.__setattr__(self, "num_labels", len(labels) or 2)
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number above 0")
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}; expected a fraction from 0 to 1")
+        if not isinstance(self.layer_norm_epsilon, int | float) or not 0 < self.layer_norm_epsilon < math.inf:
+            raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; expected a number above 0")
+        if all(name == f"LABEL_{k}" for k, name in labels.items()):  # the port's names of classes without names
+            labels = {k: f"LABEL_{k}" for k in range(self.num_labels)}
+        object.__setattr__(self, "id2label", labels)
+        if self.num_labels != len(labels):
+            raise ValueError(f"num_labels is {self.num_labels}, but id2label names {len(labels)} classes")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; choose one that is")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(f"activation_function {self.activation_function!r}; expected one of {sorted(ACTIVATIONS)}")
+        if self.problem_type not in (None, *PROBLEMS):
+            raise ValueError(f"problem_type {self.problem_type!r}; expected None or one of {PROBLEMS}")
+
+    @property
+    def n_colours(self) -> int:
+        """V, the palette's size: every token is below it."""
+        return self.vocab_size - 1
+
+    @property
+    def sos_token_id(self) -> int:
+        """Index of SOS in `wte`: V."""
+        return self.vocab_size - 1
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class index by name."""
+        return {name: k for k, name in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ImageGPTConfig:
+        """From a `config.json` dict; what is no field of an ImageGPT is passed over."""
+        if values.get("model_type", "imagegpt") != "imagegpt":
+            raise ValueError(f"model_type {values['model_type']!r} in config.json; expected 'imagegpt'")
+        values = own_names(values)
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def to_dict(self) -> dict:
+        """As `config.json` of the port."""
+        return {"model_type": "imagegpt", **asdict(self), "label2id": self.label2id}
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **changes) -> ImageGPTConfig:
+        """From the `config.json` of a bundled name, a folder or a Hub name; `changes` are fields."""
+        where = hub.resolve(source, revision=revision, weights=False) / "config.json"
+        return config_of(hub.read_json(where), changes, where)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json` as the port reads it; returns the folder."""
+        hub.write_json(Path(folder) / "config.json", self.to_dict())
+        return Path(folder)
+
+
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def own_names(values: dict) -> dict:
+    """Fields by our names: without the port's other ones, and `label2id` as the `id2label` that it is."""
+    values = {ALIASES.get(name, name): value for name, value in values.items()}
+    numbers = values.pop("label2id", None)
+    if numbers is not None and not values.get("id2label"):
+        values["id2label"] = {k: name for name, k in numbers.items()}
+    return values
+
+
+def _take_aliases(config: type) -> None:
+    """Let the constructor and the attributes of a config know the port's other names."""
+    given = config.__init__
+
+    @functools.wraps(given)
+    def init(self, **values):
+        values = own_names(values)
+        unknown = sorted(set(values) - {f.name for f in fields(config)})
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], [*(f.name for f in fields(config)), *ALIASES], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"ImageGPTConfig has no field {unknown[0]!r}{hint}")
+        given(self, **values)
+
+    config.__init__ = init
+    for alias, name in ALIASES.items():
+        setattr(config, alias, property(attrgetter(name), doc=f"The port's other name of `{name}`."))
+
+
+_take_aliases(ImageGPTConfig)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the original's activation."""
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(1.702 * x)
+    return (1.702 * x).sigmoid_().mul_(x)
+
+
+def quick_gelu_(x: Tensor) -> Tensor:
+    """The same in place, to the last bit, a part at a time that stays in a CPU's caches."""
+    for part in x.flatten(0, -2).split(max(1, 2**18 // x.shape[-1])):
+        part.mul_((1.702 * part).sigmoid_())
+    return x
+
+
+_gelu_tanh = functools.partial(F.gelu, approximate="tanh")
+ACTIVATIONS = {
+    "quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "relu": F.relu,
+    "relu6": F.relu6, "leaky_relu": F.leaky_relu, "silu": F.silu, "swish": F.silu, "mish": F.mish, "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}  # fmt: skip
+"""By the port's names."""
+
+SIZES = {
+    "S": ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),
+    "M": ImageGPTConfig(n_layer=36, n_embd=1024, n_head=8),
+    "L": ImageGPTConfig(n_layer=48, n_embd=1536, n_head=16),
+    "XL": ImageGPTConfig(n_layer=60, n_embd=3072, n_head=16),
+}
+"""The published sizes at 32 x 32 pixels (76M, 455M, 1362M and 6801M parameters without biases).
+
+XL was never released and its number of heads never published: 16 is our guess, and no parameter count depends on it.
+"""
+
+
+def config_of(config: dict, changes: dict, where: Path) -> ImageGPTConfig:
+    """A `config.json` dict, read from `where`, with some fields set anew; a misspelt one raises TypeError."""
+    config, changes = own_names(config), own_names(changes)
+    if unknown := set(changes) - {f.name for f in fields(ImageGPTConfig)}:
+        ImageGPTConfig(**dict.fromkeys(unknown))
+    if {"num_labels", "id2label"} & set(changes):
+        config.pop("id2label", None), config.pop("num_labels", None)
+    try:
+        return ImageGPTConfig.from_dict(config | changes)
+    except ValueError as error:
+        raise hub.CheckpointError(f"{where}: {error}") from error

@@ -1,0 +1,821 @@
+"""ImageGPT (Chen et al., Generative Pretraining from Pixels, ICML 2020), readable alone.
+
+A GPT over palette indices: n = norm(h); a = h + attention(n); h' = a + mlp(norm(a)), then `ln_f` and an untied head.
+Three things differ from GPT-2: the norm keeps the mean and has a gain only, the activation is x * sigmoid(1.702 x), and
+a learned start token (SOS, the last row of `wte`) takes the place of the last pixel, so that position i holds pixel
+i - 1 and predicts pixel i.
+
+Classes, arguments, outputs, and the names and shapes of the weights are those of the port in Hugging Face transformers,
+so its code runs and its checkpoints load: linear maps are stored (in, out), and have biases, which are zero in the
+released weights because the original has none.
+
+Letters: N images, T positions, V colours, L blocks, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from igpt_lab.core.devices import product, widened
+from igpt_lab.models import checkpoints
+from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of, quick_gelu, quick_gelu_
+from igpt_lab.models.losses import cross_entropy
+
+FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions cross_attentions".split()
+
+
+class Output(dict):
+    """What a forward pass gives: fields by attribute, key or index, as the outputs of the port.
+
+    A field that was not asked for is None as an attribute, and absent as a key and in `to_tuple()`; setting one to
+    None takes it away.
+    """
+
+    def __getattr__(self, name: str):
+        if name in FIELDS:
+            return self.get(name)
+        raise AttributeError(f"an output has no {name!r}; it has {', '.join(self)}")
+
+    def __setattr__(self, name: str, value) -> None:
+        if name not in FIELDS:
+            raise AttributeError(f"an output has no {name!r}; its fields are {', '.join(FIELDS)}")
+        if value is None:
+            self.pop(name, None)
+        else:
+            self[name] = value
+
+    def __getitem__(self, key: str | int | slice):
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple:
+        """The fields that are there, in order."""
+        return tuple(self.values())
+
+
+def _output(values: dict, return_dict: bool) -> Output | tuple:
+    """`values` without those that are None, as `Output` or as a tuple."""
+    given = Output({name: value for name, value in values.items() if value is not None})
+    return given if return_dict else given.to_tuple()
+
+
+class Linear(nn.Module):
+    """x @ weight + bias with weight (in, out), the layout of the port's checkpoints.
+
+    Training leaves the bias out where not `biased`: one that is zero and stays so, as a `Trainer` finds it.
+    """
+
+    biased = True
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _plain(x):
+            return F.linear(x, self.weight.t(), self.bias if self.biased or not self.training else None)
+        # Biases that are zero are left out, as the original has none: one pass over the result less.
+        return product(x, self.weight, self.bias if self.bias.any() else None)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether `x` is on a CPU and nothing follows what happens to it: no autograd, no compiler."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class Norm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) * gain, in float32 or wider: in float16 the square overflows for |x| > 255."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = widened(x)
+        gain = self.weight.to(wide.dtype)
+        if _plain(x):  # a third of the time of `rms_norm`
+            norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            return (wide * norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(gain).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, gain, self.eps).to(x.dtype)
+
+
+class KeyValueCache:
+    """Keys and values of every block's self-attention, each (N, heads, t, D / heads), for decoding.
+
+    `KeyValueCache()` grows with every forward pass and keeps gradients. `KeyValueCache.of(config, ...)` has room for
+    `length` positions from the start and is written in place: faster, without gradients.
+    """
+
+    def __init__(self):
+        self.filled = 0
+        self.room: Tensor | None = None
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, config: ImageGPTConfig, batch: int, length: int, *, device, dtype) -> KeyValueCache:
+        """A cache for `batch` images of up to `length` positions."""
+        cache = cls()
+        shape = (config.n_layer, 2, batch, config.n_head, length, config.n_embd // config.n_head)
+        cache.room = torch.zeros(shape, device=device, dtype=dtype)
+        return cache
+
+    def get_seq_length(self) -> int:
+        """Positions that it holds; the name is the port's."""
+        return self.filled
+
+    def check(self, batch: int, tokens: int) -> None:
+        """Raise ValueError unless `tokens` more positions of `batch` images fit behind what is filled."""
+        held = self.room.shape[2] if self.room is not None else self.states[0][0].shape[0] if self.states else batch
+        if batch != held:
+            raise ValueError(f"a batch of {batch} for a cache of {held}; make the cache with batch={batch}")
+        if self.room is not None and self.filled + tokens > self.room.shape[4]:
+            length = self.room.shape[4]
+            raise ValueError(f"{tokens} more tokens for a cache that holds {self.filled} of {length}; make it longer")
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (N, heads, t, D / heads) behind what is filled; returns all keys and values so far."""
+        if self.room is None:
+            if layer in self.states:
+                old = self.states[layer]
+                key, value = torch.cat([old[0], key], dim=2), torch.cat([old[1], value], dim=2)
+            self.states[layer] = key, value
+            return key, value
+        end = self.filled + key.shape[2]
+        self.room[layer, 0, :, :, self.filled : end] = key
+        self.room[layer, 1, :, :, self.filled : end] = value
+        return self.room[layer, 0, :, :, :end], self.room[layer, 1, :, :, :end]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, scale: float, dropout: float, upcast: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for its weights (N, heads, T, S) or for scores in float32 whatever the model's dtype."""
+    kind = query.device.type
+    full = torch.autocast(kind, enabled=False) if upcast and torch.amp.is_autocast_available(kind) else nullcontext()
+    with full:
+        scores = (widened(query) @ widened(key).mT if upcast else query @ key.mT) * scale
+    weights = (scores if bias is None else scores + bias).softmax(dim=-1).to(value.dtype)
+    weights = F.dropout(weights, dropout)
+    return weights @ value, weights
+
+
+class _InParts(torch.autograd.Function):
+    """Causal attention written out, a part of the queries at a time, each to the keys up to its own end.
+
+    Its own backward pass, as autograd's pads every part's gradients to full length. With P the weights and O the
+    output, dS = P * (dP - sum(dP * P)) over keys, and that sum is the one of dO * O over channels (Dao et al., 2022).
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, parts: int) -> Tensor:
+        edges = [round(i * query.shape[2] / parts) for i in range(parts + 1)]
+        query, weights, mixed = query * scale, [], []
+        position = torch.arange(query.shape[2], dtype=torch.int32, device=query.device)
+        for begin, end in pairwise(edges):
+            scores = widened(query[:, :, begin:end] @ key[:, :, :end].mT)
+            later = position[begin:end, None] < position[:end]
+            weights.append(scores.masked_fill(later, -math.inf).softmax(dim=-1).to(value.dtype))
+            mixed.append(weights[-1] @ value[:, :, :end])
+        mixed = torch.cat(mixed, dim=2)
+        ctx.save_for_backward(query, key, value, mixed, *weights)
+        ctx.scale, ctx.edges = scale, edges
+        return mixed
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mixed, *weights = ctx.saved_tensors
+        of_sums = (widened(grad) * widened(mixed)).sum(-1, keepdim=True)
+        of_query, of_key, of_value = [], None, None
+        for (begin, end), weight in reversed(list(zip(pairwise(ctx.edges), weights, strict=True))):
+            part = grad[:, :, begin:end]
+            of_weights = widened(part @ value[:, :, :end].mT)
+            of_scores = (widened(weight) * (of_weights - of_sums[:, :, begin:end])).to(grad.dtype)
+            of_query.append(of_scores @ key[:, :, :end])
+            of_key = _onto(of_key, of_scores.mT @ query[:, :, begin:end])
+            of_value = _onto(of_value, weight.mT @ part)
+        return torch.cat(of_query[::-1], dim=2) * ctx.scale, of_key, of_value, None, None
+
+
+def _onto(whole: Tensor | None, part: Tensor) -> Tensor:
+    """`part` (N, heads, t, C) added to the first t rows of `whole`."""
+    if whole is None:
+        return part
+    end = part.shape[2]
+    return torch.cat([whole[:, :, :end] + part, whole[:, :, end:]], dim=2)
+
+
+class Attention(nn.Module):
+    """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states.
+
+    With `parts` above 0, training writes attention out, a causal one in so many parts: on a CPU the backward pass of
+    the fused kernel takes four times as long at a few hundred positions, and in bfloat16 twice as long at 1,024.
+    """
+
+    def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
+        super().__init__()
+        self.heads, self.layer, self.cross, self.dropout = config.n_head, layer, cross, config.attn_pdrop
+        self.upcast = config.reorder_and_upcast_attn
+        self.parts = 0
+        self.scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.c_attn = Linear(config.n_embd, (2 if cross else 3) * config.n_embd)
+        if cross:
+            self.q_attn = Linear(config.n_embd, config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self, x: Tensor, *, encoder: Tensor | None = None, bias: Tensor | None = None, causal: bool = False,
+        cache: KeyValueCache | None = None, explicit: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """(N, T, D) -> (N, T, D), and with `explicit` the weights (N, heads, T, S). `bias` is added to the scores."""
+        parts = (self.q_attn(x), *self.c_attn(encoder).chunk(2, -1)) if self.cross else self.c_attn(x).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value)
+        how, weights = {"scale": self.scale}, None
+        dropout = self.dropout if self.training else 0.0
+        if explicit or self.upcast:
+            mixed, weights = _attend(query, key, value, bias, dropout=dropout, upcast=self.upcast, **how)
+        elif self.parts and self.training and causal and not dropout:
+            mixed = _InParts.apply(query, key, value, self.scale, self.parts)
+        elif self.parts and self.training and bias is None and not dropout:
+            mixed, _ = _attend(query, key, value, None, dropout=0.0, upcast=False, **how)
+        else:
+            if cache is None and _plain(x):  # the kernel walks over keys and values again and again
+                key, value = key.contiguous(), value.contiguous()
+            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, **how)
+        return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2))), weights
+
+
+class MLP(nn.Module):
+    """Width D -> n_inner (4 D) -> D."""
+
+    def __init__(self, config: ImageGPTConfig):
+        super().__init__()
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = Linear(config.n_embd, inner)
+        self.c_proj = Linear(inner, config.n_embd)
+        self.act = ACTIVATIONS[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.c_fc(x)
+        if self.act is quick_gelu and _plain(inner) and not _kept(self.c_fc):
+            return self.dropout(self.c_proj(quick_gelu_(inner)))
+        return self.dropout(self.c_proj(self.act(inner)))
+
+
+def _kept(layer: nn.Module) -> bool:
+    """Whether somebody else may hold what `layer` returns: a hook, or a layer that is not ours."""
+    return type(layer) is not Linear or bool(layer._forward_hooks or nn.modules.module._global_forward_hooks)
+
+
+class Block(nn.Module):
+    """One pre-norm block: (N, T, D) -> (N, T, D), and its attention weights where they are asked for."""
+
+    def __init__(self, config: ImageGPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = Norm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = Norm(config.n_embd, config.layer_norm_epsilon)
+        if config.add_cross_attention:
+            self.crossattention = Attention(config, layer, cross=True)
+            self.ln_cross_attn = Norm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, *, encoder: Tensor | None = None, encoder_bias: Tensor | None = None, explicit: bool = False,
+        **how,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        mixed, weights = self.attn(self.ln_1(x), explicit=explicit, **how)
+        x, cross_weights = x + mixed, None
+        if encoder is not None:
+            mixed, cross_weights = self.crossattention(
+                self.ln_cross_attn(x), encoder=encoder, bias=encoder_bias, explicit=explicit
+            )
+            x = x + mixed
+        return x + self.mlp(self.ln_2(x)), weights, cross_weights
+
+
+class _Pretrained(nn.Module):
+    """Initialisation, loading and saving, shared by the three classes."""
+
+    def __init__(self, config: ImageGPTConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def trunk(self) -> ImageGPTModel:
+        """The model without its head."""
+        return getattr(self, "transformer", self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.trunk.wte
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        self.trunk.wte = embeddings
+
+    def num_parameters(self) -> int:
+        """All of them, biases too."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        """What a notebook shows: its sizes. `print(model)` has every module."""
+        config, name = self.config, f"{type(self).__name__} {getattr(self, 'name', '')}".strip()
+        facts = [
+            f"{config.n_layer} blocks of width {config.n_embd}, {config.n_head} heads, layers 0..{config.n_layer}",
+            f"{config.n_positions:,} positions, {config.n_colours} colours",
+            f"{self.num_parameters():,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+        ]
+        if hasattr(self, "processor"):
+            facts.append(
+                "with its palette" if self.processor is not None else "without a palette: takes token sets only"
+            )
+        plain = f"<{name}: {'; '.join(facts)}>"
+        lines = "<br/>".join(html.escape(fact) for fact in facts)
+        return {"text/plain": plain, "text/html": f"<b>{html.escape(name)}</b><br/>{lines}"}
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep only every block's input and compute the rest again in the backward pass."""
+        self.trunk.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.trunk.gradient_checkpointing = False
+
+    @torch.no_grad()
+    def initialise(self, init: str = "original", generator: torch.Generator | None = None) -> Self:
+        """Draw the weights anew; biases become zero, gains one.
+
+        `original`, as the paper's code: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention output
+        1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. (Not so a head that is tied to the
+        tokens: it is drawn as they are.) `port`, as transformers: all `initializer_range`, but for the outputs of
+        attention and MLP, which have it over sqrt(2 L).
+        """
+        if init not in ("original", "port"):
+            raise ValueError(f"init {init!r}; expected 'original' or 'port'")
+        d, blocks = self.config.n_embd, self.config.n_layer
+        if init == "original":
+            usual = 0.02
+            scales = {"lm_head": 0, "score": 0, "wpe": 0.01, "c_attn": d**-0.5, "q_attn": d**-0.5,
+                      "attn.c_proj": (d * blocks) ** -0.5, "crossattention.c_proj": (d * blocks) ** -0.5}  # fmt: skip
+        else:
+            usual = self.config.initializer_range
+            scales = {"c_proj": usual / math.sqrt(2 * blocks)}
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.ndim == 1:
+                weight.fill_(1)
+            else:
+                scale = next((s for part, s in scales.items() if part in name), usual)
+                weight.normal_(0, scale, generator=generator) if scale else weight.zero_()
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        config: ImageGPTConfig | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        torch_dtype: torch.dtype | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **changes,
+    ) -> Self:
+        """A model in eval mode on the CPU, from a bundled name, a folder in the port's layout or a Hub name.
+
+        `revision` is a branch, tag or commit on the Hub. `config` takes the place of `config.json`. `changes` are
+        fields of the configuration: `num_labels=10`. `dtype`, or as it was called `torch_dtype`, is a type, its name,
+        or "auto": that of the checkpoint. A head that the checkpoint has not starts at zero, with a warning;
+        `ignore_mismatched_sizes` does so with a head of another shape too. Raises `hub.CheckpointError` naming
+        missing, misshapen and unknown tensors.
+        """
+        found, state, where = checkpoints.read(source, revision=revision)
+        dtype = _dtype(torch_dtype or dtype, found, state)
+        config = config_of(found if config is None else config.to_dict(), changes, where.parent / "config.json")
+        with torch.device("meta"):
+            model = cls(config, init=None)
+        expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}
+        state = checkpoints.match(
+            state, expected, base=cls is ImageGPTModel, where=where, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False, assign=True)
+        return model.tie_weights().eval()
+
+    def tie_weights(self) -> Self:
+        """With `tie_word_embeddings`, make the causal head's weight that of `wte`."""
+        if self.config.tie_word_embeddings and hasattr(self, "lm_head"):
+            self.lm_head.weight = self.transformer.wte.weight
+        return self
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in the port's layout."""
+        config = self.config.to_dict() | {"architectures": [type(self).__name__]}
+        tied = {TIED} if self.config.tie_word_embeddings else set()
+        state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in self.state_dict().items() if n not in tied}
+        return checkpoints.write(folder, config, state)
+
+
+TIED = "lm_head.weight"
+
+
+def _dtype(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> torch.dtype:
+    """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
+    if given == "auto":
+        floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
+    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
+    return found
+
+
+class ImageGPTModel(_Pretrained):
+    """The trunk: tokens (N, T) int64 -> states (N, T, D).
+
+    `init`: "original" or "port", see `initialise`; None leaves the weights unset, for whoever sets them all.
+    """
+
+    def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = Norm(config.n_embd, config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        if init:
+            self.initialise(init, generator)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        masked: Tensor | None = None,
+    ) -> Output | tuple:
+        """`last_hidden_state` (N, T, D) after `ln_f`, and what else is asked for.
+
+        `input_ids` int64 (N, T), each below `vocab_size`, or `inputs_embeds` (N, T, D). With `past_key_values`, the
+        tokens behind those that it holds; it is changed in place. `attention_mask` (N, all T so far) is 0 where nobody
+        may look, or is itself added to the scores, (N or 1, heads or 1, T, S). `token_type_ids` (N, T) add their rows
+        of `wte`. `position_ids` (1 or N, T). `encoder_hidden_states` (N, S, D) with `encoder_attention_mask` (N, S) is
+        what `add_cross_attention` looks at. `masked` bool (N, T), of a bidirectional model: these tokens are hidden.
+
+        Ids of other axes, (T,) or (N, 1, T), are taken as (N, T), and the last state has their axes, as in the port.
+
+        `hidden_states`, L + 1 of (N, T, D), are as the port counts them: [l] is the UN-normed input of block l for
+        l < L, and the normed last state for l = L. `attentions` and `cross_attentions` are L of (N, heads, T, S).
+        """
+        config = self.config
+        weighed = config.output_attentions if output_attentions is None else output_attentions
+        keep = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds; got both or none")
+        if encoder_hidden_states is not None and not config.add_cross_attention:
+            raise ValueError("encoder_hidden_states need a model with cross-attention: set add_cross_attention=True")
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids.view(-1, input_ids.shape[-1]))
+        n, t = inputs_embeds.shape[:2]
+        if not isinstance(past_key_values, KeyValueCache | None):
+            kind = type(past_key_values).__name__
+            raise TypeError(f"past_key_values is a {kind}; expected a KeyValueCache, as this model's outputs have it")
+        checkpointing = self.gradient_checkpointing and self.training and past_key_values is None
+        cached = (config.use_cache if use_cache is None else use_cache) and not (config.bidirectional or checkpointing)
+        cache = KeyValueCache() if cached and past_key_values is None else past_key_values
+        start = self._start(cache, n, t)
+
+        x = self._masked(inputs_embeds, masked)
+        x = x + (self.wpe.weight[start : start + t] if position_ids is None else self.wpe(position_ids))
+        if token_type_ids is not None:
+            x = x + self.wte(token_type_ids.view(-1, t))
+        x = self.drop(x)
+
+        explicit = weighed or config.reorder_and_upcast_attn
+        bias, causal = self._bias(x, start, attention_mask, explicit)
+        how = {
+            "bias": bias, "causal": causal, "cache": cache, "explicit": explicit, "encoder": encoder_hidden_states,
+            "encoder_bias": _hide(encoder_attention_mask, x),
+        }  # fmt: skip
+        states, attentions, crossed = [], [], []
+        for block in self.h:
+            states.append(x if keep else None)
+            x, *weights = checkpoint(block, x, use_reentrant=False, **how) if checkpointing else block(x, **how)
+            attentions.append(weights[0])
+            crossed.append(weights[1])
+        if cache is not None:
+            cache.filled = start + t
+        x = self.ln_f(x)
+        x = x if input_ids is None else x.view(*input_ids.shape, -1)
+        values = {
+            "last_hidden_state": x,
+            "past_key_values": cache,
+            "hidden_states": (*states, x) if keep else None,
+            "attentions": tuple(attentions) if weighed else None,
+            "cross_attentions": tuple(crossed) if weighed and encoder_hidden_states is not None else None,
+        }
+        return _output(values, config.return_dict if return_dict is None else return_dict)
+
+    def _start(self, cache: KeyValueCache | None, n: int, t: int) -> int:
+        """The position of the first of `t` tokens of `n` images, after checks that they fit."""
+        if cache is None:
+            start = 0
+        elif self.config.bidirectional:
+            raise ValueError("a bidirectional model has no past: every position sees all others")
+        else:
+            start = cache.filled
+            cache.check(n, t)
+        if start + t > self.config.n_positions:
+            raise ValueError(f"{start + t} positions, but the model has {self.config.n_positions}; shorten the input")
+        return start
+
+    def _masked(self, embedded: Tensor, masked: Tensor | None) -> Tensor:
+        """Token embeddings (N, T, D), zero where `masked` (N, T)."""
+        if masked is None:
+            return embedded
+        if not self.config.bidirectional:
+            raise ValueError("masked tokens are for a bidirectional model; this one predicts the next pixel")
+        return embedded.masked_fill(masked.view(embedded.shape[:2])[..., None].bool(), 0)
+
+    def _bias(self, x: Tensor, start: int, attention_mask: Tensor | None, explicit: bool) -> tuple[Tensor | None, bool]:
+        """What is added to the scores, if anything, and whether SDPA makes the causal mask by itself."""
+        t, causal = x.shape[1], not self.config.bidirectional and x.shape[1] > 1
+        if attention_mask is None and causal and start == 0 and not explicit:
+            return None, True
+        bias, dtype = _hide(attention_mask, x), _dtype_of_products(x)
+        if causal:
+            later = torch.full((t, start + t), torch.finfo(dtype).min, device=x.device, dtype=dtype).triu(start + 1)
+            bias = later if bias is None else later + bias
+        return bias, False
+
+
+def _hide(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """(N, S), 0 where nobody may look -> what is added to scores (N, heads, T, S); four axes are taken as they are.
+
+    The lowest finite number hides, as in the port: minus infinity would make a row that sees nothing NaN.
+    """
+    if mask is None or mask.ndim == 4:
+        return mask
+    dtype, shown = _dtype_of_products(x), mask.reshape(-1, 1, 1, mask.shape[-1]).bool()
+    return torch.zeros(shown.shape, device=mask.device, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with `x`: autocast's, where it is on."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
+
+
+class ImageGPTForCausalImageModeling(_Pretrained):
+    """The trunk and an untied head over the V colours (V + 1 rows with `tie_word_embeddings`, as in the port)."""
+
+    def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
+        super().__init__(config)
+        self.transformer = ImageGPTModel(config, init=None)
+        self.lm_head = nn.Linear(config.n_embd, config.n_colours, bias=False)
+        self.tie_weights()
+        if init:
+            self.initialise(init, generator)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        masked: Tensor | None = None,
+    ) -> Output | tuple:
+        """`logits` (N, T, V), `loss` in nats where there are labels, and what `ImageGPTModel` gives.
+
+        `labels` int64 (N, T) are shifted inside as in the port: logits at i score label i + 1; -100 is left out. That
+        leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`. Those of a
+        bidirectional model are not shifted, and scored where `masked` only.
+        """
+        out = self.transformer(
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            encoder_hidden_states, encoder_attention_mask, use_cache, output_attentions, output_hidden_states,
+            return_dict=True, masked=masked,
+        )  # fmt: skip
+        logits, loss = self.lm_head(out.pop("last_hidden_state")), None
+        if labels is not None and self.config.bidirectional:
+            if masked is None:
+                raise ValueError("a bidirectional model is scored on masked pixels: pass `masked` with `labels`")
+            loss = cross_entropy(logits, labels.masked_fill(~masked.view(labels.shape).bool(), -100))
+        elif labels is not None:
+            loss = cross_entropy(logits[..., :-1, :], labels[..., 1:])
+        values = {"loss": loss, "logits": logits, **out}
+        return _output(values, self.config.return_dict if return_dict is None else return_dict)
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        inputs: Tensor | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        use_cache: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue int64 (N, t), the given tokens in front, to `max_length` tokens or by `max_new_tokens`.
+
+        The most probable token each time, or one drawn with `do_sample`: logits over `temperature`, all but the `top_k`
+        largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
+        in the paper. A row that reached `eos_token_id` (by default the configuration's) goes on with `pad_token_id`, or
+        else with the first of the former, until all have. Arguments are the port's; `inputs` is `input_ids`. An image
+        is SOS and T pixels: max_length = n_positions + 1. Raises ValueError for more.
+        """
+        if (input_ids is None) == (inputs is None):
+            raise ValueError("expected either input_ids or inputs; got both or none")
+        if (max_length is None) == (max_new_tokens is None):
+            raise ValueError("expected either max_length or max_new_tokens; got both or none")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}; expected a number above 0")
+        input_ids = inputs if input_ids is None else input_ids
+        count, given = input_ids.shape
+        length = max_length if max_new_tokens is None else given + max_new_tokens
+        longest = self.config.n_positions + 1
+        if not given < length <= longest:
+            raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
+
+        def pick(logits: Tensor, _: int) -> Tensor:
+            if not do_sample:
+                return logits.argmax(-1, keepdim=True)
+            weights = cut(logits.float() / temperature, top_k, top_p).softmax(-1)
+            return torch.multinomial(weights, 1, generator=generator)
+
+        ends = self.config.eos_token_id if eos_token_id is None else eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends
+        pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
+        # Made outside of inference mode, so that what is returned may be trained on.
+        tokens = F.pad(input_ids, (0, length - given), value=self.config.sos_token_id)
+        ending = _until(pick, ends, ends[0] if pad is None else pad) if ends else pick
+        return self.continue_(tokens, given, ending, use_cache=use_cache)
+
+    @torch.inference_mode()
+    def continue_(
+        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
+        use_cache: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Fill int64 (N, length) from column `given` on, in place: one pass over what is given, then a token a step.
+
+        `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None: then the columns before it are all.
+        `progress` wraps the range of columns. Without `use_cache` each step passes over all tokens again.
+        """
+        if self.config.bidirectional:
+            raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
+        count, length = tokens.shape
+        was_training, cache = self.training, None
+        if use_cache:
+            cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
+        self.eval()
+        try:
+            for column in progress(given, length):
+                fed = tokens[:, (cache.filled if use_cache else 0) : column]
+                states = self.transformer(fed, cache, use_cache=use_cache, return_dict=True).last_hidden_state[:, -1]
+                picked = pick(self.lm_head(states)[:, : self.config.n_colours], column)
+                if picked is None:
+                    return tokens[:, :column]
+                tokens[:, column, None] = picked
+        finally:
+            self.train(was_training)
+        return tokens
+
+
+class ImageGPTForImageClassification(_Pretrained):
+    """The trunk and a linear head over the mean of its T normed last states."""
+
+    def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = ImageGPTModel(config, init=None)
+        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        if init:
+            self.initialise(init, generator)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Output | tuple:
+        """`logits` (N, K), `loss` where there are labels, and what `ImageGPTModel` gives.
+
+        `labels` are int64 (N,), or floating point: (N,) for regression (K = 1), (N, K) of 0 and 1 for several labels an
+        image. `problem_type` of the configuration decides where K and the labels' dtype do not say it.
+        """
+        out = self.transformer(
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            use_cache=use_cache, output_attentions=output_attentions, output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )  # fmt: skip
+        logits = self.score(out.pop("last_hidden_state").mean(dim=-2))
+        loss = None if labels is None else self._loss(widened(logits), labels)
+        values = {"loss": loss, "logits": logits, **out}
+        return _output(values, self.config.return_dict if return_dict is None else return_dict)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error for regression, cross-entropy for one label an image, binary cross-entropy for several."""
+        kind = self.config.problem_type
+        if kind is None:
+            whole = not labels.is_floating_point()
+            kind = PROBLEMS[0] if self.config.num_labels == 1 else PROBLEMS[1] if whole else PROBLEMS[2]
+        if kind == "regression":
+            return F.mse_loss(logits.view(labels.shape), labels.to(logits.dtype))
+        if kind == "single_label_classification":
+            return F.cross_entropy(logits, labels.view(-1))
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> Callable[[Tensor, int], Tensor | None]:
+    """`pick` that gives `pad` in the rows that had one of `ends`, and None when all have."""
+    over = None
+
+    def ending(logits: Tensor, column: int) -> Tensor | None:
+        nonlocal over
+        if over is not None and over.all():
+            return None
+        picked = pick(logits, column)
+        over = torch.zeros_like(picked, dtype=torch.bool) if over is None else over
+        picked = picked.masked_fill(over, pad)
+        over |= torch.isin(picked, torch.tensor(ends, device=picked.device))
+        return picked
+
+    return ending
+
+
+def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (N, V) with minus infinity outside the `top_k` largest, then outside the nucleus of `top_p`.
+
+    Ties with the k-th stay. The nucleus is the smallest set of the most probable tokens whose sum reaches `top_p`
+    (Holtzman et al., 2020); the most probable one always stays.
+    """
+    if top_k:  # 0 leaves nothing out, as in the port
+        if top_k < 0:
+            raise ValueError(f"top_k={top_k}; expected a whole number above 0, or None to leave nothing out")
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}; expected a fraction above 0 and at most 1, or None to leave nothing out")
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
+    return logits

@@ -1,0 +1,1 @@
+"""Pooled features -> probe rows."""

@@ -1,0 +1,218 @@
+"""How much of a layer curve is the network, and how much the protocol? One model, one image set, every protocol.
+
+Published curves of ImageGPT's layers differ in four ways besides the network: alignment (is the start token in front,
+as in training?), point (normed or not), scaling (are features standardised?) and solver (does the probe converge?).
+Here every combination is run on the same images, with C and the layer always chosen on the same held-out rows; beside
+them stands the recipe of the port's notebook, the only complete per-layer table that others have published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from igpt_lab.core.significance import compare, peak_set
+from igpt_lab.features.extraction import extract
+from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.loading import load_model
+from igpt_lab.probing.logistic import fit_logistic, fit_sklearn
+from igpt_lab.probing.probes import CS, Features, ProbeResult, probe_layers
+
+FACTORS = {  # a factor, its level in this package and the other one
+    "alignment": ("sos", "raw"),
+    "point": ("ln_1", "resid_pre"),
+    "scaling": ("standardised", "unscaled"),
+    "solver": ("converged", "100 iterations"),
+}
+SOLVERS = {"converged": (fit_logistic, 1000), "100 iterations": (fit_sklearn, 100)}
+OURS = tuple(level for level, _ in FACTORS.values())
+PORT = ("raw", "hidden states", "unscaled", "1000 iterations")  # the port's: un-normed, but the last
+ENDS = ("difference", "low", "high")
+AT = ("chosen layer", "last layer", "drop")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """`results`: a `ProbeResult` for each (alignment, point, scaling, solver): all of FACTORS', and PORT.
+
+    `table`: a row for each setting and layer. `settings`: a row for each setting, with the layer that validation chose,
+    the last layer, and `drop`, what is lost between them. `effects`: a row for each difference between two settings.
+    """
+
+    results: Mapping[tuple[str, str, str, str], ProbeResult]
+    keys: Mapping[str, FeatureKey]
+    table: pd.DataFrame
+    settings: pd.DataFrame
+    effects: pd.DataFrame
+
+    def to_dict(self) -> dict:
+        """What a figure's record needs: the stores' keys, settings and effects; nan becomes None."""
+        tables = {name: getattr(self, name) for name in ("settings", "effects")}
+        tables = {name: each.astype(object).where(each.notna(), None) for name, each in tables.items()}
+        return {"stores": dict(self.keys)} | {name: each.to_dict("records") for name, each in tables.items()}
+
+    def single(self) -> pd.DataFrame:
+        """The rows of `effects` in which `a` is this package's setting and `b` departs from it in one factor."""
+        ours = {name: ", ".join(OURS[:i] + OURS[i + 1 :]) for i, name in enumerate(FACTORS)}
+        return self.effects[self.effects.others == self.effects.factor.map(ours)].reset_index(drop=True)
+
+    def describe(self) -> str:
+        """What was found, a line for each factor, in points of accuracy with 95% intervals over test images."""
+        average = self.effects[self.effects.others == "average"]
+        lines = [_line(f"{a} less {b}", rows) for (a, b), rows in average.groupby(["a", "b"], sort=False)]
+        return "\n".join([*lines, _line("ours less the port's recipe", self.effects[self.effects.factor == "recipe"])])
+
+
+def ablate_protocol(
+    model: ImageGPTForCausalImageModeling | str | Path,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    store: str | Path = "stores",
+    layers: Sequence[int] | None = None,
+    Cs: Sequence[float] = CS,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Ablation:
+    """Probe `layers` (all by default) in all 16 settings of FACTORS, and by the port's recipe.
+
+    Two extractions, one an alignment, go to `store`. In every setting C and the layer are chosen on the same held-out
+    tenth of train, and test is met once; `solver` alone decides how a fit ends: `logistic.fit_logistic` at its optimum,
+    `logistic.fit_sklearn` after 100 iterations at most. The port's recipe has C = 1 and at most 1000 iterations, mixes
+    un-normed states with a normed last one, and takes the layer that is best on test.
+
+    `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images: at
+    the layer that each setting chose, at the last one, and for the `drop` from one to the other. Where `others` names
+    levels of the other factors, it is `significance.compare` of two settings; where it is "average", the mean over all
+    eight pairs. Both with a 95% interval over test images, by bootstrap.
+    """
+    model = load_model(model) if isinstance(model, str | Path) else model
+    how, results, keys = {"seed": seed, "device": device, "progress": progress}, {}, {}
+    splits = [each.split for each in (train_images, test_images)]
+    for alignment in FACTORS["alignment"]:
+        found = extract(
+            model, [train_images, test_images], store=store, points=FACTORS["point"], layers=layers,
+            alignment=alignment, device=device, progress=progress,
+        )  # fmt: skip
+        keys[alignment] = found.key
+        both = {point: [Features.from_store(found, split, point) for split in splits] for point in FACTORS["point"]}
+        for point, scaling, solver in product(*list(FACTORS.values())[1:]):
+            setting = (alignment, point, scaling, solver)
+            results[setting] = _probe(*both[point], setting, *SOLVERS[solver], Cs, how)
+    # `both` is of raw, the last alignment
+    mixed = [_hidden_states(*pair, model.config.n_layer) for pair in zip(*both.values(), strict=True)]
+    results[PORT] = _probe(*mixed, PORT, fit_sklearn, 1000, [1.0], how)
+    settings = pd.DataFrame([_setting_row(setting, result) for setting, result in results.items()])
+    table = pd.concat([_with_setting(setting, result) for setting, result in results.items()], ignore_index=True)
+    return Ablation(results, keys, table, settings, pd.DataFrame([*_effects(results), *_port_effects(results)]))
+
+
+def _line(name: str, rows: pd.DataFrame) -> str:
+    rows = rows.assign(**100 * rows[list(ENDS)])
+    said = [f"{at} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for at, d, low, high in rows[["at", *ENDS]].values]
+    return f"{name:<33}" + "   ".join(said)
+
+
+def _probe(train: Features, test: Features, setting: tuple, solver, max_iter: int, Cs, how: dict) -> ProbeResult:
+    scaled = setting[2] == "standardised"
+    return probe_layers(
+        train, test, Cs=Cs, standardise=scaled, solver=solver, max_iter=max_iter, control=", ".join(setting), **how
+    )
+
+
+def _hidden_states(normed: Features, unnormed: Features, last: int) -> Features:
+    """The port's `output_hidden_states`: blocks' un-normed inputs, and at layer L the final norm."""
+    layers = {layer: (normed if layer == last else unnormed).layers[layer] for layer in unnormed.layers}
+    return Features(layers, unnormed.labels, unnormed.index)
+
+
+def _named(setting: tuple) -> dict[str, str]:
+    return {"recipe": "port" if setting == PORT else "", **dict(zip(FACTORS, setting, strict=True))}
+
+
+def _with_setting(setting: tuple, result: ProbeResult) -> pd.DataFrame:
+    rows = result.table.drop(columns="control").assign(chosen=result.table.layer == _chosen(setting, result))
+    return pd.concat([pd.DataFrame([_named(setting)] * len(rows)), rows], axis=1)
+
+
+def _chosen(setting: tuple, result: ProbeResult) -> int:
+    """The layer that a setting reports: by validation, in the port's recipe the best on test."""
+    accuracies = result.table.set_index("layer").test_accuracy
+    return int(accuracies.idxmax()) if setting == PORT else result.chosen
+
+
+def _setting_row(setting: tuple, result: ProbeResult) -> dict:
+    rows, chosen, last = result.table.set_index("layer"), _chosen(setting, result), max(result.correct)
+    drop, peak = compare(result.correct[chosen], result.correct[last]), peak_set(result.correct).layers
+    names = ["test_accuracy", "low", "high"]
+    at_last = rows.loc[last, names].rename(lambda name: "last_" + name.removeprefix("test_"))
+    return {
+        **_named(setting), "layer": chosen, **rows.loc[chosen, names], **at_last, "drop": drop.difference,
+        "drop_low": drop.low, "drop_high": drop.high, "drop_p": drop.p_value, "peak_from": min(peak),
+        "peak_to": max(peak), "best_on_test": int(rows.test_accuracy.idxmax()),
+        "best_on_test_accuracy": rows.test_accuracy.max(), "n_layers": len(rows),
+        "converged": int(rows.converged.sum()), "median_iterations": float(rows.iterations.median()),
+        "n_test": drop.n_test,
+    }  # fmt: skip
+
+
+def _effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
+    """Rows of `effects` for each factor: eight pairs of settings that differ in it alone, then their average."""
+    rows = []
+    for i, (factor, (a, b)) in enumerate(FACTORS.items()):
+        others = list(product(*[levels for name, levels in FACTORS.items() if name != factor]))
+        pairs = [[each[:i] + (level,) + each[i:] for level in (a, b)] for each in others]
+        named = {"factor": factor, "a": a, "b": b}
+        for at in AT[:2]:
+            for each, pair in zip(others, pairs, strict=True):
+                found = compare(*(_correct(setting, results[setting], at) for setting in pair))
+                rows.append(named | {"others": ", ".join(each), "at": at} | _difference(found))
+        for at in AT:
+            rows.append(named | {"others": "average", "at": at} | average_difference(_paired(results, pairs, at)))
+    return rows
+
+
+def _port_effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
+    named = {"factor": "recipe", "a": "ours", "b": "port", "others": ""}
+    pair = [OURS, PORT]
+    found = [compare(*(_correct(each, results[each], at) for each in pair)) for at in AT[:2]]
+    drop = average_difference(_paired(results, [pair], "drop"))
+    return [named | {"at": at} | each for at, each in zip(AT, [*map(_difference, found), drop], strict=True)]
+
+
+def _difference(found) -> dict:
+    return {name: getattr(found, name) for name in ("difference", "low", "high", "p_value", "n_test")}
+
+
+def _correct(setting: tuple, result: ProbeResult, at: str) -> np.ndarray:
+    return result.correct[max(result.correct) if at == "last layer" else _chosen(setting, result)]
+
+
+def _paired(results: Mapping[tuple, ProbeResult], pairs: list, at: str) -> np.ndarray:
+    """What each test image adds to the differences of pairs of settings: float64 (P, N)."""
+    if at == "drop":
+        return _paired(results, pairs, "chosen layer") - _paired(results, pairs, "last layer")
+    a, b = (np.stack([_correct(pair[i], results[pair[i]], at) for pair in pairs]).astype(float) for i in (0, 1))
+    return a - b
+
+
+def average_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> dict:
+    """Mean of paired differences (P, N) over pairs and N test images, with its interval: a bootstrap over images.
+
+    As in `significance.compare`, two images come to the N, one that speaks wholly for either side. No p value.
+    """
+    of_images = np.append(differences.mean(0), [1.0, -1.0])
+    values, counts = np.unique(of_images, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(of_images), counts / len(of_images), size=n_boot)
+    low, high = np.quantile(draws @ values / len(of_images), [alpha / 2, 1 - alpha / 2])
+    ends = {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
+    return ends | {"p_value": float("nan"), "n_test": differences.shape[1]}

@@ -1,0 +1,98 @@
+"""What a fine-tuned model says of images: probabilities, accuracy, confusion and mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from igpt_lab.core.significance import accuracy
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.models.imagegpt import ImageGPTForImageClassification
+from igpt_lab.models.loading import load_classifier, tokens_of
+from igpt_lab.models.losses import align
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """`probabilities`: float32 (N, K) of the classes `names`; `labels`: int64 (N,), or None; `index`: int64 (N,)."""
+
+    probabilities: np.ndarray
+    names: tuple[str, ...]
+    labels: np.ndarray | None
+    index: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 (N,)."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool (N,), as `significance.compare` takes it; ValueError without labels."""
+        if self.labels is None:
+            raise ValueError("these images have no labels, so nothing says which are right")
+        return self.predicted == self.labels
+
+    def accuracy(self) -> dict[str, float]:
+        """Accuracy with its 95% interval over images (Clopper and Pearson)."""
+        return accuracy(self.correct)
+
+    def confusion(self) -> pd.DataFrame:
+        """Counts of images: a row for each true class, a column for each predicted one."""
+        counts, _ = np.zeros((len(self.names),) * 2, np.int64), self.correct
+        np.add.at(counts, (self.labels, self.predicted), 1)
+        return pd.DataFrame(counts, pd.Index(self.names, name="true"), pd.Index(self.names, name="predicted"))
+
+    def mistakes(self, count: int = 12) -> np.ndarray:
+        """int64: positions of the wrong ones, the most confident first."""
+        wrong = np.flatnonzero(~self.correct)
+        return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")][:count]
+
+    def table(self) -> pd.DataFrame:
+        """A row for each image: `index`, `label` where there is one, `predicted` and its `probability`."""
+        named = np.array(self.names, object)
+        table = pd.DataFrame({"index": self.index, "predicted": named[self.predicted]})
+        if self.labels is not None:
+            table.insert(1, "label", named[self.labels])
+        return table.assign(probability=self.probabilities.max(1))
+
+
+def classify(
+    model: ImageGPTForImageClassification | str | Path,
+    images: ImageSet | TokenSet | Sequence[Image.Image | np.ndarray],
+    *,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Classified:
+    """What a fine-tuned model says of images, start token in front; labels are carried along, and not looked at."""
+    model = load_classifier(model) if isinstance(model, str | Path) else model
+    names = tuple(model.config.id2label.values())
+    is_set = isinstance(images, ImageSet | TokenSet)
+    if is_set:
+        labels, index, tokens = images.labels, images.index, tokens_of(model, images, progress=progress)
+        if labels is not None and images.label_names and tuple(images.label_names) != names:
+            raise ValueError(f"the classes of {images.name} are {images.label_names}; the model's are {names}")
+    else:
+        if model.processor is None:
+            raise ValueError(f"{model.name} has no palette (preprocessor_config.json): token sets are all it can take")
+        labels, index, tokens = None, np.arange(len(images)), model.processor.encode(images)
+    logits = logits_of(model.eval(), tokens, batch_size, progress)
+    return Classified(logits.softmax(1).numpy(), names, labels, index)
+
+
+@torch.inference_mode()
+def logits_of(model: ImageGPTForImageClassification, tokens: np.ndarray, batch_size: int, progress: bool) -> Tensor:
+    """float32 (N, K) on the CPU, of pixels (N, T)."""
+    found = []
+    for start in tqdm(range(0, len(tokens), batch_size), desc="classify", unit="batch", disable=not progress, delay=2):
+        pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
+        found.append(model(align(pixels, "sos", model.config), use_cache=False).logits.float())
+    return torch.cat(found).cpu()

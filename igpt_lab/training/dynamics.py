@@ -1,0 +1,106 @@
+"""How features form: every checkpoint of a run, its loss and a linear probe at each layer (the paper's Figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from igpt_lab.core.devices import best_device
+from igpt_lab.core.hub import resolve
+from igpt_lab.features.extraction import extract
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.models.loading import load_model, tokens_of
+from igpt_lab.models.losses import losses_of
+from igpt_lab.probing.probes import CS, Features, compare_layers, probe_layers
+
+
+def checkpoints_of(source: str | Path) -> dict[int, Path]:
+    """The checkpoints of a model: step -> folder, in order. The last one is the model itself, where it is there.
+
+    `source` is a bundled or Hub name, a folder of `pretrain`, finished or not, or a folder of `step-*` folders, such as
+    the original's, converted, step-131000 to step-1000000. A model alone, without a log of its steps, counts as one.
+    """
+    folder = resolve(source)
+    folders = [*folder.glob("step-*"), *folder.glob("checkpoints/step-*")]
+    found = {int(each.name[5:]): each for each in folders if each.name[5:].isdecimal()}
+    if (folder / "config.json").exists():
+        log = folder / "log.csv"
+        found[int(pd.read_csv(log).step.iloc[-1]) if log.exists() else max(found, default=0) + 1] = folder
+    if not found:
+        raise ValueError(
+            f"{folder} has neither a model nor checkpoints; expected folders step-NUMBER, as pretrain leaves"
+        )
+    return dict(sorted(found.items()))
+
+
+def probe_checkpoints(
+    checkpoints: Mapping[int, str | Path],
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    store: str | Path = "stores",
+    name: str = "",
+    untrained: bool = True,
+    layers: Sequence[int] | None = None,
+    Cs: Sequence[float] = CS,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """A row for each checkpoint and layer: that of `probe_layers`, and `model` (`name`), `step`, `loss` and its error.
+
+    `loss` is over the test images, in nats per token, `loss_error` its standard error over images; a BERT model has
+    nan. `drop`, `drop_low`, `drop_high` and `drop_p` compare the chosen layer with the last (`compare_layers`), the
+    same in all rows of a checkpoint. `untrained` begins with the network before its first step, at step 0. Features go
+    to `store`, one store a checkpoint.
+    """
+    first = {0: next(iter(checkpoints.values()))} if untrained and 0 not in checkpoints else {}
+    splits, rows, how = [train_images.split, test_images.split], [], {"device": device, "progress": False}
+    for step, source in tqdm({**first, **checkpoints}.items(), desc="checkpoints", disable=not progress):
+        model = load_model(source, random=step in first, seed=seed).to(device or best_device())
+        found = extract(model, [train_images, test_images], store=store, layers=layers, **how)
+        features = [Features.from_store(found, split) for split in splits]
+        result = probe_layers(*features, Cs=Cs, seed=seed, **how)
+        rows.append(result.table.assign(**_facts(model, test_images), **_drop(result)))
+        rows[-1].insert(0, "step", step)
+    table = pd.concat(rows, ignore_index=True)
+    table.insert(0, "model", name)
+    return table
+
+
+def probe_models(
+    models: Mapping[str, str | Path], train_images: ImageSet, test_images: ImageSet, *, seed: int = 0, **options
+) -> pd.DataFrame:
+    """Several models side by side, name -> source: `probe_checkpoints` of each one's last checkpoint alone.
+
+    Each also has a row of control 'raw pixels', the probe of the pixels as that model is shown them.
+    """
+    tables = []
+    for name, source in tqdm(models.items(), desc="models"):
+        step, folder = checkpoints_of(source).popitem()
+        how = {"name": name, "untrained": False, "seed": seed, "progress": False}
+        tables.append(probe_checkpoints({step: folder}, train_images, test_images, **how, **options))
+        processor = load_model(folder).processor
+        pixels = [Features.from_pixels(each, processor) for each in (train_images, test_images)]
+        probed = probe_layers(*pixels, seed=seed, control="raw pixels", progress=False).table
+        tables.append(probed.assign(model=name, step=step))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _facts(model, images: ImageSet | TokenSet) -> dict[str, float]:
+    if model.config.bidirectional:
+        return {"loss": np.nan, "loss_error": np.nan}
+    nats = losses_of(model, tokens_of(model, images))
+    return {"loss": nats.mean(), "loss_error": nats.std(ddof=1) / np.sqrt(len(nats))}
+
+
+def _drop(result) -> dict[str, float]:
+    if len(result.correct) < 2:
+        return {}
+    found = compare_layers(result)
+    return {"drop": found.difference, "drop_low": found.low, "drop_high": found.high, "drop_p": found.p_value}

@@ -1,0 +1,218 @@
+"""The commands on tiny input: what they print, leave behind, and say of bad input."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import igpt_lab as lab
+from igpt_lab.app import cli
+from igpt_lab.app import notebooks as workbench
+from igpt_lab.features.store import FeatureStore
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.loading import tokens_of
+from igpt_lab.models.losses import losses_of
+
+
+def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
+    arguments = ["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--limit", "10"]
+    assert cli.main([*arguments, "--store", str(tmp_path)]) == 0
+    store = FeatureStore.open(capsys.readouterr().out.strip())
+    assert store.splits == ["test"] and store.layer("ln_1", 3, "test").shape == (10, 8)
+    some = "--point mlp_out --point ln_1 --layers 0 2 --pool max --batch-size 3 --on-bad-image skip".split()
+    assert cli.main([*arguments, "--store", str(tmp_path), *some]) == 0
+    store = FeatureStore.open(capsys.readouterr().out.strip())
+    assert store.layers == {"mlp_out": [0, 2], "ln_1": [0, 2]} and store.key["pool"] == "max"
+    assert cli.main([*arguments, "--store", str(tmp_path), "--random"]) == 0
+    assert "tiny-random-" in capsys.readouterr().out
+
+
+def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, capsys):
+    bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
+    bert.save_pretrained(tmp_path / "bert")
+    np.save(tmp_path / "set_teX.npy", np.zeros((5, 16), np.uint8))
+    given = [str(tmp_path / "bert"), str(tmp_path / "set"), "--split", "test"]
+    assert cli.main(["extract", *given, "--store", str(tmp_path / "s")]) == 0
+    first = FeatureStore.open(capsys.readouterr().out.strip())
+    assert first.manifest["key"]["alignment"] == "raw"
+    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "raw", "--revision", "v1"]) == 0
+    assert capsys.readouterr().out.strip() == str(first.path)
+    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "sos"]) == 1
+    assert "a bidirectional model has no SOS" in capsys.readouterr().err
+    assert cli.main(["evaluate", *given]) == 1
+    assert capsys.readouterr().err == (
+        f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
+    )
+
+
+def test_sample_and_complete_leave_a_gallery_with_tokens_and_seeds(tiny_folder, tiny_images, tmp_path, capsys):
+    how = "--seed 3 --top-p 0.9 --out".split()
+    assert cli.main(["sample", str(tiny_folder), "--count", "5", *how, str(tmp_path / "s")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"s.{kind}") for kind in "png pdf svg csv json".split()]
+    model = lab.load_model(tiny_folder)
+    table, drawn = pd.read_csv(tmp_path / "s.csv", index_col="seed"), lab.sample(model, 5, seed=3, top_p=0.9)
+    np.testing.assert_array_equal(table, drawn.tokens)
+    assert table.index.tolist() == drawn.seeds.tolist()
+    made = json.loads((tmp_path / "s.json").read_text())
+    assert made["seed"] == 3 and made["config"]["top_p"] == 0.9 and made["config"]["model"] == "tiny"
+    assert made["config"]["finished_rows"] == [4] * 5
+
+    arguments = ["--limit", "2", "--completions", "3", "--keep", "0.25", *how, str(tmp_path / "c")]
+    assert cli.main(["complete", str(tiny_folder), str(tiny_images), *arguments]) == 0
+    table, made = pd.read_csv(tmp_path / "c.csv", index_col="seed"), json.loads((tmp_path / "c.json").read_text())
+    given = lab.load_images(tiny_images, "test", limit=2)
+    assert made["config"]["index"] == given.index.tolist() and table.shape == (6, 16)
+    primes = lab.tokenize(given, model.processor)[:, :4]
+    np.testing.assert_array_equal(table.to_numpy().reshape(2, 3, 16)[:, :, :4], primes[:, None].repeat(3, axis=1))
+
+
+def test_a_picture_file_is_completed_and_an_interruption_is_told(tiny_folder, tmp_path, monkeypatch):
+    Image.new("RGB", (9, 7), "white").save(tmp_path / "Mine.PNG")
+    given = ["complete", str(tiny_folder), str(tmp_path / "Mine.PNG"), "--out", str(tmp_path / "c")]
+    assert cli.main(given) == 0
+    assert (pd.read_csv(tmp_path / "c.csv", index_col="seed").iloc[:, :8] == 7).all(axis=None)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("igpt_lab.sampling.decoding.Decoder.step", stop)
+    with pytest.warns(UserWarning, match="0 of 4 images whole"):
+        assert cli.main(given) == 130
+    assert json.loads((tmp_path / "c.json").read_text())["config"]["finished_rows"] == [2] * 4
+
+
+def test_a_model_without_a_palette_draws_no_image(tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "bare")
+    assert cli.main(["sample", str(tmp_path / "bare")]) == 1
+    assert "has no palette" in capsys.readouterr().err
+
+
+def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tiny_images, tmp_path, capsys):
+    arguments = "--side 4 --colours 6 --layers 2 --width 8 --heads 2 --batch-size 4 --warmup 1 --steps 3 --holdout 5 "
+    arguments += "--validate 5 --log-every 2 --save-every 2 --snapshots 1"
+    assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0
+    assert pd.read_csv(tmp_path / "m/log.csv").validation_bits_per_pixel[0] == pytest.approx(2.58496, abs=1e-4)
+    assert cli.main(["evaluate", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "m on 12 images" in said
+    model, images = lab.load_model(tmp_path / "m"), lab.load_images(tiny_images, "test", limit=12)
+    bits = losses_of(model, tokens_of(model, images)) / np.log(2)
+    assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in said
+    assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0  # finished
+
+    more = ["pretrain", str(tiny_images), "--out", str(tmp_path / "on"), "--init", str(tmp_path / "m")]
+    assert cli.main([*more, *arguments.split()]) == 1
+    assert "brings its shape along; leave out --bert, --side" in capsys.readouterr().err
+    assert cli.main([*more, *arguments.split()[10:]]) == 0
+    logs = [pd.read_csv(tmp_path / name / "log.csv").validation_loss for name in ("m", "on")]
+    assert logs[1][0] == logs[0].iloc[-1] > logs[1].iloc[-1]
+    palettes = [(tmp_path / name / "preprocessor_config.json").read_text() for name in ("m", "on")]
+    assert palettes[0] == palettes[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["extract", "fashion-xz", "fashion-mini"], "did you mean 'fashion-xs'"),
+        (["extract", "TINY", "fashion-minni"], "fashion-mini"),
+        (["evaluate", "EMPTY", "fashion-mini"], "config.json"),
+        (["extract", "TINY", "EMPTY"], "EMPTY"),
+        (["reproduce", "--model", "fashion-xz"], "did you mean 'fashion-xs'"),
+        (["stores"], "no folder stores"),
+        (["prune", "nowhere", "--yes"], "no folder nowhere"),
+        (["verify", "nowhere", "--repair"], "no folder nowhere"),
+        (["verify", "EMPTY"], "it has no manifest.json"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    given = [str(tiny_folder) if word == "TINY" else word for word in arguments]
+    assert cli.main(given) == 1
+    message = capsys.readouterr().err
+    assert culprit in message and message.startswith("igpt-lab: ") and message.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["EMPTY"]
+
+
+def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--limit", "10"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert cli.main(["stores"]) == cli.main(["prune"]) == cli.main(["verify", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert f"{path.name[-8:]} complete" in told and "test 10" in told and "ln_1 4" in told
+    assert "nothing to prune in stores" in told and "whole, every digest as listed" in told
+    part = path / "test/part-00000-of-00001.parquet"
+    good = part.read_bytes()
+    part.write_bytes(good[:-40])
+    assert cli.main(["verify", str(path)]) == 1
+    assert capsys.readouterr().out.count("\n") == 2  # its digest, and that it is not Parquet
+    assert cli.main(["verify", str(path), "--repair"]) == 0
+    assert "repaired" in capsys.readouterr().out and part.read_bytes() == good
+    part.unlink()
+    assert cli.main(["stores"]) == cli.main(["prune"]) == 0 and path.exists()
+    told = capsys.readouterr().out
+    assert "0 of 1 parts" in told and f"incomplete store  {path}" in told and "--yes deletes them" in told
+    assert cli.main(["prune", "--yes"]) == 0 and list(Path("stores").iterdir()) == [Path("stores/tokens")]
+    assert cli.main(["stores"]) == 0 and "no stores in stores" in capsys.readouterr().out
+
+
+def notebook(*sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_parameters_are_set_where_they_differ(tmp_path):
+    book = notebook('out = "../results"\nrows = 5\nks = [1, 2]', "rows")
+    folder = tmp_path / "notebooks"
+    workbench.with_parameters(book, {"out": str(tmp_path / "results"), "rows": 5, "ks": [1, 2], "other": 3}, folder)
+    assert len(book.cells) == 2
+    workbench.with_parameters(book, {"out": str(tmp_path / "else"), "rows": 6}, folder)
+    assert book.cells[1].source == f"out = {str(tmp_path / 'else')!r}\nrows = 6"
+    book.cells[0].metadata["tags"] = []
+    with pytest.raises(ValueError, match="tagged `parameters`"):
+        workbench.with_parameters(notebook("a = 1", "b = 2"), {}, folder) or workbench.with_parameters(book, {}, folder)
+
+
+def test_a_failing_notebook_is_named_with_its_cell(tiny_folder, tiny_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(workbench, "NOTEBOOKS", ("one", "two"))
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
+    for name, last in (("one", "print(rows)"), ("two", "rows[0]")):
+        nbformat.write(notebook("rows = 1", "rows + 1", last), tmp_path / f"{name}.ipynb")
+    arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(tmp_path / "out")]
+    assert cli.main(["reproduce", *arguments]) == 1
+    assert "notebook two, cell 3 failed: TypeError" in capsys.readouterr().err
+    kept = nbformat.read(tmp_path / "out/notebooks/one.ipynb", as_version=4)
+    assert kept.cells[2].outputs[0].text == "1\n"
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_tidy_drops_progress_only():
+    cell = nbformat.v4.new_code_cell("x")
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="a:  50%|##  | 1/2"),
+        nbformat.v4.new_output("stream", name="stderr", text="Warning: mind this"),
+        nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+        nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=1),
+    ]
+    workbench._tidy(nbformat.v4.new_notebook(cells=[cell]))
+    assert [output.get("text") for output in cell.outputs] == ["Warning: mind this", None]
+
+
+def test_summary_reads_what_the_notebooks_left(tmp_path):
+    rows = [("", 0, 0.5, 0.4, 0.6, False), ("", 1, 0.8, 0.7, 0.9, True), ("", 2, 0.6, 0.5, 0.7, False)]
+    rows.append(("raw pixels", 0, 0.3, 0.2, 0.4, True))
+    table = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "low", "high", "chosen"])
+    table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)
+    record = {"config": {"comparison": {"p_value": 0.001}}}
+    (tmp_path / "layer_curve.json").write_text(json.dumps(record))
+    assert workbench.summary(tmp_path) == {
+        "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
+        "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
+    }  # fmt: skip

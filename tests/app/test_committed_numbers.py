@@ -1,0 +1,153 @@
+"""What the committed notebooks print and draw is what results/ holds, so that the two cannot drift apart."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from igpt_lab.figures import read_table
+
+ROOT = Path(__file__).resolve().parents[2]
+CELLS = {
+    path.stem: [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+}
+SAVED = [
+    (notebook, name)
+    for notebook, cells in CELLS.items()
+    for cell in cells
+    for name in re.findall(r'save_figure\([^)]*f"\{out\}/(\w+)"', cell.source)
+]
+
+
+def data(notebook: str, kind: str) -> list:
+    """What the cells of a notebook show as `kind`, in order."""
+    outputs = [output for cell in CELLS[notebook] for output in cell.outputs]
+    if kind == "stdout":
+        return [output.text for output in outputs if output.get("name") == "stdout"]
+    return [output.data[kind] for output in outputs if kind in output.get("data", {})]
+
+
+def tables(notebook: str) -> list[pd.DataFrame]:
+    """The DataFrames that a notebook shows, as words, without their index."""
+    found = []
+    for page in data(notebook, "text/html"):
+        if 'class="dataframe"' not in page:
+            continue
+        tree = ElementTree.fromstring(re.search(r"<table.*</table>", page, re.S)[0])
+        names = [cell.text for cell in tree.find("thead/tr") if cell.text]
+        rows = [[cell.text for cell in row.findall("td")] for row in tree.findall("tbody/tr")]
+        found.append(pd.DataFrame(rows, columns=names[-len(rows[0]) :], dtype=object))
+    return found
+
+
+def results(name: str, control: str | None = None) -> pd.DataFrame:
+    table = read_table((ROOT / f"results/{name}.csv").read_bytes())
+    return (
+        table if control is None else table[table.control.astype(object).fillna("") == control].reset_index(drop=True)
+    )
+
+
+def config(name: str) -> dict:
+    return json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8"))["config"]
+
+
+def agree(shown: pd.DataFrame, expected: pd.DataFrame, *, at_least: int = 3) -> None:
+    """Every column of both says the same, to the digits that are shown."""
+    both = [name for name in shown if name in expected]
+    assert len(both) >= at_least and len(shown) == len(expected), (list(shown), list(expected))
+    for name in both:
+        for word, value in zip(shown[name], expected[name], strict=True):
+            if isinstance(value, (float, np.floating)) and not isinstance(value, bool):
+                mantissa, _, power = (word or "nan").partition("e")
+                step = 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+                assert (word == "NaN" and np.isnan(value)) or abs(float(word) - value) <= 0.5001 * step, (
+                    name,
+                    word,
+                    value,
+                )
+            else:
+                assert (word or "") == ("" if value is None else str(value)), (name, word, value)
+
+
+def test_every_saved_figure_is_known():
+    assert len(SAVED) >= 13 and {name for _, name in SAVED} >= {"layer_curve", "geometry", "samples", "fine_tuning"}
+
+
+@pytest.mark.parametrize(("notebook", "name"), SAVED, ids=lambda word: word)
+def test_the_figure_shown_is_the_figure_saved(notebook, name):
+    shown = {base64.b64decode(png) for png in data(notebook, "image/png")}
+    assert (ROOT / f"results/{name}.png").read_bytes() in shown
+
+
+def test_tables_of_the_layer_probe():
+    shown = tables("02_layer_probe")
+    agree(shown[0], results("layer_curve", "").fillna({"control": ""}), at_least=10)
+    agree(shown[1], results("layer_curve", ""))
+    agree(shown[2], results("layer_curve", "random network"))
+    selectivity = pd.DataFrame({"accuracy": results("layer_curve", "").test_accuracy})
+    agree(shown[-1], selectivity, at_least=1)
+    found = config("layer_curve")["comparison"]
+    (said,) = (text for text in data("02_layer_probe", "text/plain") if text.startswith("Comparison("))
+    said = dict(pair.split("=") for pair in said.removeprefix("Comparison(").removesuffix(")").split(", "))
+    assert said == {name: repr(value) for name, value in found.items()}
+    ours = results("layer_curve", "")
+    assert str(ours.layer[ours.in_peak_set.astype(bool)].tolist()) in data("02_layer_probe", "text/plain")
+
+
+def test_table_of_few_labels():
+    (shown,) = tables("03_few_labels")
+    table = results("few_label_curve").assign(control=lambda t: t.control.astype(object).fillna(""))
+    named = table.assign(layer=table.layer.where(table.layer_rule == "fixed", "chosen").astype(str))
+    parts = [named[named.control == control] for control in ("", "raw pixels")]
+    groups = [part.groupby(["control", "k", "layer_rule", "layer"]).test_accuracy for part in parts]
+    agree(shown, pd.concat([group.agg(["mean", "std", "count"]) for group in groups]).reset_index(drop=True))
+
+
+def test_tables_of_likeness_protocol_and_geometry():
+    agree(tables("04_gallery")[-1], results("likeness"), at_least=9)
+    settings, single = tables("05_protocol")
+    agree(settings, pd.DataFrame(config("protocol")["settings"]), at_least=12)
+    effects = pd.DataFrame(config("protocol")["effects"])
+    ours = {"alignment": "sos", "point": "ln_1", "scaling": "standardised", "solver": "converged"}
+    lone = pd.concat([
+        effects[(effects.factor == factor) & (effects["at"] != "drop")
+                & (effects.others == ", ".join(value for name, value in ours.items() if name != factor))]
+        for factor in ours
+    ])  # fmt: skip
+    agree(single, lone.reset_index(drop=True), at_least=8)
+    agree(tables("06_geometry")[0], results("geometry", ""))
+    agree(tables("06_geometry")[1], results("geometry", "raw pixels"))
+
+
+def test_words_of_the_protocol():
+    effects, (said,) = pd.DataFrame(config("protocol")["effects"]), data("05_protocol", "stdout")
+    rows = effects[effects.others.isin(["average", ""])]
+    wanted = [f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" for row in rows.itertuples()]
+    assert re.findall(r"[+-][\d.]+ \[[^]]+\]", said) == wanted and len(wanted) == 15
+
+
+def test_tables_of_fine_tuning():
+    table = results("fine_tuning").assign(labels=lambda t: t.labels.astype(str))
+    before, means, pairs = tables("08_fine_tuning")[:3]
+    curves = pd.DataFrame(config("fine_tuning")["curves"])
+    agree(before, curves[curves.control == ""].reset_index(drop=True), at_least=5)
+    groups = table.groupby(["labels", "method"], sort=False).test_accuracy
+    agree(means, groups.agg(["mean", "std", "count"]).reset_index(drop=True))
+    ways = list(dict.fromkeys(table.method))[2:]  # after the two probes
+    expected = pd.DataFrame(config("fine_tuning")["pairs"]).T.loc[ways]
+    agree(pairs, expected[["accuracy_a", "difference", "low", "high", "p_value"]].astype(float).reset_index(drop=True))
+
+
+def test_the_tour_says_what_it_saved():
+    table, pages = results("tour_layer_curve", ""), " ".join(data("00_tour", "text/html"))
+    best, last = table[table.chosen.astype(bool)].iloc[0], table.iloc[-1]
+    for row in (best, last):
+        assert f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]" in pages
+    assert f"{best.layer} of 0..{last.layer}, chosen on validation" in pages

@@ -1,0 +1,197 @@
+"""What the explorer sends to the browser, compared with other ways to the same numbers."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+import igpt_lab as lab
+from igpt_lab.app import explorer as module
+from igpt_lab.app.explorer import HELD, changes, explore, survey
+
+
+@pytest.fixture(scope="module")
+def images(tiny_images, tmp_path_factory) -> Path:
+    """A copy of its own, which a test may take away."""
+    return Path(shutil.copytree(tiny_images, tmp_path_factory.mktemp("copy") / "shades"))
+
+
+@pytest.fixture(scope="module")
+def store(tiny_folder, images, tmp_path_factory):
+    sets = [lab.load_images(images, split) for split in ("train", "test")]
+    model = lab.load_model(tiny_folder)
+    return lab.extract(model, sets, store=tmp_path_factory.mktemp("s"), points=["ln_1", "mlp_out"], progress=False)
+
+
+@pytest.fixture
+def seen(store, tmp_path):
+    return explore(store, out=tmp_path, progress=False)
+
+
+def sent(explorer, name, kind):
+    return np.frombuffer(getattr(explorer, name), kind)
+
+
+def test_places_are_principal_components_turned_to_follow(store):
+    layers = {layer: store.layer("ln_1", layer, "test") for layer in store.layers["ln_1"]}
+    places, explained, near = survey(layers)
+    for i, x in enumerate(layers.values()):
+        x = StandardScaler().fit_transform(x.astype(np.float64))
+        own = PCA(2).fit(x)
+        theirs = own.transform(x)
+        theirs /= np.sqrt((theirs**2).sum(1).mean())
+        ours, unturned = (np.linalg.norm(each[:, None] - each, axis=-1) for each in (places[i], theirs))
+        np.testing.assert_allclose(ours, unturned, atol=1e-3)  # a turn or a mirror moves no point nearer to another
+        assert explained[i].sum() == pytest.approx(own.explained_variance_ratio_.sum(), abs=1e-4)
+        if i:
+            assert ((places[i] - places[i - 1]) ** 2).sum() <= ((theirs - places[i - 1]) ** 2).sum() + 1e-3
+        found = NearestNeighbors(n_neighbors=9).fit(x).kneighbors(x)
+        distances = np.linalg.norm(x[near[i]] - x[:, None], axis=-1)
+        np.testing.assert_allclose(distances, found[0][:, 1:], atol=1e-3)  # equals may come in any order
+
+
+def test_predictions_are_those_of_the_probes(seen, store):
+    result = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), progress=False)
+    predicted = sent(seen, "predicted", "<u2").reshape(4, 40)
+    labels = store.labels("test")
+    np.testing.assert_array_equal(sent(seen, "labels", "<u2"), labels)
+    np.testing.assert_array_equal(sent(seen, "rows", "<i4"), store.index("test"))
+    for row, said in zip(result.table.itertuples(), predicted, strict=True):
+        assert (said == labels).mean() == row.test_accuracy
+    assert [each["accuracy"] for each in seen.facts["curve"]] == result.table.test_accuracy.tolist()
+    assert seen.facts["chosen"] == result.chosen == seen.layer and seen.other == 3
+
+
+def test_the_held_out_tenth_has_the_accuracy_that_chose(seen, store):
+    result = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), progress=False)
+    seen.split = HELD
+    found = [each["accuracy"] for each in seen.facts["curve"]]
+    np.testing.assert_allclose(found, result.table.validation_accuracy, atol=1 / 6 + 1e-9)  # of 6 rows, one may differ
+    assert seen.facts["n"] == 6 and seen.facts["chosen"] == result.chosen and "held out" in seen.facts["of"]
+    assert set(sent(seen, "rows", "<i4")) <= set(store.index("train"))
+
+
+def test_few_labels_are_those_of_the_few_label_probe(seen, store):
+    assert seen.facts["choices"]["count"] == [0, 1, 4, 25]
+    seen.count = 4
+    features = [lab.Features.from_store(store, split) for split in ("train", "test")]
+    theirs = lab.probe_few_labels(*features, ks=[4], draws=1, layers=range(4), progress=False).table
+    fixed = theirs[theirs.layer_rule == "fixed"]
+    assert [each["accuracy"] for each in seen.facts["curve"]] == fixed.test_accuracy.tolist()
+    assert seen.facts["chosen"] == theirs[theirs.layer_rule == "chosen"].layer.item() and seen.facts["n_train"] == 8
+
+
+def test_pictures_are_what_the_network_gets_and_neighbours_in_pixels_are_theirs(seen, images, tiny_folder):
+    test = lab.load_images(images, "test")
+    pixels = lab.load_model(tiny_folder).processor.resize(test.images())[..., :1]
+    assert seen.pictures == pixels.tobytes() and seen.facts["shape"] == [4, 4, 1]
+    flat = pixels.reshape(40, -1).astype(float)
+    near = sent(seen, "pixel_near", "<i4").reshape(40, 8)
+    theirs = NearestNeighbors(n_neighbors=9).fit(flat).kneighbors(flat)[0][:, 1:]
+    np.testing.assert_allclose(np.linalg.norm(flat[near] - flat[:, None], axis=-1), theirs, atol=1e-3)
+    assert seen.facts["classes"] == ["dark", "light"]
+
+
+def test_changes_by_hand():
+    labels, a, b = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 0, 0, 2]), np.array([0, 0, 0, 2, 0, 2])
+    assert {name: list(each) for name, each in changes(labels, a, b).items()} == {
+        "only this layer is right": [2], "only the other is right": [1], "both wrong, differently": [3],
+    }  # fmt: skip
+
+
+def test_another_point_keeps_what_is_looked_at(seen):
+    seen.layer, seen.image, before = 2, 7, seen.near
+    seen.point = "mlp_out"
+    assert seen.facts["at"]["point"] == "mlp_out" and seen.facts["layers"] == [0, 1, 2]
+    assert seen.layer == 2 and seen.other == 2 and seen.image == 7 and seen.near != before
+    seen.point = "ln_1"
+    assert seen.near == before and not seen.busy
+
+
+def test_what_cannot_be_chosen_changes_nothing(seen):
+    before = seen.facts
+    with pytest.raises(ValueError, match="split 'tests'; expected one of test, held out"):
+        seen.split = "tests"
+    assert seen.split == "test" and seen.facts == before
+    with pytest.raises(ValueError, match="count 3; expected one of 0, 1, 4, 25"):
+        seen.count = 3
+
+
+def test_a_failure_is_told_and_what_was_shown_stays(seen, monkeypatch):
+    before = seen.facts
+
+    def fail(*_, **__):
+        raise ValueError("class 0 has 3 rows; 4 a class were asked for")
+
+    monkeypatch.setattr(module, "probe_few_labels", fail)
+    seen.count = 4
+    assert seen.problem.startswith("class 0 has 3 rows") and seen.count == 0 and seen.facts == before and not seen.busy
+
+
+def test_a_limit_is_a_draw_of_that_many(store, tmp_path):
+    some = explore(store, out=tmp_path, limit=11, progress=False)
+    rows = sent(some, "rows", "<i4")
+    assert len(rows) == 11 and (np.diff(rows) > 0).all() and some.facts["of"] == "11 of 40 test images"
+    np.testing.assert_array_equal(sent(some, "labels", "<u2"), store.labels("test")[np.isin(store.index("test"), rows)])
+
+
+def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
+    seen.layer, seen.other, seen.image = 1, 3, 5
+    files = seen.save()
+    folder = tmp_path / store.path.name / "ln_1-test-all-labels-layer01"
+    assert {file.parent for file in files} == {folder.resolve()}
+    names = {"accuracy", "confusion", "features", "neighbours", "changes"}
+    assert {file.stem for file in files} >= names - {"changes"} and len(files) % 5 == 0
+    content = [file.read_bytes() for file in files]
+    assert [file.read_bytes() for file in seen.save()] == content
+    confusion = pd.read_csv(folder / "confusion.csv", index_col="true")
+    said = sent(seen, "predicted", "<u2").reshape(4, 40)[1]
+    right = np.trace(confusion.to_numpy())
+    assert confusion.to_numpy().sum() == 40 and right == (said == store.labels("test")).sum()
+    view = json.loads((folder / "features.json").read_text())["config"]["view"]
+    assert view == {
+        "point": "ln_1", "split": "test", "count": 0, "layer": 1, "other": 3, "image": 5,
+        "row": 5, "chosen": seen.facts["chosen"],
+    }  # fmt: skip
+
+
+def test_the_save_button(seen):
+    told = []
+    seen.send = told.append
+    seen._handle_custom_msg({"do": "save"}, [])
+    assert Path(told[0]["saved"], "accuracy.png").is_file() and "accuracy.png" in told[0]["files"]
+
+
+def test_without_widgets_there_is_a_page(seen):
+    data, _ = seen._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert data["text/plain"].startswith("<Explorer tiny on shades: 40 test images, point ln_1, layers 0..3; layer ")
+    page = data["text/html"]
+    assert "data:image/png;base64," in page and "not for choosing" in page and "<script" not in page
+    assert page.count("<tr>") == 5 and f"{seen.facts['curve'][0]['accuracy']:.1%}" in page
+
+
+def test_the_front_end_asks_no_network():
+    script, looks = ((module.FILES / f"explorer.{kind}").read_text() for kind in ("js", "css"))
+    assert set(re.findall(r"\w+://[^\"'`\s]+", script + looks)) == {"http://www.w3.org/2000/svg"}  # a name, no address
+    assert not re.search(r"\bimport\b|fetch\(|XMLHttpRequest|url\(|innerHTML", script + looks)
+
+
+def test_a_store_without_train_or_whose_images_are_gone(store, tiny_folder, images, tmp_path):
+    only = lab.extract(tiny_folder, lab.load_images(images, "test"), store=tmp_path / "s", progress=False)
+    with pytest.raises(ValueError, match="has the splits test; a probe needs one named train"):
+        explore(only)
+    away = images.rename(images.with_name("away"))
+    try:
+        blind = explore(store.path, out=tmp_path, progress=False)
+        assert blind.pictures == b"" and "not where the store says" in blind.facts["no_pictures"]
+        assert blind.facts["classes"] == ["0", "1"] and len(blind.save()) == 15
+    finally:
+        away.rename(images)

@@ -1,0 +1,110 @@
+"""Cards say what the objects hold, escaped, in the page's own colours, and the text beside them says the same."""
+
+import io
+import re
+from base64 import b64decode
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image
+
+import igpt_lab as lab
+from igpt_lab.core.display import card, span, spark
+from igpt_lab.core.provenance import digest
+from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.image_sets import TokenSet
+from igpt_lab.probing.few_labels import FewLabelResult
+from igpt_lab.probing.probes import ProbeResult
+
+
+def shown(thing) -> tuple[str, str, dict]:
+    """Text, HTML and the facts in it, as IPython would show them."""
+    bundle, _ = DisplayFormatter().format(thing)
+    page = bundle["text/html"]
+    assert not re.search(r"\bcolor:|#(?!888)[0-9a-f]{3,6}\b|white|black", page)  # no colours of its own
+    tree = ElementTree.fromstring(f"<p>{page}</p>")
+    cells = ["".join(cell.itertext()) for cell in tree.iter("td")]
+    return bundle["text/plain"], "".join(tree.itertext()), dict(zip(cells[::2], cells[1::2], strict=True))
+
+
+def probe_table(converged=(True, True, False)):
+    table = pd.DataFrame({"layer": [0, 1, 2], "test_accuracy": [0.5, 0.8, 0.7], "converged": converged})
+    table = table.assign(low=table.test_accuracy - 0.05, high=table.test_accuracy + 0.05, control="", n_train=600)
+    return table.assign(n_test=400, in_peak_set=[False, True, True], chosen=[False, True, False])
+
+
+def test_a_probe_result_says_which_layer_is_best():
+    text, page, facts = shown(ProbeResult(probe_table(), {}, 1))
+    assert facts == {
+        "best layer": "1 of 0..2, chosen on validation: 80.0% [75.0%, 85.0%]",
+        "last layer": "2: 70.0% [65.0%, 75.0%]", "may be the best": "1, 2", "not converged": "2",
+        "images": "600 train, 400 test",
+    }  # fmt: skip
+    assert text.startswith("<ProbeResult: best layer 1 of 0..2, ") and "not converged 2" in text
+    assert "not converged" not in shown(ProbeResult(probe_table(True), {}, 1))[2]
+
+
+def test_a_spark_has_the_values_and_a_ring_at_the_best():
+    drawn = ElementTree.fromstring(spark([0.5, 0.8, 0.7], 1, words='"a" < b'))
+    points = [tuple(map(float, each.split(","))) for each in drawn.find(".//polyline").get("points").split()]
+    heights = [35 - y for _, y in points]
+    assert [x for x, _ in points] == [5, 100, 195] and np.allclose(heights, [0, 30, 20])
+    circle = drawn.find(".//circle")
+    assert (float(circle.get("cx")), float(circle.get("cy"))) == points[1] and drawn.get("aria-label") == '"a" < b'
+
+
+def test_few_labels_say_mean_and_deviation():
+    rows = [
+        ("", k, d, rule, 0.1 * k + 0.02 * d, d > 0) for k in (1, 4) for d in range(3) for rule in ("chosen", "fixed")
+    ]
+    table = pd.DataFrame(rows, columns=["control", "k", "draw", "layer_rule", "test_accuracy", "converged"])
+    _, _, facts = shown(FewLabelResult(table, {}, []))
+    assert facts == {
+        "1 labels a class": "12.0% (2.0)", "4 labels a class": "42.0% (2.0)", "over": "3 draws: mean (deviation)",
+        "not converged": "4 of 12 probes",
+    }  # fmt: skip
+
+
+def test_a_store_says_what_is_in_it_and_whether_it_is_whole(tiny, train, test, tmp_path):
+    store = lab.extract(tiny, [train, test], store=tmp_path, progress=False)
+    text, page, facts = shown(store)
+    assert f"FeatureStore {digest(store.key)[:8]}" in page and store.path.name.endswith(digest(store.key)[:8])
+    assert facts["images"] == "shades: 60 train, 40 test" and facts["layers"] == "ln_1 0..3"
+    assert facts["complete"] == "yes" and facts["model"].startswith("tiny, weights ") and text == repr(store)
+    assert facts["size"] == f"{store.size / 1e6:,.1f} MB in 2 parts"
+    part = FeatureStore(store.path, store.manifest | {"splits": store.manifest["splits"] | {"test": [None]}})
+    assert shown(part)[2]["complete"] == "no: 1 of 2 parts; extract goes on"
+
+
+def test_an_image_set_shows_its_first_images(test):
+    text, page, facts = shown(test)
+    assert text == repr(test) and facts == {"images": "40", "classes": "2 of 20 images: dark, light"}
+    strip = np.asarray(Image.open(io.BytesIO(b64decode(re.search(r"base64,([^\"]+)", test._repr_html_())[1]))))
+    assert strip.shape == (4, 12 * 5 - 1, 3)
+    np.testing.assert_array_equal(strip[:, 10:14], np.asarray(test[2]))
+    assert "img" not in test.select([])._repr_html_()
+    tokens = TokenSet("some", "train", np.arange(3), None, (), np.zeros((3, 16), int))
+    assert shown(tokens)[2] == {"images": "3", "classes": "no labels", "tokens": "16 an image"}
+
+
+def test_a_model_says_its_sizes(tiny):
+    text, page, _ = shown(tiny)
+    assert text == (
+        "<ImageGPTForCausalImageModeling tiny: 3 blocks of width 8, 2 heads, layers 0..3; 16 positions, 8 colours; "
+        f"{sum(p.numel() for p in tiny.parameters()):,} parameters, float32 on cpu; with its palette>"
+    )
+    assert "16 positions, 8 colours" in page
+    tiny.processor, tiny.name = None, "<b>&"
+    assert "&lt;b&gt;&amp;" in tiny._repr_mimebundle_()["text/html"] and "without a palette" in shown(tiny)[0]
+
+
+def test_a_card_escapes_what_it_is_given():
+    page = card("<i>", {"a&b": "<script>", "absent": None})
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a&amp;b" in page and "absent" not in page
+    assert "&lt;i&gt;" in page and card("t", {}).count("table") == 0
+
+
+def test_layers_in_words():
+    assert span([0, 1, 2, 3, 7]) == "0..3, 7" and span([1, 2]) == "1, 2" and span([]) == "" and span([5]) == "5"

@@ -1,0 +1,82 @@
+"""A failing cell says in one line what to do, before the traceback, in the kernel that JupyterLab runs."""
+
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+import igpt_lab as lab
+from igpt_lab.core.display import advice
+from igpt_lab.figures import gallery, save_figure
+
+CELLS = [
+    "import igpt_lab as lab; import igpt_lab.figures",
+    "lab.figures.layer_curve(3)",
+    "lab.load_modl('fashion-xs')",
+    "1 / 0",
+    "raise ValueError('mine')",
+    "%nothing",
+]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    extra = ["--log-level=ERROR", "--HistoryManager.enabled=False"]
+    NotebookClient(notebook, kernel_name="python3", allow_errors=True, extra_arguments=extra).execute()
+    return [cell.outputs for cell in notebook.cells]
+
+
+def test_the_line_comes_first_and_the_traceback_after_it(outputs):
+    assert outputs[0] == []
+    for index, kind, line in (
+        (1, "TypeError", "igpt-lab: a int came; expected a pandas DataFrame with columns control, layer"),
+        (2, "AttributeError", "igpt-lab: igpt_lab has no 'load_modl'; did you mean 'load_model'?"),
+    ):
+        (error,) = outputs[index]
+        assert error.output_type == "error" and error.ename == kind
+        first, *rest = error.traceback
+        assert line in first and first.count("\n") == 1 and any(kind in each for each in rest)
+
+
+def test_errors_from_elsewhere_are_shown_as_ever(outputs):
+    for index, kind in ((3, "ZeroDivisionError"), (4, "ValueError")):
+        (error,) = outputs[index]
+        assert error.ename == kind and not any("igpt-lab" in each for each in error.traceback)
+    assert "igpt-lab" not in str(outputs[5]) and "nothing" in str(outputs[5])
+
+
+def raised(function, *arguments, **options) -> BaseException:
+    with pytest.raises(Exception) as caught:
+        function(*arguments, **options)
+    return caught.value
+
+
+def test_what_the_line_says(tmp_path, monkeypatch):
+    assert advice(raised(gallery, np.zeros(3))).startswith("igpt-lab: images: float64 (3,); expected uint8")
+    assert advice(raised(lab.load_images, "no-such-set")).startswith("igpt-lab: ")
+    figure = gallery(np.zeros((1, 2, 2), np.uint8))
+    deep = advice(raised(save_figure, figure, tmp_path / "a", data={"x": [1], "y": [1, 2]}, record=None))
+    assert deep.startswith("igpt-lab: ValueError in igpt_lab.figures.saving.save_figure: ")  # pandas raised it
+
+    def full(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("igpt_lab.figures.saving._write", full)
+    lack = advice(raised(save_figure, figure, tmp_path / "a", data={"x": [1]}, record=lab.RunRecord("r")))
+    assert lack == "igpt-lab: out of memory; give a smaller batch_size, or fewer images with limit"
+    assert advice(raised(int, "x")) is None
+
+
+def test_another_s_handler_stays(tmp_path):
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance(); "
+        "s.set_custom_exc((ValueError,), lambda *a, **k: None); before = s.CustomTB; import igpt_lab; "
+        "print(s.custom_exceptions, s.CustomTB == before)"
+    )
+    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "(<class 'ValueError'>,) True"

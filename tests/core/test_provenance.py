@@ -1,0 +1,127 @@
+"""`provenance` against hashlib, git, and a disk that fails at the worst moment."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+from importlib.metadata import version
+
+import pytest
+
+from igpt_lab.core import provenance
+from igpt_lab.core.provenance import RunRecord, atomic_write, commit, digest, versions
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write_gives_the_bytes_and_makes_the_folder(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    assert atomic_write(path, "Pixel für Pixel\n") == path
+    assert path.read_bytes() == "Pixel für Pixel\n".encode()
+    atomic_write(str(path), b"\x00\r\n\xff")
+    assert path.read_bytes() == b"\x00\r\n\xff"
+    assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call, error):
+    def fail(*_):
+        raise error
+
+    atomic_write(tmp_path / "old", b"before")
+    monkeypatch.setattr(os, call, fail)
+    for name in ("old", "new"):
+        with pytest.raises(type(error)):
+            atomic_write(tmp_path / name, b"after" * 1000)
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_bytes() == b"before"
+
+
+def test_the_file_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
+    seen, replace = [], os.replace
+
+    def look(source, target):
+        seen.append((open(source, "rb").read(), os.path.exists(target), os.path.dirname(source)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    atomic_write(tmp_path / "file", b"whole")
+    assert seen == [(b"whole", False, str(tmp_path))]
+
+
+def test_digest_is_sha256(tmp_path):
+    data = bytes(range(256)) * 1000
+    (tmp_path / "file").write_bytes(data)
+    assert digest(data) == digest(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    assert digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert digest({"b": [1, 2.5], "a": None}) == hashlib.sha256(b'{"a":null,"b":[1,2.5]}').hexdigest()
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
+
+
+@pytest.mark.parametrize("value", [{"a": object()}, {1, 2}, float("nan")])
+def test_what_json_cannot_hold_has_no_digest(value):
+    with pytest.raises((TypeError, ValueError)):
+        digest(value)
+
+
+def test_run_record_round_trip():
+    record = RunRecord("probe", config={"betas": (0.9, 0.95), "layers": [0, 1], "name": "ä"}, seed=3)
+    plain = record.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["config"] == {"betas": [0.9, 0.95], "layers": [0, 1], "name": "ä"}
+    assert RunRecord(**plain).to_dict() == plain
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.seed = 4
+    with pytest.raises(TypeError):
+        RunRecord("probe", sede=3)
+
+
+def test_run_record_is_the_same_at_any_time():
+    plain = RunRecord("probe", seed=3).to_dict()
+    assert plain == RunRecord("probe", seed=3).to_dict()
+    assert set(plain) == {"what", "config", "seed", "commit", "versions"}
+    assert not re.search(r"\d{4}-\d\d-\d\d|\d\d:\d\d|\b1[5-9]\d{8}\b", json.dumps(plain))
+
+
+def test_versions_are_the_installed_ones():
+    found = versions()
+    assert found["torch"] == version("torch")
+    assert found["python"].count(".") == 2
+    assert set(found) <= {"python", *provenance.PACKAGES}
+
+
+def git(folder, *command):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *who, *command], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_commit_names_the_checkout_and_its_changes(tmp_path, monkeypatch):
+    package = tmp_path / "checkout" / "igpt_lab"
+    (package / "core").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(provenance, "__file__", str(package / "core/provenance.py"))
+    assert commit() == ""
+    git(package.parent, "init", "-q")
+    (package.parent / "README.md").write_text("one")
+    git(package.parent, "add", "README.md")
+    git(package.parent, "commit", "-qm", "first")
+    (package / "core/provenance.py").write_text("one")
+    assert commit() == "", "a package installed inside somebody else's checkout is not that checkout"
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-qm", "second")
+    assert commit() == git(package, "rev-parse", "HEAD")
+    (package.parent / "README.md").write_text("two")
+    assert commit() == git(package, "rev-parse", "HEAD"), "only the package's own files change a number"
+    (package / "core/provenance.py").write_text("two")
+    assert commit() == git(package, "rev-parse", "HEAD") + "+changes"
+
+
+def test_commit_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == ""

@@ -1,0 +1,207 @@
+"""Styles, and figures drawn again from their files: same bytes, no torch, letters in reach, colours told apart."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+import igpt_lab.figures as figures
+from igpt_lab.app import cli
+from igpt_lab.figures.curves import EFFECT_LOOKS, PORT_LOOK, PROTOCOL_LOOKS
+from igpt_lab.figures.style import LOOKS, PURPLE, STYLES
+from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
+COMPARISON = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
+
+
+def few_table():
+    rows = [("", k, d, "chosen", 5, 0.1 * k + 0.02 * d, True) for k in (1, 4) for d in range(3)]
+    return pd.DataFrame(rows, columns=list(figures.FEW_COLUMNS)[:3] + ["layer_rule", "layer", *figures.FEW_COLUMNS[5:]])
+
+
+def method_table():
+    rows = [(m, k, d, 0.5 + 0.1 * d, 0.4, 0.7) for m in ("probe", "tuned") for k in ("all", "25") for d in range(2)]
+    return pd.DataFrame(rows, columns=list(figures.METHOD_COLUMNS))
+
+
+def dynamics_table():
+    """The network before training and two checkpoints, layer 1 chosen."""
+    steps = pd.DataFrame({"model": "m", "step": [0, 5, 10], "loss": [9.0, 2, 1], "loss_error": 0.1})
+    layers = pd.DataFrame({"layer": [0, 1, 2], "test_accuracy": [0.3, 0.5, 0.4], "chosen": [False, True, False]})
+    table = steps.merge(layers.assign(low=layers.test_accuracy - 0.1, high=layers.test_accuracy + 0.1), how="cross")
+    return table.assign(test_accuracy=table.test_accuracy + table.step / 100)
+
+
+def compared_table():
+    return pd.concat([layer_table().assign(model=name) for name in ("one", "two")], ignore_index=True)
+
+
+def places():
+    return pd.DataFrame({"x": [0.0, 1, 2], "y": [1.0, 0, 1], "label": ["a", "b", "a"]})
+
+
+def drawings():
+    """A figure by every function that draws, with the table that is saved beside it."""
+    tokens = pd.DataFrame(IMAGES[..., 0].reshape(4, -1))
+    table, effects = protocol_tables()
+    counts = pd.DataFrame([[3, 1], [0, 2]], pd.Index(["a", "b"], name="true"), ["a", "b"])
+    mixed = layer_table().assign(in_peak_set=[True, True, False] + [None] * 5)
+    return {
+        "layer_curve": ([mixed], {"title": "t", "comparison": COMPARISON}, mixed),
+        "few_label_curve": ([few_table()], {}, few_table()),
+        "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
+        "geometry_curves": ([geometry_table()], {}, geometry_table()),
+        "protocol_curves": ([table, effects], {"title": "t"}, table),
+        "confusion_matrix": ([counts], {}, tokens),
+        "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
+        "fine_tuning": ([method_table(), layer_table()], {}, method_table()),
+        "training_dynamics": ([dynamics_table()], {"title": "t"}, dynamics_table()),
+        "model_comparison": ([compared_table()], {"title": "t"}, compared_table()),
+        "gallery": ([IMAGES], {"columns": 2, "titles": list("abcd")}, tokens),
+        "completion_gallery": ([IMAGES[:2], IMAGES[None].repeat(2, 0), IMAGES[:2]], {"prime_rows": 2}, tokens),
+        "row_gallery": ([IMAGES.reshape(2, 2, 5, 5, 3)], {"labels": ["one", "two"]}, tokens),
+        "neighbour_gallery": ([IMAGES], {"nearest": {"pixels": IMAGES[::-1], "features": IMAGES}}, tokens),
+        "surprise_gallery": ([IMAGES], {"bits": np.linspace(0, 9, 100, dtype=np.float32).reshape(4, 5, 5)}, tokens),
+    }
+
+
+def test_every_function_that_draws_is_drawn_here():
+    assert drawings().keys() == figures.DRAWN_BY.keys()
+
+
+@pytest.mark.parametrize("name", figures.DRAWN_BY)
+def test_a_saved_figure_is_drawn_again_to_the_byte(name, tmp_path):
+    arguments, options, data = drawings()[name]
+    for style in ("paper", "talk"):
+        made = figures.DRAWN_BY[name](*arguments, **options, style=style)
+        first = figures.save_figure(made, tmp_path / style / "a", data=data, record=RECORD)
+        again = figures.redraw(first[-1], tmp_path / style / "b")
+        assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
+    facts = json.loads((tmp_path / "talk" / "b.json").read_text())
+    assert (facts["drawing"]["function"], facts["drawing"]["style"]) == (name, "talk") and facts["config"] == {"a": 1}
+    paper = figures.redraw(tmp_path / "talk" / "b.json", tmp_path / "c", style="paper")
+    assert [path.read_bytes() for path in paper] == [
+        (tmp_path / "paper" / f"a{path.suffix}").read_bytes() for path in paper
+    ]
+
+
+def test_what_cannot_be_drawn_again_says_why(tmp_path):
+    figure = figures.layer_curve(layer_table())
+    (*_, file) = figures.save_figure(figure, tmp_path / "a", data=layer_table(), record=RECORD)
+    csv = tmp_path / "a.csv"
+    csv.write_text(csv.read_text().replace("0.8", "0.9"))
+    with pytest.raises(ValueError, match="a.csv has changed since a.json was written"):
+        figures.redraw(file)
+    composed = figures.Figure()
+    figures.layer_curve(layer_table(), ax=composed.add_subplot())
+    (*_, file) = figures.save_figure(composed, tmp_path / "b", data=layer_table(), record=RECORD)
+    with pytest.raises(ValueError, match="b.json does not say which function drew it"):
+        figures.redraw(file)
+    with pytest.raises(
+        ValueError, match=r"style 'papre' \(did you mean 'paper'\?\); expected one of paper, wide, talk"
+    ):
+        figures.layer_curve(layer_table(), style="papre")
+
+
+def test_a_style_sets_width_and_letters():
+    for name, style in STYLES.items():
+        ax = figures.layer_curve(layer_table(), style=name)
+        assert ax.figure.get_size_inches()[0] == style.width
+        sizes = {text.get_fontsize() for text in [ax.xaxis.label, *ax.texts, *ax.get_legend().get_texts()]}
+        assert sizes == {style.letter}
+    height, width, _ = figures.gallery(IMAGES).images[0].get_array().shape
+    for name, times in (("paper", 1), ("wide", 2), ("talk", 2)):  # whole png pixels
+        size = figures.gallery(IMAGES, style=name).figure.get_size_inches() * 200
+        np.testing.assert_allclose(size, [times * width, times * height], atol=0.02)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning"])
+def test_all_words_are_inside_the_figure(name, style):
+    arguments, options, _ = drawings()[name]
+    figure = figures.DRAWN_BY[name](*arguments, **options, style=style).get_figure(root=True)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        words = [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
+        words += ax.get_legend().get_texts() if ax.get_legend() else []
+        for text in filter(lambda text: text.get_text() and text.get_visible(), words):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, (style, text.get_text())
+
+
+def test_text_is_text_in_a_pdf_and_outlines_in_an_svg(tmp_path):
+    _, pdf, svg, *_ = figures.save_figure(
+        figures.layer_curve(layer_table(), title="t"), tmp_path / "a", data=layer_table(), record=RECORD
+    )
+    content = pdf.read_bytes()
+    assert b"/FontFile2" in content and b"/Type3" not in content and b"/Subtype /Image" not in content
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", content, re.S)
+    assert any(b" Tf" in zlib.decompressobj().decompress(each) for each in streams if each[:1] == b"x")
+    drawn = svg.read_text()
+    assert "<image" not in drawn and "<text" not in drawn and "font-family" not in drawn
+
+
+def seen(colour: str, matrix) -> np.ndarray:
+    """CIE L*a*b* (D65) of an sRGB colour as somebody sees it whose cones differ: `matrix` on linear RGB."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(matrix) @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ linear / [0.9505, 1, 1.089], 216 / 24389))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+MACHADO = {  # Machado, Oliveira and Fernandes (2009), severity 1.0
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("looks", [[*LOOKS.values(), PURPLE], [*PROTOCOL_LOOKS.values(), PORT_LOOK]])
+def test_lines_are_told_apart_in_grey_and_by_colour_blind_readers(looks):
+    forms = [(str(look["linestyle"]), look["marker"]) for look in looks]
+    assert len(set(forms)) == len(forms)  # in grey print
+    assert len({look["marker"] for look in EFFECT_LOOKS.values()}) == 3
+    for matrix in MACHADO.values():
+        for one, other in itertools.combinations({look["color"] for look in looks}, 2):
+            assert np.linalg.norm(seen(one, matrix) - seen(other, matrix)) > 9, (one, other)
+    white = seen("white", np.eye(3))[0]
+    assert all(white - seen(look["color"], np.eye(3))[0] > 25 for look in looks)  # none too pale for paper
+
+
+def test_the_command_draws_all_figures_again_without_torch(tmp_path, request):
+    kept = request.config.rootpath / "results" / "cifar10"
+    arguments = ["figures", str(kept), "--style", "talk", "--out", str(tmp_path / "talk")]
+    code = (
+        f"import sys; from igpt_lab.app.cli import main; code = main({arguments}); print('torch' in sys.modules, code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=request.config.rootpath, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False 0", done.stderr
+    made = {path.name for path in (tmp_path / "talk").iterdir()}
+    assert {"layer_curve.pdf", "companions.csv", "protocol.svg"} <= made and "summary.json" not in made
+
+
+def test_every_committed_figure_can_be_drawn_again(request):
+    files = [*request.config.rootpath.glob("results/*.json"), *request.config.rootpath.glob("results/cifar10/*.json")]
+    for file in files:
+        if file.name != "summary.json":
+            facts, _ = figures.read_figure(file)
+            assert facts["drawing"]["function"] in figures.DRAWN_BY, file
+
+
+def test_a_folder_without_figures_is_told(tmp_path, capsys):
+    assert cli.main(["figures", str(tmp_path)]) == 1
+    assert "has no figures" in capsys.readouterr().err
+    (tmp_path / "a.json").write_text('{"csv_sha256": ""}')
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    assert cli.main(["figures", str(tmp_path)]) == 1
+    assert "a.csv has changed" in capsys.readouterr().err

@@ -1,0 +1,340 @@
+"""Probes against scikit-learn's own pipeline, tests of significance against cases solved by hand."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from igpt_lab.core.significance import compare, peak_set
+from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.splits import stratified_split
+from igpt_lab.probing import probes
+from igpt_lab.probing.few_labels import probe_few_labels
+from igpt_lab.probing.probes import (
+    Features,
+    LinearProbe,
+    ProbeResult,
+    compare_layers,
+    control_task,
+    probe_layers,
+    probe_neighbours,
+)
+
+QUIET = {"progress": False}
+
+
+def planted(n, seed, strengths=(0.3, 3.0, 1.0), classes=3) -> Features:
+    """Layer l shows the class with strength `strengths[l]` in two of five dimensions of unequal scale."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    means = np.eye(classes, 5)
+    layers = {
+        layer: ((strength * means[labels] + generator.normal(size=(n, 5))) * [1, 50, 0.1, 1, 1]).astype(np.float32)
+        for layer, strength in enumerate(strengths)
+    }
+    return Features(layers, labels, np.arange(1000, 1000 + n))
+
+
+TRAIN, TEST = planted(300, 0), planted(240, 1)
+
+
+def test_a_row_equals_the_pipeline_by_hand():
+    result = probe_layers(TRAIN, TEST, Cs=(0.01, 1.0, 100.0), seed=3, **QUIET)
+    fit, held = stratified_split(TRAIN.labels, 0.1, seed=3)
+    for row in result.table.itertuples():
+        x, scores = TRAIN.layers[row.layer].astype(float), {}
+        for C in (0.01, 1.0, 100.0):
+            pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-10, max_iter=10_000))
+            scores[C] = pipeline.fit(x[fit], TRAIN.labels[fit]).score(x[held], TRAIN.labels[held])
+        best = max(scores, key=scores.get)
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=best, tol=1e-10, max_iter=10_000))
+        correct = pipeline.fit(x, TRAIN.labels).predict(TEST.layers[row.layer]) == TEST.labels
+        assert row.C == best and row.validation_accuracy == pytest.approx(scores[best])
+        np.testing.assert_array_equal(result.correct[row.layer], correct)
+        assert row.test_accuracy == correct.mean() and row.converged and row.n_features == 5
+    assert result.chosen == 1 and result.table.chosen.tolist() == [False, True, False]
+
+
+def test_test_labels_choose_nothing(monkeypatch):
+    class Poison:
+        def __getattribute__(self, name):
+            raise AssertionError("test labels were read outside the one function")
+
+    poisoned = planted(240, 1)
+    object.__setattr__(poisoned, "labels", Poison())
+
+    def stand_in(predictions, test):
+        return {key: np.ones(len(predicted), bool) for key, predicted in predictions.items()}
+
+    monkeypatch.setattr(probes, "_meet_test", stand_in)
+    for read in (lambda x: x.any(), lambda x: x[0], len, np.asarray, lambda x: np.zeros(240) == x):
+        with pytest.raises((AssertionError, TypeError)):
+            read(poisoned.labels)
+    blind = probe_layers(TRAIN, poisoned, **QUIET)
+    probe_few_labels(TRAIN, poisoned, ks=(4,), draws=2, **QUIET)
+    monkeypatch.undo()
+    unseen = ["layer", "C", "validation_accuracy", "chosen", "converged", "iterations"]
+    assert blind.table[unseen].equals(probe_layers(TRAIN, TEST, **QUIET).table[unseen])
+    with pytest.raises(AssertionError, match="outside the one function"):
+        probe_layers(TRAIN, poisoned, **QUIET)
+
+
+def test_shuffled_test_labels_change_no_choice_and_no_prediction(monkeypatch):
+    seen, meet = [], probes._meet_test
+    monkeypatch.setattr(
+        probes, "_meet_test", lambda predictions, test: seen.append(predictions) or meet(predictions, test)
+    )
+    shuffled = Features(TEST.layers, np.random.default_rng(5).permutation(TEST.labels), TEST.index)
+    unseen = ["layer", "layer_rule", "C", "validation_accuracy", "converged"]
+    one, two = (probe_few_labels(TRAIN, each, ks=(4, 60), draws=2, **QUIET).table for each in (TEST, shuffled))
+    assert one[unseen].equals(two[unseen]) and not one.test_accuracy.equals(two.test_accuracy)
+    results = [probe_layers(TRAIN, each, **QUIET) for each in (TEST, shuffled)]
+    assert results[0].chosen == results[1].chosen
+    for before, after in ((seen[0], seen[1]), (seen[2], seen[3])):
+        assert len(before) > 0
+        np.testing.assert_equal(before, after)
+
+
+def test_permuted_labels_fall_to_chance():
+    train, test = planted(3000, 0, (3.0,)), planted(3000, 1, (3.0,))
+    row = probe_layers(train, test, permute_labels=True, control="permuted labels", **QUIET).table.iloc[0]
+    assert row.control == "permuted labels" and abs(row.test_accuracy - 1 / 3) < 0.06
+
+
+def test_a_probe_that_did_not_converge_is_marked():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = probe_layers(TRAIN, TEST, max_iter=1, **QUIET).table
+    assert not table.converged.any()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_linear_probe_has_the_probabilities_of_scikit_learn(classes, standardise):
+    generator = np.random.default_rng(0)
+    y = np.arange(600) % classes
+    mix = np.arange(1, 31)[:, None] ** -1.5 * np.linalg.qr(generator.normal(size=(30, 30)))[0]
+    x = ((np.eye(classes, 30)[y] * 0.5 + generator.normal(size=(600, 30))) @ mix).astype(np.float32)
+    scaled = StandardScaler().fit_transform(x.astype(float)) if standardise else x.astype(float)
+    names = np.array(["d", "b", "a", "c"])[y]
+    exact = LogisticRegression(C=10, tol=1e-11, max_iter=100_000).fit(scaled, names)
+    probe = LinearProbe(C=10, standardise=standardise).fit(x, names)
+    assert probe.converged_ and probe.classes_.tolist() == exact.classes_.tolist()
+    np.testing.assert_allclose(probe.predict_proba(x), exact.predict_proba(scaled), atol=1e-4)
+    np.testing.assert_allclose(probe.decision_function(x), exact.decision_function(scaled), atol=1e-2)
+    assert probe.score(x, names) == exact.score(scaled, names)
+    if standardise:  # what scikit-learn's default tolerance leaves
+        loose = LogisticRegression(C=10, max_iter=10_000).fit(scaled, names).predict_proba(scaled)
+        assert np.abs(loose - exact.predict_proba(scaled)).max() > 1e-3
+
+
+@parametrize_with_checks([LinearProbe(max_iter=3000)])
+def test_linear_probe_follows_the_conventions_of_scikit_learn(estimator, check):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        check(estimator)
+
+
+def test_a_probe_that_stops_early_warns_and_says_how_far_it_is():
+    with pytest.warns(ConvergenceWarning, match="largest derivative .* after 2 iterations"):
+        probe = LinearProbe(max_iter=2).fit(TRAIN.layers[0], TRAIN.labels)
+    assert not probe.converged_ and probe.gradient_ > 1e-6 and probe.n_iter_ == 2
+
+
+def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
+    asked = []
+
+    def scores(x, y, folds, Cs, how, solver):
+        Cs = np.broadcast_to(np.asarray(Cs, float), (len(x), np.shape(Cs)[-1]))
+        asked.append(Cs.tolist())
+        aims = np.array([1e-4, 1e3, 0.1])[np.asarray(x[:, 0, 0], int)][:, None]
+        return 1 - np.abs(np.log10(Cs / aims)) / 10, np.ones(Cs.shape, bool)
+
+    monkeypatch.setattr(probes, "_validate", scores)
+    x = np.arange(3.0)[:, None, None]
+    found = probes._choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
+    assert [C for C, *_ in found] == pytest.approx([1e-4, 1e3, 0.1])
+    assert len(asked[0][0]) == 3 and [len(each) for each in asked[1:]] == [2, 2, 2, 1]
+    assert probes._choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
+    flat = [{1e-2: (0.5, True), 1e-1: (0.5, True), 1.0: (0.5, True)}]
+    assert probes._beyond(flat[0], 10) is None  # an edge that is no better than the rest
+
+
+def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
+    together = probe_layers(TRAIN, TEST, **QUIET).table
+    few = probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table
+    monkeypatch.setattr(probes, "STACKED", 1)
+    alone = probe_layers(TRAIN, TEST, **QUIET).table
+    certificate = ["iterations", "objective", "gradient"]
+    assert alone.drop(columns=certificate).equals(together.drop(columns=certificate))
+    assert alone.objective.to_numpy() == pytest.approx(together.objective.to_numpy(), rel=1e-6)
+    assert probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table.equals(few)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_neighbours_vote_as_those_of_scikit_learn(k):
+    result = probe_neighbours(TRAIN, TEST, ks=(k,), **QUIET)
+    for layer, x in TRAIN.layers.items():
+        peer = make_pipeline(StandardScaler(), KNeighborsClassifier(k)).fit(x, TRAIN.labels)
+        shares = peer.predict_proba(TEST.layers[layer])
+        top = np.sort(shares, 1)
+        clear = top[:, -1] > top[:, -2]  # of equal votes scikit-learn takes the first class
+        assert clear.mean() > 0.5
+        right = peer.predict(TEST.layers[layer]) == TEST.labels
+        np.testing.assert_array_equal(result.correct[layer][clear], right[clear])
+    assert result.table.k.eq(k).all() and result.chosen == 1
+
+
+def test_equal_votes_go_to_nearer_rows_and_k_is_chosen_on_held_out_rows():
+    x, y = np.array([[0.0], [1.0], [2.5], [3.0]]), np.array([1, 0, 0, 1])
+    assert probes._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
+    noisy = planted(300, 0, (0.3, 0.6)), planted(240, 1, (0.3, 0.6))
+    assert probe_neighbours(*noisy, **QUIET).table.k.min() > 1
+
+
+def test_a_control_task_is_a_function_of_the_pixels_alone():
+    pixels = [Features({0: each.layers[1]}, each.labels, each.index) for each in (TRAIN, TEST)]
+    train, test = control_task(*pixels, types=6, seed=0)
+    assert np.bincount(train, minlength=3).all() and len(train) == 300 and len(test) == 240
+    again = control_task(*pixels, types=6, seed=0)
+    np.testing.assert_array_equal(train, again[0])
+    shuffled = pixels[0].relabelled(np.random.default_rng(1).permutation(TRAIN.labels))
+    np.testing.assert_array_equal(control_task(shuffled, pixels[1], types=6)[0], train)
+    result = probe_layers(pixels[0].relabelled(train), pixels[1].relabelled(test), **QUIET)
+    assert result.table.test_accuracy[0] > 0.5  # far above chance, a third: pixels tell it
+    with pytest.raises(ValueError, match="one a row"):
+        pixels[0].relabelled(train[:-1])
+
+
+def test_layers_side_by_side():
+    joined = TRAIN.joined([0, 1, 2])
+    assert list(joined.layers) == [1]
+    np.testing.assert_array_equal(joined.layers[1], np.hstack([TRAIN.layers[i] for i in range(3)]))
+    assert probe_layers(joined, TEST.joined([0, 1, 2]), **QUIET).table.n_features[0] == 15
+    with pytest.raises(ValueError, match="layer 7"):
+        TRAIN.joined([0, 7])
+
+
+def test_a_large_store_is_read_a_layer_at_a_time_with_the_same_result(monkeypatch, tmp_path):
+    key = FeatureKey(
+        model="m", weights="", palette="", size=0, resample="", crop="", images="i",
+        splits={"train": ("", 300), "test": ("", 240)}, layers={"ln_1": [0, 1, 2]}, pool="mean", alignment="sos",
+        dtype="float32",
+    )  # fmt: skip
+    store = FeatureStore.create(tmp_path, key, {"train": 1, "test": 1})
+    for split, each in (("train", TRAIN), ("test", TEST)):
+        features = {f"ln_1.{layer}": x for layer, x in each.layers.items()}
+        store.write_part(split, 0, each.index, each.labels, features, dict.fromkeys(features, [0.0, 0.0, 0]))
+    store, read = FeatureStore.open(store.path), []
+    monkeypatch.setattr(probes, "LOADED", 0)
+    monkeypatch.setattr(probes, "STACKED", 1)
+    real = FeatureStore.layer
+    monkeypatch.setattr(FeatureStore, "layer", lambda *given: read.append(given[2]) or real(*given))
+    train, test = (Features.from_store(store, split) for split in ("train", "test"))
+    before = len(read)
+    table = probe_layers(train, test, **QUIET).table
+    assert before == 0 and len(read) == 2 * 3  # each layer of train and of test once
+    monkeypatch.undo()
+    whole = probe_layers(TRAIN, TEST, **QUIET).table
+    assert table.drop(columns=["objective", "gradient", "iterations"]).equals(
+        whole.drop(columns=["objective", "gradient", "iterations"])
+    )
+
+
+def test_the_rows_say_which_layers_may_be_the_best():
+    result = probe_layers(TRAIN, TEST, **QUIET)
+    assert result.table[result.table.in_peak_set].layer.tolist() == peak_set(result.correct).layers
+    assert result.table[result.table.chosen].in_peak_set.all()
+
+
+def test_comparison_by_hand():
+    best, last = np.zeros(20, bool), np.zeros(20, bool)
+    best[:14], last[:4], last[14:15] = True, True, True  # 10 only best, 1 only last
+    found = compare_layers(ProbeResult(None, {0: best, 3: best, 5: last}, 3))
+    assert (found.best_layer, found.last_layer, found.only_best, found.only_last) == (3, 5, 10, 1)
+    assert found.difference == pytest.approx(9 / 20)
+    assert found.p_value == pytest.approx(2 * (1 + 11) / 2**11)
+    assert found.low < 9 / 20 < found.high
+    alike = compare(best, last, n_boot=500, seed=2)
+    again = compare_layers(ProbeResult(None, {0: best, 3: last}, 0), n_boot=500, seed=2)
+    assert (again.low, again.high, again.n_test) == (alike.low, alike.high, 20)
+    same = compare_layers(ProbeResult(None, {0: best, 1: best}, 0))
+    assert same.p_value == 1 and same.low < same.difference == 0 < same.high
+
+
+def test_few_labels_are_nested_stratified_and_kept():
+    result = probe_few_labels(TRAIN, TEST, ks=(1, 4, 60), draws=3, layers=[0, 2], **QUIET)
+    table = result.table
+    assert len(table) == 3 * 3 * 3 and set(table[table.layer_rule == "fixed"].layer) == {0, 2}
+    for draw in range(3):
+        small, middle, large = (set(result.subsets[k, draw]) for k in (1, 4, 60))
+        assert small < middle < large and len(large) == 180
+        labels = TRAIN.labels[np.array(sorted(middle)) - 1000]
+        assert np.bincount(labels).tolist() == [4, 4, 4]
+    assert set(table[table.k == 1].C_rule) == {"fixed"} and set(table[table.k == 60].C_rule) == {"1 of 4 folds"}
+    assert set(table[(table.k == 60) & (table.layer_rule == "chosen")].layer) == {1}
+    for (_, row), right in zip(table.iterrows(), result.correct, strict=True):
+        assert row.test_accuracy == right.mean()
+    summary = result.summary().loc["", 60, "fixed", "2"]
+    rows = table.query("k == 60 and layer_rule == 'fixed' and layer == 2").test_accuracy
+    assert summary.tolist() == [pytest.approx(rows.mean()), pytest.approx(rows.std()), 3]
+    again = probe_few_labels(TRAIN, TEST, ks=(4,), draws=3, layers=[0, 2], **QUIET)
+    assert again.table.equals(table[table.k == 4].reset_index(drop=True))
+
+
+def test_the_setting_of_the_paper():
+    train, test = planted(1500, 0, (1.0,)), planted(60, 1, (1.0,))
+    table = probe_few_labels(train, test, protocol="paper", ks=(7,), **QUIET).table
+    assert table.groupby("k").draw.nunique().to_dict() == {4: 5, 25: 5, 400: 5}
+    with pytest.raises(ValueError, match="protocol='papre'"):
+        probe_few_labels(train, test, protocol="papre", **QUIET)
+
+
+def test_the_rule_names_the_folds_that_were_possible():
+    table = probe_few_labels(TRAIN, TEST, ks=(1, 2, 3, 5, 60), draws=1, layers=[], **QUIET).table
+    assert table.C_rule.tolist() == ["fixed", "2 of 2 folds", "3 of 3 folds", "4 of 4 folds", "1 of 4 folds"]
+
+
+def test_few_label_rows_see_only_their_labels():
+    result = probe_few_labels(TRAIN, TEST, ks=(4,), draws=1, **QUIET)
+    others = np.setdiff1d(np.arange(300), result.subsets[4, 0] - 1000)
+    spoiled = Features({layer: x.copy() for layer, x in TRAIN.layers.items()}, TRAIN.labels.copy(), TRAIN.index)
+    for x in spoiled.layers.values():
+        x[others] = 1e6
+    assert probe_few_labels(spoiled, TEST, ks=(4,), draws=1, **QUIET).table.equals(result.table)
+    row = result.table.query("layer_rule == 'fixed' and layer == 2").iloc[0]
+    subset = result.subsets[4, 0] - 1000
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=row.C, tol=1e-10, max_iter=10_000))
+    expected = pipeline.fit(TRAIN.layers[2][subset].astype(float), TRAIN.labels[subset]).score(
+        TEST.layers[2], TEST.labels
+    )
+    assert row.test_accuracy == pytest.approx(expected)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="needs labels"):
+        Features({0: np.zeros((3, 2))}, None, np.arange(3))
+    with pytest.raises(ValueError, match=r"layer 0 is \(3, 2\) for 4 labels"):
+        Features({0: np.zeros((3, 2))}, np.zeros(4, int), np.arange(4))
+    with pytest.raises(ValueError, match="not finite"):
+        Features({0: np.full((3, 2), np.nan)}, np.zeros(3, int), np.arange(3))
+    with pytest.raises(ValueError, match="has 100 rows; 101 a class"):
+        probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
+    with pytest.raises(ValueError, match="expected the same"):
+        probe_layers(TRAIN, planted(30, 1, (1.0,)), **QUIET)
+    with pytest.raises(ValueError, match="2 rows without one"):
+        Features({0: np.zeros((3, 2))}, np.array([0, -1, -1]), np.arange(3))
+    narrow = Features({layer: x[:, :4] for layer, x in TEST.layers.items()}, TEST.labels, TEST.index)
+    with pytest.raises(ValueError, match="layer 0 has 5 features in train, 4 in test"):
+        probe_layers(TRAIN, narrow, **QUIET)
+    with pytest.raises(ValueError, match=r"layer 9 is not among these features; expected one of \[0, 1, 2\]"):
+        probe_few_labels(TRAIN, TEST, layers=[9], **QUIET)
+    with pytest.raises(ValueError, match="layer 9 is not among"):
+        compare_layers(ProbeResult(None, {0: np.ones(3, bool)}, 0), last=9)

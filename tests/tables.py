@@ -1,0 +1,51 @@
+"""Small tables by hand that figures are drawn from."""
+
+import itertools
+
+import pandas as pd
+
+from igpt_lab.core.provenance import RunRecord
+
+RECORD = RunRecord("test", {"a": 1}, seed=0, commit="c", versions={})
+
+
+def layer_table() -> pd.DataFrame:
+    rows = [("", layer, a, layer == 1, layer != 2) for layer, a in enumerate((0.5, 0.8, 0.7))]
+    rows += [("random network", layer, 0.45, layer == 0, True) for layer in range(3)]
+    rows += [("raw pixels", 0, 0.6, True, True), ("permuted labels", 1, 0.05, True, True)]
+    table = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "chosen", "converged"])
+    return table.assign(low=table.test_accuracy - 0.01, high=table.test_accuracy + 0.01, n_test=100)
+
+
+def cka_table() -> pd.DataFrame:
+    pairs = [(a, b, 1 - 0.1 * abs(a - b) - 0.01 * (a > b)) for a in (0, 3, 6) for b in (0, 6)]
+    return pd.DataFrame(pairs, columns=["layer", "other_layer", "cka"]).assign(n=1000, batches=4)
+
+
+def geometry_table() -> pd.DataFrame:
+    rows = [("", layer, 5 + layer, 20 + layer, 0.5 + layer / 10) for layer in range(3)]
+    rows += [("random network", layer, 9, 30, 0.3) for layer in range(3)] + [("raw pixels", 0, 12, 160, 0.75)]
+    names = ["intrinsic_dimension", "effective_rank", "label_overlap"]
+    table = pd.DataFrame(rows, columns=["control", "layer", *names]).assign(n=1000)
+    intervals = {f"{name}_{end}": table[name] + by for name in names[::2] for end, by in (("low", -0.1), ("high", 0.1))}
+    return table.assign(**intervals)
+
+
+def protocol_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    levels = [("sos", "raw"), ("ln_1", "resid_pre"), ("standardised", "unscaled"), ("converged", "100 iterations")]
+    settings = [("", *each) for each in itertools.product(*levels)]
+    settings.append(("port", "raw", "hidden states", "unscaled", "1000 iterations"))
+    names = "recipe alignment point scaling solver layer test_accuracy chosen converged".split()
+    rows = [
+        (*each, layer, 0.5 + i / 100 + layer / 10, layer == 1, each[-1] == "converged" or layer == 0)
+        for i, each in enumerate(settings)
+        for layer in range(3)
+    ]
+    table = pd.DataFrame(rows, columns=names)
+    table = table.assign(low=table.test_accuracy - 0.03, high=table.test_accuracy + 0.02, n_test=100)
+    places = ("chosen layer", "last layer", "drop")
+    rows = [("alignment", "sos", "raw", "average", at, i / 100) for i, at in enumerate(places)]
+    rows += [("alignment", "sos", "raw", "ln_1", "last layer", each) for each in (0.0, 0.02)]
+    rows += [("recipe", "ours", "port", "", at, -0.01) for at in places]
+    effects = pd.DataFrame(rows, columns=["factor", "a", "b", "others", "at", "difference"])
+    return table, effects.assign(low=effects.difference - 0.02, high=effects.difference + 0.01)

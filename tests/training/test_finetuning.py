@@ -1,0 +1,316 @@
+"""Both losses by plain formulas, heads on any layer against the hooks, augmentation against the encoder, kills."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import igpt_lab as lab
+from conftest import TINY
+from igpt_lab.app import cli
+from igpt_lab.models.checkpoints import read
+from igpt_lab.models.loading import load_classifier
+from igpt_lab.models.losses import align
+from igpt_lab.training import finetuning
+from igpt_lab.training.classifier import Classified, classify
+from igpt_lab.training.finetuning import Tuning, finetune, moved
+from igpt_lab.training.trainer import Trainer
+
+TUNING = Tuning(
+    steps=6, batch_size=4, learning_rate=0.01, log_every=2, save_every=2, pad=1, dtype="float32", compile=False
+)
+PLAIN = {"flip": False, "pad": 0}
+
+
+def run(model, images, out, **changes):
+    return finetune(model, images, replace(TUNING, **changes), out, device="cpu", progress=False)
+
+
+def parts(model, tuning, names=("dark", "light")):
+    """The whole network, its classifier and the trained parameters, as a run has them."""
+    whole = finetuning._copied(model)
+    classifier = finetuning._classifier(whole, names, tuning.layer)
+    return whole, classifier, finetuning._trained(whole, classifier, tuning)
+
+
+def test_the_losses_are_the_paper_s_by_plain_formulas(tiny):
+    pixels, labels = torch.randint(8, (5, 16)), torch.tensor([0, 1, 1, 0, 1])
+    for layer in (3, 1):
+        tuning = replace(TUNING, layer=layer, generative=0.3, classifying=2.0)
+        whole, classifier, _ = parts(tiny, tuning)
+        classifier.score.weight.data.normal_(0, 0.3)
+        weights = torch.tensor([0.5, 1.5])
+        found = finetuning._loss(whole, classifier, tuning, weights)(pixels, labels)
+        ids = torch.cat([torch.full((5, 1), 8), pixels[:, :-1]], 1)
+        with lab.record(tiny, points=["ln_1"], pool="mean") as pooled:
+            logits = tiny(ids).logits
+        drawn = -logits.log_softmax(-1).gather(2, pixels[..., None]).mean()
+        classes = (pooled["ln_1"][:, layer] @ classifier.score.weight.T).log_softmax(-1)
+        clf = -(weights[labels] * classes[torch.arange(5), labels]).mean()
+        torch.testing.assert_close(found, 0.3 * drawn + 2 * clf, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_the_folder_gives_equal_logits_here_in_transformers_and_in_its_pipeline(tiny_folder, train, tmp_path, layer):
+    out = run(tiny_folder, train, tmp_path, layer=layer)
+    ours = load_classifier(out, device="cpu")
+    theirs = transformers.ImageGPTForImageClassification.from_pretrained(out).eval()
+    ids = align(torch.randint(8, (5, 16)), "sos", ours.config)
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(ours(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    pipe = transformers.pipeline("image-classification", model=theirs, image_processor=ours.processor, device="cpu")
+    torch.testing.assert_close(pipe.forward({"input_ids": ids}).logits, expected, atol=1e-5, rtol=1e-5)
+    assert expected.abs().max() > 0.01 and theirs.config.id2label == {0: "dark", 1: "light"}
+    causal = lab.load_model(out / "causal")  # the same features, in the whole network
+    with lab.record(causal, points=["ln_1"], pool="mean") as pooled:
+        causal(ids)
+    torch.testing.assert_close(pooled["ln_1"][:, layer] @ ours.score.weight.detach().T, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer, generative", [(3, 1.0), (3, 0.0), (2, 1.0), (2, 0.0)])
+def test_a_gradient_reaches_every_parameter_and_what_is_out_of_reach_is_left_alone(tiny, layer, generative):
+    tuning = replace(TUNING, layer=layer, generative=generative)
+    whole, classifier, weights = parts(tiny, tuning)
+    classifier.score.weight.data.normal_()
+    loss = finetuning._loss(whole, classifier, tuning, torch.ones(2))
+    trainer = Trainer(whole, tuning, Path("absent"), loss, weights=weights)
+    before = {name: weight.detach().clone() for name, weight in whole.named_parameters()}
+    trainer.update(np.random.default_rng(0).integers(0, 8, (4, 16)), np.array([0, 1, 1, 0]))
+    for name, weight in trainer.weights.items():
+        assert weight.grad is not None and weight.grad.any(), name
+    assert any("ln_1" in name for name in weights) and any("ln_2" in name for name in weights)
+    everything = {*before, "score.weight"}
+    if generative:
+        assert set(weights) == everything
+    else:
+        missing = {n for n in everything - set(weights)}
+        above = {n for n in before if layer == 2 and (".h.2." in n and "ln_1" not in n or "ln_f" in n)}
+        assert missing == above | {"lm_head.weight"}
+        assert all(torch.equal(before[n], weight) for n, weight in whole.named_parameters() if n in missing)
+
+
+@pytest.mark.parametrize("layer, generative", [(3, 1.0), (2, 0.0)])
+def test_the_losses_run_on_the_meta_device(tiny, layer, generative):
+    tuning = replace(TUNING, layer=layer, generative=generative)
+    whole = finetuning._copied(tiny).to("meta")
+    classifier = finetuning._classifier(whole, ("dark", "light"), layer)
+    loss = finetuning._loss(whole, classifier, tuning, torch.ones(2, device="meta"))
+    found = loss(torch.zeros(4, 16, dtype=torch.long, device="meta"), torch.zeros(4, dtype=torch.long, device="meta"))
+    assert found.is_meta and found.shape == ()
+
+
+def changed(tiny_folder, out):
+    """Which tensors of the whole network differ from those it began with."""
+    before, after = read(tiny_folder)[1], read(out / "causal")[1]
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def test_what_is_frozen_does_not_move(tiny_folder, train, tmp_path):
+    # without a holdout the last weights are kept
+    assert not changed(tiny_folder, run(tiny_folder, train, tmp_path / "a", head_only=True, holdout=0.0))
+    moved_names = changed(tiny_folder, run(tiny_folder, train, tmp_path / "b", freeze_below=2, holdout=0.0))
+    assert {n.split(".")[2] for n in moved_names if ".h." in n} == {"2"} and "lm_head.weight" in moved_names
+    assert not any("wte" in n or "wpe" in n for n in moved_names) and "transformer.ln_f.weight" in moved_names
+
+
+def test_head_alone_learns_what_a_plain_loop_learns(tiny, train, tmp_path):
+    out = run(tiny, train, tmp_path, head_only=True, holdout=0.0, steps=3, batch_size=60, head_rate=2.0, **PLAIN)
+    ids = align(torch.as_tensor(lab.tokenize(train, tiny.processor).astype(np.int64)), "sos", TINY)
+    with lab.record(tiny, points=["ln_1"], pool="mean") as pooled:
+        tiny(ids)
+    x, y = pooled["ln_1"][:, 3].clone(), torch.as_tensor(train.labels.copy())
+    w = torch.zeros(2, 8, requires_grad=True)
+    optimiser = torch.optim.Adam([w], lr=0.02, betas=(0.9, 0.95))
+    with torch.enable_grad():
+        for _ in range(3):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(x @ w.T, y).backward()
+            optimiser.step()
+    torch.testing.assert_close(load_classifier(out, device="cpu").score.weight, w, atol=1e-5, rtol=1e-4)
+
+
+def test_moving_tokens_is_moving_the_image(tiny):
+    random = np.random.default_rng(0)
+    images, corners = random.integers(0, 256, (6, 4, 4, 3), np.uint8), random.integers(0, 5, (6, 2))
+    flipped, encode = random.random(6) < 0.5, tiny.processor.encode
+    tokens = encode(list(images)).reshape(6, 4, 4)
+    np.testing.assert_array_equal(
+        moved(tokens, flipped, corners, 2), encode(list(moved(images, flipped, corners, 2))).reshape(6, 4, 4)
+    )
+    row = np.array([[[1, 2, 3]]] * 1).repeat(3, 1)  # by hand: reflected 1 around, 2 | 1 2 3 | 2
+    no, yes = np.array([False]), np.array([True])
+    assert moved(row, no, np.array([[1, 1]]), 1)[0, 0].tolist() == [1, 2, 3]
+    assert moved(row, no, np.array([[1, 0]]), 1)[0, 0].tolist() == [2, 1, 2]
+    assert moved(row, yes, np.array([[1, 2]]), 1)[0, 0].tolist() == [2, 1, 2]
+    assert moved(row, yes, np.array([[1, 1]]), 1)[0, 0].tolist() == [3, 2, 1]
+
+
+def test_images_of_the_model_s_size_give_the_same_run_in_both_spaces(tiny_folder, train, tmp_path):
+    a, b = (run(tiny_folder, train, tmp_path / space, augment=space) for space in ("tokens", "images"))
+    assert json.loads((a / "finetuning.json").read_text())["tuning"]["augment"] == "tokens"
+    for name, tensor in read(a)[1].items():
+        assert torch.equal(tensor, read(b)[1][name]), name
+
+
+def test_class_weights_by_hand():
+    labels = np.array([0, 0, 0, 1])
+    np.testing.assert_allclose(finetuning._class_weights(labels, 2, "balanced"), [4 / 6, 2])
+    np.testing.assert_allclose(finetuning._class_weights(labels, 2, (1.0, 3.0)), [4 / 6, 2])
+    np.testing.assert_allclose(finetuning._class_weights(labels, 2, None), [1, 1])
+    with pytest.raises(ValueError, match="class_weights=.*2 classes"):
+        finetuning._class_weights(labels, 2, (1.0,))
+
+
+def test_the_learning_rate_stays_or_falls_in_a_straight_line(tiny_folder, train, tmp_path):
+    assert [Tuning(steps=4, learning_rate=1.0).rate(step) for step in range(4)] == [1] * 4
+    falling = Tuning(steps=6, learning_rate=1.0, cooldown=4)
+    assert [falling.rate(step) for step in range(6)] == [1, 1, 1, 0.75, 0.5, 0.25]
+    run(tiny_folder, train, tmp_path / "a", steps=4)
+    longer = run(tiny_folder, train, tmp_path / "a", steps=8, cooldown=2)
+    same_run(longer, run(tiny_folder, train, tmp_path / "b", steps=8, cooldown=2))
+    with pytest.raises(ValueError, match="whose tuning differs"):
+        run(tiny_folder, train, tmp_path / "a", steps=20)
+
+
+def test_it_stops_early_with_the_best_weights(tiny_folder, train, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.5, 0.9, 0.2, 0.3, 0.9, 0.4])
+    held = []
+
+    def told(model, tokens, batch_size, progress):
+        score = next(scores)
+        held.append(model.score.weight.detach().clone())
+        right = torch.arange(len(tokens)) < round(score * len(tokens))
+        return torch.where(right[:, None] == torch.eye(2)[truth].bool(), 1.0, 0.0)
+
+    labels = train.labels
+    truth = torch.as_tensor(labels[finetuning.stratified_split(labels, 0.5, seed=0)[1]])
+    monkeypatch.setattr(finetuning, "_logits", told)
+    out = run(tiny_folder, train, tmp_path, steps=40, patience=3, holdout=0.5)
+    log = pd.read_csv(out / "log.csv")
+    assert log.step.tolist() == [0, 2, 4, 6, 8, 10]  # 0.9 again is no better
+    assert torch.equal(load_classifier(out, device="cpu").score.weight, held[2])
+    run(tiny_folder, train, tmp_path, steps=40, patience=3, holdout=0.5)  # over: nothing is scored or trained again
+    assert len(held) == 6
+
+
+def test_k_labels_a_class_are_all_that_is_used(tiny_folder, train, tmp_path):
+    few = train.select(lab.few_per_class(train.labels, 5, seed=0, draw=1))
+    a = run(tiny_folder, train, tmp_path / "a", per_class=5, draw=1)
+    b = run(tiny_folder, few, tmp_path / "b")
+    for name, tensor in read(a)[1].items():
+        assert torch.equal(tensor, read(b)[1][name]), name
+
+
+HARD = {"accumulate": 2, "dtype": "bfloat16", "steps": 12, "layer": 2, "head_rate": 5.0}
+
+
+@pytest.mark.parametrize("changes", [{}, HARD], ids=["plain", "hard"])
+def test_a_stopped_run_resumes_to_the_same_numbers(tiny_folder, train, tmp_path, monkeypatch, changes):
+    whole, stopped, update = (
+        run(tiny_folder, train, tmp_path / "whole", **changes),
+        tmp_path / "stopped",
+        Trainer.update,
+    )
+
+    def dies(self, *batch):
+        if self.step == 5:
+            raise MemoryError
+        update(self, *batch)
+
+    monkeypatch.setattr(Trainer, "update", dies)
+    with pytest.raises(MemoryError):
+        run(tiny_folder, train, stopped, **changes)
+    monkeypatch.undo()
+    same_run(whole, run(tiny_folder, train, stopped, **changes))
+
+
+def same_run(a, b):
+    for folder in (".", "causal"):
+        for name, tensor in read(a / folder)[1].items():
+            assert torch.equal(tensor, read(b / folder)[1][name]), name
+    logs = [pd.read_csv(out / "log.csv").drop(columns="tokens_per_second") for out in (a, b)]
+    pd.testing.assert_frame_equal(*logs)
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_numbers(tiny_folder, tiny_images, train, tmp_path):
+    changes = {**HARD, "steps": 40, "save_every": 4, "patience": 40}
+    whole, killed = run(str(tiny_folder), train, tmp_path / "whole", **changes), tmp_path / "killed"
+    code = (
+        "from test_finetuning import *; images = lab.load_images("
+        f"{str(tiny_images)!r}, 'train'); run({str(tiny_folder)!r}, images, {str(killed)!r}, **{changes!r})"
+    )
+    paths = os.pathsep.join(
+        [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    state, deadline = killed / "state.safetensors", time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline and not state.exists():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert (killed / "state.safetensors").exists()
+    same_run(whole, run(tiny_folder, train, killed, **changes))
+
+
+def test_another_run_in_the_folder_and_bad_input_are_refused(tiny_folder, train, tmp_path):
+    run(tiny_folder, train, tmp_path / "a")
+    with pytest.raises(ValueError, match="whose tuning differs"):
+        run(tiny_folder, train, tmp_path / "a", learning_rate=0.02)
+    with pytest.raises(ValueError, match="whose images differs"):
+        run(tiny_folder, train.select(range(59)), tmp_path / "a")
+    with pytest.raises(ValueError, match="layer from 1 to 3"):
+        run(tiny_folder, train, tmp_path / "b", layer=4)
+    with pytest.raises(ValueError, match="pad=4 of images of 4 x 4"):
+        run(tiny_folder, train, tmp_path / "b", pad=4)
+    with pytest.raises(ValueError, match="no multiple of accumulate=3"):
+        Tuning(accumulate=3)
+    for misspelt in ({"optimizer": "moun"}, {"dtype": "float16"}):
+        with pytest.raises(ValueError, match=f"{next(iter(misspelt.values()))!r}.*expected 'adam' or 'muon'"):
+            Tuning(**misspelt)
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_learning_rate_is_a_tenth_of_pretraining_s(tiny, train):
+    assert finetuning._checked(Tuning(pad=1), tiny, train).learning_rate == pytest.approx(3e-4)  # no training.json
+    tiny.source["name"] = "fashion-xs"  # at 4e-3
+    assert finetuning._checked(Tuning(pad=1), tiny, train).learning_rate == pytest.approx(4e-4)
+
+
+def test_confusion_and_mistakes_by_hand():
+    chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], np.float32)
+    found = Classified(chances, ("a", "b"), np.array([0, 0, 1, 1]), np.arange(10, 14))
+    assert found.correct.tolist() == [True, False, False, True] and found.mistakes().tolist() == [1, 2]
+    assert found.confusion().values.tolist() == [[1, 1], [1, 1]] and found.accuracy()["test_accuracy"] == 0.5
+    assert found.table().predicted.tolist() == ["a", "b", "a", "b"] and found.table()["index"].tolist()[0] == 10
+
+
+def test_the_commands(tiny_folder, tiny_images, tmp_path, capsys):
+    out, given = tmp_path / "out", ["--pad", "1", "--batch-size", "16", "--learning-rate", "0.03", "--log-every", "10"]
+    arguments = [str(tiny_folder), str(tiny_images), "--out", str(out), "--steps", "40", *given]
+    assert cli.main(["finetune", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "40 test images" in printed
+    counts = pd.read_csv(out / "confusion.csv", index_col=0)
+    assert counts.values.sum() == 40
+    right = np.trace(counts.values) / 40
+    assert f"{right:.1%}" in printed and right > 0.8  # dark against light
+    for name in ("dark", "light"):
+        Image.new("L", (9, 9), 20 if name == "dark" else 230).save(tmp_path / f"{name}.png")
+    files = [str(tmp_path / f"{name}.png") for name in ("dark", "light")]
+    assert cli.main(["classify", str(out), *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(files[0]) and lines[0].split()[1] == "dark"
+    assert lines[1].startswith(files[1]) and lines[1].split()[1] == "light"
+    assert cli.main(["classify", str(out), str(tmp_path / "none.png")]) == 1
+    assert classify(out, lab.load_images(tiny_images, "test"), progress=False).correct.mean() == right
