@@ -255,7 +255,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatc
 def test_a_killed_process_goes_on_to_the_same_bits(store, tmp_path):
     code = f"""
 import os, signal
-from igpt_lab import streaming
+from igpt_lab.probing import streaming
 from igpt_lab.features.store import FeatureStore
 steps, real = iter(range(99)), streaming._Heads.step
 def step(*given, **named):

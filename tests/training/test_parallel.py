@@ -66,9 +66,10 @@ HELD = """
 import sys
 from pathlib import Path
 from conftest import TINY
-from igpt_lab import parallel
+from igpt_lab.training import parallel
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.training import Recipe, Trainer
+from igpt_lab.training.pretraining import Recipe
+from igpt_lab.training.trainer import Trainer
 
 model = ImageGPTForCausalImageModeling(TINY)
 every = sum(w.numel() for name, w in model.named_parameters() if not name.endswith("bias"))
