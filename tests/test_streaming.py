@@ -321,10 +321,11 @@ def test_the_rows_in_memory_are_bounded(tmp_path, monkeypatch):
 
     def noted_load(self, window):
         fresh = self.x is None
-        load(self, window)
+        loaded = load(self, window)
         if fresh:
             tensors.append((StorageWeakRef(self.x.untyped_storage()), self.x.shape[1]))
         note()
+        return loaded
 
     monkeypatch.setattr(FeatureStore, "row_group", noted_row_group)
     monkeypatch.setattr(Rows, "read", noted_read)
