@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 ORDER = (
     "cards cells provenance storage downloads checkpoints tensorflow_bundle palette pixels model openai sources "
     "data token_cache hooks locks manifest store objective row_reader cluster extraction planning upkeep checks "
-    "significance lbfgs logistic probes streaming parallel training finetuning decoding sampling likeness geometry "
+    "significance lbfgs logistic probes sgd streaming parallel training finetuning decoding sampling likeness geometry "
     "ablation dynamics looks curves galleries figures explorer report workbench cli"
 ).split()
 ONLY = {"cards": set(), "cells": set(), "palette": set(), "looks": set(), "model": {"checkpoints"}}
