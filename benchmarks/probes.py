@@ -27,7 +27,7 @@ import igpt_lab as lab
 from benchmarks.extract import key_of
 from benchmarks.harness import race, row
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.probing.logistic import fit_logistic
+from igpt_lab.probing.solvers.logistic import fit_logistic
 
 CIFAR, CACHE = Path(__file__).resolve().parents[2] / "shared/cifar10", Path("runs/benchmarks")
 CS, GAP, TOL = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), 1e-6, 1e-5

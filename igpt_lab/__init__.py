@@ -43,7 +43,7 @@ _HOME = {
     "features_of": "sampling.likeness",
     "few_per_class": "images.splits",
     "finetune": "training.finetuning",
-    "fit_logistic": "probing.logistic",
+    "fit_logistic": "probing.solvers.logistic",
     "fit_palette": "images.palette",
     "intrinsic_dimension": "probing.geometry",
     "label_overlap": "probing.geometry",

@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -35,7 +36,7 @@ class ClusterError(ValueError):
 def run(
     work, tasks: Iterable[tuple[str, tuple] | None], *, scheduler: str | None = None, workers: int = 1,
     slots: int = 1, deadline: float | None = None,
-) -> Iterator[tuple[str, object]]:  # fmt: skip
+) -> Generator[tuple[str, Any], None, None]:  # fmt: skip
     """(name, result) of `tasks` (name, arguments) in the order in which they are finished; each is called once or more.
 
     `work` is picklable, and `work.open()` returns the function that is called with a task's arguments; a worker process

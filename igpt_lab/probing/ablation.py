@@ -23,8 +23,8 @@ from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
-from igpt_lab.probing.logistic import fit_logistic, fit_sklearn
 from igpt_lab.probing.probes import CS, Features, ProbeResult, probe_layers
+from igpt_lab.probing.solvers.logistic import fit_logistic, fit_sklearn
 
 FACTORS = {  # a factor, its level in this package and the other one
     "alignment": ("sos", "raw"),

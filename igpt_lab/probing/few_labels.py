@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import card, line
 from igpt_lab.images.splits import few_per_class
-from igpt_lab.probing.logistic import fit_logistic
 from igpt_lab.probing.probes import (
     PAPER,
     Features,
@@ -26,6 +25,7 @@ from igpt_lab.probing.probes import (
     _stacks,
     _tested,
 )
+from igpt_lab.probing.solvers.logistic import fit_logistic
 
 
 @dataclass(frozen=True, eq=False)

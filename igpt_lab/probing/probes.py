@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.images.splits import stratified_split
-from igpt_lab.probing.logistic import Fits, fit_logistic
+from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CHOOSING = 1e-5  # tolerance of the fits that choose C; it moves no validation accuracy by more than a row or two
@@ -309,7 +310,14 @@ def compare_layers(
     )  # fmt: skip
 
 
-def _meet_test(predictions: dict[int, np.ndarray], test: Features) -> dict[int, np.ndarray]:
+class Labelled(Protocol):
+    """Whatever has `labels`, int64 (N,): `Features`, or a split of a store that reads them when they are asked for."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+
+def _meet_test(predictions: dict[int, np.ndarray], test: Labelled) -> dict[int, np.ndarray]:
     """Which predictions are right: the only place where test labels are read."""
     return {key: predicted == test.labels for key, predicted in predictions.items()}
 
@@ -330,7 +338,7 @@ def _layer_by_layer(train: Features, test: Features, probe, facts: dict, progres
     return result_of(rows, predictions, test)
 
 
-def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Features) -> ProbeResult:
+def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Labelled) -> ProbeResult:
     """Rows of layers with their `validation_accuracy`, and what they predict of `test`, which is met here."""
     chosen = max(rows, key=lambda row: row["validation_accuracy"])["layer"]
     correct = _meet_test(predictions, test)
@@ -360,20 +368,40 @@ def _choose_C(
     """x (B, N, D) -> for each layer (C, its mean accuracy on the held-out rows, did its fits converge).
 
     Of equals the smallest C. A best C at an edge of the grid, and better than its neighbour, extends the grid there.
+    Without `folds` C is the middle of the grid, and its accuracy is nan.
     """
     grid = np.array(sorted(Cs), float)
     if not folds:
         return [(grid[len(grid) // 2], math.nan, True)] * len(x)
-    scores, sure = _validate(x, y, folds, grid, how, solver)
-    if len(grid) == 1:
-        return [(grid[0], float(a[0]), bool(b[0])) for a, b in zip(scores, sure, strict=True)]
-    grids = [dict(zip(grid, zip(a, b, strict=True), strict=True)) for a, b in zip(scores, sure, strict=True)]
-    while more := {i: C for i, each in enumerate(grids) if (C := _beyond(each, grid[1] / grid[0]))}:
-        scores, sure = _validate(x[list(more)], y, folds, [[C] for C in more.values()], how, solver)
-        for (i, C), score, certain in zip(more.items(), scores[:, 0], sure[:, 0], strict=True):
-            grids[i][C] = score, certain
-    best = [max(sorted(each), key=lambda C, each=each: each[C][0]) for each in grids]
-    return [(C, float(each[C][0]), all(s for _, s in each.values())) for C, each in zip(best, grids, strict=True)]
+    accuracies, converged = _validate(x, y, folds, grid, how, solver)
+    tried = [{C: (accuracies[i, j], converged[i, j]) for j, C in enumerate(grid)} for i in range(len(x))]
+    if len(grid) > 1:
+        _extend(tried, grid[1] / grid[0], lambda layers, Cs: _validate(x[layers], y, folds, Cs, how, solver))
+    return [_best_C(scores) for scores in tried]
+
+
+def _extend(tried: list[dict[float, tuple[float, bool]]], ratio: float, validate: Callable) -> None:
+    """Add to `tried`, for each layer C -> (accuracy, converged), what lies beyond as long as the best is at an edge.
+
+    `validate` takes the places of layers and for each of them a list of C, and returns what `_validate` does.
+    """
+    while True:
+        beyond: dict[int, float] = {}
+        for layer, scores in enumerate(tried):
+            C = _beyond(scores, ratio)
+            if C is not None:
+                beyond[layer] = C
+        if not beyond:
+            return
+        accuracies, converged = validate(list(beyond), [[C] for C in beyond.values()])
+        for row, (layer, C) in enumerate(beyond.items()):
+            tried[layer][C] = accuracies[row, 0], converged[row, 0]
+
+
+def _best_C(scores: dict[float, tuple[float, bool]]) -> tuple[float, float, bool]:
+    """Of one layer's C -> (accuracy, converged) the best C, its accuracy, and whether all fits converged."""
+    best = max(sorted(scores), key=lambda C: scores[C][0])
+    return best, float(scores[best][0]), all(converged for _, converged in scores.values())
 
 
 def _beyond(scores: dict[float, tuple[float, bool]], ratio: float) -> float | None:

@@ -3,6 +3,7 @@
 Momentum 0.9, and a cosine down from each of several learning rates (Chen et al., 2020). Every layer and rate is a head
 of its own, and all share the passes over the store: a step is two products of matrices for each layer. The rate is
 chosen on a held-out tenth of train, which is folded back before the refit; test is met once (`probes.result_of`).
+On a cluster each layer is a task, streamed or fitted in memory.
 
 Memory, whatever the number of rows: the rows of `row_reader`, and 8 bytes for each weight of each head, of which a
 class has as many as a layer has features, and one. To save a state takes as much again.
@@ -10,29 +11,28 @@ class has as many as a layer has features, and one. To save a state takes as muc
 
 from __future__ import annotations
 
-import json
-import math
+import difflib
+import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.hub import CheckpointError
-from igpt_lab.core.provenance import atomic_write, digest
+from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers, result_of
 from igpt_lab.probing.row_reader import FIT, HELD, Rows, Shuffled, measure
+from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, predict, train_heads
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # the paper: 30, 10, 3 and on, it does not say how far
 
@@ -72,39 +72,40 @@ def probe_streaming(
     again with the same arguments, goes on to the same bits. ValueError for the state of another run, CheckpointError
     for one that cannot be read, FloatingPointError where no rate keeps the weights finite.
     """
-    layers = _known(store, point, layers)
-    names, device = [f"{point}.{layer}" for layer in layers], torch.device(device or best_device())
-    plan = _Plan(steps, batch_size, momentum, sorted({float(rate) for rate in learning_rates}), holdout, seed, buffer)
-    tested = store.row_groups(test)  # KeyError for an unknown split, before any work
-    found = measure(store, train, names, holdout=holdout, seed=seed, progress=progress)
-    fit, whole = (
-        Rows(store, train, names, found.scaling(sides), measured=found, sides=sides, device=device)
-        for sides in ((FIT,), (FIT, HELD))
-    )
-    held = Rows(store, train, names, found.scaling([FIT]), measured=found, sides=[HELD], device=device)
+    layers = _stored_layers(store, point, layers)
+    names = [f"{point}.{layer}" for layer in layers]
+    device = torch.device(device or best_device())
+    rates = tuple(sorted({float(rate) for rate in learning_rates}))
+    plan = Plan(steps, batch_size, momentum, rates, holdout, seed, buffer)
+    store.row_groups(test)  # KeyError for an unknown split, before any work
+    measured = measure(store, train, names, holdout=holdout, seed=seed, progress=progress)
+
+    def rows_of(sides: list[int], scaled_on: list[int]) -> Rows:
+        scaling = measured.scaling(scaled_on)
+        return Rows(store, train, names, scaling, measured=measured, sides=sides, device=device)
+
+    fit, held, whole = rows_of([FIT], [FIT]), rows_of([HELD], [FIT]), rows_of([FIT, HELD], [FIT, HELD])
     _warn_of_few_classes(fit, plan)
     run = {"store": digest(store.key), "parts": digest(store.manifest["splits"][train]), "layers": names}
-    how = {"plan": plan, "run": run, "state": state, "save_every": save_every}
     with tqdm(total=steps * (1 + refit), desc=f"probe {control}".strip(), unit="step", disable=not progress) as bar:
         if progress:
             bar.write(_estimate(fit, plan, 1 + refit))
-        heads = _train(fit, np.tile(plan.learning_rates, (len(names), 1)), bar=bar, name="choose", **how)
-        scores = _accuracy(held, heads, batch_size)
+        trained = partial(train_heads, plan=plan, run=run, state=state, save_every=save_every, bar=bar)
+        heads = trained(fit, np.tile(rates, (len(names), 1)), name="choose")
+        scores = accuracy(held, heads, batch_size)
         best = scores.argmax(1)
-        if refit:
-            heads = _train(whole, np.array(plan.learning_rates)[best][:, None], bar=bar, name="refit", **how)
-        else:
-            heads, whole = heads.only(best), fit
-    objective, gradient = _certificate(whole, heads, batch_size)
-    tested = Rows(store, test, names, found.scaling(whole.sides), device=device)
-    predicted = found.classes[_predict(tested, heads, batch_size)]
-    edges = {0, len(plan.learning_rates) - 1} if len(plan.learning_rates) > 1 else ()
+        heads = trained(whole, np.array(rates)[best][:, None], name="refit") if refit else heads.only(best)
+    seen = whole if refit else fit
+    objective, gradient = certificate(seen, heads, batch_size)
+    tested = Rows(store, test, names, measured.scaling(seen.sides), device=device)
+    predicted = measured.classes[predict(tested, heads, batch_size)]
+    edges = {0, len(rates) - 1} if len(rates) > 1 else set()
     rows = [
         {
-            "control": control, "layer": layer, "learning_rate": plan.learning_rates[best[i]],
+            "control": control, "layer": layer, "learning_rate": rates[best[i]],
             "validation_accuracy": float(scores[i, best[i]]), "iterations": steps, "objective": float(objective[i]),
             "gradient": float(gradient[i]), "converged": bool(gradient[i] <= tol), "at_edge": int(best[i]) in edges,
-            "n_train": len(whole), "n_test": len(tested), "n_features": heads.weights.shape[1] - 1, "seed": seed,
+            "n_train": len(seen), "n_test": len(tested), "n_features": heads.weights.shape[1] - 1, "seed": seed,
         }
         for i, layer in enumerate(layers)
     ]  # fmt: skip
@@ -120,59 +121,85 @@ def probe_on_cluster(
     test: str = "test",
     point: str = "ln_1",
     layers: Sequence[int] | None = None,
+    steps: int | None = None,
+    device: str | torch.device | None = None,
     progress: bool = True,
-    **how,
+    **options: Any,
 ) -> ProbeResult:
-    """`probe_layers`, or where `how` has `steps` `probe_streaming`, each layer a task on Dask workers; the same table.
+    """Probe `layers` (all when None) of a store, each a task on Dask workers; the table is that of one process.
 
-    Workers read the store from its path, and one has a layer at a time: in whole, or streamed as `row_reader` reads it.
-    `how` are further arguments of those functions, `scheduler` and `workers` those of `cluster.run`, which says what
-    becomes of tasks that fail.
+    With `steps` a layer is streamed by `probe_streaming`, without them it is fitted in memory by `probe_layers`.
+    `options` are further arguments of that function; TypeError for one that it does not have. Workers read the store
+    from its path, a layer at a time, and compute on `device`, each on its own when None. `scheduler` and `workers` are
+    those of `cluster.run`, which says what becomes of tasks that fail.
     """
-    layers, found = _known(store, point, layers), {}
-    work = _ALayer(str(store.path), point, train, test, how)
+    layers = _stored_layers(store, point, layers)
+    if steps is None:
+        _check_options(probe_layers, options)
+        probe = partial(_fit_layer, point=point, train=train, test=test, **options)
+    else:
+        _check_options(probe_streaming, options)
+        probe = partial(_stream_layer, point=point, train=train, test=test, steps=steps, **options)
+    work = _OnWorker(str(store.path), probe, device)
     tasks = ((f"layer {layer}", (layer,)) for layer in layers)
+    rows, predicted = {}, {}
     with (
         tqdm(total=len(layers), desc="probe", unit="layer", disable=not progress) as bar,
-        closing(cluster.run(work, tasks, scheduler=scheduler, workers=workers)) as made,
+        closing(cluster.run(work, tasks, scheduler=scheduler, workers=workers)) as finished,
     ):
-        for _, (row, predicted) in made:
-            found[row["layer"]] = row, predicted
+        for _, (row, labels) in finished:
+            rows[row["layer"]], predicted[row["layer"]] = row, labels
             bar.update()
-    rows = [found[layer][0] for layer in layers]
-    return result_of(rows, {layer: found[layer][1] for layer in layers}, _Labels(store, test))
+    in_order = [rows[layer] for layer in layers]
+    return result_of(in_order, {layer: predicted[layer] for layer in layers}, _Labels(store, test))
+
+
+def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, Any]) -> None:
+    """TypeError, before any work, for options that are not among the function's own."""
+    known = inspect.getfullargspec(function).kwonlyargs
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(known)}."
+            which = "With steps probe_streaming runs, without them probe_layers."
+            raise TypeError(f"{function.__name__} takes no {name!r}. {hint} {which}")
 
 
 @dataclass(frozen=True)
-class _ALayer:
-    """Work for `cluster.run`: a layer of a store -> its row of the table, and what its probe predicts of test."""
+class _OnWorker:
+    """Work for `cluster.run`: a layer of the store at `path` -> its row of the table, and its labels of test (N,)."""
 
     path: str
-    point: str
-    train: str
-    test: str
-    how: dict
+    probe: Callable[..., ProbeResult]
+    device: str | torch.device | None
 
     def open(self) -> Callable[[int], tuple[dict, np.ndarray]]:
         store = FeatureStore.open(self.path, verify=False)  # whoever asked has it open; to verify is to read all of it
-        device = cluster.device_of_worker(best_device().type)
-        how = {"device": device, "progress": False, **self.how}
+        device = self.device or cluster.device_of_worker(best_device().type)
 
-        def probe(layer: int) -> tuple[dict, np.ndarray]:
-            if "steps" in how:
-                splits = {"train": self.train, "test": self.test}
-                result = probe_streaming(store, point=self.point, layers=[layer], **splits, **how)
-            else:
-                result = probe_layers(*(self.features(store, layer, split) for split in (self.train, self.test)), **how)
+        def work(layer: int) -> tuple[dict, np.ndarray]:
+            result = self.probe(store, layer, device=device, progress=False)
             return result.table.iloc[0].to_dict(), result.predicted[layer]
 
-        return probe
-
-    def features(self, store: FeatureStore, layer: int, split: str) -> Features:
-        return Features({layer: store.layer(self.point, layer, split)}, store.labels(split), store.index(split))
+        return work
 
 
-def _known(store: FeatureStore, point: str, layers: Sequence[int] | None) -> list[int]:
+def _fit_layer(store: FeatureStore, layer: int, *, point: str, train: str, test: str, **options: Any) -> ProbeResult:
+    """`probe_layers` of one layer."""
+    features = []
+    for split in (train, test):
+        labels, index = _Labels(store, split).labels, store.index(split)
+        features.append(Features({layer: store.layer(point, layer, split)}, labels, index))
+    return probe_layers(*features, **options)
+
+
+def _stream_layer(store: FeatureStore, layer: int, **options: Any) -> ProbeResult:
+    """`probe_streaming` of one layer."""
+    return probe_streaming(store, layers=[layer], **options)
+
+
+def _stored_layers(store: FeatureStore, point: str, layers: Sequence[int] | None) -> list[int]:
+    """`layers` in order, all that the store has at `point` when None; KeyError for one that it does not have."""
     stored = store.layers.get(point, [])
     layers = stored if layers is None else sorted(set(layers))
     if not layers or not set(layers) <= set(stored):
@@ -180,168 +207,35 @@ def _known(store: FeatureStore, point: str, layers: Sequence[int] | None) -> lis
     return list(layers)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What decides the numbers of a run, beside its store."""
-
-    steps: int
-    batch_size: int
-    momentum: float
-    learning_rates: list[float]
-    holdout: float
-    seed: int
-    buffer: int | None
-
-    def __post_init__(self):
-        if not (self.steps > 0 and self.batch_size > 0 and (self.buffer is None or self.buffer > 0)):
-            raise ValueError(f"expected steps, batch_size and buffer above 0; got {self}")
-        if not (0 < self.holdout < 1 and 0 <= self.momentum < 1):
-            raise ValueError(f"expected 0 < holdout < 1 and 0 <= momentum < 1; got {self}")
-        if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
-            raise ValueError(f"learning_rates={self.learning_rates}; expected one or more numbers above 0")
-
-
 class _Labels:
-    """Labels of a split, read when they are asked for."""
+    """Labels int64 (N,) of a split, read when they are asked for; ValueError where it has none."""
 
     def __init__(self, store: FeatureStore, split: str):
         self.store, self.split = store, split
 
     @property
     def labels(self) -> np.ndarray:
-        if (labels := self.store.labels(self.split)) is None:
+        labels = self.store.labels(self.split)
+        if labels is None:
             raise ValueError(f"a probe needs labels, and {self.split} of {self.store.path.name} has none")
         return labels
 
 
-class _Heads:
-    """Softmax regressions of B layers at learning rates (B, S), from zero; `weights`, `velocity` (B, D + 1, S, K)."""
-
-    def __init__(self, features: int, classes: int, rates: np.ndarray, momentum: float, device: torch.device):
-        self.rates = torch.as_tensor(rates, dtype=torch.float32, device=device)[:, None, :, None]
-        self.weights = torch.zeros(len(rates), features + 1, rates.shape[1], classes, device=device)
-        self.velocity, self.momentum = torch.zeros_like(self.weights), momentum
-
-    def logits(self, x: Tensor) -> Tensor:
-        """x (B, n, D + 1) -> (B, n, S, K)."""
-        return (x @ self.weights.flatten(2)).unflatten(2, self.weights.shape[2:])
-
-    def step(self, x: Tensor, y: Tensor, share: float) -> None:
-        """One step of SGD on rows x (B, n, D + 1) with labels y int64 (n,), at `share` of each learning rate."""
-        residual = _less_labels(self.logits(x).softmax(3), y)
-        self.velocity.flatten(2).baddbmm_(x.mT, residual.flatten(2), beta=self.momentum, alpha=1 / len(y))
-        self.weights.addcmul_(self.velocity, self.rates, value=-share)
-
-    def only(self, chosen: np.ndarray) -> _Heads:
-        """One head for each layer."""
-        rows, picked = torch.arange(len(chosen)), torch.as_tensor(chosen)
-        few = _Heads(
-            self.weights.shape[1] - 1, self.weights.shape[3], np.ones((len(rows), 1)), 0.0, self.weights.device
-        )
-        few.weights = self.weights[rows, :, picked][:, :, None]
-        return few
-
-
-def _less_labels(p: Tensor, y: Tensor) -> Tensor:
-    """Probabilities (B, n, S, K), in place less 1 at their row's label y (n,)."""
-    index = y[None, :, None, None].expand(*p.shape[:3], 1)
-    return p.scatter_add_(3, index, p.new_full((), -1.0).expand(index.shape))
-
-
-def _train(
-    rows: Rows,
-    rates: np.ndarray,
-    *,
-    bar: tqdm,
-    name: str,
-    plan: _Plan,
-    run: dict,
-    state: str | Path | None,
-    save_every: int,
-) -> _Heads:
-    """Heads at `rates` (B, S) after the steps of the plan, some of them perhaps from an earlier call."""
-    heads = _Heads(rows.mean.shape[2], len(rows.measured.classes), rates, plan.momentum, rows.mean.device)
-    path = None if state is None else Path(state) / f"{name}.safetensors"
-    run = json.loads(json.dumps({**run, **asdict(plan), "rates": rates.tolist(), "sides": rows.sides}))
-    begin = 0 if path is None or not path.exists() else _resume(path, run, heads)
-    bar.update(begin)
-    batches = Shuffled(rows, plan.buffer).batches(plan.batch_size, begin)
-    for step in range(begin, plan.steps):
-        heads.step(*next(batches), share=(1 + math.cos(math.pi * step / plan.steps)) / 2)
-        bar.update()
-        if path is not None and ((step + 1) % save_every == 0 or step + 1 == plan.steps):
-            tensors = {"weights": heads.weights.cpu(), "velocity": heads.velocity.cpu()}
-            about = json.dumps({"step": step + 1, "run": run})  # as one: the order of several is left to chance
-            atomic_write(path, save(tensors, {"about": about}))
-    return heads
-
-
-def _resume(path: Path, run: dict, heads: _Heads) -> int:
-    """Fill the heads from a state, and return the steps that they took."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-            step, theirs = about["step"], about["run"]
-            differing = [name for name in run if theirs.get(name) != run[name]]
-            if not differing:
-                heads.weights.copy_(file.get_tensor("weights"))
-                heads.velocity.copy_(file.get_tensor("velocity"))
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error!r}); delete it to begin again") from error
-    if differing:
-        told = "; ".join(f"{name} is {theirs.get(name)} there, {run[name]} here" for name in differing)
-        raise ValueError(f"{path} is of another run: {told}; choose another folder, or the same arguments to go on")
-    return step
-
-
-def _accuracy(rows: Rows, heads: _Heads, size: int) -> np.ndarray:
-    """float (B, S), the share of rows that each head has right; FloatingPointError where a layer has no finite one."""
-    finite = heads.weights.isfinite().all(3).all(1)
-    if not finite.any(1).all():
-        raise FloatingPointError("weights are not finite at any learning rate; begin anew with lower learning_rates")
-    right = torch.zeros_like(finite, dtype=torch.int64)
-    for x, y in rows.scan(size):
-        right += (heads.logits(x).argmax(3) == y[:, None]).sum(1)
-    return torch.where(finite, right, -1).cpu().numpy() / len(rows)
-
-
-def _certificate(rows: Rows, heads: _Heads, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of -log p over all rows and its largest derivative by a weight or intercept, (B,) for one head a layer."""
-    exact = torch.float32 if heads.weights.device.type == "mps" else torch.float64
-    gradient = torch.zeros_like(heads.weights, dtype=exact)
-    value = gradient.new_zeros(len(gradient))
-    for x, y in rows.scan(size):
-        logs = heads.logits(x).log_softmax(3)
-        value -= logs[:, torch.arange(len(y), device=y.device), 0, y].sum(1)
-        gradient += (x.mT @ _less_labels(logs.exp_(), y).flatten(2)).view_as(gradient)
-    return (value / len(rows)).cpu().numpy(), (gradient.abs().amax((1, 2, 3)) / len(rows)).cpu().numpy()
-
-
-def _predict(rows: Rows, heads: _Heads, size: int) -> np.ndarray:
-    """int64 (B, N), the place in `classes` of what each layer's only head says of each row."""
-    found, finite = [], torch.ones((), dtype=torch.bool, device=heads.weights.device)
-    for x, _ in rows.scan(size):
-        finite &= x.isfinite().all()
-        found.append(heads.logits(x)[:, :, 0].argmax(2))
-    if not finite:
-        raise ValueError(f"{rows.split} has values that are not finite; see the store's stats()")
-    return torch.cat(found, 1).cpu().numpy()
-
-
-def _warn_of_few_classes(rows: Rows, plan: _Plan) -> None:
+def _warn_of_few_classes(rows: Rows, plan: Plan) -> None:
     """A store in the order of its classes is hardly shuffled by a small buffer."""
     shuffled, classes = Shuffled(rows, plan.buffer), len(rows.measured.classes)
-    if (fewest := shuffled.fewest_classes()) < min(classes, shuffled.buffer) / 2:
+    fewest = shuffled.fewest_classes()
+    if fewest < min(classes, shuffled.buffer) / 2:
         warnings.warn(
             f"the {shuffled.buffer:,} rows that are shuffled together may have {fewest} of {classes} classes: raise "
             "buffer, or extract images in a shuffled order", stacklevel=3,
         )  # fmt: skip
 
 
-def _estimate(rows: Rows, plan: _Plan, runs: int) -> str:
+def _estimate(rows: Rows, plan: Plan, runs: int) -> str:
     """What a run will take: memory by arithmetic, seconds by timing two steps and by those of the first pass."""
     layers, width, classes = len(rows.names), rows.mean.shape[2], len(rows.measured.classes)
-    heads = _Heads(width, classes, np.ones((layers, len(plan.learning_rates))), plan.momentum, rows.mean.device)
+    heads = Heads(width, classes, np.ones((layers, len(plan.learning_rates))), plan.momentum, rows.mean.device)
     batch = rows.mean.new_ones(layers, plan.batch_size, width + 1), rows.mean.new_zeros(plan.batch_size).long()
     for _ in range(2):  # the first is slower
         begun = time.perf_counter()

@@ -247,7 +247,8 @@ def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeyp
 
 DRIVER = """
 import sys
-from igpt_lab import extraction, load_images
+from igpt_lab import load_images
+from igpt_lab.features import extraction
 extraction.ROWS = 10
 if __name__ == "__main__":
     model, images, store, address = sys.argv[1:]

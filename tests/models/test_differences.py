@@ -16,7 +16,7 @@ from PIL import Image
 import igpt_lab as lab
 from igpt_lab.core.hub import bundled
 from igpt_lab.features.hooks import record
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, Norm
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, KeyValueCache, Norm
 from igpt_lab.models.losses import align, next_pixel_loss
 from port import Case, same, same_output, transformers, twin
 
@@ -380,7 +380,7 @@ def test_with_an_encoder_the_port_s_own_cache_fails_and_ours_works():
 def test_with_an_encoder_the_port_s_cache_doubles_it_at_each_step_and_ours_does_not(port):
     model, theirs, tokens, encoder = with_encoder(5)
     caches, lengths = (
-        [lab.model.KeyValueCache(), port.EncoderDecoderCache(port.DynamicCache(), port.DynamicCache())],
+        [KeyValueCache(), port.EncoderDecoderCache(port.DynamicCache(), port.DynamicCache())],
         [],
     )
     for step in range(4):

@@ -17,6 +17,7 @@ from igpt_lab.core.significance import compare
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.probing.ablation import FACTORS, OURS, PORT, average_difference
+from igpt_lab.probing.probes import CS
 
 SIZES = {"tr": 150, "te": 120}
 
@@ -103,7 +104,7 @@ def test_a_stopped_cell_is_scikit_learn_by_hand(found, model, images, stores, sc
 
     for row in found.results["raw", "resid_pre", scaling, "100 iterations"].table.itertuples():
         x = train[row.layer]
-        scores = {C: classifier(C).fit(x[fit], y[fit]).score(x[held], y[held]) for C in {*lab.probes.CS, row.C}}
+        scores = {C: classifier(C).fit(x[fit], y[fit]).score(x[held], y[held]) for C in {*CS, row.C}}
         assert row.validation_accuracy == pytest.approx(scores[row.C]) == max(scores.values())
         refit = classifier(row.C).fit(x, y)
         steps = refit[-1].n_iter_[0]

@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from igpt_lab.probing import logistic
-from igpt_lab.probing.logistic import Fits, fit_logistic, fit_sklearn
+from igpt_lab.probing.solvers import lbfgs, objective
+from igpt_lab.probing.solvers.logistic import Fits, fit_logistic, fit_sklearn
 
 CS = (1e-2, 1.0, 100.0)
 TIGHT = {"tol": 1e-10, "dtype": torch.float64}
@@ -27,7 +27,7 @@ def theirs(x: np.ndarray, y: np.ndarray, C: float) -> LogisticRegression:
     return LogisticRegression(C=C, solver=solver, tol=1e-10, max_iter=100_000).fit(x, y)
 
 
-def objective(x: np.ndarray, y: np.ndarray, logits: np.ndarray, weights: np.ndarray, C: float) -> float:
+def value_of(x: np.ndarray, y: np.ndarray, logits: np.ndarray, weights: np.ndarray, C: float) -> float:
     """As the docstring of the module has it, in numpy; `weights` of the features as x has them."""
     top = logits.max(1, keepdims=True)
     logs = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
@@ -57,7 +57,7 @@ def test_objective_and_weights_are_those_of_scikit_learn(case, standardise):
         peer = theirs(given, y, C)
         logits = peer.decision_function(given)
         logits = np.stack([np.zeros_like(logits), logits], 1) if logits.ndim == 1 else logits
-        assert fits.objective[0, i] == pytest.approx(objective(given, y, logits, peer.coef_, C), rel=1e-8)
+        assert fits.objective[0, i] == pytest.approx(value_of(given, y, logits, peer.coef_, C), rel=1e-8)
         deviations = x.std(0) if standardise else np.ones(x.shape[1])  # ours act on features as they were given
         assert fits.weights[0, i].T.numpy() * deviations == pytest.approx(peer.coef_, abs=1e-5)
         inner = given.mean(0) if not standardise else np.zeros(x.shape[1])  # ours act on centred features
@@ -106,11 +106,11 @@ def test_a_hessian_from_some_rows_and_in_blocks_leads_to_the_same_optimum(monkey
     x, y = rows(3000, 8, 6, apart=0.3)
     exact = fit_logistic(x, y, CS, **TIGHT)
     counts = []
-    made = logistic._Problem.factors
-    monkeypatch.setattr(logistic._Problem, "factors", lambda *given: counts.append(1) or made(*given))
-    monkeypatch.setattr(logistic._Problem, "price", lambda self: 2)
+    made = objective.Problem.factors
+    monkeypatch.setattr(objective.Problem, "factors", lambda *given: counts.append(1) or made(*given))
+    monkeypatch.setattr(objective.Problem, "price", lambda self: 2)
     for unknowns in (54, 27, 9):  # all classes in one block, three, one
-        monkeypatch.setattr(logistic, "UNKNOWNS", unknowns)
+        monkeypatch.setattr(objective, "UNKNOWNS", unknowns)
         counts.clear()
         fits = fit_logistic(x, y, CS, tol=1e-8, dtype=torch.float64)
         assert counts and fits.converged.all()
@@ -128,7 +128,7 @@ def test_the_hessian_is_the_one_of_autograd():
     whole = torch.autograd.functional.hessian(loss, weights)  # (4, 3, 4, 3)
     p = (z @ weights.T).softmax(1).T
     for size in (4, 2, 1):
-        blocks = logistic._hessian(z, p, torch.ones(12, dtype=torch.float64), size)
+        blocks = objective._hessian(z, p, torch.ones(12, dtype=torch.float64), size)
         for g, block in enumerate(blocks):
             own = slice(g * size, (g + 1) * size)
             assert block.numpy() == pytest.approx(whole[own, :, own].reshape(size * 3, size * 3).numpy())
@@ -141,7 +141,7 @@ def test_factors_of_what_rounding_has_made_indefinite():
     with pytest.raises(torch.linalg.LinAlgError):
         torch.linalg.cholesky(blocks)
     given = blocks.clone()
-    factors = logistic._factor(blocks)
+    factors = objective._factor(blocks)
     assert factors.isfinite().all()
     assert (factors @ factors.mT - given).abs().max() < 1e-3 * given.abs().max()
 
@@ -150,11 +150,11 @@ def test_a_sample_of_rows_estimates_the_hessian_of_all():
     random = torch.Generator().manual_seed(1)
     z = torch.randn(4000, 3, generator=random, dtype=torch.float64)
     p = (4 * torch.randn(4, 4000, generator=random, dtype=torch.float64)).softmax(0)
-    whole = logistic._hessian(z, p, torch.ones_like(p[0]), 4)
-    part = logistic._hessian(*logistic._drawn(z, p, 1000), 4)
+    whole = objective._hessian(z, p, torch.ones_like(p[0]), 4)
+    part = objective._hessian(*objective._drawn(z, p, 1000), 4)
     assert (part - whole).abs().max() < 0.1 * whole.abs().max()
     few = z[::4], p[:, ::4], torch.full((1000,), 4.0, dtype=torch.float64)
-    assert (part - whole).norm() < (logistic._hessian(*few, 4) - whole).norm()  # rows that weigh more are drawn more
+    assert (part - whole).norm() < (objective._hessian(*few, 4) - whole).norm()  # rows that weigh more are drawn more
 
 
 def test_what_float32_cannot_reach_goes_on_in_float64():
@@ -176,14 +176,14 @@ def test_one_label_for_each_of_three_rows_and_large_means():
 def test_what_the_passes_compute_stays_on_its_device():
     weights = torch.zeros(2, 3, 4, 6, device="meta")
     parts = [(torch.zeros(2, 5, 6, device="meta"), torch.zeros(5, dtype=torch.long, device="meta"))]
-    value, gradient = logistic._evaluate(parts, weights, torch.zeros(2, 3, 1, 6, device="meta"), 5)
+    value, gradient = objective.objective_and_gradient(parts, weights, torch.zeros(2, 3, 1, 6, device="meta"), 5)
     assert value.shape == (2, 3) and gradient.shape == weights.shape
     pairs = torch.zeros(2, 3, 7, 24, device="meta")
-    assert logistic._direction(weights, pairs, pairs, weights, None).is_meta
+    assert lbfgs.descent_direction(weights, pairs, pairs, weights, None).is_meta
     factors = [torch.zeros(2, 2, 12, 12, device="meta")] * 3
-    assert logistic._direction(weights, pairs, pairs, weights, factors).is_meta
-    drawn = logistic._drawn(torch.zeros(9, 6, device="meta"), torch.zeros(4, 9, device="meta"), 5)
-    assert logistic._hessian(*drawn, 2).is_meta
+    assert lbfgs.descent_direction(weights, pairs, pairs, weights, factors).is_meta
+    drawn = objective._drawn(torch.zeros(9, 6, device="meta"), torch.zeros(4, 9, device="meta"), 5)
+    assert objective._hessian(*drawn, 2).is_meta
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,6 @@ def test_scikit_learn_is_left_as_it_is(case, standardise, max_iter):
         assert ours == pytest.approx(peer.predict_proba(given), abs=1e-4)
         logits = peer.decision_function(given)
         logits = np.stack([np.zeros_like(logits), logits], 1) if logits.ndim == 1 else logits
-        assert fits.objective[layer, i] == pytest.approx(objective(given, y, logits, peer.coef_, CS[i]), rel=1e-6)
+        assert fits.objective[layer, i] == pytest.approx(value_of(given, y, logits, peer.coef_, CS[i]), rel=1e-6)
     best = fit_logistic(x, y, CS, standardise=standardise)
     assert (fits.objective >= best.objective - 1e-6).all() and not fits.converged.all()  # its tolerance is another

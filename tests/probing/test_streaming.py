@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,14 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import StorageWeakRef
 from tqdm.auto import tqdm
 
+from igpt_lab.core import cluster
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.figures import LAYER_COLUMNS
-from igpt_lab.probing import probes, row_reader, streaming
-from igpt_lab.probing.logistic import fit_logistic
+from igpt_lab.probing import probes, row_reader
 from igpt_lab.probing.row_reader import Rows, Shuffled, measure
-from igpt_lab.probing.streaming import probe_streaming
+from igpt_lab.probing.solvers import sgd
+from igpt_lab.probing.solvers.logistic import fit_logistic
+from igpt_lab.probing.streaming import probe_on_cluster, probe_streaming
 
 STRENGTHS = (0.3, 1.5, 0.8)  # of the classes, by layer
 NAMES = [f"ln_1.{layer}" for layer in range(3)]
@@ -221,14 +224,14 @@ def test_the_order_visits_every_row_once_an_epoch_and_is_a_function_of_the_seed(
 
 def interrupted(monkeypatch, after: int) -> None:
     """The probe's step number `after`, counted over both of its runs, raises KeyboardInterrupt."""
-    count, real = iter(range(10**6)), streaming._Heads.step
+    count, real = iter(range(10**6)), sgd.Heads.step
 
     def step(*given, **named):
         if next(count) == after:
             raise KeyboardInterrupt
         real(*given, **named)
 
-    monkeypatch.setattr(streaming._Heads, "step", step)
+    monkeypatch.setattr(sgd.Heads, "step", step)
 
 
 @pytest.mark.parametrize("after", [3, 22, 40, 75])
@@ -240,8 +243,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatc
         probe_streaming(store, **how, state=tmp_path / "killed")
     monkeypatch.undo()
     taken = []
-    real = streaming._Heads.step
-    monkeypatch.setattr(streaming._Heads, "step", lambda *a, **b: taken.append(1) or real(*a, **b))
+    real = sgd.Heads.step
+    monkeypatch.setattr(sgd.Heads, "step", lambda *a, **b: taken.append(1) or real(*a, **b))
     assert probe_streaming(store, **how, state=tmp_path / "killed").table.equals(straight)
     assert len(taken) == 80 - (after // 7 * 7 if after < 40 else 40 + (after - 40) // 7 * 7)
     for file in sorted((tmp_path / "straight").iterdir()):
@@ -255,14 +258,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatc
 def test_a_killed_process_goes_on_to_the_same_bits(store, tmp_path):
     code = f"""
 import os, signal
-from igpt_lab.probing import streaming
 from igpt_lab.features.store import FeatureStore
-steps, real = iter(range(99)), streaming._Heads.step
+from igpt_lab.probing import streaming
+from igpt_lab.probing.solvers import sgd
+steps, real = iter(range(99)), sgd.Heads.step
 def step(*given, **named):
     if next(steps) == 50:
         os.kill(os.getpid(), signal.SIGKILL)
     real(*given, **named)
-streaming._Heads.step = step
+sgd.Heads.step = step
 streaming.probe_streaming(FeatureStore.open({str(store.path)!r}), **{QUICK!r}, save_every=7, state={str(tmp_path)!r})
 """
     root = Path(__file__).resolve().parents[2]
@@ -321,10 +325,11 @@ def test_the_rows_in_memory_are_bounded(tmp_path, monkeypatch):
 
     def noted_load(self, window):
         fresh = self.x is None
-        load(self, window)
+        loaded = load(self, window)
         if fresh:
             tensors.append((StorageWeakRef(self.x.untyped_storage()), self.x.shape[1]))
         note()
+        return loaded
 
     monkeypatch.setattr(FeatureStore, "row_group", noted_row_group)
     monkeypatch.setattr(Rows, "read", noted_read)
@@ -377,8 +382,8 @@ def test_no_step_waits_for_the_device(store):
     """Nothing can be read back from the meta device."""
     rows = rows_of(store, device="meta")
     how = {"bar": tqdm(disable=True), "name": "x", "run": {}, "state": None, "save_every": 1}
-    plan = streaming._Plan(30, 16, 0.9, [1.0, 0.1], 0.1, 0, 60)
-    heads = streaming._train(rows, np.ones((3, 2)), plan=plan, **how)
+    plan = sgd.Plan(30, 16, 0.9, [1.0, 0.1], 0.1, 0, 60)
+    heads = sgd.train_heads(rows, np.ones((3, 2)), plan=plan, **how)
     assert heads.weights.device.type == "meta" and heads.only(np.zeros(3, int)).weights.shape == (3, 6, 1, 3)
 
 
@@ -407,13 +412,53 @@ def test_labels_of_any_numbers(tmp_path):
     assert probe_streaming(plain, **QUICK).table.equals(probe_streaming(named, **QUICK).table)
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"step": 40}, "probe_layers takes no 'step'"),
+        ({"learning_rates": (1.0,)}, "probe_layers takes no 'learning_rates'.*With steps probe_streaming runs"),
+        ({"steps": 40, "learning_rate": (1.0,)}, "probe_streaming takes no 'learning_rate'. Did you mean"),
+        ({"steps": 40, "Cs": (1.0,)}, "probe_streaming takes no 'Cs'"),
+    ],
+)
+def test_options_of_the_other_probe_are_refused_before_any_work(store, options, says):
+    with pytest.raises(TypeError, match=says):
+        probe_on_cluster(store, scheduler="tcp://nobody:1", progress=False, **options)
+
+
+@pytest.mark.parametrize("options", [{}, QUICK | {"refit": False}])
+def test_a_layer_of_a_cluster_is_that_of_one_process(store, monkeypatch, options):
+    def run_here(work, tasks, **_):
+        probe = pickle.loads(pickle.dumps(work)).open()
+        yield from [(name, probe(*arguments)) for name, arguments in tasks]
+
+    monkeypatch.setattr(cluster, "run", run_here)
+    there = probe_on_cluster(store, layers=[2, 1], **{"device": "cpu", "progress": False} | options)
+    if options:
+        here = probe_streaming(store, layers=[1, 2], **options)
+    else:
+        train, test = (probes.Features.from_store(store, split) for split in ("train", "test"))
+        here = probes.probe_layers(train, test, device="cpu", progress=False)
+    exact = ["layer", "validation_accuracy", "test_accuracy"]
+    rows = here.table[here.table.layer > 0].reset_index(drop=True)
+    assert there.table[exact].equals(rows[exact])
+    assert there.table.objective.to_numpy() == pytest.approx(rows.objective.to_numpy(), rel=1e-6)
+
+
+def test_rows_that_were_not_measured_have_no_labels(store):
+    rows = Rows(store, "test", NAMES, np.ones((2, 3, 1, 5)))
+    assert all((y == -1).all() for _, y in rows.scan(50))
+    with pytest.raises(ValueError, match="the rows of test were not measured"):
+        Shuffled(rows)
+
+
 def test_bad_input(store, tmp_path):
     with pytest.raises(KeyError, match=r"no layers \[0, 9\] at 'ln_1'"):
         probe_streaming(store, **QUICK, layers=[0, 9])
     with pytest.raises(KeyError, match="no split 'tset'"):
         probe_streaming(store, **QUICK, test="tset")
     for change in ({"steps": 0}, {"batch_size": 0}, {"buffer": 0}, {"holdout": 1.0}, {"momentum": 1.0}):
-        with pytest.raises(ValueError, match="expected .*; got _Plan"):
+        with pytest.raises(ValueError, match="expected .*; got Plan"):
             probe_streaming(store, **QUICK | change)
     for rates in ((), (1.0, 0.0), (math.inf,), (math.nan,)):
         with pytest.raises(ValueError, match="expected one or more numbers above 0"):

@@ -1,0 +1,162 @@
+"""Multinomial logistic regression for many layers and many strengths of the penalty at once.
+
+For standardised features x and labels y in [0, K), a fit minimises over weights W (D, K) and intercepts b (K,)
+
+    mean over rows of -log softmax(x W + b)[y]  +  |W|^2 / (2 C N),
+
+which is scikit-learn's objective divided by C N: intercepts are free, and K = 2 has one weight vector, of the log-odds.
+All strengths, and layers of one width, share each pass over the rows. `objective` computes it, in the eigenbasis of the
+features' covariance, and `lbfgs` minimises it.
+
+Letters: B layers, S strengths, N rows, D features, K classes, and M vectors of weights, K or 1 where K = 2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from igpt_lab.probing.solvers.lbfgs import minimise
+from igpt_lab.probing.solvers.objective import Problem, StandardisedRows, objective_and_gradient, penalties, with_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """B layers and S strengths, each fit with its certificate.
+
+    `Cs`: float64 (B, S), the strengths. `weights` (B, S, D, M) and `intercepts` (B, S, M) act on features less `mean`
+    (B, D). `objective` and `gradient`, its largest derivative by an intercept or by a weight of a standardised feature:
+    float64 (B, S). `iterations`: int (B, S). `converged`: bool (B, S), no derivative is above the tolerance.
+    """
+
+    Cs: np.ndarray
+    mean: Tensor
+    weights: Tensor
+    intercepts: Tensor
+    objective: np.ndarray
+    gradient: np.ndarray
+    iterations: np.ndarray
+    converged: np.ndarray
+
+    def logits(self, x: Tensor | np.ndarray, layer: int = 0) -> Tensor:
+        """x (N, D) of one layer -> (S, N, K), log-probabilities up to a constant in each row."""
+        x = torch.as_tensor(x).to(self.weights)
+        logits = (x - self.mean[layer]) @ self.weights[layer] + self.intercepts[layer, :, None]
+        return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
+
+    def predict(self, x: Tensor | np.ndarray, layer: int = 0) -> np.ndarray:
+        """x (N, D) of one layer -> int64 (S, N), classes in [0, K)."""
+        return self.logits(x, layer).argmax(-1).cpu().numpy()
+
+
+def fit_logistic(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | Sequence[int],
+    Cs: Sequence[float] | Sequence[Sequence[float]] | np.ndarray,
+    *,
+    standardise: bool = True,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Fits:
+    """Fit x (B, N, D), or (N, D) of one layer, to y int (N,) in [0, K) with strengths Cs (S,), or (B, S) by layer.
+
+    `standardise` brings each feature to mean 0 and variance 1. A fit ends when no derivative is above `tol`, or at
+    `max_iter` passes. One in float32 that ends early for want of precision goes on in float64, where the device has it.
+    Raises ValueError for values that are not finite, for a C that is not above 0 and for a class without rows.
+    """
+    x, y, Cs = _checked(x, y, Cs)
+    rows = StandardisedRows(x, y, standardise, device)
+    problem = Problem(rows, Cs, dtype)
+    weights, iterations = minimise(problem, problem.start(), np.ones(Cs.shape, bool), tol, max_iter)
+    fits = _certified(rows, Cs, problem.from_eigenbasis(weights), iterations, tol)
+    todo = ~fits.converged & (iterations < max_iter)
+    if dtype == rows.exact or not todo.any():
+        return fits
+    del problem, weights  # their rows take as much memory as those that come
+    problem = Problem(rows, Cs, rows.exact)
+    start = problem.to_eigenbasis(fits.weights, fits.intercepts)
+    weights, more = minimise(problem, start, todo, tol, max_iter)
+    return _certified(rows, Cs, problem.from_eigenbasis(weights), iterations + more, tol)
+
+
+def fit_sklearn(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | Sequence[int],
+    Cs: Sequence[float] | Sequence[Sequence[float]] | np.ndarray,
+    *,
+    standardise: bool = True,
+    tol: float = 1e-6,
+    max_iter: int = 100,
+    device: str | torch.device = "cpu",
+) -> Fits:
+    """As `fit_logistic`, by scikit-learn's LogisticRegression as others use it: its own stop, and `max_iter`.
+
+    Each fit begins at zero, on features as they are (not even centred) unless `standardise`, and ends at scikit-learn's
+    own tolerance. `tol` decides only what the certificate calls converged. Runs on the CPU, whatever the `device`.
+    """
+    x, y, Cs = _checked(x, y, Cs)
+    rows = StandardisedRows(x.cpu(), y.cpu(), standardise, "cpu")
+    features = torch.cat(list(rows.steps()), 1)[..., :-1].to(x.dtype) if standardise else rows.x
+
+    def fit(layer: int, C: float) -> tuple[np.ndarray, int]:
+        model = LogisticRegression(C=C, max_iter=max_iter).fit(features[layer].numpy(), rows.y.numpy())
+        return np.column_stack([model.coef_, model.intercept_]), int(model.n_iter_[0])
+
+    # Within a fit more threads wait for each other: two beside other work took 100 times as long as one.
+    with threadpool_limits(1), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        fits = Parallel(n_jobs=-1, prefer="threads")(delayed(fit)(layer, C) for (layer, _), C in np.ndenumerate(Cs))
+    of_fits, iterations = zip(*fits, strict=True)
+    weights = torch.as_tensor(np.stack(of_fits).reshape(*Cs.shape, *of_fits[0].shape)).to(rows.exact)
+    if not standardise:
+        weights[..., -1] += (weights[..., :-1] @ rows.mean[:, None, :, None])[..., 0]  # of features less their mean
+    return _certified(rows, Cs, weights, np.array(iterations).reshape(Cs.shape), tol)
+
+
+def _checked(
+    x: Tensor | np.ndarray,
+    y: Tensor | np.ndarray | Sequence[int],
+    Cs: Sequence[float] | Sequence[Sequence[float]] | np.ndarray,
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """As they are worked with: x (B, N, D), y (N,), float64 Cs (B, S)."""
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x = x[None] if x.ndim == 2 else x
+    Cs = np.array(np.broadcast_to(np.asarray(Cs, np.float64), (len(x), np.shape(Cs)[-1])))
+    if x.ndim != 3 or y.shape != x.shape[1:2]:
+        raise ValueError(f"features {tuple(x.shape)} for labels {tuple(y.shape)}; expected (B, N, D) for (N,)")
+    if not (Cs > 0).all():
+        raise ValueError(f"C={Cs[~(Cs > 0)][0]}; expected a number above 0")
+    class_sizes = y.bincount() if len(y) and y.min() >= 0 else torch.zeros(1)
+    if len(class_sizes) < 2 or not class_sizes.all():
+        sizes = class_sizes.tolist()
+        raise ValueError(f"rows of each class: {sizes}; expected two classes or more, 0 to K - 1, none empty")
+    return x, y, Cs
+
+
+def _certified(rows: StandardisedRows, Cs: np.ndarray, weights: Tensor, iterations: np.ndarray, tol: float) -> Fits:
+    """Weights (B, S, M, D + 1) of the standardised features, intercepts last, with what is measured of them."""
+    if weights.shape[2] > 1:  # a shift of all intercepts changes nothing: theirs sum to 0, as the weights do
+        weights[..., -1] -= weights[..., -1].mean(-1, keepdim=True)
+    steps = with_labels(rows.steps(), rows.y)
+    value, derivatives = objective_and_gradient(steps, weights, penalties(Cs, len(rows), like=weights), len(rows))
+    gradient = derivatives.abs().amax((2, 3)).cpu().numpy()
+    return Fits(
+        Cs=Cs,
+        mean=rows.mean,
+        weights=(weights[..., :-1] / rows.scale[:, None, None]).mT,
+        intercepts=weights[..., -1],
+        objective=value.cpu().numpy(),
+        gradient=gradient,
+        iterations=iterations,
+        converged=gradient <= tol,
+    )
