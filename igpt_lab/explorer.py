@@ -1,8 +1,9 @@
 """The explorer for JupyterLab: what each layer's probe says of the images, where they lie, and which are their like.
 
-All that a slider step shows is computed here once, goes to the browser as bytes and is drawn there by explorer.js;
-only another point, split or number of labels comes back to the kernel. It is for looking, not for choosing: layer and
-C were chosen on a tenth of the training images, and whoever picks a layer by what it does to test images needs others.
+All that a step of the slider shows is computed here once, goes to the browser as bytes and is drawn there by
+explorer.js and the panels. Only another point, split or number of labels comes back to the kernel. The explorer is for
+looking, not for choosing: layer and C were chosen on a tenth of the training images, and whoever picks a layer by what
+it does to test images needs other test images.
 """
 
 from __future__ import annotations
@@ -32,11 +33,20 @@ HELD = "held out"  # the tenth of train on which layers and C are chosen, by pro
 COUNTS = (1, 4, 25, 100, 400)  # labels a class, where train has them
 NEAR = 8  # neighbours that are shown
 SIDE = 32  # pixels of a picture's longer side, at most
-FILES = Path(__file__).parent
 NOTE = (
     "For looking, not for choosing: layer and C were chosen on a tenth of the training images. A layer picked here by "
     "its accuracy on test images needs other test images."
 )
+
+
+def front_end() -> str:
+    """The ES module that draws the explorer: panels/*.js in the order of their names, then explorer.js.
+
+    anywidget takes one module as text. The files import nothing from each other, so that joining them is all there is.
+    """
+    panels = sorted(Path(__file__).with_name("panels").glob("*.js"))
+    files = [*panels, Path(__file__).with_name("explorer.js")]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def explore(
@@ -78,8 +88,8 @@ class Explorer(AnyWidget):
     (a position among the images shown) can be set here as well as in the browser. `save()` is the Save button.
     """
 
-    _esm = FILES / "explorer.js"
-    _css = FILES / "explorer.css"
+    _esm = front_end()
+    _css = Path(__file__).with_name("explorer.css")
     point = traitlets.Unicode().tag(sync=True)
     split = traitlets.Unicode().tag(sync=True)
     count = traitlets.Int(0).tag(sync=True)

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from sklearn.preprocessing import StandardScaler
 import igpt_lab as lab
 from igpt_lab import explorer as module
 from igpt_lab.explorer import HELD, changes, explore, survey
+
+SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +183,32 @@ def test_without_widgets_there_is_a_page(seen):
 
 
 def test_the_front_end_asks_no_network():
-    script, looks = ((module.FILES / f"explorer.{kind}").read_text() for kind in ("js", "css"))
-    assert set(re.findall(r"\w+://[^\"'`\s]+", script + looks)) == {"http://www.w3.org/2000/svg"}  # a name, no address
-    assert not re.search(r"\bimport\b|fetch\(|XMLHttpRequest|url\(|innerHTML", script + looks)
+    text = module.front_end() + str(module.Explorer._css)
+    assert set(re.findall(r"\w+://[^\"'`\s]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, no address
+    assert not re.search(r"\bimport\b|fetch\(|XMLHttpRequest|url\(|innerHTML", text)
+
+
+def test_the_front_end_is_all_of_its_files(seen):
+    assert seen._esm == module.front_end() and len(SCRIPTS) > 9
+    assert all(seen._esm.count(file.read_text(encoding="utf-8")) == 1 for file in SCRIPTS)
+    defined = re.findall(r"^(?:function|class|const|let) (\w+)", seen._esm, re.MULTILINE)
+    assert len(set(defined)) == len(defined)  # the files share one scope
+
+
+def test_a_wheel_has_every_file_of_the_front_end():
+    root = Path(lab.__file__).parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["igpt_lab"]
+    packed = {file for pattern in patterns for file in (root / "igpt_lab").glob(pattern)}
+    assert packed >= set(SCRIPTS)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here")
+@pytest.mark.parametrize("name", ["front end", *(file.name for file in SCRIPTS)])
+def test_each_file_of_the_front_end_parses(name):
+    text = {file.name: file.read_text(encoding="utf-8") for file in SCRIPTS} | {"front end": module.front_end()}
+    command = ["node", "--check", "--input-type=module"]
+    done = subprocess.run(command, input=text[name], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_store_without_train_or_whose_images_are_gone(store, tiny_folder, images, tmp_path):
