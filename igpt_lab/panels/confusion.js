@@ -1,6 +1,7 @@
 // The confusion matrix of the layer in view: a cell for each pair of a class and a prediction.
 
 const CONFUSION_FONT = "11px system-ui, sans-serif";
+const CONFUSION_KEYS = "Arrow keys walk through its cells, Enter shows a cell's images on the plane, Escape all.";
 
 function confusionPanel(state, see) {
   const canvas = make("canvas", { class: "plot cells", tabindex: 0, role: "application" });
@@ -16,7 +17,7 @@ function confusionPanel(state, see) {
     if (!canvas.clientWidth) return;
     matrix.layout = confusionLayout(canvas, state.data.classes);
     drawMatrix(matrix, state);
-    canvas.setAttribute("aria-label", `confusion matrix, ${words.textContent} Arrow keys walk through its cells, Enter shows a cell's images on the plane, Escape all.`);
+    canvas.setAttribute("aria-label", `confusion matrix, ${words.textContent} ${CONFUSION_KEYS}`);
   };
 
   addMatrixMouse(matrix, state, see, draw);

@@ -22,7 +22,7 @@ function curvePanel(state) {
       ...axisElements(data, scale), ...lineElements(data, scale), ...peakElements(data, scale), lines.there, lines.here,
       ...dotElements(data, scale), lines.text);
     words.textContent = curveWords(data);
-    svg.setAttribute("aria-label", "accuracy over depth: " + data.curve.map((row, l) => `layer ${data.layers[l]} ${percent(row.accuracy)}`).join(", "));
+    svg.setAttribute("aria-label", curveText(data));
   };
   const draw = () => {
     const { curve, layers } = state.data;
@@ -97,6 +97,11 @@ function dotElements({ curve, layers, chosen }, { x, y }) {
   const c = layers.indexOf(chosen);
   const ring = make("circle", { class: "ring", cx: x(c), cy: y(curve[c].accuracy), r: 8 }, make("title", {}, "chosen on validation"));
   return [...dots, ring];
+}
+
+// The curve for those who do not see it.
+function curveText({ curve, layers }) {
+  return "accuracy over depth: " + curve.map((row, l) => `layer ${layers[l]} ${percent(row.accuracy)}`).join(", ");
 }
 
 function curveWords({ chosen, peak, curve }) {

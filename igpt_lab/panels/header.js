@@ -4,7 +4,8 @@ function headerPanel(state) {
   const title = make("h3");
   const images = make("p", { class: "soft of" });
   const choices = { point: choice("point", "point"), split: choice("split", "images"), count: choice("count", "labels a class") };
-  const save = make("button", { type: "button", class: "plain main save", title: "png, pdf, svg, csv and json of what is in view" }, "Save this view");
+  const help = "png, pdf, svg, csv and json of what is in view";
+  const save = make("button", { type: "button", class: "plain main save", title: help }, "Save this view");
   const top = make("div", { class: "top" },
     make("div", {}, title, images),
     make("div", { class: "choices" }, ...Object.values(choices).map((select) => select.parentElement), save));
