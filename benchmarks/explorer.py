@@ -21,7 +21,7 @@ from playwright.sync_api import Playwright, sync_playwright
 
 import igpt_lab as lab
 from benchmarks.harness import row
-from igpt_lab.app.explorer import FILES, Explorer
+from igpt_lab.app.explorer.widget import Explorer, front_end
 from igpt_lab.app.report import FLAGS, chromium
 
 ARRAYS = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")
@@ -75,10 +75,10 @@ def in_browser(driver: Playwright, explorer: Explorer) -> Callable[[int], float]
     """The explorer's own script and data on an empty page; a call is a step to a layer, and returns its ms."""
     browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
     page = browser.new_page(viewport={"width": 1280, "height": 1500})
-    page.set_content(f"<style>{(FILES / 'explorer.css').read_text()}</style>")
+    page.set_content(f"<style>{Explorer._css}</style>")
     arrays = {name: base64.b64encode(getattr(explorer, name)).decode() for name in ARRAYS}
     state = {name: getattr(explorer, name) for name in STATE}
-    page.evaluate(SHOW, {"source": (FILES / "explorer.js").read_text(), "state": state, "arrays": arrays})
+    page.evaluate(SHOW, {"source": front_end(), "state": state, "arrays": arrays})
     page.locator(".igx[data-settled]").wait_for()
     return partial(page.evaluate, STEP)
 

@@ -38,7 +38,7 @@ _HOME = {
     "convert_openai": "models.openai",
     "download_openai": "models.openai",
     "effective_rank": "probing.geometry",
-    "explore": "app.explorer",
+    "explore": "app.explorer.widget",
     "extract": "features.extraction",
     "features_of": "sampling.likeness",
     "few_per_class": "images.splits",

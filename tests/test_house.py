@@ -40,7 +40,7 @@ def test_imports_are_seen():
 
 def test_the_package_is_its_folders():
     names = {path.name for path in PACKAGE.iterdir()} - OTHERS
-    assert names == {*LEFT, "__init__.py", "__main__.py"}
+    assert names == {*LEFT, "__init__.py", "__main__.py", "py.typed"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())

@@ -68,8 +68,9 @@ def address(folder):
 def _address(log: Path, server: subprocess.Popen) -> str:
     until = time.monotonic() + 120
     while time.monotonic() < until and server.poll() is None:
-        if found := re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w{40,}", log.read_text()):
-            return found[0]
+        address = re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w{40,}", log.read_text())
+        if address:
+            return address[0]
         time.sleep(0.1)
     raise AssertionError(f"no address in what igpt-lab lab printed:\n{log.read_text()}")
 
@@ -256,8 +257,8 @@ def test_other_labels_and_images_come_from_the_kernel(page):
 
 def test_save_says_where(page):
     page.locator(".igx .save").click()
-    said = page.locator(".igx .status", has_text="Saved").inner_text()
-    count, place = re.fullmatch(r"Saved (\d+) files in (.+)", said).groups()
+    status = page.locator(".igx .status", has_text="Saved").inner_text()
+    count, place = re.fullmatch(r"Saved (\d+) files in (.+)", status).groups()
     files = list(Path(place).iterdir())
     assert len(files) == int(count) >= 20
     assert {"accuracy.pdf", "confusion.svg", "features.png", "neighbours.json"} <= {file.name for file in files}

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
-from igpt_lab.app import explorer as module
-from igpt_lab.app.explorer import HELD, changes, explore, survey
+from igpt_lab.app.explorer import layers as explorer_layers
+from igpt_lab.app.explorer import widget as module
+from igpt_lab.app.explorer.layers import changes, survey
+from igpt_lab.app.explorer.widget import HELD, explore
+
+SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +53,14 @@ def test_places_are_principal_components_turned_to_follow(store):
         own = PCA(2).fit(x)
         theirs = own.transform(x)
         theirs /= np.sqrt((theirs**2).sum(1).mean())
-        ours, unturned = (np.linalg.norm(each[:, None] - each, axis=-1) for each in (places[i], theirs))
+        ours, unturned = (np.linalg.norm(xy[:, None] - xy, axis=-1) for xy in (places[i], theirs))
         np.testing.assert_allclose(ours, unturned, atol=1e-3)  # a turn or a mirror moves no point nearer to another
         assert explained[i].sum() == pytest.approx(own.explained_variance_ratio_.sum(), abs=1e-4)
         if i:
             assert ((places[i] - places[i - 1]) ** 2).sum() <= ((theirs - places[i - 1]) ** 2).sum() + 1e-3
-        found = NearestNeighbors(n_neighbors=9).fit(x).kneighbors(x)
+        expected, _ = NearestNeighbors(n_neighbors=9).fit(x).kneighbors(x)
         distances = np.linalg.norm(x[near[i]] - x[:, None], axis=-1)
-        np.testing.assert_allclose(distances, found[0][:, 1:], atol=1e-3)  # equals may come in any order
+        np.testing.assert_allclose(distances, expected[:, 1:], atol=1e-3)  # equals may come in any order
 
 
 def test_predictions_are_those_of_the_probes(seen, store):
@@ -63,17 +69,18 @@ def test_predictions_are_those_of_the_probes(seen, store):
     labels = store.labels("test")
     np.testing.assert_array_equal(sent(seen, "labels", "<u2"), labels)
     np.testing.assert_array_equal(sent(seen, "rows", "<i4"), store.index("test"))
-    for row, said in zip(result.table.itertuples(), predicted, strict=True):
-        assert (said == labels).mean() == row.test_accuracy
-    assert [each["accuracy"] for each in seen.facts["curve"]] == result.table.test_accuracy.tolist()
+    for row, predictions in zip(result.table.itertuples(), predicted, strict=True):
+        assert (predictions == labels).mean() == row.test_accuracy
+    assert [row["accuracy"] for row in seen.facts["curve"]] == result.table.test_accuracy.tolist()
     assert seen.facts["chosen"] == result.chosen == seen.layer and seen.other == 3
 
 
 def test_the_held_out_tenth_has_the_accuracy_that_chose(seen, store):
     result = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), progress=False)
     seen.split = HELD
-    found = [each["accuracy"] for each in seen.facts["curve"]]
-    np.testing.assert_allclose(found, result.table.validation_accuracy, atol=1 / 6 + 1e-9)  # of 6 rows, one may differ
+    accuracies = [row["accuracy"] for row in seen.facts["curve"]]
+    one_row = 1 / 6 + 1e-9  # of 6, one may differ
+    np.testing.assert_allclose(accuracies, result.table.validation_accuracy, atol=one_row)
     assert seen.facts["n"] == 6 and seen.facts["chosen"] == result.chosen and "held out" in seen.facts["of"]
     assert set(sent(seen, "rows", "<i4")) <= set(store.index("train"))
 
@@ -84,7 +91,7 @@ def test_few_labels_are_those_of_the_few_label_probe(seen, store):
     features = [lab.Features.from_store(store, split) for split in ("train", "test")]
     theirs = lab.probe_few_labels(*features, ks=[4], draws=1, layers=range(4), progress=False).table
     fixed = theirs[theirs.layer_rule == "fixed"]
-    assert [each["accuracy"] for each in seen.facts["curve"]] == fixed.test_accuracy.tolist()
+    assert [row["accuracy"] for row in seen.facts["curve"]] == fixed.test_accuracy.tolist()
     assert seen.facts["chosen"] == theirs[theirs.layer_rule == "chosen"].layer.item() and seen.facts["n_train"] == 8
 
 
@@ -101,7 +108,7 @@ def test_pictures_are_what_the_network_gets_and_neighbours_in_pixels_are_theirs(
 
 def test_changes_by_hand():
     labels, a, b = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 0, 0, 2]), np.array([0, 0, 0, 2, 0, 2])
-    assert {name: list(each) for name, each in changes(labels, a, b).items()} == {
+    assert {name: list(group) for name, group in changes(labels, a, b).items()} == {
         "only this layer is right": [2], "only the other is right": [1], "both wrong, differently": [3],
     }  # fmt: skip
 
@@ -128,9 +135,9 @@ def test_a_failure_is_told_and_what_was_shown_stays(seen, monkeypatch):
     before = seen.facts
 
     def fail(*_, **__):
-        raise ValueError("class 0 has 3 rows; 4 a class were asked for")
+        raise ValueError("class 0 has 3 rows; 4 per class were asked for")
 
-    monkeypatch.setattr(module, "probe_few_labels", fail)
+    monkeypatch.setattr(explorer_layers, "probe_few_labels", fail)
     seen.count = 4
     assert seen.problem.startswith("class 0 has 3 rows") and seen.count == 0 and seen.facts == before and not seen.busy
 
@@ -152,9 +159,9 @@ def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     content = [file.read_bytes() for file in files]
     assert [file.read_bytes() for file in seen.save()] == content
     confusion = pd.read_csv(folder / "confusion.csv", index_col="true")
-    said = sent(seen, "predicted", "<u2").reshape(4, 40)[1]
+    predicted = sent(seen, "predicted", "<u2").reshape(4, 40)[1]
     right = np.trace(confusion.to_numpy())
-    assert confusion.to_numpy().sum() == 40 and right == (said == store.labels("test")).sum()
+    assert confusion.to_numpy().sum() == 40 and right == (predicted == store.labels("test")).sum()
     view = json.loads((folder / "features.json").read_text())["config"]["view"]
     assert view == {
         "point": "ln_1", "split": "test", "count": 0, "layer": 1, "other": 3, "image": 5,
@@ -179,9 +186,32 @@ def test_without_widgets_there_is_a_page(seen):
 
 
 def test_the_front_end_asks_no_network():
-    script, looks = ((module.FILES / f"explorer.{kind}").read_text() for kind in ("js", "css"))
-    assert set(re.findall(r"\w+://[^\"'`\s]+", script + looks)) == {"http://www.w3.org/2000/svg"}  # a name, no address
-    assert not re.search(r"\bimport\b|fetch\(|XMLHttpRequest|url\(|innerHTML", script + looks)
+    text = module.front_end() + str(module.Explorer._css)
+    assert set(re.findall(r"\w+://[^\"'`\s]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, no address
+    assert not re.search(r"\bimport\b|fetch\(|XMLHttpRequest|url\(|innerHTML", text)
+
+
+def test_the_front_end_is_all_of_its_files(seen):
+    assert seen._esm == module.front_end() and len(SCRIPTS) > 9
+    assert all(seen._esm.count(file.read_text(encoding="utf-8")) == 1 for file in SCRIPTS)
+    defined = re.findall(r"^(?:function|class|const|let) (\w+)", seen._esm, re.MULTILINE)
+    assert len(set(defined)) == len(defined)  # the files share one scope
+
+
+def test_a_wheel_has_every_file_of_the_front_end():
+    root = Path(lab.__file__).parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["igpt_lab"]
+    packed = {file for pattern in patterns for file in (root / "igpt_lab").glob(pattern)}
+    assert packed >= set(SCRIPTS)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here")
+@pytest.mark.parametrize("name", ["front end", *(file.name for file in SCRIPTS)])
+def test_each_file_of_the_front_end_parses(name):
+    text = {file.name: file.read_text(encoding="utf-8") for file in SCRIPTS} | {"front end": module.front_end()}
+    command = ["node", "--check", "--input-type=module"]
+    done = subprocess.run(command, input=text[name], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_store_without_train_or_whose_images_are_gone(store, tiny_folder, images, tmp_path):

@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -51,8 +50,11 @@ def test_the_command_copies_and_opens(tmp_path, monkeypatch, capsys):
 def test_a_wheel_has_the_notebooks_and_the_front_end(tmp_path, monkeypatch):
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setup["data-files"] == {"share/igpt-lab/notebooks": ["notebooks/*.ipynb"]}
-    for file in ("app/explorer.js", "app/explorer.css", "app/report.css"):
-        assert any(fnmatch(file, pattern) for pattern in setup["package-data"]["igpt_lab"])
+    for file in map(
+        (ROOT / "igpt_lab").joinpath,
+        ("app/explorer/explorer.js", "app/explorer/explorer.css", "app/report.css", "py.typed"),
+    ):
+        assert any(file in (ROOT / "igpt_lab").glob(pattern) for pattern in setup["package-data"]["igpt_lab"])
     installed = tmp_path / "share/igpt-lab/notebooks"
     installed.mkdir(parents=True)
     monkeypatch.setattr(workbench, "__file__", str(tmp_path / "site-packages/igpt_lab/app/notebooks.py"))

@@ -1,0 +1,118 @@
+// The explorer. All that a step of a slider needs is in the browser already: see explorer.py for what the kernel sends.
+// explorer.py joins panels/*.js and this file to one module. A panel is a function of the state. It returns its elements,
+// and two functions: fill() for new data, draw() for all that a step changes.
+
+let explorers = 0;
+
+function render({ model, el }) {
+  const root = make("div", { class: "igx", id: `igx-${explorers++}`, role: "region", "aria-label": "explorer" });
+  const state = new State(model, root);
+  const panels = createPanels(state);
+  el.append(root);
+
+  const draw = () => {
+    if (!state.data) return;
+    state.follow();
+    for (const panel of panels.drawn) panel.draw();
+  };
+  const renew = () => {
+    if (!state.read()) return;
+    state.colours = readColours(root);
+    for (const panel of panels.filled) panel.fill();
+    draw();
+  };
+  const dress = () => {
+    if (!state.data) return;
+    state.colours = readColours(root);
+    panels.plane.dress();
+    draw();
+  };
+
+  const forget = listen(model, kernelListeners(state, panels.header, renew, draw));
+  renew();
+  const unwatch = watchPage(state, panels, dress);
+  return () => {
+    forget();
+    unwatch();
+    panels.plane.stop();
+  };
+}
+
+function createPanels(state) {
+  const header = headerPanel(state);
+  const sliders = slidersPanel(state);
+  const curve = curvePanel(state);
+  const plane = planePanel(state);
+  const confusion = confusionPanel(state, plane.see);
+  const image = imagePanel(state);
+  const changes = changesPanel(state);
+  state.root.append(
+    header.top, header.status.element, sliders.element,
+    make("div", { class: "grid" },
+      make("div", { class: "column" }, curve.element, plane.element),
+      make("div", { class: "column" }, confusion.element, image.element),
+      changes.element),
+    header.note);
+  const drawn = [sliders, curve, confusion, image, changes, plane];
+  return { header, plane, confusion, drawn, filled: [header, ...drawn] };
+}
+
+// Events of the model, and what each of them does.
+function kernelListeners(state, header, renew, draw) {
+  const { model } = state;
+  const { status } = header;
+  return {
+    "change:facts": renew,
+    "change:layer": draw,
+    "change:other": draw,
+    "change:image": draw,
+    "change:busy": () => {
+      if (model.get("busy")) status.wait(model.get("busy"));
+    },
+    "change:problem": () => {
+      if (!model.get("problem")) return;
+      status.ready();
+      if (state.data) header.restore();
+      status.say(model.get("problem"), true);
+    },
+    "msg:custom": (message) => {
+      status.ready();
+      if (message.failed) status.say(message.failed, true);
+      else if (message.saved) status.say(`Saved ${message.files.length} files in ${message.saved}`);
+    },
+  };
+}
+
+function listen(model, listeners) {
+  for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
+  return () => {
+    for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
+  };
+}
+
+// Draws again when the size or the theme of the page changes.
+function watchPage(state, panels, dress) {
+  let dressed = state.root.isConnected; // colours are those of the page, so it must be on one
+  const size = new ResizeObserver(() => {
+    if (!state.data) return;
+    if (dressed) {
+      panels.confusion.draw();
+      panels.plane.points();
+      return;
+    }
+    dressed = true;
+    dress();
+  });
+  size.observe(state.root);
+  const theme = new MutationObserver(() => {
+    dress();
+    setTimeout(() => state.root.isConnected && dress(), 300); // its colours may come late
+  });
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "class"] });
+  return () => {
+    size.disconnect();
+    theme.disconnect();
+  };
+}
+
+export default { render };

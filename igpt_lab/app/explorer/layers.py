@@ -1,0 +1,220 @@
+"""What the explorer shows of each layer, as numbers: what its probe predicts, where the images lie, which are alike.
+
+L layers, N images shown, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.linalg import orthogonal_procrustes
+from sklearn.decomposition import PCA
+
+from igpt_lab.core.significance import accuracy
+from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
+from igpt_lab.images.processor import ImageGPTImageProcessorPil
+from igpt_lab.models.loading import processor_of
+from igpt_lab.probing.few_labels import probe_few_labels
+from igpt_lab.probing.geometry import nearest_others
+from igpt_lab.probing.probes import Features, LinearProbe
+
+NEAR = 8  # neighbours that are shown
+SIDE = 32  # pixels of a picture's longer side, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the probes of all layers predict.
+
+    `table` has a row per layer with columns layer, test_accuracy, low, high and converged. `chosen` is the layer that
+    validation chose. `predicted` holds labels, int (L, N).
+    """
+
+    table: pd.DataFrame
+    chosen: int
+    predicted: np.ndarray
+
+    @property
+    def curve(self) -> list[dict]:
+        """accuracy, low, high and converged of each layer."""
+        columns = self.table[["test_accuracy", "low", "high", "converged"]]
+        return columns.rename(columns={"test_accuracy": "accuracy"}).to_dict("records")
+
+    @property
+    def peak(self) -> list[int]:
+        """Layers that may be the best, where the table says so."""
+        return self.table.layer[self.table.in_peak_set].tolist() if "in_peak_set" in self.table else []
+
+
+class Spaces(NamedTuple):
+    """Where the images lie in each layer: see `survey`.
+
+    `places` is float32 (L, N, 2), `explained` float (L, 2), shares of the variance, and `near` int64 (L, N, k).
+    """
+
+    places: np.ndarray
+    explained: np.ndarray
+    near: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The images as the network gets them.
+
+    `pixels` is uint8 (N, H, W, 1 or 3), or None for the reason `why`. `near` holds neighbours in pixels, int64 (N, k).
+    """
+
+    pixels: np.ndarray | None
+    near: np.ndarray
+    why: str = ""
+
+    @property
+    def gallery(self) -> np.ndarray:
+        """uint8 (N, H, W, 3), or (N, H, W) of grey images, as the galleries take them."""
+        return self.pixels[..., 0] if self.pixels.shape[-1] == 1 else self.pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The images of a store's split, and the processor of the store's model."""
+
+    images: ImageSet | TokenSet
+    processor: ImageGPTImageProcessorPil
+
+    def pixels(self, index: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W, 1 or 3), as the network gets them, of the images that have this `index` in the source."""
+        positions = np.searchsorted(self.images.index, index)  # a store's rows are in the order of its images
+        if isinstance(self.images, TokenSet):
+            pixels = self.processor.decode(self.images.tokens[self.images.index[positions]])
+        else:
+            batches = np.array_split(positions, len(positions) // 256 + 1)
+            pixels = np.concatenate([self.processor.resize(self.images.images(batch)) for batch in batches])
+        is_grey = (pixels[..., :1] == pixels).all()
+        return pixels[..., :1] if is_grey else pixels
+
+
+class RowSubset(Mapping):
+    """Some rows of layers, each layer read when it is asked for."""
+
+    def __init__(self, layers: Mapping[int, np.ndarray], rows: np.ndarray):
+        self.layers = layers
+        self.rows = rows
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return self.layers[layer][self.rows]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def take_rows(features: Features, rows: np.ndarray) -> Features:
+    """The features of some rows."""
+    return Features(RowSubset(features.layers, rows), features.labels[rows], features.index[rows])
+
+
+def open_source(store: FeatureStore, split: str) -> Source | str:
+    """The images of a split, from where the store says they are; or the reason why there are none, in words."""
+    source = store.manifest.get("source") or {}
+    images = (source.get("images") or {}).get(split)
+    model = source.get("model")
+    if not images or not model:
+        return "the store does not say where its images are"
+    try:
+        image_set = load_images(**images, split=split)
+        processor = processor_of(model["name"], model.get("revision"))
+    except (ValueError, OSError) as error:
+        return f"the images are not where the store says: {error}"
+    if processor is None:
+        return "the model has no palette"
+    if image_set.fingerprint != store.key["splits"][split][0]:
+        return "the images are no longer those of the store"
+    return Source(image_set, processor)
+
+
+def load_pictures(source: Source | str, index: np.ndarray) -> Pictures:
+    """The images with this `index` in the source, made smaller to SIDE pixels, and their neighbours before that."""
+    if isinstance(source, str):
+        return Pictures(None, np.zeros((len(index), 0), np.int64), source)
+    pixels = source.pixels(index)
+    near = nearest(pixels.reshape(len(pixels), -1).astype(np.float32))
+    step = -(-pixels.shape[1] // SIDE)
+    return Pictures(pixels[:, ::step, ::step], near)
+
+
+def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
+    """Places, shares of the variance and neighbours of the images in layers of features (N, D).
+
+    Features are standardised over these rows, as a probe's are. Places are the two leading principal components at a
+    common size. Those of each layer are turned and mirrored to lie on those of the layer before as well as they can
+    (orthogonal Procrustes, Schonemann 1966): this changes no distance, and lets the eye follow an image. Neighbours
+    are by Euclidean distance, nearest first.
+    """
+    places, explained, near = [], [], []
+    for features in layers.values():
+        x = _standardise(features)
+        components, share = _two_components(x)
+        turn = orthogonal_procrustes(components, places[-1])[0] if places else np.eye(2)
+        places.append((components @ turn).astype(np.float32))
+        explained.append(turn.T**2 @ share)  # of the turned axes
+        near.append(nearest(x))
+    return Spaces(np.stack(places), np.stack(explained), np.stack(near))
+
+
+def _two_components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two leading principal components (N, 2) of x (N, D) at size 1, and their shares of the variance (2,)."""
+    pca = PCA(min(2, *x.shape), random_state=0)
+    components = pca.fit_transform(x)
+    missing = 2 - pca.n_components_
+    components = np.pad(components, ((0, 0), (0, missing)))
+    components /= max(np.sqrt((components**2).sum(1).mean()), 1e-12)
+    return components, np.pad(pca.explained_variance_ratio_, (0, missing))
+
+
+def _standardise(x: np.ndarray) -> np.ndarray:
+    deviation = x.std(0, dtype=np.float64)
+    return ((x - x.mean(0, dtype=np.float64)) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
+
+
+def nearest(x: np.ndarray) -> np.ndarray:
+    """The NEAR nearest other rows of each row of x (N, D), nearest first: int64 (N, k), k less for few rows."""
+    return nearest_others(x, min(NEAR, max(len(x) - 2, 0)), device=None, progress=False)[0]
+
+
+def ask_few(train: Features, shown: Features, count: int) -> Answers:
+    """Probes that see `count` labels per class, the first draw of `probe_few_labels`; they choose C and layer."""
+    result = probe_few_labels(train, shown, ks=[count], draws=1, layers=list(train.layers), progress=False)
+    table = result.table.reset_index(drop=True)
+    rows = table.index[table.layer_rule == "fixed"]
+    bounds = pd.DataFrame([accuracy(result.correct[row]) for row in rows], index=rows)[["low", "high"]]
+    chosen = int(table.layer[table.layer_rule == "chosen"].iloc[0])
+    return Answers(table.loc[rows].join(bounds), chosen, np.stack([result.predicted[row] for row in rows]))
+
+
+def ask_held(rest: Features, held: Features, table: pd.DataFrame) -> Answers:
+    """The held-out tenth, by probes of the other nine tenths, with each layer's C: layer and C were chosen on it."""
+    predicted = []
+    for layer, C in zip(table.layer, table.C, strict=True):
+        predicted.append(LinearProbe(C).fit(rest.layers[layer], rest.labels).predict(held.layers[layer]))
+    accuracies = pd.DataFrame([accuracy(labels == held.labels) for labels in predicted])
+    accuracies = accuracies.assign(layer=table.layer, C=table.C, converged=table.converged)
+    return Answers(accuracies, int(table.layer[table.chosen].iloc[0]), np.stack(predicted))
+
+
+def changes(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+    """Positions of the images whose predictions a and b (N,), of two layers, differ, in three groups."""
+    right_a = a == labels
+    right_b = b == labels
+    groups = {
+        "only this layer is right": right_a & ~right_b,
+        "only the other is right": ~right_a & right_b,
+        "both wrong, differently": ~right_a & ~right_b & (a != b),
+    }
+    return {name: np.flatnonzero(group) for name, group in groups.items()}

@@ -1,0 +1,72 @@
+// Title, the choices that the kernel answers, the Save button, and the line that says what goes on.
+
+function headerPanel(state) {
+  const title = make("h3");
+  const images = make("p", { class: "soft of" });
+  const choices = { point: choice("point", "point"), split: choice("split", "images"), count: choice("count", "labels a class") };
+  const help = "png, pdf, svg, csv and json of what is in view";
+  const save = make("button", { type: "button", class: "plain main save", title: help }, "Save this view");
+  const top = make("div", { class: "top" },
+    make("div", {}, title, images),
+    make("div", { class: "choices" }, ...Object.values(choices).map((select) => select.parentElement), save));
+  const status = statusLine([...Object.values(choices), save]);
+  const note = make("p", { class: "note" });
+
+  // Shows the choices that what is in view was computed for, whatever was asked of the kernel since.
+  const restore = () => Object.entries(state.data.at).forEach(([key, value]) => { choices[key].value = value; });
+  const fill = () => {
+    const { data } = state;
+    title.textContent = data.title;
+    images.textContent = `${data.of}, probes fitted on ${grouped(data.n_train)} · ${data.told}`;
+    note.textContent = data.note + (data.no_pictures ? ` No pictures: ${data.no_pictures}.` : "");
+    for (const [key, values] of Object.entries(data.choices))
+      choices[key].replaceChildren(...values.map((value) => make("option", { value }, choiceText(key, value))));
+    restore();
+    status.ready();
+  };
+
+  top.addEventListener("change", (event) => {
+    const key = event.target.dataset.choice;
+    if (!key) return;
+    status.wait();
+    state.choose(key, key === "count" ? +event.target.value : event.target.value);
+  });
+  save.addEventListener("click", () => {
+    status.wait("writing figures ...");
+    state.model.send({ do: "save" });
+  });
+  return { top, status, note, fill, restore };
+}
+
+// What goes on, in words; while the kernel is waited for, the controls are off.
+function statusLine(controls) {
+  const element = make("p", { class: "status", role: "status", "aria-live": "polite" });
+
+  const enable = (on) => controls.forEach((control) => { control.disabled = !on; });
+  const say = (text, bad = false) => {
+    element.classList.toggle("bad", bad);
+    element.replaceChildren(text);
+  };
+  const wait = (text = "waiting for the kernel ...") => {
+    enable(false);
+    say(text);
+    element.prepend(make("span", { class: "bar" }));
+  };
+  const ready = () => {
+    enable(true);
+    say("");
+  };
+  return { element, say, wait, ready };
+}
+
+// A select in its label.
+function choice(key, text) {
+  const select = make("select", { "data-choice": key });
+  make("label", { class: "choice" }, text, select);
+  return select;
+}
+
+function choiceText(key, value) {
+  if (key === "count") return String(value || "all");
+  return value === "held out" ? "held out (validation)" : value;
+}

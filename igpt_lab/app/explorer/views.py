@@ -1,0 +1,166 @@
+"""The explorer's view as figures with their tables, which its Save button writes, and as a page without a widget."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+
+from igpt_lab import figures
+from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, changes
+from igpt_lab.probing.probes import Features
+
+NOTE = (
+    "For looking, not for choosing: layer and C were chosen on a tenth of the training images. A layer picked here by "
+    "its accuracy on test images needs other test images."
+)
+IN_A_ROW = 12  # images of a group of changes
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What is looked at: the rows `shown`, what was computed of them, and the layers and the image that are chosen.
+
+    `title` names model and images, `of` says which images are shown, `layer` is compared with `other`, `image` is a
+    position among the rows, `names` are those of the classes.
+    """
+
+    title: str
+    of: str
+    point: str
+    layer: int
+    other: int
+    image: int
+    names: Sequence[str]
+    shown: Features
+    answers: Answers
+    spaces: Spaces
+    pictures: Pictures
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Positions of `layer` and `other` among the layers."""
+        layers = list(self.shown.layers)
+        return layers.index(self.layer), layers.index(self.other)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """What the probes of `layer` and `other` predict: labels, int (2, N)."""
+        return self.answers.predicted[list(self.positions)]
+
+    def named(self, labels: np.ndarray) -> np.ndarray:
+        """The classes' names of labels."""
+        return np.array(self.names)[labels]
+
+
+def views(view: View) -> dict[str, tuple[Axes | Figure, pd.DataFrame]]:
+    """name -> (figure, what is drawn in it as a table)."""
+    drawn = {"accuracy": layer_curve(view), "confusion": _confusion(view), "features": _feature_map(view)}
+    if view.pictures.pixels is None:
+        return drawn
+    drawn["neighbours"] = _neighbours(view)
+    groups = changes(view.shown.labels, *view.predicted)
+    if any(map(len, groups.values())):
+        drawn["changes"] = _changes(view, groups)
+    return drawn
+
+
+def layer_curve(view: View) -> tuple[Axes, pd.DataFrame]:
+    """The layer curve with the layer in view as a line, and its table."""
+    table = view.answers.table
+    n_test = len(view.shown.labels)
+    table = table.assign(control="", chosen=table.layer == view.answers.chosen, n_test=n_test)
+    ax = figures.layer_curve(table, title=view.title)
+    ax.axvline(view.layer, color="black", linewidth=0.6, zorder=0.5)
+    ax.set_ylabel(f"accuracy on {view.of} (%)")
+    return ax, table
+
+
+def _confusion(view: View) -> tuple[Axes, pd.DataFrame]:
+    labels = view.shown.labels
+    predicted = view.predicted[0]
+    counts = confusion_matrix(labels, predicted, labels=np.arange(len(view.names)))
+    table = pd.DataFrame(counts, pd.Index(view.names, name="true"), view.names)
+    note = f"{view.point}, layer {view.layer}: {(predicted == labels).mean():.1%} of {view.of} right"
+    return figures.confusion_matrix(table, title=view.title, note=note), table
+
+
+def _feature_map(view: View) -> tuple[Axes, pd.DataFrame]:
+    position = view.positions[0]
+    table = pd.DataFrame(view.spaces.places[position], columns=["x", "y"])
+    table["row"] = view.shown.index
+    table["label"] = view.named(view.shown.labels)
+    table["predicted"] = view.named(view.predicted[0])
+    note = f"{view.point}, layer {view.layer}: {view.of}"
+    explained = view.spaces.explained[position]
+    return figures.feature_map(table, names=view.names, explained=explained, title=view.title, note=note), table
+
+
+def _neighbours(view: View) -> tuple[Figure, pd.DataFrame]:
+    """The image and those nearest to it, in the layer above and in pixels below."""
+    rows = {
+        f"layer {view.layer}": [view.image, *view.spaces.near[view.positions[0], view.image]],
+        "pixels": [view.image, *view.pictures.near[view.image]],
+    }
+    figure = figures.row_gallery(view.pictures.gallery[np.array(list(rows.values()))], labels=list(rows))
+    return figure, _listed(view, rows)
+
+
+def _changes(view: View, groups: dict[str, np.ndarray]) -> tuple[Figure, pd.DataFrame]:
+    """The first images of each group of `changes`."""
+    names = [f"only layer {view.layer} right", f"only layer {view.other} right", "both wrong, differently"]
+    groups = dict(zip(names, groups.values(), strict=True))
+    pixels = view.pictures.gallery
+    shown = np.full((len(groups), IN_A_ROW, *pixels.shape[1:]), 255, np.uint8)
+    for row, positions in zip(shown, groups.values(), strict=True):
+        first = positions[:IN_A_ROW]
+        row[: len(first)] = pixels[first]
+    labels = [f"{name} ({len(positions):,})" for name, positions in groups.items()]
+    return figures.row_gallery(shown, labels=labels), _listed(view, groups)
+
+
+def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:
+    """The images of each group by their rows in the source, with their classes and what the two layers predict."""
+    tables = []
+    for name, positions in groups.items():
+        predicted = view.named(view.predicted[:, positions])
+        tables.append(pd.DataFrame({
+            "group": name, "row": view.shown.index[positions], "label": view.named(view.shown.labels[positions]),
+            f"layer_{view.layer}": predicted[0], f"compared_layer_{view.other}": predicted[1],
+        }))  # fmt: skip
+    return pd.concat(tables)
+
+
+def summarise(view: View) -> str:
+    """What there is to see, in a line of text."""
+    layers = list(view.shown.layers)
+    chosen = view.answers.chosen
+    row = view.answers.table.set_index("layer").loc[chosen]
+    return (
+        f"<Explorer {view.title}: {view.of}, point {view.point}, layers {layers[0]}..{layers[-1]}; "
+        f"layer {chosen} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]>"
+    )
+
+
+def page(view: View) -> str:
+    """What there is to see without a widget: the curve and its numbers, as HTML without scripts."""
+    figure = layer_curve(view)[0].get_figure(root=True)
+    png = figure._repr_mimebundle_()["image/png"]
+    rows = "".join(
+        f"<tr><td>{row.layer}{' (chosen)' if row.layer == view.answers.chosen else ''}</td>"
+        f"<td>{row.test_accuracy:.1%}</td><td>[{row.low:.1%}, {row.high:.1%}]</td></tr>"
+        for row in view.answers.table.itertuples()
+    )
+    words = f"{view.of}, {view.point}. Run this cell in JupyterLab to explore. {NOTE}"
+    return (
+        f"<div><strong>{html.escape(view.title)}</strong><br>{html.escape(words)}<br>"
+        f'<img alt="accuracy over depth" width="700" src="data:image/png;base64,{png}">'
+        f"<details><summary>accuracy of every layer</summary><table><tr><th>layer</th><th>accuracy</th>"
+        f"<th>95%</th></tr>{rows}</table></details></div>"
+    )

@@ -1,0 +1,299 @@
+"""The explorer for JupyterLab: what each layer's probe says of the images, where they lie, and which are alike.
+
+All that a step of the slider shows is computed once, goes to the browser as bytes and is drawn there by explorer.js and
+the panels. Only another point, split or number of labels comes back to the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import traitlets
+from anywidget import AnyWidget
+from matplotlib.axes import Axes
+
+from igpt_lab import figures
+from igpt_lab.app.explorer.layers import (
+    Answers,
+    Pictures,
+    Source,
+    Spaces,
+    ask_few,
+    ask_held,
+    load_pictures,
+    open_source,
+    survey,
+    take_rows,
+)
+from igpt_lab.app.explorer.views import NOTE, View, layer_curve, page, summarise, views
+from igpt_lab.core.provenance import RunRecord
+from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.splits import stratified_split
+from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
+
+HELD = "held out"  # the tenth of train on which layers and C are chosen, by probes that saw the other nine
+COUNTS = (1, 4, 25, 100, 400)  # labels per class, where train has them
+CHOICES = ("point", "split", "count", "layer", "other", "image")
+
+
+def front_end() -> str:
+    """The ES module that draws the explorer: panels/*.js in the order of their names, then explorer.js.
+
+    anywidget takes one module as text. The files import nothing from each other, so that joining them is all there is.
+    """
+    panels = sorted(Path(__file__).with_name("panels").glob("*.js"))
+    files = [*panels, Path(__file__).with_name("explorer.js")]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def explore(
+    store: FeatureStore | str | Path, *, out: str | Path = "explorer", limit: int | None = 4000, progress: bool = True
+) -> Explorer:
+    """The explorer of a feature store with a split `train`: end a notebook's cell with it.
+
+    Shows at most `limit` images of a split, a seeded draw (None: all); every number in it is of these. Its Save button
+    writes the view under the folder `out`. Raises ValueError for a store without labels or without training images.
+    """
+    store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    if "train" not in store.splits:
+        raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
+    return Explorer(store, out=Path(out), limit=limit, progress=progress)
+
+
+class Explorer(AnyWidget):
+    """Point, split, labels per class and layer of a store, and what there is to see; see `explore`.
+
+    `point`, `split`, `count` (labels per class, 0 for all), `layer`, `other` (the layer it is compared with) and
+    `image` (a position among the images shown) can be set here as well as in the browser. `save()` is the Save button.
+    """
+
+    _esm = front_end()
+    _css = Path(__file__).with_name("explorer.css")
+    point = traitlets.Unicode().tag(sync=True)
+    split = traitlets.Unicode().tag(sync=True)
+    count = traitlets.Int(0).tag(sync=True)
+    layer = traitlets.Int().tag(sync=True)
+    other = traitlets.Int().tag(sync=True)
+    image = traitlets.Int(0).tag(sync=True)
+    facts = traitlets.Dict().tag(sync=True)
+    busy = traitlets.Unicode().tag(sync=True)
+    problem = traitlets.Unicode().tag(sync=True)
+    places = traitlets.Bytes().tag(sync=True)  # float32 (L, N, 2)
+    near = traitlets.Bytes().tag(sync=True)  # int32 (L, N, k)
+    pixel_near = traitlets.Bytes().tag(sync=True)  # int32 (N, k)
+    predicted = traitlets.Bytes().tag(sync=True)  # uint16 (L, N)
+    labels = traitlets.Bytes().tag(sync=True)  # uint16 (N,)
+    rows = traitlets.Bytes().tag(sync=True)  # int32 (N,), in the source
+    pictures = traitlets.Bytes().tag(sync=True)  # uint8 (N, H, W, C)
+
+    def __init__(self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool):
+        self.store = store
+        self.out = out
+        self.limit = limit
+        self._computed = {}
+        self._sources = {split: open_source(store, split) for split in store.splits}
+        super().__init__()
+        self._progress = progress
+        self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
+        self.split = "test" if "test" in store.splits else self.splits[0]
+        self._send_view()
+        self._progress = False  # from now on the browser shows it
+        self.observe(self._on_choice, ["point", "split", "count"])
+        self.on_msg(self._on_message)
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits on offer: those of the store but train, and the held-out tenth of train."""
+        return [*(split for split in self.store.splits if split != "train"), HELD]
+
+    @property
+    def counts(self) -> list[int]:
+        """Labels per class on offer; 0 stands for all."""
+        smallest_class = np.unique(self.train.labels, return_counts=True)[1].min()
+        return [0, *(count for count in COUNTS if count <= smallest_class)]
+
+    @property
+    def train(self) -> Features:
+        """The rows that the probes learn from: all of train, or nine tenths where the last tenth is shown."""
+        train = self._once(("train", self.point), lambda: Features.from_store(self.store, "train", self.point))
+        return train if self.split != HELD else take_rows(train, stratified_split(train.labels, 0.1, seed=0)[0])
+
+    @property
+    def shown(self) -> Features:
+        """The rows that are looked at."""
+        return self._once(("shown", self.point, self.split), self._draw_rows)
+
+    @property
+    def answers(self) -> Answers:
+        """What the probes of all layers predict for the rows shown."""
+        return self._once(("answers", self.point, self.split, self.count), self._fit_probes)
+
+    @property
+    def seen(self) -> Pictures:
+        """The images of the rows shown."""
+        source = self._sources[self._store_split]
+        return self._once(("pictures", self.split), lambda: load_pictures(source, self.shown.index))
+
+    @property
+    def spaces(self) -> Spaces:
+        """Places float32 (L, N, 2), shares of the variance (L, 2) and neighbours int (L, N, k) of the rows shown."""
+        return self._once(("spaces", self.point, self.split), lambda: survey(self.shown.layers))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, from the image set where it is at hand."""
+        highest = int(max(self.train.labels.max(), self.shown.labels.max()))
+        sources = [source for source in self._sources.values() if isinstance(source, Source)]
+        names = sources[0].images.label_names if sources else ()
+        return [names[i] if i < len(names) else str(i) for i in range(highest + 1)]
+
+    @property
+    def view(self) -> View:
+        """What is looked at now, as the figures take it."""
+        return View(
+            title=self.facts["title"], of=self.facts["of"], point=self.point, layer=self.layer, other=self.other,
+            image=self.image, names=self.classes, shown=self.shown, answers=self.answers, spaces=self.spaces,
+            pictures=self.seen,
+        )  # fmt: skip
+
+    @property
+    def _store_split(self) -> str:
+        """The split of the store that the rows shown are of."""
+        return "train" if self.split == HELD else self.split
+
+    def _once(self, key: tuple, compute: Callable):
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
+
+    def _draw_rows(self) -> Features:
+        features = Features.from_store(self.store, self._store_split, self.point)
+        if self.split == HELD:
+            features = take_rows(features, stratified_split(features.labels, 0.1, seed=0)[1])
+        n = len(features.labels)
+        if self.limit is not None and self.limit < n:
+            features = take_rows(features, np.sort(np.random.default_rng(0).permutation(n)[: self.limit]))
+        return replace(features, layers=dict(features.layers))
+
+    def _fit_probes(self) -> Answers:
+        if self.count:
+            return ask_few(self.train, self.shown, self.count)
+        if self.split == HELD:
+            return ask_held(self.train, self.shown, self._once(("whole", self.point), self._probe_held).table)
+        result = probe_layers(self.train, self.shown, progress=self._progress)
+        self._computed.setdefault(("whole", self.point), result)
+        return Answers(result.table, result.chosen, np.stack(list(result.predicted.values())))
+
+    def _probe_held(self) -> ProbeResult:
+        """C of every layer, chosen on the held-out tenth; nothing else is used of the result."""
+        train = Features.from_store(self.store, "train", self.point)
+        held = take_rows(train, stratified_split(train.labels, 0.1, seed=0)[1])
+        return probe_layers(train, held, progress=self._progress)
+
+    def _on_choice(self, change) -> None:
+        self.problem = ""
+        choices = {"point": list(self.store.layers), "split": self.splits, "count": self.counts}[change.name]
+        if change.new not in choices:
+            setattr(self, change.name, change.old)
+            raise ValueError(f"{change.name} {change.new!r}; expected one of {', '.join(map(str, choices))}")
+        self.busy = f"{len(self.store.layers[self.point])} probes are being fitted, neighbours searched ..."
+        try:
+            self._send_view()
+        except (ValueError, OSError, MemoryError) as error:
+            setattr(self, change.name, change.old)  # computed before, so that it is shown again at once
+            self.problem = str(error) or type(error).__name__
+        finally:
+            self.busy = ""
+
+    def _send_view(self) -> None:
+        """Compute the view of what is chosen, and send it in one message."""
+        shown = self.shown
+        answers = self.answers
+        spaces = self.spaces
+        pictures = self.seen
+        layers = list(shown.layers)
+        with self.hold_sync():
+            is_first = not self.facts
+            self.layer = answers.chosen if is_first else _closest(layers, self.layer)
+            self.other = layers[-1] if is_first else _closest(layers, self.other)
+            self.image = min(self.image, len(shown.labels) - 1)
+            self.places = _to_bytes(spaces.places, "<f4")
+            self.near = _to_bytes(spaces.near, "<i4")
+            self.pixel_near = _to_bytes(pictures.near, "<i4")
+            self.predicted = _to_bytes(answers.predicted, "<u2")
+            self.labels = _to_bytes(shown.labels, "<u2")
+            self.rows = _to_bytes(shown.index, "<i4")
+            self.pictures = b"" if pictures.pixels is None else pictures.pixels.tobytes()
+            self.facts = self._facts(layers, answers, spaces, pictures)
+
+    def _facts(self, layers: list[int], answers: Answers, spaces: Spaces, pictures: Pictures) -> dict:
+        """What is sent beside the arrays."""
+        key = self.store.key
+        n_train = self.count * len(np.unique(self.train.labels)) if self.count else len(self.train.labels)
+        return {
+            "title": f"{key['model']} on {key['images']}", "told": f"{key['pool']}, {key['alignment']}",
+            "layers": layers, "chosen": answers.chosen, "curve": answers.curve, "peak": answers.peak,
+            "classes": self.classes, "n": len(self.shown.labels), "n_train": n_train,
+            "near": [spaces.near.shape[2], pictures.near.shape[1]],
+            "shape": [] if pictures.pixels is None else list(pictures.pixels.shape[1:]), "no_pictures": pictures.why,
+            "explained": spaces.explained.tolist(), "note": NOTE, "of": self._images_shown(),
+            "at": {"point": self.point, "split": self.split, "count": self.count},
+            "choices": {"point": list(self.store.layers), "split": self.splits, "count": self.counts},
+        }  # fmt: skip
+
+    def _images_shown(self) -> str:
+        """The images shown, in words."""
+        shown = len(self.shown.labels)
+        total = self.store.key["splits"][self._store_split][1]
+        if self.split == HELD:
+            return f"{shown:,} of the {total:,} training images, held out"
+        return f"{shown:,} {self.split} images" if shown == total else f"{shown:,} of {total:,} {self.split} images"
+
+    def _on_message(self, _, message: dict, __) -> None:
+        if message.get("do") != "save":
+            return
+        try:
+            files = self.save()
+            self.send({"saved": str(files[0].parent), "files": [file.name for file in files]})
+        except (ValueError, OSError) as error:
+            self.send({"failed": str(error)})
+
+    def save(self) -> list[Path]:
+        """Write what is in view as figures: png, pdf, svg, csv and json each, in a folder that names the choice."""
+        labels = f"{self.count}-a-class" if self.count else "all-labels"
+        view = "-".join([self.point, self.split.replace(" ", "-"), labels, f"layer{self.layer:02d}"])
+        folder = (self.out / self.store.path.name / view).resolve()
+        settings = {"store": self.store.key, "view": {name: getattr(self, name) for name in CHOICES}}
+        settings["view"] |= {"row": int(self.shown.index[self.image]), "chosen": self.answers.chosen}
+        files = []
+        for name, (figure, data) in views(self.view).items():
+            record = RunRecord(f"explorer {name}", settings, seed=0)
+            files += figures.save_figure(figure, folder / name, data=data, record=record)
+        return files
+
+    def curve(self) -> tuple[Axes, pd.DataFrame]:
+        """The layer curve of what is shown, with the layer in view as a line, and its table."""
+        return layer_curve(self.view)
+
+    def describe(self) -> str:
+        """What there is to see, in a line of text."""
+        return summarise(self.view)
+
+    __repr__ = describe
+
+    def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
+        """The widget, and where none can be shown a page and a line of text."""
+        data, metadata = super()._repr_mimebundle_(**options)
+        return data | {"text/plain": self.describe(), "text/html": page(self.view)}, metadata
+
+
+def _closest(layers: list[int], layer: int) -> int:
+    return min(layers, key=lambda other: abs(other - layer))
+
+
+def _to_bytes(array: np.ndarray, dtype: str) -> bytes:
+    return np.ascontiguousarray(array, dtype=dtype).tobytes()
