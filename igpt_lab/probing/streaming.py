@@ -31,7 +31,7 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers, result_of
-from igpt_lab.probing.row_reader import FIT, HELD, Rows, Shuffled, measure
+from igpt_lab.probing.solvers.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, predict, train_heads
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # the paper: 30, 10, 3 and on, it does not say how far

@@ -17,15 +17,15 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing import few_labels, probes
 from igpt_lab.probing.few_labels import probe_few_labels
+from igpt_lab.probing.neighbours import probe_neighbours
 from igpt_lab.probing.probes import (
     Features,
-    LinearProbe,
     ProbeResult,
     compare_layers,
     control_task,
     probe_layers,
-    probe_neighbours,
 )
+from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 QUIET = {"progress": False}
 
@@ -74,7 +74,7 @@ def test_test_labels_choose_nothing(monkeypatch):
         return {key: np.ones(len(predicted), bool) for key, predicted in predictions.items()}
 
     for module in (probes, few_labels):
-        monkeypatch.setattr(module, "_meet_test", stand_in)
+        monkeypatch.setattr(module, "meet_test", stand_in)
     for read in (lambda x: x.any(), lambda x: x[0], len, np.asarray, lambda x: np.zeros(240) == x):
         with pytest.raises((AssertionError, TypeError)):
             read(poisoned.labels)
@@ -88,14 +88,14 @@ def test_test_labels_choose_nothing(monkeypatch):
 
 
 def test_shuffled_test_labels_change_no_choice_and_no_prediction(monkeypatch):
-    seen, meet = [], probes._meet_test
+    seen, meet = [], probes.meet_test
 
     def noted(predictions, test):
         seen.append(predictions)
         return meet(predictions, test)
 
     for module in (probes, few_labels):
-        monkeypatch.setattr(module, "_meet_test", noted)
+        monkeypatch.setattr(module, "meet_test", noted)
     shuffled = Features(TEST.layers, np.random.default_rng(5).permutation(TEST.labels), TEST.index)
     unseen = ["layer", "layer_rule", "C", "validation_accuracy", "converged"]
     one, two = (probe_few_labels(TRAIN, each, ks=(4, 60), draws=2, **QUIET).table for each in (TEST, shuffled))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write
-from igpt_lab.probing.row_reader import Rows, Shuffled
+from igpt_lab.probing.solvers.row_reader import Rows, Shuffled
 
 
 @dataclass(frozen=True)
