@@ -15,7 +15,7 @@ from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
-from igpt_lab.probing import few_labels, probes
+from igpt_lab.probing import choosing, few_labels, neighbours, probes
 from igpt_lab.probing.few_labels import probe_few_labels
 from igpt_lab.probing.neighbours import probe_neighbours
 from igpt_lab.probing.probes import (
@@ -162,14 +162,14 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
         aims = np.array([1e-4, 1e3, 0.1])[np.asarray(x[:, 0, 0], int)][:, None]
         return 1 - np.abs(np.log10(Cs / aims)) / 10, np.ones(Cs.shape, bool)
 
-    monkeypatch.setattr(probes, "_validate", scores)
+    monkeypatch.setattr(choosing, "_validate", scores)
     x = np.arange(3.0)[:, None, None]
-    found = probes._choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
+    found = choosing.choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
     assert [C for C, *_ in found] == pytest.approx([1e-4, 1e3, 0.1])
     assert len(asked[0][0]) == 3 and [len(each) for each in asked[1:]] == [2, 2, 2, 1]
-    assert probes._choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
+    assert choosing.choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
     flat = [{1e-2: (0.5, True), 1e-1: (0.5, True), 1.0: (0.5, True)}]
-    assert probes._beyond(flat[0], 10) is None  # an edge that is no better than the rest
+    assert choosing._beyond(flat[0], 10) is None  # an edge that is no better than the rest
 
 
 def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
@@ -199,7 +199,7 @@ def test_neighbours_vote_as_those_of_scikit_learn(k):
 
 def test_equal_votes_go_to_nearer_rows_and_k_is_chosen_on_held_out_rows():
     x, y = np.array([[0.0], [1.0], [2.5], [3.0]]), np.array([1, 0, 0, 1])
-    assert probes._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
+    assert neighbours._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
     noisy = planted(300, 0, (0.3, 0.6)), planted(240, 1, (0.3, 0.6))
     assert probe_neighbours(*noisy, **QUIET).table.k.min() > 1
 

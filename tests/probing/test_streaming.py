@@ -25,8 +25,7 @@ from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.figures import LAYER_COLUMNS
 from igpt_lab.probing import probes
-from igpt_lab.probing.solvers import row_reader
-from igpt_lab.probing.solvers import sgd
+from igpt_lab.probing.solvers import row_reader, sgd
 from igpt_lab.probing.solvers.logistic import fit_logistic
 from igpt_lab.probing.solvers.row_reader import Rows, Shuffled, measure
 from igpt_lab.probing.streaming import probe_on_cluster, probe_streaming
