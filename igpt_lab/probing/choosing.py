@@ -90,7 +90,7 @@ def _validate(
 
     `Cs` are those of all layers (S,), or those of each (B, S).
     """
-    accuracies, converged = 0.0, True
+    accuracies, converged = np.zeros(()), np.ones((), bool)
     for fit, held in folds:
         fits = solver(x[:, fit], y[fit], Cs, tol=CHOOSING, **fitting)
         right = [(fits.predict(values[held], layer) == y[held]).mean(1) for layer, values in enumerate(x)]

@@ -15,7 +15,6 @@ from igpt_lab.core.display import card, line
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import Choice, Fold, best_layer, choose_C, folds_of
 from igpt_lab.probing.probes import (
-    PAPER,
     Features,
     check_known,
     check_same_layers,
@@ -24,6 +23,9 @@ from igpt_lab.probing.probes import (
     test_layers,
 )
 from igpt_lab.probing.solvers.logistic import fit_logistic
+
+PAPER_KS = (4, 25, 400)  # labels per class in section 4.5 of Chen et al. (2020)
+PAPER_DRAWS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,8 @@ def probe_few_labels(
     """
     if protocol not in (None, "paper"):
         raise ValueError(f"protocol={protocol!r}; expected 'paper' or None")
-    ks, draws = (PAPER["ks"], PAPER["draws"]) if protocol else (ks, draws)
+    if protocol:
+        ks, draws = PAPER_KS, PAPER_DRAWS
     check_same_layers(train, test)
     fixed = [min(train.layers), max(train.layers)] if layers is None else list(dict.fromkeys(layers))
     check_known(fixed, train.layers)
@@ -101,7 +104,8 @@ def probe_few_labels(
     with tqdm(total=2 * len(train.layers), desc=f"few labels {control}".strip(), disable=not progress) as bar:
         _choose(subsets, train, test, y, Cs, fitting, bar)
         _predict(subsets, train, test, y, fixed, fitting, bar)
-    rows, predictions = [], {}
+    rows: list[dict] = []
+    predictions = {}
     for subset in subsets:
         for rule, layer in [("chosen", subset.best), *(("fixed", layer) for layer in fixed)]:
             predictions[len(rows)] = classes[subset.predicted[layer]]

@@ -27,10 +27,11 @@ def nearest_others(
     """Each row's `count` nearest others: indices and distances (N, count), nearest first, at the scale of `scaled`."""
     if len(x) < count + 2:
         raise ValueError(f"{len(x)} different images; expected at least {count + 2} to look for {count} neighbours")
-    x = torch.as_tensor(scaled(x)).to(torch.device(device or best_device()))
-    near, distances, sure = _search(x, count, progress)
-    if len(rows := (~sure).nonzero()[:, 0]):
-        near[rows], distances[rows] = _search_directly(x, rows, count, progress)
+    rows = torch.as_tensor(scaled(x)).to(torch.device(device or best_device()))
+    near, distances, sure = _search(rows, count, progress)
+    doubtful = (~sure).nonzero()[:, 0]
+    if len(doubtful):
+        near[doubtful], distances[doubtful] = _search_directly(rows, doubtful, count, progress)
     return near.cpu().numpy(), distances.cpu().numpy()
 
 

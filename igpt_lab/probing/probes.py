@@ -31,7 +31,6 @@ from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 STACKED = 2**24  # values of the layers that are fitted together, 64 MB
 LOADED = 2**30  # bytes of a store up to which its features are kept in memory
-PAPER = {"ks": (4, 25, 400), "draws": 5}  # Chen et al. (2020), section 4.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,8 @@ class Features:
     def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
         """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
         layers, labels = StoredLayers(store, split, point), store.labels(split)
-        return cls(dict(layers) if store.size <= LOADED else layers, labels, layers.index)
+        values = dict(layers) if store.size <= LOADED else layers
+        return cls(values, labels, layers.index)  # type: ignore[arg-type]  # None is refused with advice
 
     @classmethod
     def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
@@ -267,7 +267,8 @@ def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Labell
 
 def stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
     """Layers of one width together, as (B, N, D), as many as `STACKED` allows."""
-    layers, stack = [], []
+    layers: list[int] = []
+    stack: list[np.ndarray] = []
     for layer, x in features.layers.items():
         _check_layer(layer, x, len(features.labels), len(features.index))
         if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > STACKED):
