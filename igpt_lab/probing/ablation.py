@@ -92,8 +92,8 @@ def ablate_protocol(
     """Probe `layers` (all by default) in all 16 settings of FACTORS, and by the recipe of transformers.
 
     Two extractions, one for each alignment, go to `store`. In every setting C and the layer are chosen on the same
-    held-out tenth of train, and test is met once; `solver` alone decides how a fit ends: `logistic.fit_logistic` at its optimum,
-    `logistic.fit_sklearn` after 100 iterations at most. The recipe of transformers has C = 1 and at most 1000
+    held-out tenth of train, and test is met once. `solver` alone decides how a fit ends: `logistic.fit_logistic` at its
+    optimum, `logistic.fit_sklearn` after 100 iterations at most. The recipe of transformers has C = 1 and at most 1000
     iterations, mixes un-normed states with a normed last one, and takes the layer that is best on test.
 
     `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images: at
