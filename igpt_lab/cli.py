@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import igpt_lab as lab
 from igpt_lab import workbench
-from igpt_lab.provenance import atomic_write
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 
@@ -55,20 +53,23 @@ def check(model: str, images: str | None, split: str, device: str | None) -> int
     return int("FAIL" in set(table.passed))
 
 
-def ablate(model: str, images: str, limit: int | None, store: str, out: str, revision: str | None, **options) -> None:
+def ablate(
+    model: str, images: str, limit: int | None, store: str, out: str | None, revision: str | None, **options
+) -> None:  # fmt: skip
     """Probe every layer under every protocol (alignment, point, scaling, solver): a figure, its table, what it says."""
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     loaded = lab.load_model(model, revision=revision)
     found = lab.ablate_protocol(loaded, train, test, store=store, **options)
     curves = lab.figures.protocol_curves(found.table, found.effects, title=f"{loaded.name} on {train.name}")
     record = lab.RunRecord("protocol", found.to_dict(), seed=0)
+    out = workbench.results_folder(model, images, out, under=workbench.MINE)
     files = lab.figures.save_figure(curves, Path(out) / "protocol", data=found.table, record=record)
     print(found.describe(), *files, sep="\n")
 
 
 def dynamics(
-    models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str, out: str,
-    name: str | None,
+    models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str,
+    out: str | None, name: str | None,
 ) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth."""
     import pandas as pd
@@ -90,6 +91,8 @@ def dynamics(
     about = {"images": train.name, "limit": limit, "models": list(runs)}
     what = "model_comparison" if final else "training_dynamics"
     record = lab.RunRecord(what, about, seed=0)
+    whole = models[0] if len(models) == 1 else "-".join(runs)
+    out = workbench.results_folder(whole, images, out, under=workbench.MINE)
     files = lab.figures.save_figure(figure, Path(out) / (name or what), data=table, record=record)
     for row in table[table.chosen].itertuples():
         accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
@@ -347,37 +350,30 @@ def prune(root: str, yes: bool) -> None:
     print(f"{size / 1e6:10,.3f} MB  in {len(found)} of these; {hint}" if found else f"nothing to prune in {root}")
 
 
-def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | None) -> int:
-    """Execute the notebooks in order, keep them under OUT, and print what they found."""
-    names = [name for name in workbench.NOTEBOOKS if not only or name in only]
-    begun, out = time.perf_counter(), Path(out).resolve()
-    model_path, images_path = (str(Path(it).resolve()) if Path(it).exists() else it for it in (model, images))
-    values = {"model": model_path, "images": images_path, "out": str(out)}
+def reproduce(
+    model: str, images: str, out: str | None, quick: bool, only: list[str] | None, every: bool, renewal: bool
+) -> int:
+    """Execute the notebooks in order and hold their numbers against those of the shipped run; OUT keeps all of it.
+
+    Exit code 0 where numbers differ, too: another processor may move them. 1 where a notebook fails.
+    """
+    names = [name for name in workbench.NOTEBOOKS if (name in only if only else every or name not in workbench.LONG)]
     lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
-    values |= workbench.QUICK if quick else {}
+    begun, folder = time.perf_counter(), workbench.begin_run(model, images, out, quick=quick, renewal=renewal)
+    values = workbench.values_of_run(model, images, folder, quick=quick)
     for number, name in enumerate(names, 1):
-        failed = workbench.run_notebook(name, values, out, f"{number}/{len(names)} {name}")
+        own = {key: value for key, value in values.items() if key in workbench.parameters(name)}
+        failed = workbench.run_notebook(name, own, folder, f"{number}/{len(names)} {name}")
         if failed:
             print(f"igpt-lab: {failed}", file=sys.stderr)
             return 1
-    if workbench.CURVE not in names:
-        print(f"figures and tables: {out}")
-        return 0
-    summary = workbench.summary(out) | {
-        "model": model,
-        "images": images,
-        "seconds": round(time.perf_counter() - begun, 1),
-    }
-    atomic_write(out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
-    low, high = summary["best_interval"]
-    print(
-        f"{model} on {images}, {summary['test_rows']:,} test images, {summary['seconds']:.0f} s\n"
-        f"best layer   {summary['best_layer']} of 0..{summary['n_layers']}: {summary['best_accuracy']:.1%} "
-        f"[{low:.1%}, {high:.1%}]\n"
-        f"first, last  {summary['first_accuracy']:.1%}, {summary['last_accuracy']:.1%}\n"
-        f"best against last, same test images: p = {summary['p_value']:.2g} (McNemar's exact test)\n"
-        f"figures and tables: {out}"
-    )
+    if workbench.CURVE in names:
+        seconds = round(time.perf_counter() - begun, 1)
+        facts = {"model": model, "images": images, "quick": quick, "seconds": seconds}
+        print(workbench.conclude(folder, facts))
+    print(f"figures and tables: {folder}")
+    if renewal:
+        print("renewed:", *workbench.renew(folder, workbench.shipped(model, images)), sep="\n")
     return 0
 
 
@@ -437,7 +433,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--layers", type=int, nargs="+", help="these only (all)")
     add("--store", default="stores", help="folder of the stores (stores)")
-    add("--out", default="results", help="folder for the figure and its table (results)")
+    add("--out", help=f"folder for the figure and its table ({workbench.MINE}/MODEL-IMAGES)")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
@@ -448,7 +444,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--layers", type=int, nargs="+", help="these only (all)")
     add("--final", action="store_true", help="only the end of each: models side by side, with raw pixels")
     add("--store", default="stores", help="folder of the stores (stores)")
-    add("--out", default="results", help="folder for the figure and its table (results)")
+    add("--out", help=f"folder for the figure and its table ({workbench.MINE}/MODEL-IMAGES)")
     add("--name", help="of the figure (training_dynamics, or model_comparison with --final)")
 
     add = command(evaluate, model=model, images=images).add_argument
@@ -539,9 +535,11 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add = command(reproduce).add_argument
     add("--model", default="fashion-xs", help=model)
     add("--images", default="fashion-mini", help=images)
-    add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
+    add("--out", help=f"folder for figures, tables and executed notebooks ({workbench.MINE}/MODEL-IMAGES)")
     add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
-    add("--only", action="append", choices=workbench.NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
+    add("--all", dest="every", action="store_true", help=f"the long notebooks too: {', '.join(workbench.LONG)}")
+    add("--only", action="append", choices=workbench.NOTEBOOKS, metavar="NOTEBOOK", help="this one; may be given again")
+    add("--renew-reference", dest="renewal", action="store_true", help="for maintainers: replace the shipped run")
 
     add = command(open_lab, called="lab").add_argument
     add("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it (workbench)")
