@@ -67,7 +67,7 @@ _HOME = {
     "probe_on_cluster": "streaming",
     "probe_streaming": "streaming",
     "record": "hooks",
-    "results_folder": "workbench",
+    "results_folder": "runs",
     "sample": "sampling",
     "spread": "significance",
     "surprise": "likeness",

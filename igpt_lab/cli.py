@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import igpt_lab as lab
-from igpt_lab import workbench
+from igpt_lab import runs, workbench
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 
@@ -62,7 +62,7 @@ def ablate(
     found = lab.ablate_protocol(loaded, train, test, store=store, **options)
     curves = lab.figures.protocol_curves(found.table, found.effects, title=f"{loaded.name} on {train.name}")
     record = lab.RunRecord("protocol", found.to_dict(), seed=0)
-    out = workbench.results_folder(model, images, out, under=workbench.MINE)
+    out = runs.results_folder(model, images, out, under=runs.MINE)
     files = lab.figures.save_figure(curves, Path(out) / "protocol", data=found.table, record=record)
     print(found.describe(), *files, sep="\n")
 
@@ -75,24 +75,24 @@ def dynamics(
     import pandas as pd
 
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    runs = {Path(model).name: model for model in models}
-    if len(runs) < len(models):
+    by_name = {Path(model).name: model for model in models}
+    if len(by_name) < len(models):
         raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
     if final:
-        table = lab.probe_models(runs, train, test, store=store, layers=layers)
+        table = lab.probe_models(by_name, train, test, store=store, layers=layers)
         figure = lab.figures.model_comparison(table, title=f"Models on {train.name}")
     else:
         tables = [
             lab.probe_checkpoints(lab.checkpoints_of(folder), train, test, store=store, name=run, layers=layers)
-            for run, folder in runs.items()
+            for run, folder in by_name.items()
         ]
         table = pd.concat(tables, ignore_index=True)
-        figure = lab.figures.training_dynamics(table, title=f"{', '.join(runs)} on {train.name}")
-    about = {"images": train.name, "limit": limit, "models": list(runs)}
+        figure = lab.figures.training_dynamics(table, title=f"{', '.join(by_name)} on {train.name}")
+    about = {"images": train.name, "limit": limit, "models": list(by_name)}
     what = "model_comparison" if final else "training_dynamics"
     record = lab.RunRecord(what, about, seed=0)
-    whole = models[0] if len(models) == 1 else "-".join(runs)
-    out = workbench.results_folder(whole, images, out, under=workbench.MINE)
+    whole = models[0] if len(models) == 1 else "-".join(by_name)
+    out = runs.results_folder(whole, images, out, under=runs.MINE)
     files = lab.figures.save_figure(figure, Path(out) / (name or what), data=table, record=record)
     for row in table[table.chosen].itertuples():
         accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
@@ -359,8 +359,8 @@ def reproduce(
     """
     names = [name for name in workbench.NOTEBOOKS if (name in only if only else every or name not in workbench.LONG)]
     lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
-    begun, folder = time.perf_counter(), workbench.begin_run(model, images, out, quick=quick, renewal=renewal)
-    values = workbench.values_of_run(model, images, folder, quick=quick)
+    begun, folder = time.perf_counter(), runs.begin_run(model, images, out, quick=quick, renewal=renewal)
+    values = runs.values_of_run(model, images, folder, quick=quick)
     for number, name in enumerate(names, 1):
         own = {key: value for key, value in values.items() if key in workbench.parameters(name)}
         failed = workbench.run_notebook(name, own, folder, f"{number}/{len(names)} {name}")
@@ -370,10 +370,10 @@ def reproduce(
     if workbench.CURVE in names:
         seconds = round(time.perf_counter() - begun, 1)
         facts = {"model": model, "images": images, "quick": quick, "seconds": seconds}
-        print(workbench.conclude(folder, facts))
+        print(runs.conclude(folder, facts))
     print(f"figures and tables: {folder}")
     if renewal:
-        print("renewed:", *workbench.renew(folder, workbench.shipped(model, images)), sep="\n")
+        print("renewed:", *runs.renew(folder, runs.shipped(model, images)), sep="\n")
     return 0
 
 
@@ -433,7 +433,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--layers", type=int, nargs="+", help="these only (all)")
     add("--store", default="stores", help="folder of the stores (stores)")
-    add("--out", help=f"folder for the figure and its table ({workbench.MINE}/MODEL-IMAGES)")
+    add("--out", help=f"folder for the figure and its table ({runs.MINE}/MODEL-IMAGES)")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
@@ -444,7 +444,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--layers", type=int, nargs="+", help="these only (all)")
     add("--final", action="store_true", help="only the end of each: models side by side, with raw pixels")
     add("--store", default="stores", help="folder of the stores (stores)")
-    add("--out", help=f"folder for the figure and its table ({workbench.MINE}/MODEL-IMAGES)")
+    add("--out", help=f"folder for the figure and its table ({runs.MINE}/MODEL-IMAGES)")
     add("--name", help="of the figure (training_dynamics, or model_comparison with --final)")
 
     add = command(evaluate, model=model, images=images).add_argument
@@ -535,7 +535,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add = command(reproduce).add_argument
     add("--model", default="fashion-xs", help=model)
     add("--images", default="fashion-mini", help=images)
-    add("--out", help=f"folder for figures, tables and executed notebooks ({workbench.MINE}/MODEL-IMAGES)")
+    add("--out", help=f"folder for figures, tables and executed notebooks ({runs.MINE}/MODEL-IMAGES)")
     add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
     add("--all", dest="every", action="store_true", help=f"the long notebooks too: {', '.join(workbench.LONG)}")
     add("--only", action="append", choices=workbench.NOTEBOOKS, metavar="NOTEBOOK", help="this one; may be given again")

@@ -74,7 +74,7 @@ def hold_against(run: Path, shipped: Path) -> pd.DataFrame:
     if not (shipped / "layer_curve.csv").is_file():
         raise LookupError(f"no run is shipped as {shipped.name}")
     (key, ours), (shipped_key, reference) = read(run), read(shipped)
-    if unlike := [name for name in IDENTITY if key[name] != shipped_key[name]]:
+    if unlike := [name for name in IDENTITY if key.get(name) != shipped_key.get(name)]:
         raise LookupError(f"the run that is shipped as {shipped.name} has other {' and '.join(unlike)}")
     return compare(ours, reference)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab import cli, workbench
+from igpt_lab import cli, runs, workbench
 from igpt_lab.extraction import tokens_of
 from igpt_lab.model import ImageGPTForCausalImageModeling
 from igpt_lab.store import FeatureStore
@@ -223,7 +223,7 @@ def test_summary_reads_what_the_notebooks_left(tmp_path):
     table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)
     record = {"config": {"comparison": {"p_value": 0.001}}}
     (tmp_path / "layer_curve.json").write_text(json.dumps(record))
-    assert workbench.summary(tmp_path) == {
+    assert runs.summary(tmp_path) == {
         "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
         "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
     }  # fmt: skip

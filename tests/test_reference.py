@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from igpt_lab import reference, workbench
+from igpt_lab import reference, runs, workbench
 
 PEAK = (1, 3)
 STORE = {"weights": "ab", "palette": "cd", "splits": {"test": ["ef", 100]}}
@@ -89,7 +89,7 @@ def test_a_run_ends_with_the_verdicts_in_its_summary(tmp_path, monkeypatch):
     save(tmp_path / "results/fashion-xs-fashion-mini", table(), STORE)
     save(tmp_path / "run", table(layer0=0.54, layer3=0.7), STORE)
     facts = {"model": "fashion-xs", "images": "fashion-mini", "quick": False, "seconds": 1.0}
-    text = workbench.conclude(tmp_path / "run", facts)
+    text = runs.conclude(tmp_path / "run", facts)
     assert "held against results/fashion-xs-fashion-mini" in text
     assert text.endswith("against the reference: 5 the same, 1 within its interval, 1 differs")
     kept = json.loads((tmp_path / "run/summary.json").read_text())["reference"]
@@ -114,13 +114,13 @@ def test_what_cannot_be_compared_says_why(tmp_path, monkeypatch, changes, store,
     save(tmp_path / "results/fashion-xs-fashion-mini", table(), STORE)
     save(tmp_path / "run", table(), store)
     facts = {"model": "fashion-xs", "images": "fashion-mini", "quick": False, "seconds": 1.0} | changes
-    assert reason in workbench.conclude(tmp_path / "run", facts)
+    assert reason in runs.conclude(tmp_path / "run", facts)
     assert reason in json.loads((tmp_path / "run/summary.json").read_text())["reference"]
     assert not (tmp_path / "run/reference.csv").exists()
 
 
 def test_the_shipped_runs_are_the_same_as_themselves():
     for model, images in (("fashion-xs", "fashion-mini"), ("cifar10-xs", "cifar10")):
-        shipped = workbench.shipped(model, images)
+        shipped = runs.shipped(model, images)
         compared = reference.hold_against(shipped, shipped)
         assert set(compared.verdict) == {"the same"} and len(compared) == 9

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from igpt_lab import cli, workbench
+from igpt_lab import cli, runs, workbench
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,32 +58,32 @@ def test_each_model_and_image_set_has_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a/photos", "b/photos", "cifar10"):
         (tmp_path / name).mkdir(parents=True)
-    names = [workbench.run_name(model, images) for model in ("fashion-xs", "openai/imagegpt-small")
+    names = [runs.run_name(model, images) for model in ("fashion-xs", "openai/imagegpt-small")
              for images in ("fashion-mini", "uoft-cs/cifar10", "a/photos", "../odd: name")]  # fmt: skip
     assert names[:3] == ["fashion-xs-fashion-mini", "fashion-xs-cifar10", "fashion-xs-photos"]
     assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
-    folder = workbench.results_folder("fashion-xs", "a/photos", under="results/mine")
+    folder = runs.results_folder("fashion-xs", "a/photos", under="results/mine")
     assert folder == "results/mine/fashion-xs-photos" and Path(folder).is_dir()
-    assert folder == workbench.results_folder("fashion-xs", str(tmp_path / "a/photos"), under="results/mine")
+    assert folder == runs.results_folder("fashion-xs", str(tmp_path / "a/photos"), under="results/mine")
     with pytest.raises(ValueError, match="is of fashion-xs on .*a/photos, not of fashion-xs on .*b/photos"):
-        workbench.results_folder("fashion-xs", "b/photos", under="results/mine")
-    assert workbench.results_folder("fashion-xs", "b/photos", "b/out") == "b/out"
-    quick = workbench.results_folder("fashion-xs", "a/photos", quick=True, under="results/mine")
+        runs.results_folder("fashion-xs", "b/photos", under="results/mine")
+    assert runs.results_folder("fashion-xs", "b/photos", "b/out") == "b/out"
+    quick = runs.results_folder("fashion-xs", "a/photos", quick=True, under="results/mine")
     assert quick == f"{folder}-quick"
 
 
 def test_what_a_run_writes_is_ignored_by_git_and_what_is_shipped_is_not(monkeypatch):
     if git("rev-parse", "--show-toplevel").stdout.strip() != str(ROOT):
         pytest.skip("not a git checkout")
-    mine = ROOT / workbench.MINE
-    assert not git("ls-files", "--", workbench.MINE).stdout
+    mine = ROOT / runs.MINE
+    assert not git("ls-files", "--", runs.MINE).stdout
     written = ["fashion-xs-fashion-mini/layer_curve.csv", "fashion-xs-fashion-mini/notebooks/00_tour.ipynb",
                "fashion-xs-photos-quick/summary.json", "benchmarks/extract.csv", "studies/size.png"]  # fmt: skip
     for file in [*(mine / name for name in written), "workbench/results/mine/a/b.csv", "build/benchmarks/a.csv"]:
         assert git("check-ignore", "--quiet", str(file)).returncode == 0, file
-    shipped = workbench.shipped("fashion-xs", "fashion-mini")
+    shipped = runs.shipped("fashion-xs", "fashion-mini")
     assert shipped == ROOT / "results/fashion-xs-fashion-mini" and not shipped.is_relative_to(mine)
-    assert workbench.shipped("cifar10-xs", "../shared/cifar10") == ROOT / "results/cifar10-xs-cifar10"
+    assert runs.shipped("cifar10-xs", "../shared/cifar10") == ROOT / "results/cifar10-xs-cifar10"
     for folder in (shipped, ROOT / "results/studies", ROOT / "results/benchmarks", workbench.notebooks()):
         files = [str(file.relative_to(ROOT)) for file in folder.rglob("*") if file.suffix in (".csv", ".png", ".ipynb")]
         assert files and set(files) <= set(git("ls-files").stdout.splitlines())
@@ -92,19 +92,19 @@ def test_what_a_run_writes_is_ignored_by_git_and_what_is_shipped_is_not(monkeypa
 def test_a_run_by_default_goes_where_the_notebooks_themselves_write(tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path / "notebooks")
     monkeypatch.chdir(tmp_path)
-    folder = workbench.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=False)
+    folder = runs.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=False)
     assert folder == (tmp_path / "results/mine/fashion-xs-fashion-mini").resolve()
-    values = workbench.values_of_run("fashion-xs", "fashion-mini", folder, quick=False)
+    values = runs.values_of_run("fashion-xs", "fashion-mini", folder, quick=False)
     assert values == {"model": "fashion-xs", "images": "fashion-mini"}  # so that no parameter is written into them
-    quick = workbench.begin_run("fashion-xs", "fashion-mini", None, quick=True, renewal=False)
-    values = workbench.values_of_run("fashion-xs", "fashion-mini", quick, quick=True)
+    quick = runs.begin_run("fashion-xs", "fashion-mini", None, quick=True, renewal=False)
+    values = runs.values_of_run("fashion-xs", "fashion-mini", quick, quick=True)
     assert values == {"model": "fashion-xs", "images": "fashion-mini", "out": str(quick), **workbench.QUICK}
 
 
 def test_long_notebooks_run_on_demand(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(workbench, "run_notebook", lambda name, *_: ran.append(name))
-    monkeypatch.setattr(workbench, "conclude", lambda *_: "")
+    monkeypatch.setattr(runs, "conclude", lambda *_: "")
     for options in ([], ["--all"], ["--only", "07_training_dynamics", "--only", "00_tour"]):
         assert cli.main(["reproduce", "--out", str(tmp_path), *options]) == 0
     main = [name for name in workbench.NOTEBOOKS if name[:2] in ("00", "01", "02", "03", "04", "06")]
@@ -130,16 +130,16 @@ def test_a_user_s_run_never_writes_where_git_keeps_files(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
     for out in ("results/fashion-xs-fashion-mini", "results", "."):
         with pytest.raises(ValueError, match="git keeps files in"):
-            workbench.begin_run("fashion-xs", "fashion-mini", out, quick=False, renewal=False)
+            runs.begin_run("fashion-xs", "fashion-mini", out, quick=False, renewal=False)
 
 
 def test_a_reference_is_renewed_in_a_clone_only_and_whole(checkout):
     for out, quick in (("elsewhere", False), (None, True)):
         with pytest.raises(ValueError, match="leave out --out and --quick"):
-            workbench.begin_run("fashion-xs", "fashion-mini", out, quick=quick, renewal=True)
+            runs.begin_run("fashion-xs", "fashion-mini", out, quick=quick, renewal=True)
     shutil.rmtree(checkout / ".git")
     with pytest.raises(ValueError, match="renewed in a clone"):
-        workbench.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=True)
+        runs.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=True)
     assert cli.main(["reproduce", "--renew-reference"]) == 1
 
 
@@ -147,8 +147,8 @@ def test_renewing_replaces_the_shipped_run_and_the_notebooks(checkout):
     stale = checkout / "results/mine/fashion-xs-fashion-mini/old.csv"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an earlier run")
-    run = workbench.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=True)
-    shipped = workbench.shipped("fashion-xs", "fashion-mini")
+    run = runs.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=True)
+    shipped = runs.shipped("fashion-xs", "fashion-mini")
     assert run == stale.parent.resolve() and not stale.exists()
     (run / "notebooks").mkdir()
     (run / "notebooks/00_tour.ipynb").write_text("executed")
@@ -156,7 +156,7 @@ def test_renewing_replaces_the_shipped_run_and_the_notebooks(checkout):
     for name in ("layer_curve.csv", "cka.png", "reference.csv", "summary.txt"):
         (run / name).write_text("renewed")
     (run / "summary.json").write_text('{"best_layer": 1, "reference": {}}')
-    workbench.renew(run, shipped)
+    runs.renew(run, shipped)
     assert sorted(file.name for file in shipped.iterdir()) == ["cka.png", "layer_curve.csv", "summary.json"]
     assert (shipped / "layer_curve.csv").read_text() == "renewed"
     assert json.loads((shipped / "summary.json").read_text()) == {"best_layer": 1}
