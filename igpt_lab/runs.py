@@ -49,10 +49,10 @@ def results_folder(
     folder = Path(under) / run_name(model, images, quick=quick)
     run = {"images": _full(images), "model": _full(model)}
     note = folder / "run.json"
-    there = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else run
-    if there != run:
+    noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else run
+    if noted != run:
         raise ValueError(
-            f"{folder} is of {there['model']} on {there['images']}, not of {run['model']} on {run['images']}; "
+            f"{folder} is of {noted['model']} on {noted['images']}, not of {run['model']} on {run['images']}; "
             f"choose another folder as `out`, or rename that one"
         )
     atomic_write(note, json.dumps(run, indent=2) + "\n")
@@ -96,28 +96,28 @@ def conclude(folder: Path, facts: dict) -> str:
     """
     from igpt_lab import reference
 
-    found = summary(folder) | facts
-    there = shipped(facts["model"], facts["images"])
+    numbers = summary(folder) | facts
+    target = shipped(facts["model"], facts["images"])
     (folder / "reference.csv").unlink(missing_ok=True)
     try:
         if facts["quick"]:
             raise LookupError("a run on few images is not compared")
-        table = reference.hold_against(folder, there)
+        table = reference.hold_against(folder, target)
     except LookupError as error:
-        found["reference"], judged = str(error), f"against the reference: {error}"
+        numbers["reference"], judged = str(error), f"against the reference: {error}"
     else:
-        found["reference"] = dict(zip(table.number, table.verdict, strict=True))
-        judged = f"held against results/{there.name}:\n{reference.describe(table)}"
+        numbers["reference"] = dict(zip(table.number, table.verdict, strict=True))
+        judged = f"held against results/{target.name}:\n{reference.describe(table)}"
         atomic_write(folder / "reference.csv", table.to_csv(index=False))
-    low, high = found["best_interval"]
+    low, high = numbers["best_interval"]
     text = (
-        f"{found['model']} on {found['images']}, {found['test_rows']:,} test images, {found['seconds']:.0f} s\n"
-        f"best layer   {found['best_layer']} of 0..{found['n_layers']}: {found['best_accuracy']:.1%} "
+        f"{numbers['model']} on {numbers['images']}, {numbers['test_rows']:,} test images, {numbers['seconds']:.0f} s\n"
+        f"best layer   {numbers['best_layer']} of 0..{numbers['n_layers']}: {numbers['best_accuracy']:.1%} "
         f"[{low:.1%}, {high:.1%}]\n"
-        f"first, last  {found['first_accuracy']:.1%}, {found['last_accuracy']:.1%}\n"
-        f"best against last, same test images: p = {found['p_value']:.2g} (McNemar's exact test)\n{judged}"
+        f"first, last  {numbers['first_accuracy']:.1%}, {numbers['last_accuracy']:.1%}\n"
+        f"best against last, same test images: p = {numbers['p_value']:.2g} (McNemar's exact test)\n{judged}"
     )
-    atomic_write(folder / "summary.json", json.dumps(found, indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / "summary.json", json.dumps(numbers, indent=2, sort_keys=True) + "\n")
     atomic_write(folder / "summary.txt", text + "\n")
     return text
 
@@ -156,9 +156,9 @@ def renew(run: Path, target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     written = [Path(shutil.copyfile(file, copy)) for file, copy in sorted(copies.items())]
     if (run / "summary.json").is_file():
-        found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        del found["reference"]
-        text = json.dumps(found, indent=2, sort_keys=True) + "\n"
+        numbers = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        del numbers["reference"]
+        text = json.dumps(numbers, indent=2, sort_keys=True) + "\n"
         written.append(atomic_write(target / "summary.json", text))
     return written
 
