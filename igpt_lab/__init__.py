@@ -67,6 +67,7 @@ _HOME = {
     "probe_on_cluster": "probing.streaming",
     "probe_streaming": "probing.streaming",
     "record": "features.hooks",
+    "results_folder": "app.runs",
     "sample": "sampling.sampling",
     "spread": "core.significance",
     "surprise": "models.losses",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -13,8 +12,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import igpt_lab as lab
-from igpt_lab.app import notebooks
-from igpt_lab.core.provenance import atomic_write
+from igpt_lab.app import notebooks, runs
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 
@@ -55,41 +53,46 @@ def check(model: str, images: str | None, split: str, device: str | None) -> int
     return int("FAIL" in set(table.passed))
 
 
-def ablate(model: str, images: str, limit: int | None, store: str, out: str, revision: str | None, **options) -> None:
+def ablate(
+    model: str, images: str, limit: int | None, store: str, out: str | None, revision: str | None, **options
+) -> None:  # fmt: skip
     """Probe every layer under every protocol (alignment, point, scaling, solver): a figure, its table, what it says."""
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     loaded = lab.load_model(model, revision=revision)
     found = lab.ablate_protocol(loaded, train, test, store=store, **options)
     curves = lab.figures.protocol_curves(found.table, found.effects, title=f"{loaded.name} on {train.name}")
     record = lab.RunRecord("protocol", found.to_dict(), seed=0)
+    out = runs.results_folder(model, images, out, under=runs.MINE)
     files = lab.figures.save_figure(curves, Path(out) / "protocol", data=found.table, record=record)
     print(found.describe(), *files, sep="\n")
 
 
 def dynamics(
-    models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str, out: str,
-    name: str | None,
+    models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str,
+    out: str | None, name: str | None,
 ) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth."""
     import pandas as pd
 
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    runs = {Path(model).name: model for model in models}
-    if len(runs) < len(models):
+    by_name = {Path(model).name: model for model in models}
+    if len(by_name) < len(models):
         raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
     if final:
-        table = lab.probe_models(runs, train, test, store=store, layers=layers)
+        table = lab.probe_models(by_name, train, test, store=store, layers=layers)
         figure = lab.figures.model_comparison(table, title=f"Models on {train.name}")
     else:
         tables = [
             lab.probe_checkpoints(lab.checkpoints_of(folder), train, test, store=store, name=run, layers=layers)
-            for run, folder in runs.items()
+            for run, folder in by_name.items()
         ]
         table = pd.concat(tables, ignore_index=True)
-        figure = lab.figures.training_dynamics(table, title=f"{', '.join(runs)} on {train.name}")
-    about = {"images": train.name, "limit": limit, "models": list(runs)}
+        figure = lab.figures.training_dynamics(table, title=f"{', '.join(by_name)} on {train.name}")
+    about = {"images": train.name, "limit": limit, "models": list(by_name)}
     what = "model_comparison" if final else "training_dynamics"
     record = lab.RunRecord(what, about, seed=0)
+    whole = models[0] if len(models) == 1 else "-".join(by_name)
+    out = runs.results_folder(whole, images, out, under=runs.MINE)
     files = lab.figures.save_figure(figure, Path(out) / (name or what), data=table, record=record)
     for row in table[table.chosen].itertuples():
         accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
@@ -121,7 +124,7 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
     import numpy as np
 
     from igpt_lab.models.loading import tokens_of
-    from igpt_lab.training import parallel
+    from igpt_lab.training.pretraining import parallel
 
     given = {name: options.pop(name) for name in SHAPE}
     shape = {name: default if given[name] is None else given[name] for name, default in SHAPE.items()}
@@ -154,7 +157,7 @@ def finetune(
     **tuning,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
-    from igpt_lab.training import parallel
+    from igpt_lab.training.pretraining import parallel
 
     loaded = lab.load_model(model, revision=revision, random=random)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
@@ -348,37 +351,30 @@ def prune(root: str, yes: bool) -> None:
     print(f"{size / 1e6:10,.3f} MB  in {len(found)} of these; {hint}" if found else f"nothing to prune in {root}")
 
 
-def reproduce(model: str, images: str, out: str, quick: bool, only: list[str] | None) -> int:
-    """Execute the notebooks in order, keep them under OUT, and print what they found."""
-    names = [name for name in notebooks.NOTEBOOKS if not only or name in only]
-    begun, out = time.perf_counter(), Path(out).resolve()
-    model_path, images_path = (str(Path(it).resolve()) if Path(it).exists() else it for it in (model, images))
-    values = {"model": model_path, "images": images_path, "out": str(out)}
+def reproduce(
+    model: str, images: str, out: str | None, quick: bool, only: list[str] | None, every: bool, renewal: bool
+) -> int:
+    """Execute the notebooks in order and hold their numbers against those of the shipped run; OUT keeps all of it.
+
+    Exit code 0 where numbers differ, too: another processor may move them. 1 where a notebook fails.
+    """
+    names = [name for name in notebooks.NOTEBOOKS if (name in only if only else every or name not in notebooks.LONG)]
     lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
-    values |= notebooks.QUICK if quick else {}
+    begun, folder = time.perf_counter(), runs.begin_run(model, images, out, quick=quick, renewal=renewal)
+    values = runs.values_of_run(model, images, folder, quick=quick)
     for number, name in enumerate(names, 1):
-        failed = notebooks.run_notebook(name, values, out, f"{number}/{len(names)} {name}")
+        own = {key: value for key, value in values.items() if key in notebooks.parameters(name)}
+        failed = notebooks.run_notebook(name, own, folder, f"{number}/{len(names)} {name}")
         if failed:
             print(f"igpt-lab: {failed}", file=sys.stderr)
             return 1
-    if notebooks.CURVE not in names:
-        print(f"figures and tables: {out}")
-        return 0
-    summary = notebooks.summary(out) | {
-        "model": model,
-        "images": images,
-        "seconds": round(time.perf_counter() - begun, 1),
-    }
-    atomic_write(out / "summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
-    low, high = summary["best_interval"]
-    print(
-        f"{model} on {images}, {summary['test_rows']:,} test images, {summary['seconds']:.0f} s\n"
-        f"best layer   {summary['best_layer']} of 0..{summary['n_layers']}: {summary['best_accuracy']:.1%} "
-        f"[{low:.1%}, {high:.1%}]\n"
-        f"first, last  {summary['first_accuracy']:.1%}, {summary['last_accuracy']:.1%}\n"
-        f"best against last, same test images: p = {summary['p_value']:.2g} (McNemar's exact test)\n"
-        f"figures and tables: {out}"
-    )
+    if notebooks.CURVE in names:
+        seconds = round(time.perf_counter() - begun, 1)
+        facts = {"model": model, "images": images, "quick": quick, "seconds": seconds}
+        print(runs.conclude(folder, facts))
+    print(f"figures and tables: {folder}")
+    if renewal:
+        print("renewed:", *runs.renew(folder, runs.shipped(model, images)), sep="\n")
     return 0
 
 
@@ -438,7 +434,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many images of each split, a seeded stratified draw")
     add("--layers", type=int, nargs="+", help="these only (all)")
     add("--store", default="stores", help="folder of the stores (stores)")
-    add("--out", default="results", help="folder for the figure and its table (results)")
+    add("--out", help=f"folder for the figure and its table ({runs.MINE}/MODEL-IMAGES)")
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
 
@@ -449,7 +445,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--layers", type=int, nargs="+", help="these only (all)")
     add("--final", action="store_true", help="only the end of each: models side by side, with raw pixels")
     add("--store", default="stores", help="folder of the stores (stores)")
-    add("--out", default="results", help="folder for the figure and its table (results)")
+    add("--out", help=f"folder for the figure and its table ({runs.MINE}/MODEL-IMAGES)")
     add("--name", help="of the figure (training_dynamics, or model_comparison with --final)")
 
     add = command(evaluate, model=model, images=images).add_argument
@@ -540,9 +536,11 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add = command(reproduce).add_argument
     add("--model", default="fashion-xs", help=model)
     add("--images", default="fashion-mini", help=images)
-    add("--out", default="results", help="folder for figures, tables and executed notebooks (results)")
+    add("--out", help=f"folder for figures, tables and executed notebooks ({runs.MINE}/MODEL-IMAGES)")
     add("--quick", action="store_true", help="few images, in a few minutes: to see that it runs")
-    add("--only", action="append", choices=notebooks.NOTEBOOKS, metavar="NOTEBOOK", help="not all; may be given again")
+    add("--all", dest="every", action="store_true", help=f"the long notebooks too: {', '.join(notebooks.LONG)}")
+    add("--only", action="append", choices=notebooks.NOTEBOOKS, metavar="NOTEBOOK", help="this one; may be given again")
+    add("--renew-reference", dest="renewal", action="store_true", help="for maintainers: replace the shipped run")
 
     add = command(open_lab, called="lab").add_argument
     add("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it (workbench)")

@@ -10,7 +10,7 @@ from igpt_lab.models.config import ImageGPTConfig
 IMAGES = {"cifar10": 60_000, "imagenet": 1_281_167 + 50_000}  # both splits that are public with labels
 # Dense bfloat16 matrix products in FLOP/s and bytes of memory, by the makers' data sheets.
 DEVICES = {"V100": (125e12, 32e9), "A100": (312e12, 80e9), "H100": (989e12, 80e9), "H200": (989e12, 141e9)}
-SHARE = 0.4  # of a device's matrix-product rate: 0.41 was measured, on a CPU (results/benchmarks/extract.md)
+SHARE = 0.4  # of a device's matrix-product rate: 0.41 was measured, on a CPU (benchmarks/extract.py)
 
 
 def plan(config: ImageGPTConfig, images: int, *, devices: str = "1xH100", share: float = SHARE) -> dict[str, float]:

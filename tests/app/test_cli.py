@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab.app import cli
+from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -165,32 +165,44 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
 def notebook(*sources):
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata["tags"] = ["parameters"]
-    return nbformat.v4.new_notebook(cells=cells)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    return nbformat.v4.new_notebook(cells=cells, metadata=kernel)
 
 
-def test_parameters_are_set_where_they_differ(tmp_path):
-    book = notebook('out = "../results"\nrows = 5\nks = [1, 2]', "rows")
-    folder = tmp_path / "notebooks"
-    workbench.with_parameters(book, {"out": str(tmp_path / "results"), "rows": 5, "ks": [1, 2], "other": 3}, folder)
-    assert len(book.cells) == 2
-    workbench.with_parameters(book, {"out": str(tmp_path / "else"), "rows": 6}, folder)
-    assert book.cells[1].source == f"out = {str(tmp_path / 'else')!r}\nrows = 6"
-    book.cells[0].metadata["tags"] = []
-    with pytest.raises(ValueError, match="tagged `parameters`"):
-        workbench.with_parameters(notebook("a = 1", "b = 2"), {}, folder) or workbench.with_parameters(book, {}, folder)
+def test_parameters_are_set_where_they_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
+    nbformat.write(notebook("out = None\nrows = 5\nks = [1, 2]", "print(out, rows)"), tmp_path / "one.ipynb")
+    assert workbench.parameters("one") == {"out": None, "rows": 5, "ks": [1, 2]}
+    kept = tmp_path / "run/notebooks/one.ipynb"
+    assert workbench.run_notebook("one", {"rows": 5, "ks": [1, 2]}, tmp_path / "run", "") is None
+    assert [cell.source for cell in nbformat.read(kept, as_version=4).cells][1:] == ["print(out, rows)"]
+    place = tmp_path / 'a "b" {c}'
+    for out in (tmp_path / "run", place, place):
+        assert workbench.run_notebook("one", {"out": str(place), "rows": 6}, out, "") is None
+        assert nbformat.read(out / "notebooks/one.ipynb", as_version=4).cells[2].outputs[0].text == f"{place} 6\n"
+    assert kept.read_bytes() == (place / "notebooks/one.ipynb").read_bytes()  # no times, no random ids
+    with pytest.raises(ValueError, match="notebook one has no parameter 'row'; did you mean 'rows'?"):
+        workbench.run_notebook("one", {"row": 6}, tmp_path, "")
 
 
 def test_a_failing_notebook_is_named_with_its_cell(tiny_folder, tiny_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workbench, "NOTEBOOKS", ("one", "two"))
     monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
     for name, last in (("one", "print(rows)"), ("two", "rows[0]")):
-        nbformat.write(notebook("rows = 1", "rows + 1", last), tmp_path / f"{name}.ipynb")
+        nbformat.write(notebook("rows = 1", "rows + 1", last, "rows"), tmp_path / f"{name}.ipynb")
     arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(tmp_path / "out")]
     assert cli.main(["reproduce", *arguments]) == 1
     assert "notebook two, cell 3 failed: TypeError" in capsys.readouterr().err
-    kept = nbformat.read(tmp_path / "out/notebooks/one.ipynb", as_version=4)
+    kept, failed = (nbformat.read(tmp_path / f"out/notebooks/{name}.ipynb", as_version=4) for name in ("one", "two"))
     assert kept.cells[2].outputs[0].text == "1\n"
+    assert len(failed.cells) == 4 and failed.cells[2].outputs[0].ename == "TypeError" and not failed.cells[3].outputs
     assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_a_dead_kernel_is_named_with_its_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
+    nbformat.write(notebook("rows = 1", "import os; os._exit(1)", "rows"), tmp_path / "one.ipynb")
+    assert workbench.run_notebook("one", {}, tmp_path / "out", "") == "notebook one, cell 2 failed: the kernel died"
 
 
 def test_tidy_drops_progress_only():
@@ -212,7 +224,7 @@ def test_summary_reads_what_the_notebooks_left(tmp_path):
     table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)
     record = {"config": {"comparison": {"p_value": 0.001}}}
     (tmp_path / "layer_curve.json").write_text(json.dumps(record))
-    assert workbench.summary(tmp_path) == {
+    assert runs.summary(tmp_path) == {
         "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
         "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
     }  # fmt: skip

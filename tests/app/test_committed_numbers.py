@@ -1,4 +1,4 @@
-"""What the committed notebooks print and draw is what results/ holds, so that the two cannot drift apart."""
+"""What the committed notebooks print and draw is what the shipped run holds, so that the two cannot drift apart."""
 
 import base64
 import json
@@ -14,6 +14,7 @@ import pytest
 from igpt_lab.figures import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "results/fashion-xs-fashion-mini"
 CELLS = {
     path.stem: [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -48,14 +49,14 @@ def tables(notebook: str) -> list[pd.DataFrame]:
 
 
 def results(name: str, control: str | None = None) -> pd.DataFrame:
-    table = read_table((ROOT / f"results/{name}.csv").read_bytes())
+    table = read_table((SHIPPED / f"{name}.csv").read_bytes())
     return (
         table if control is None else table[table.control.astype(object).fillna("") == control].reset_index(drop=True)
     )
 
 
 def config(name: str) -> dict:
-    return json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8"))["config"]
+    return json.loads((SHIPPED / f"{name}.json").read_text(encoding="utf-8"))["config"]
 
 
 def agree(shown: pd.DataFrame, expected: pd.DataFrame, *, at_least: int = 3) -> None:
@@ -83,7 +84,7 @@ def test_every_saved_figure_is_known():
 @pytest.mark.parametrize(("notebook", "name"), SAVED, ids=lambda word: word)
 def test_the_figure_shown_is_the_figure_saved(notebook, name):
     shown = {base64.b64decode(png) for png in data(notebook, "image/png")}
-    assert (ROOT / f"results/{name}.png").read_bytes() in shown
+    assert (SHIPPED / f"{name}.png").read_bytes() in shown
 
 
 def test_tables_of_the_layer_probe():
@@ -127,7 +128,7 @@ def test_tables_of_likeness_protocol_and_geometry():
 
 
 def test_words_of_the_protocol():
-    effects, (said,) = pd.DataFrame(config("protocol")["effects"]), data("05_protocol", "stdout")
+    effects, (*_, said) = pd.DataFrame(config("protocol")["effects"]), data("05_protocol", "stdout")
     rows = effects[effects.others.isin(["average", ""])]
     wanted = [f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" for row in rows.itertuples()]
     assert re.findall(r"[+-][\d.]+ \[[^]]+\]", said) == wanted and len(wanted) == 15

@@ -70,11 +70,11 @@ def test_every_quick_value_is_a_parameter():
 def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(out), "--quick"]
-    assert cli.main(["reproduce", *arguments]) == 0
+    assert cli.main(["reproduce", *arguments, "--all"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == {
         "model", "images", "n_layers", "best_layer", "best_accuracy", "best_interval", "first_accuracy",
-        "last_accuracy", "p_value", "test_rows", "seconds",
+        "last_accuracy", "p_value", "test_rows", "seconds", "quick", "reference",
     }  # fmt: skip
     table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
     assert set(table.control) == {"", "raw pixels", "random network", "permuted labels"}
@@ -89,6 +89,8 @@ def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
     assert len(list((out / "notebooks").glob("*.ipynb"))) == len(PATHS)
     printed = capsys.readouterr().out
     assert f"best layer   {summary['best_layer']} of 0..3" in printed and str(out) in printed
+    assert summary["quick"] and "few images is not compared" in summary["reference"] and summary["reference"] in printed
+    assert (out / "summary.txt").read_text() in printed and not (out / "reference.csv").exists()
 
 
 def test_reproduce_only_some(tiny_folder, tiny_images, tmp_path, capsys):

@@ -88,6 +88,18 @@ def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_i
     assert f"step-000002, raw pixels: {alone:.1%}" in capsys.readouterr().out
 
 
+def test_the_command_s_figure_goes_to_the_user_s_folder_of_its_models_and_images(
+    run, tiny_images, tmp_path, monkeypatch
+):
+    early = checkpoints_of(run)[2]
+    monkeypatch.chdir(tmp_path)
+    for models in ([run], [run, early]):
+        command = ["dynamics", *map(str, models), "--images", str(tiny_images), "--final", "--layers", "1", "3"]
+        assert cli.main(command) == 0
+    folders = {path.parent.as_posix() for path in Path().glob("results/**/model_comparison.csv")}
+    assert folders == {f"results/mine/run-{tiny_images.name}", f"results/mine/run-step-000002-{tiny_images.name}"}
+
+
 def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, capsys):
     arguments = ["dynamics", str(run), "--images", str(tiny_images), "--store", str(tmp_path), "--out", str(tmp_path)]
     assert cli.main(arguments) == 0
