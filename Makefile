@@ -21,7 +21,7 @@ help:
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
 	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
 	@echo "make bench       measure against other software, to results/mine/         (BENCH=extract for one of them)"
-	@echo "make lint        check style and formatting"
+	@echo "make lint        check style, formatting and types"
 	@echo "make reference   for maintainers: replace the shipped run and the executed notebooks by those of this machine"
 	@echo "make lock        write requirements.lock again                            (ARGS=--upgrade for newer versions)"
 	@echo "Each installs requirements.lock into .venv first, when that is absent or out of date."
@@ -49,9 +49,10 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(BENCH) $(ARGS)
 
 lint: $(STAMP)
-	@echo "make lint: ruff check and ruff format on $(CODE)"
+	@echo "make lint: ruff check and ruff format on $(CODE), mypy on igpt_lab"
 	@$(BIN)/ruff check $(CODE) $(wildcard notebooks)
 	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/mypy
 
 # The stamp comes last, so that an interrupted installation is done again.
 $(STAMP): requirements.lock pyproject.toml
