@@ -36,23 +36,24 @@ def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, ca
     bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
     bert.save_pretrained(tmp_path / "bert")
     np.save(tmp_path / "set_teX.npy", np.zeros((5, 16), np.uint8))
-    given = [str(tmp_path / "bert"), str(tmp_path / "set"), "--split", "test"]
-    assert cli.main(["extract", *given, "--store", str(tmp_path / "s")]) == 0
+    store = str(tmp_path / "s")
+    arguments = [str(tmp_path / "bert"), str(tmp_path / "set"), "--split", "test"]
+    assert cli.main(["extract", *arguments, "--store", store]) == 0
     first = FeatureStore.open(capsys.readouterr().out.strip())
     assert first.manifest["key"]["alignment"] == "raw"
-    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "raw", "--revision", "v1"]) == 0
+    assert cli.main(["extract", *arguments, "--store", store, "--alignment", "raw", "--revision", "v1"]) == 0
     assert capsys.readouterr().out.strip() == str(first.path)
-    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "sos"]) == 1
+    assert cli.main(["extract", *arguments, "--store", store, "--alignment", "sos"]) == 1
     assert "a bidirectional model has no SOS" in capsys.readouterr().err
-    assert cli.main(["evaluate", *given]) == 1
+    assert cli.main(["evaluate", *arguments]) == 1
     assert capsys.readouterr().err == (
-        f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
+        f"igpt-lab: {arguments[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
     )
 
 
 def test_sample_and_complete_leave_a_gallery_with_tokens_and_seeds(tiny_folder, tiny_images, tmp_path, capsys):
-    how = "--seed 3 --top-p 0.9 --out".split()
-    assert cli.main(["sample", str(tiny_folder), "--count", "5", *how, str(tmp_path / "s")]) == 0
+    drawing = "--seed 3 --top-p 0.9 --out".split()
+    assert cli.main(["sample", str(tiny_folder), "--count", "5", *drawing, str(tmp_path / "s")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / f"s.{kind}") for kind in "png pdf svg csv json".split()]
     model = lab.load_model(tiny_folder)
     table, drawn = pd.read_csv(tmp_path / "s.csv", index_col="seed"), lab.sample(model, 5, seed=3, top_p=0.9)
@@ -62,19 +63,19 @@ def test_sample_and_complete_leave_a_gallery_with_tokens_and_seeds(tiny_folder, 
     assert made["seed"] == 3 and made["config"]["top_p"] == 0.9 and made["config"]["model"] == "tiny"
     assert made["config"]["finished_rows"] == [4] * 5
 
-    arguments = ["--limit", "2", "--completions", "3", "--keep", "0.25", *how, str(tmp_path / "c")]
+    arguments = ["--limit", "2", "--completions", "3", "--keep", "0.25", *drawing, str(tmp_path / "c")]
     assert cli.main(["complete", str(tiny_folder), str(tiny_images), *arguments]) == 0
     table, made = pd.read_csv(tmp_path / "c.csv", index_col="seed"), json.loads((tmp_path / "c.json").read_text())
-    given = lab.load_images(tiny_images, "test", limit=2)
-    assert made["config"]["index"] == given.index.tolist() and table.shape == (6, 16)
-    primes = lab.tokenize(given, model.processor)[:, :4]
+    images = lab.load_images(tiny_images, "test", limit=2)
+    assert made["config"]["index"] == images.index.tolist() and table.shape == (6, 16)
+    primes = lab.tokenize(images, model.processor)[:, :4]
     np.testing.assert_array_equal(table.to_numpy().reshape(2, 3, 16)[:, :, :4], primes[:, None].repeat(3, axis=1))
 
 
-def test_a_picture_file_is_completed_and_an_interruption_is_told(tiny_folder, tmp_path, monkeypatch):
+def test_a_picture_file_is_completed_and_an_interruption_has_its_exit_code(tiny_folder, tmp_path, monkeypatch):
     Image.new("RGB", (9, 7), "white").save(tmp_path / "Mine.PNG")
-    given = ["complete", str(tiny_folder), str(tmp_path / "Mine.PNG"), "--out", str(tmp_path / "c")]
-    assert cli.main(given) == 0
+    arguments = ["complete", str(tiny_folder), str(tmp_path / "Mine.PNG"), "--out", str(tmp_path / "c")]
+    assert cli.main(arguments) == 0
     assert (pd.read_csv(tmp_path / "c.csv", index_col="seed").iloc[:, :8] == 7).all(axis=None)
 
     def stop(*_, **__):
@@ -82,7 +83,7 @@ def test_a_picture_file_is_completed_and_an_interruption_is_told(tiny_folder, tm
 
     monkeypatch.setattr("igpt_lab.sampling.decoding.Decoder.step", stop)
     with pytest.warns(UserWarning, match="0 of 4 images whole"):
-        assert cli.main(given) == 130
+        assert cli.main(arguments) == 130
     assert json.loads((tmp_path / "c.json").read_text())["config"]["finished_rows"] == [2] * 4
 
 
@@ -98,11 +99,11 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0
     assert pd.read_csv(tmp_path / "m/log.csv").validation_bits_per_pixel[0] == pytest.approx(2.58496, abs=1e-4)
     assert cli.main(["evaluate", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
-    said = capsys.readouterr().out
-    assert "m on 12 images" in said
+    printed = capsys.readouterr().out
+    assert "m on 12 images" in printed
     model, images = lab.load_model(tmp_path / "m"), lab.load_images(tiny_images, "test", limit=12)
     bits = losses_of(model, tokens_of(model, images)) / np.log(2)
-    assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in said
+    assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in printed
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0  # finished
 
     more = ["pretrain", str(tiny_images), "--out", str(tmp_path / "on"), "--init", str(tmp_path / "m")]
@@ -132,8 +133,8 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
 def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
-    given = [str(tiny_folder) if word == "TINY" else word for word in arguments]
-    assert cli.main(given) == 1
+    words = [str(tiny_folder) if word == "TINY" else word for word in arguments]
+    assert cli.main(words) == 1
     message = capsys.readouterr().err
     assert culprit in message and message.startswith("igpt-lab: ") and message.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["EMPTY"]
@@ -144,9 +145,9 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
     assert cli.main(["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--limit", "10"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert cli.main(["stores"]) == cli.main(["prune"]) == cli.main(["verify", str(path)]) == 0
-    told = capsys.readouterr().out
-    assert f"{path.name[-8:]} complete" in told and "test 10" in told and "ln_1 4" in told
-    assert "nothing to prune in stores" in told and "whole, every digest as listed" in told
+    printed = capsys.readouterr().out
+    assert f"{path.name[-8:]} complete" in printed and "test 10" in printed and "ln_1 4" in printed
+    assert "nothing to prune in stores" in printed and "whole, every digest as listed" in printed
     part = path / "test/part-00000-of-00001.parquet"
     good = part.read_bytes()
     part.write_bytes(good[:-40])
@@ -156,8 +157,8 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
     assert "repaired" in capsys.readouterr().out and part.read_bytes() == good
     part.unlink()
     assert cli.main(["stores"]) == cli.main(["prune"]) == 0 and path.exists()
-    told = capsys.readouterr().out
-    assert "0 of 1 parts" in told and f"incomplete store  {path}" in told and "--yes deletes them" in told
+    printed = capsys.readouterr().out
+    assert "0 of 1 parts" in printed and f"incomplete store  {path}" in printed and "--yes deletes them" in printed
     assert cli.main(["prune", "--yes"]) == 0 and list(Path("stores").iterdir()) == [Path("stores/tokens")]
     assert cli.main(["stores"]) == 0 and "no stores in stores" in capsys.readouterr().out
 

@@ -21,9 +21,9 @@ from igpt_lab.app import cli
 from igpt_lab.models.checkpoints import read
 from igpt_lab.models.loading import load_classifier
 from igpt_lab.models.losses import align
+from igpt_lab.training import finetuning
 from igpt_lab.training.classifier import Classified, classify
 from igpt_lab.training.finetuning import Tuning, finetune, moved
-from igpt_lab.training.pretraining import finetuning
 from igpt_lab.training.trainer import Trainer
 
 TUNING = Tuning(

@@ -20,8 +20,8 @@ from igpt_lab.core.devices import memory_kept
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import align, losses_of, next_pixel_loss, next_pixel_loss_of
+from igpt_lab.training import trainer as trainer_module
 from igpt_lab.training.pretraining import Recipe, pretrain, pretraining, snapshot_steps
-from igpt_lab.training.pretraining import trainer as trainer_module
 
 TOKENS = np.random.default_rng(0).integers(0, 8, (30, 16)).astype(np.uint16)
 RECIPE = Recipe(
