@@ -252,10 +252,22 @@ def test_every_difference_is_shown_and_every_one_shown_is_named():
     assert sorted(row[-1] for row in rows) == sorted(there)
 
 
-def test_modules_are_those_there_are():
-    modules = {path.stem for path in (ROOT / "igpt_lab").glob("*.py")} - {"__init__", "__main__"}
-    section = TEXT.partition("## The package")[2]
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == modules
+def test_every_folder_and_file_of_the_package_is_listed():
+    package = ROOT / "igpt_lab"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXT.partition("## The package")[2], re.MULTILINE)) == rooms
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = {
+        f"{section.partition(':')[0]}/{name}"
+        for section in page.split("\n### ")[1:]
+        for name in re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE)
+    }
+    files = {
+        path.relative_to(package).with_suffix("").as_posix()
+        for room in rooms
+        for path in (package / room).rglob("*.py")
+    }
+    assert listed == {file for file in files if not file.endswith("__init__")}
 
 
 def test_fine_tuning_numbers():
