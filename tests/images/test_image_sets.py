@@ -497,7 +497,7 @@ def test_few_per_class_does_not_touch_the_global_generator():
 
 
 def test_few_per_class_says_what_is_short():
-    with pytest.raises(ValueError, match="class 1 has 2 rows; 3 a class"):
+    with pytest.raises(ValueError, match="class 1 has 2 rows; 3 per class"):
         few_per_class(np.array([0, 0, 0, 1, 1]), 3)
     with pytest.raises(ValueError, match="expected at least 1"):
         few_per_class(np.array([0]), 0)
