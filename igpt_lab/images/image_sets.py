@@ -20,8 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from igpt_lab.core.display import card, picture
 from igpt_lab.core.storage import Remote
+from igpt_lab.images.columns import LABEL_COLUMNS, fixed
 from igpt_lab.images.processor import to_rgb
-from igpt_lab.images.sources import LABEL_COLUMNS, bundled, first_line, fixed, read, title_of
+from igpt_lab.images.sources import bundled, first_line, read, title_of
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.images.token_files import read_tokens, token_sets
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from igpt_lab.images.sources import fixed
+from igpt_lab.images.columns import fixed
 
 TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")
 TOKEN_SPLITS = {"train": "tr", "validation": "va", "valid": "va", "val": "va", "dev": "va", "test": "te"}
