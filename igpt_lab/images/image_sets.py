@@ -1,4 +1,4 @@
-"""Named image sets: their images and tokens, their splits, and subsets with few labels.
+"""Image sets and token sets: the images or the tokens of one split, with their labels, from any source.
 
 Whatever the source, an image set is one Arrow column of encoded images and one of labels; images are decoded when they
 are asked for. Nothing in a source is executed.
@@ -67,7 +67,7 @@ class _Rows:
         return self.select(stratified_draw(labels, limit, seed=seed))
 
     def _hashed(self) -> bytes:
-        """The labels and the row numbers, as the end of what a fingerprint is made of."""
+        """The labels and the row numbers as bytes: the end of what a fingerprint is made of."""
         labels = b"no labels" if self.labels is None else self.labels.astype("<i8").tobytes()
         return labels + self.index.astype("<i8").tobytes()
 

@@ -28,14 +28,14 @@ Pixels = Any  # an array of NumPy here, a tensor in the class with torch, which 
 class Batch(dict):
     """What a processor returns, by name or as attributes: `batch["input_ids"]` is `batch.input_ids`."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         if name not in self:
             raise AttributeError(f"no {name!r} here, only {', '.join(self)}")
         return self[name]
 
     def to(self, device: str | torch.device) -> Batch:
         """The same with its tensors on `device`."""
-        return Batch({k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in self.items()})
+        return Batch({name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in self.items()})
 
 
 class ImageGPTImageProcessorPil:
@@ -59,7 +59,7 @@ class ImageGPTImageProcessorPil:
     crop: str
 
     def __init__(
-        self, clusters=None, size: int | dict | None = None, *, do_resize: bool | None = None,
+        self, clusters=None, size: int | dict | tuple | None = None, *, do_resize: bool | None = None,
         resample: int | None = None, do_rescale: bool | None = None, rescale_factor: float | None = None,
         do_normalize: bool | None = None, image_mean=None, image_std=None, do_color_quantize: bool | None = None,
         crop: str | None = None,
