@@ -27,7 +27,8 @@ PACKAGES = (
 )
 # Modules that make stored numbers.
 NUMBERS = (
-    "images/palette images/processor images/sources images/image_sets images/splits images/tokens "
+    "images/palette images/processor/pixels images/processor/with_pillow images/processor/with_torch "
+    "images/sources images/columns images/token_files images/image_sets images/splits images/tokens "
     "models/config models/imagegpt models/losses models/loading models/checkpoints core/devices "
     "features/hooks features/store features/extraction"
 ).split()

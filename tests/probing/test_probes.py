@@ -330,7 +330,7 @@ def test_bad_input():
         Features({0: np.zeros((3, 2))}, np.zeros(4, int), np.arange(4))
     with pytest.raises(ValueError, match="not finite"):
         Features({0: np.full((3, 2), np.nan)}, np.zeros(3, int), np.arange(3))
-    with pytest.raises(ValueError, match="has 100 rows; 101 a class"):
+    with pytest.raises(ValueError, match="has 100 rows; 101 per class"):
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
     with pytest.raises(ValueError, match="expected the same"):
         probe_layers(TRAIN, planted(30, 1, (1.0,)), **QUIET)
