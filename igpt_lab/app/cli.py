@@ -416,7 +416,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--random", action="store_true", help="draw the weights anew: the untrained control")
     add("--point", action="append", help="place in a block, repeatable (ln_1)")
     add("--layers", type=int, nargs="+", help="these only; blocks above the deepest do not run (all)")
-    add("--pool", default="mean", help="mean, last, max or grid:g (mean)")
+    add("--pool", default="mean", help="mean, last, max, grid:g or at:p,... (mean)")
     add("--alignment", choices=["sos", "raw"], help="start token in front, or not (sos; raw for a BERT model)")
     add("--dtype", choices=["float32", "bfloat16"], help="of the matrix products (bfloat16 on CUDA, else float32)")
     add("--batch-size", type=int, help="images at a time (by the device)")
