@@ -83,7 +83,7 @@ def extract(
     alignment = alignment or ("raw" if model.config.bidirectional else "sos")
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     wanted = {point: layers_of(point, model.config.n_layer, layers) for point in points}
-    pooling(pool)
+    pooling(pool).check(model.config.n_positions)
     align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}; expected 'float32' or 'bfloat16' (float16 overflows in ImageGPT)")
@@ -355,9 +355,9 @@ class _Runner:
         features, figures, states = {}, {}, tokens.size * model.config.n_embd
         for point in self.points:
             if not kept[point]:  # a part without an image that can be read
-                cells = int(self.pool.partition(":")[2] or 1)
+                width = pooling(self.pool).width(model.config.n_embd)
                 names = [f"{point}.{layer}" for layer in pooled.layers[point]]
-                features |= {name: np.zeros((0, cells**2 * model.config.n_embd), np.float32) for name in names}
+                features |= {name: np.zeros((0, width), np.float32) for name in names}
                 figures |= {name: [0.0, 0.0, 0] for name in names}
                 continue
             values, measured = torch.cat(kept[point]).cpu().numpy(), torch.stack(stats[point]).cpu().double().numpy()

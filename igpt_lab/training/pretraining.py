@@ -1,8 +1,9 @@
 """Pretraining by the paper's recipe, on the next pixel or on hidden ones, checkpointed whole and resumed exactly.
 
-Speed on a CPU: blocks are compiled, attention is written out (`model.Attention.parts`), freed memory is kept
-(`model.memory_kept`), and matrix products are bfloat16 where the processor multiplies it. Blocks are compiled one by
-one, and the embeddings not at all: their compiled backward pass adds up in an order that changes from run to run.
+Speed on a CPU: blocks are compiled, attention is written out (`models.fast`), freed memory is kept
+(`core.devices.memory_kept`), and matrix products are bfloat16 where the processor multiplies it. Blocks are compiled
+one by one, and the embeddings not at all: their compiled backward pass adds up in an order that changes from run to
+run.
 """
 
 from __future__ import annotations

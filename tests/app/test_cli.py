@@ -13,6 +13,7 @@ from PIL import Image
 import igpt_lab as lab
 from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
+from igpt_lab.features.hooks import POOLS
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of
@@ -30,6 +31,17 @@ def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
     assert store.layers == {"mlp_out": [0, 2], "ln_1": [0, 2]} and store.key["pool"] == "max"
     assert cli.main([*arguments, "--store", str(tmp_path), "--random"]) == 0
     assert "tiny-random-" in capsys.readouterr().out
+
+
+def test_extract_at_chosen_positions(tiny_folder, tiny_images, tmp_path, capsys):
+    arguments = ["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--store", str(tmp_path)]
+    assert cli.main([*arguments, "--pool", "at:0,5"]) == 0
+    store = FeatureStore.open(capsys.readouterr().out.strip())
+    assert store.key["pool"] == "at:0,5" and store.layer("ln_1", 3, "test").shape[1] == 16
+    with pytest.raises(SystemExit):
+        cli.main(["extract", "--help"])
+    text = capsys.readouterr().out
+    assert [pool for pool in POOLS if pool not in text] == []
 
 
 def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, capsys):

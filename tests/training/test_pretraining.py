@@ -263,7 +263,7 @@ def test_attention_in_parts_is_attention(parts):
         weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(weight.numel()))
     for number in (0, parts):
         for block in model.transformer.h:
-            block.attn.parts = number
+            block.attn.chunks = number
         gradients.append(torch.autograd.grad(next_pixel_loss(model, tokens), list(model.parameters())))
     for fused, written in zip(*gradients, strict=True):
         torch.testing.assert_close(written, fused, atol=1e-12, rtol=1e-9)
@@ -274,7 +274,7 @@ def test_attention_in_parts_is_attention(parts):
 def test_attention_in_parts_runs_on_any_device(dtype):
     model = ImageGPTForCausalImageModeling(TINY).to(device="meta", dtype=dtype).train()
     for block in model.transformer.h:
-        block.attn.parts = 2
+        block.attn.chunks = 2
     next_pixel_loss(model, torch.zeros(2, TINY.n_positions, dtype=torch.int64, device="meta")).backward()
     assert all(weight.grad.is_meta for weight in model.parameters())
 
