@@ -13,6 +13,7 @@ from pathlib import Path
 
 import igpt_lab as lab
 from igpt_lab.app import notebooks, runs
+from igpt_lab.core.display import MODEL
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 
@@ -96,7 +97,7 @@ def dynamics(
     files = lab.figures.save_figure(figure, Path(out) / (name or what), data=table, record=record)
     for row in table[table.chosen].itertuples():
         accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
-        if row.control:
+        if row.control != MODEL:
             print(f"{row.model}, {row.control}: {accuracy}")
             continue
         print(f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, layer {row.layer} {accuracy}, "
