@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 import igpt_lab as lab
+from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare
 from igpt_lab.features.planning import flops
 
@@ -21,7 +22,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_layer_numbers():
     summary = json.loads((FASHION / "summary.json").read_text())
     table = pd.read_csv(FASHION / "layer_curve.csv", keep_default_na=False)
-    ours = table[table.control == ""].set_index("layer")
+    ours = table[table.control == MODEL].set_index("layer")
     for layer in (summary["best_layer"], 0, summary["n_layers"]):
         row = ours.loc[layer]
         assert f"{100 * row.test_accuracy:.1f}%" in TEXT
@@ -47,7 +48,7 @@ def test_numbers_of_the_colour_model():
     said, folder = " ".join(TEXT.split()), CIFAR10
     table = pd.read_csv(folder / "layer_curve.csv", keep_default_na=False)
     comparison = json.loads((folder / "layer_curve.json").read_text())["config"]["comparison"]
-    ours = table[table.control == ""].set_index("layer")
+    ours = table[table.control == MODEL].set_index("layer")
     best, low, high = 100 * ours.loc[comparison["best_layer"], ["test_accuracy", "low", "high"]].astype(float)
     assert f"from {100 * ours.test_accuracy[0]:.1f}% at layer 0 to {best:.1f}% [{low:.1f}, {high:.1f}] at layer" in said
     assert f"at layer {comparison['best_layer']} of 0..{ours.index.max()}" in said
@@ -67,7 +68,7 @@ def test_numbers_of_the_colour_model():
 
 def test_few_label_numbers():
     table = pd.read_csv(FASHION / "few_label_curve.csv", keep_default_na=False)
-    chosen = table[(table.control == "") & (table.layer_rule == "chosen")]
+    chosen = table[(table.control == MODEL) & (table.layer_rule == "chosen")]
     for k, values in chosen.groupby("k").test_accuracy:
         assert f"| {k} labels a class" in TEXT and f"{100 * values.mean():.1f}% ({100 * values.std():.1f})" in TEXT
 
@@ -76,7 +77,7 @@ def test_geometry_numbers():
     said = " ".join(TEXT.split())
     table = pd.read_csv(FASHION / "geometry.csv", keep_default_na=False)
     by_control = {control: rows.set_index("layer") for control, rows in table.groupby("control")}
-    ours, random, pixels = (by_control[name] for name in ("", "random network", "raw pixels"))
+    ours, random, pixels = (by_control[name] for name in (MODEL, "random network", "raw pixels"))
     overlap, last = 100 * ours.filter(like="label_overlap"), ours.index.max()
     best = overlap.label_overlap.idxmax()
     ends = {layer: f"[{row.label_overlap_low:.1f}, {row.label_overlap_high:.1f}]" for layer, row in overlap.iterrows()}
@@ -291,7 +292,7 @@ def test_fine_tuning_numbers():
     curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
     for layer, words in ((12, "layer 12 goes from {:.1f} to {:.1f}% (L_gen + L_clf) and {:.1f}% (L_clf alone)"),
                          (20, "the last from {:.1f} to {:.1f} and {:.1f}%")):  # fmt: skip
-        values = curves.loc[layer, ["", "after L_gen + L_clf", "after L_clf alone"]]
+        values = curves.loc[layer, [MODEL, "after L_gen + L_clf", "after L_clf alone"]]
         assert words.format(*values) in said
 
 
@@ -334,7 +335,7 @@ def test_fine_tuning_numbers_of_the_colour_model():
         assert f"{100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]" in said
     curves = pd.DataFrame(json.loads((folder / "fine_tuning.json").read_text())["config"]["curves"])
     curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
-    before, alone, joint = (curves[name] for name in ("", "after L_clf alone", "after L_gen + L_clf"))
+    before, alone, joint = (curves[name] for name in (MODEL, "after L_clf alone", "after L_gen + L_clf"))
     assert f"from {before[20]:.1f} to {joint[20]:.1f}% (L_gen + L_clf) and {alone[20]:.1f}% (L_clf alone)" in said
     assert f"before, 7, goes from {before[7]:.1f} to {joint[7]:.1f} and {alone[7]:.1f}%" in said
 
@@ -343,7 +344,7 @@ def test_few_label_numbers_of_the_colour_model():
     table = pd.read_csv(CIFAR10 / "few_label_curve.csv", keep_default_na=False)
     chosen = table[table.layer_rule == "chosen"].groupby(["control", "k"]).test_accuracy
     mean, spread = 100 * chosen.mean(), 100 * chosen.std()
-    cases = [(control, k) for k in (25, 400) for control in ("", "raw pixels")]
+    cases = [(control, k) for k in (25, 400) for control in (MODEL, "raw pixels")]
     words = [f"{mean[case]:.1f}% ({spread[case]:.1f})" for case in cases]
     assert "inside them has {}, raw pixels {}; with 400, {} and {}.".format(*words) in " ".join(TEXT.split())
     like = pd.read_csv(CIFAR10 / "likeness.csv").set_index("measure")
@@ -381,7 +382,7 @@ def test_numbers_of_the_search_for_a_regime():
         side, colours, layers, width = map(int, shape)
         config = lab.ImageGPTConfig(vocab_size=colours + 1, n_positions=side**2, n_layer=layers, n_embd=width, n_head=1)
         costs.append(int(steps) * flops(config, head=True))
-        own = table[(table.model == name) & table.control.isna()]
+        own = table[(table.model == name) & (table.control == MODEL)]
         best, pixels = own[own.chosen].iloc[0], table[(table.model == name) & table.control.eq("raw pixels")].iloc[0]
         accuracy = f"{100 * best.test_accuracy:.1f}% [{100 * best.low:.1f}, {100 * best.high:.1f}]"
         value = f"{best.drop_p:.3f}" if best.drop_p >= 0.001 else f"{best.drop_p:.0e}".replace("e-0", "e-")

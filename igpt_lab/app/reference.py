@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from igpt_lab.core.display import span
+from igpt_lab.core.display import MODEL, control_names, span
 
 SAME, WITHIN, DIFFERS = VERDICTS = ("the same", "within its interval", "differs")
 THRESHOLDS = (0.0, 0.001, 0.05, 1.0)  # a p-value is within its interval where it is between the same two
@@ -21,15 +21,15 @@ def numbers(table: pd.DataFrame, comparison: Mapping) -> pd.DataFrame:
     """The numbers of a layer curve by which two runs are compared, and what another run may have in their place.
 
     Args:
-        table: a row for each control ("" for the model) and layer, with `chosen`, `in_peak_set`, `test_accuracy` and
-            its 95% interval `low`, `high`, as in layer_curve.csv.
+        table: a row for each control ("model" for the model itself) and layer, with `chosen`, `in_peak_set`,
+            `test_accuracy` and its 95% interval `low`, `high`, as in layer_curve.csv.
         comparison: the chosen layer minus the last one: `difference`, `low`, `high`, `p_value`.
 
     Returns:
         Rows `number` (a name), `value` and `allowed`: a pandas Interval, or the frozenset of layers in the peak set.
     """
     yes = {name: table[name].astype(str) == "True" for name in ("chosen", "in_peak_set")}
-    ours = table.control == ""
+    ours = control_names(table.control) == MODEL
     best = table[ours & yes["chosen"]].iloc[0]
     ends = table[ours].sort_values("layer").iloc[[0, -1]]
     accuracies = {"accuracy, best layer": best, "accuracy, first layer": ends.iloc[0]}

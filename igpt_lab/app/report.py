@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from igpt_lab.core.display import span
+from igpt_lab.core.display import MODEL, control_names, span
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.figures.saving import read_figure, read_table
 
@@ -129,7 +129,7 @@ def not_converged(saved: Saved) -> Iterator[str]:
     if "converged" not in table:
         return
     names = [name for name in GROUPS if name in table]
-    words = table[names].astype(object).fillna("") if names else pd.DataFrame(index=table.index)
+    words = table[names].astype(object).fillna("").replace(MODEL, "") if names else pd.DataFrame(index=table.index)
     group = words.apply(lambda row: ", ".join(filter(None, map(str, row))) or "the model", axis=1) if names else "rows"
     for name, rows in table.groupby(group, sort=False) if names else [("rows", table)]:
         failed = rows[~rows.converged.astype(bool)]
@@ -203,12 +203,12 @@ def _tiles(saved: list[Saved]) -> str:
     curve = next((each for each in saved if each.name == "layer_curve"), None)
     if curve is None or curve.function != "layer_curve":
         return ""
-    table = curve.table.assign(control=curve.table.control.astype(object).fillna(""))
-    ours = table[table.control == ""].set_index("layer")
+    table = curve.table.assign(control=control_names(curve.table.control))
+    ours = table[table.control == MODEL].set_index("layer")
     best, last = ours[ours.chosen.astype(bool)].iloc[0], ours.index.max()
     tiles = [(f"best layer, {best.name} of 0..{last}", best), ("first layer, 0", ours.iloc[0])]
     tiles.append((f"last layer, {last}", ours.loc[last]))
-    for control, rows in table[table.control != ""].groupby("control", sort=False):
+    for control, rows in table[table.control != MODEL].groupby("control", sort=False):
         tiles.append((f"{control}{', its best' if len(rows) > 1 else ''}", rows.loc[rows.test_accuracy.idxmax()]))
     cells = [
         f"<div class='tile'><b>{row.test_accuracy:.1%}</b>{escape(name)}<br>"
@@ -261,7 +261,7 @@ def _doubts(saved: list[Saved]) -> list[str]:
                 seen.add(sentence)
                 lines.append(f"{escape(each.name)}: {escape(sentence)}")
         if "in_peak_set" in each.table and each.name == "layer_curve":
-            ours = each.table[each.table.control.astype(object).fillna("") == ""]
+            ours = each.table[control_names(each.table.control) == MODEL]
             peak = ours.layer[ours.in_peak_set.astype(str) == "True"].astype(int)
             if len(peak) > 1:
                 lines.append(f"{len(peak)} of {len(ours)} layers may be the best: {span(peak)} (95% together)")

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from igpt_lab.app import notebooks
+from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.core.provenance import atomic_write
 
 MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
@@ -127,7 +128,7 @@ def summary(out: Path) -> dict:
     import pandas as pd
 
     table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
-    ours = table[table.control == ""].set_index("layer")
+    ours = table[control_names(table.control) == MODEL].set_index("layer")
     best = ours[ours.chosen.astype(str) == "True"].iloc[0]
     comparison = json.loads((out / "layer_curve.json").read_text())["config"]["comparison"]
     return {

@@ -1,11 +1,18 @@
 """What a notebook shows: an object as a small HTML card, and an error as one line of advice before its traceback."""
 
+from __future__ import annotations
+
 import base64
 import html
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODEL = "model"  # in the column `control` of a table: the row is of the model itself
 CELL = 'style="text-align:left;padding:0 1em 0 0;border:0;background:none"'
 
 
@@ -45,6 +52,16 @@ def picture(png: bytes, *, words: str) -> str:
     data = base64.b64encode(png).decode()
     look = "height:56px;image-rendering:pixelated"
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="{look}"/>'
+
+
+def control_names(column: pd.Series) -> pd.Series:
+    """The column `control` of a table with MODEL for the model itself; older tables had an empty string there."""
+    return column.astype(object).fillna(MODEL).replace("", MODEL)
+
+
+def shown_control(control: str) -> str:
+    """A control's name where a card or a progress bar shows it: nothing for the model itself."""
+    return "" if control == MODEL else control
 
 
 def span(layers: Sequence[int]) -> str:

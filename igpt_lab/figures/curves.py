@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib import colormaps, patheffects, ticker, transforms
 from matplotlib.axes import Axes
 
+from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.style import AMBER, LOOKS, PURPLE, Figure, axes, drawing, inches, letters, narrow, points
 
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
@@ -41,7 +42,7 @@ EFFECT_LOOKS = {
 METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
 DYNAMICS_COLUMNS = ("model", "step", "loss", "loss_error", "layer", "test_accuracy", "low", "high", "chosen")
 COMPARED_COLUMNS = ("model", "control", "layer", "test_accuracy", "low", "high", "chosen")
-LINE_LOOKS = (LOOKS[""], LOOKS["raw pixels"], AMBER, PURPLE, LOOKS["random network"])
+LINE_LOOKS = (LOOKS[MODEL], LOOKS["raw pixels"], AMBER, PURPLE, LOOKS["random network"])
 FEATURE_COLUMNS = ("x", "y", "label")
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676", "#B8A800")
 COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
@@ -53,16 +54,16 @@ def layer_curve(
 ) -> Axes:
     """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
 
-    `table` has a row for each (control, layer), control '' being the model, and LAYER_COLUMNS. 'raw pixels' has one
-    row and becomes a level line. A control that would flatten the model's curve is stated in words at that edge.
+    `table` has a row for each (control, layer), control "model" being the model, and LAYER_COLUMNS. 'raw pixels' has
+    one row and becomes a level line. A control that would flatten the model's curve is stated in words at that edge.
     Where the model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it.
     `comparison` (COMPARISON, such as `compare_layers(...).to_dict()`) is written below the title.
     """
     table = _checked(table, LAYER_COLUMNS)
-    main = table[table.control == ""]
+    main = table[table.control == MODEL]
     chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
     if len(chosen) != 1:
-        raise ValueError(f"{len(chosen)} rows of control '' are marked as chosen; expected exactly one")
+        raise ValueError(f"{len(chosen)} rows of control {MODEL!r} are marked as chosen; expected exactly one")
     ax = axes(3.0) if ax is None else ax
     shown, low, high = _in_view(table)
     for name in shown:
@@ -81,8 +82,9 @@ def layer_curve(
 def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Test accuracy over labels per class: mean and standard deviation over draws, each draw a faint dot.
 
-    `table` has a row for each (control, k, draw, layer_rule, layer), control '' being the model, k labels per class,
-    and FEW_COLUMNS. Lines: the chosen layer, each fixed layer, and each control (its chosen layer where it has one).
+    `table` has a row for each (control, k, draw, layer_rule, layer), control "model" being the model, k labels per
+    class, and FEW_COLUMNS. Lines: the chosen layer, each fixed layer, and each control (its chosen layer where it has
+    one).
     """
     table = _checked(table, FEW_COLUMNS)
     ax = axes(3.0) if ax is None else ax
@@ -131,8 +133,8 @@ def cka_map(
 def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
     """Each of MEASURES that `table` has over depth, one above the other, with 95% intervals, controls beside the model.
 
-    `table` has a row for each (control, layer), control '' being the model, as `measure_layers` returns it. A control
-    of one row, such as 'raw pixels', becomes a level line.
+    `table` has a row for each (control, layer), control "model" being the model, as `measure_layers` returns it. A
+    control of one row, such as 'raw pixels', becomes a level line.
     """
     table = _checked(table, ("control", "layer", "n"))
     shown = [name for name in MEASURES if name in table and table[name].notna().any()]
@@ -141,10 +143,10 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     figure = Figure(figsize=inches(0.7 + 1.5 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
     for ax, measure in zip(panels, shown, strict=True):
-        for name in sorted(set(table.control)):
+        for name in _controls(table):
             _draw_measure(ax, name, measure, table[table.control == name].sort_values("layer"))
         _scale_measure(ax, measure)
-    last = int(table.layer[table.control == ""].max())
+    last = int(table.layer[table.control == MODEL].max())
     panels[-1].xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / (12 if narrow() else 18))))
     panels[-1].set(xlim=(-0.5, last + 0.5), xlabel="layer")
     _head(panels[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
@@ -220,16 +222,16 @@ def training_dynamics(table: pd.DataFrame, *, title: str = "") -> matplotlib.fig
 def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Models one below the other, in their order: chosen layer, last layer and controls, with 95% intervals.
 
-    `table` (COMPARED_COLUMNS) has a row for each (model, control, layer), control '' being the model itself, as
+    `table` (COMPARED_COLUMNS) has a row for each (model, control, layer), control "model" being the model itself, as
     `probe_models` returns it; of a control the chosen row is drawn.
     """
     _has(table, COMPARED_COLUMNS)
-    table = table.assign(control=_words(table.control))
+    table = table.assign(control=control_names(table.control))
     models = list(dict.fromkeys(table.model))
-    own, chosen = table.control == "", table.chosen.astype(bool)
+    own, chosen = table.control == MODEL, table.chosen.astype(bool)
     last = own & (table.layer == table.layer.where(own).groupby(table.model).transform("max"))
-    drawn = {"chosen layer": (own & chosen, LOOKS[""]), "last layer": (last, PURPLE)}
-    controls = [name for name in dict.fromkeys(table.control) if name]
+    drawn = {"chosen layer": (own & chosen, LOOKS[MODEL]), "last layer": (last, PURPLE)}
+    controls = [name for name in dict.fromkeys(table.control) if name != MODEL]
     drawn |= {name: (chosen & (table.control == name), LOOKS.get(name, AMBER)) for name in controls}
     ax = axes(0.28 * len(models) + 1.2) if ax is None else ax
     for i, (name, (rows, look)) in enumerate(drawn.items()):
@@ -302,10 +304,10 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
 
     `table` (METHOD_COLUMNS) has a row for each (method, labels, draw), drawn in its order: means over draws, single
     draws as faint dots, and 95% intervals over test images where there is one draw. `curves` is as for `layer_curve`,
-    control '' being the model before, each other control a model after.
+    control "model" being the model before, each other control a model after.
     """
     _has(table, METHOD_COLUMNS)
-    curves = curves.assign(control=_words(curves.control))
+    curves = curves.assign(control=control_names(curves.control))
     methods, labels = list(dict.fromkeys(table.method)), list(dict.fromkeys(table.labels))
     figure = Figure(figsize=inches(0.24 * len(methods) + 3.6), layout="constrained")
     parts = figure.subfigures(2, height_ratios=[0.24 * len(methods) + 1, 2.6])
@@ -324,13 +326,12 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
     upper.set(ylim=(len(methods) - 0.5, -0.5), xlabel="test accuracy (%)")
     parts[0].legend(loc="outside lower right", title="labels a class", ncols=len(labels), handlelength=1)
     parts[0].suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
-    names = ["", *sorted({*curves.control} - {""})]
-    for name, look in zip(names, (LOOKS[""], PURPLE, AMBER, LOOKS["random network"]), strict=False):
+    for name, look in zip(_controls(curves), (LOOKS[MODEL], PURPLE, AMBER, LOOKS["random network"]), strict=False):
         rows = curves[curves.control == name].sort_values("layer")
         band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
         lower.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, **band)
         line = {"linewidth": points(1), "markersize": points(2.2)}
-        lower.plot(rows.layer, 100 * rows.test_accuracy, **look, **line, label=name or "before")
+        lower.plot(rows.layer, 100 * rows.test_accuracy, **look, **line, label="before" if name == MODEL else name)
         _mark_failed(lower, rows.layer, 100 * rows.test_accuracy, rows, look)
     lower.set(xlabel="layer", ylabel="accuracy of a probe (%)")
     parts[1].legend(loc="outside lower center", ncols=2)
@@ -348,16 +349,23 @@ def _has(table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 
 def _words(column: pd.Series) -> pd.Series:
-    """A column of names with '' for the model: a csv file cannot tell '' from nothing."""
+    """A column of names with '' for none: a csv file cannot tell '' from nothing."""
     return column.astype(object).fillna("")
+
+
+def _controls(table: pd.DataFrame) -> list[str]:
+    """The model and, in the order of the alphabet, its controls."""
+    return [MODEL, *sorted({*table.control} - {MODEL})]
 
 
 def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The table, fit to draw: all `columns`, some rows, the model among the controls, accuracy a fraction."""
     _has(table, columns)
-    table = table.assign(control=_words(table.control))
-    if "" not in set(table.control):
-        raise ValueError(f"no row has control '' (the model); controls that came: {sorted(set(table.control))}")
+    table = table.assign(control=control_names(table.control))
+    if MODEL not in set(table.control):
+        raise ValueError(
+            f"no row has control {MODEL!r} (the model itself); controls that came: {sorted(set(table.control))}"
+        )
     for name in [name for name in ("test_accuracy", "low", "high") if name in columns]:
         if len(wrong := table[name][~table[name].between(0, 1)]):
             raise ValueError(f"{name} {wrong.iloc[0]} in row {wrong.index[0]}; expected a fraction from 0 to 1")
@@ -367,8 +375,8 @@ def _checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 def _in_view(table: pd.DataFrame) -> tuple[list[str], float, float]:
     """What to draw, the model first, and its range in %: the model's curve keeps at least a third of the height."""
     ends = table.groupby("control").agg({"low": "min", "high": "max"}) * 100
-    shown, (low, high) = [""], ends.loc[""]
-    room, others = max(3 * (high - low), 10), ends.drop("")
+    shown, (low, high) = [MODEL], ends.loc[MODEL]
+    room, others = max(3 * (high - low), 10), ends.drop(MODEL)
     for name in np.maximum(low - others.low, others.high - high).sort_values(kind="stable").index:
         together = min(low, others.low[name]), max(high, others.high[name])
         if together[1] - together[0] <= room:
@@ -377,7 +385,7 @@ def _in_view(table: pd.DataFrame) -> tuple[list[str], float, float]:
 
 
 def _draw_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
-    look, weight = LOOKS.get(name, PURPLE), 2 if name == "" else 1
+    look, weight = LOOKS.get(name, PURPLE), 2 if name == MODEL else 1
     x, y, low, high = rows.layer, *(100 * rows[each] for each in ("test_accuracy", "low", "high"))
     band = {"color": look["color"], "alpha": 0.12 * weight, "linewidth": 0}
     if name == "raw pixels" and len(rows) == 1:  # pixels have no layer: the same at every depth
@@ -385,7 +393,7 @@ def _draw_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
         ax.axhline(y.iloc[0], **look | {"marker": ""}, label=name + _doubt(rows))
         return
     ax.fill_between(x, low, high, **band, zorder=weight)
-    label = name or "ImageGPT, 95 % interval"
+    label = "ImageGPT, 95 % interval" if name == MODEL else name
     ax.plot(
         x, y, **look, label=label, linewidth=points(0.7) * weight, markersize=points(1.8) * weight, zorder=1 + weight
     )
@@ -445,9 +453,9 @@ def _limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, st
 
 def _few_lines(table: pd.DataFrame) -> Iterable[tuple[str, dict, pd.DataFrame]]:
     """Label, look and rows (one for each k and draw) of each line."""
-    is_main, is_chosen = table.control == "", table.layer_rule == "chosen"
+    is_main, is_chosen = table.control == MODEL, table.layer_rule == "chosen"
     if (is_main & is_chosen).any():
-        yield "chosen layer", LOOKS[""], table[is_main & is_chosen]
+        yield "chosen layer", LOOKS[MODEL], table[is_main & is_chosen]
     for i, (layer, rows) in enumerate(table[is_main & ~is_chosen].groupby("layer")):
         yield f"layer {layer:.0f}", (PURPLE, AMBER)[i % 2], rows
     for name, rows in table[~is_main].groupby("control"):
@@ -469,9 +477,9 @@ def _draw_draws(ax: Axes, label: str, look: dict, rows: pd.DataFrame, aside: flo
 def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None:
     """One line of `geometry_curves`, of rows that have this measure."""
     rows, scale = rows[rows[measure].notna()], 100 if measure == "label_overlap" else 1
-    look, weight = LOOKS.get(name, PURPLE), 2 if name == "" else 1
+    look, weight = LOOKS.get(name, PURPLE), 2 if name == MODEL else 1
     band, ends = {"color": look["color"], "alpha": 0.12 * weight, "linewidth": 0}, [f"{measure}_low", f"{measure}_high"]
-    if len(rows) == 1 and name:  # pixels have no layer: the same at every depth
+    if len(rows) == 1 and name != MODEL:  # pixels have no layer: the same at every depth
         if set(ends) <= set(rows):
             ax.axhspan(*(scale * rows[ends].iloc[0]), **band)
         ax.axhline(scale * rows[measure].iloc[0], **look | {"marker": ""}, label=name)
@@ -479,7 +487,7 @@ def _draw_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
     if set(ends) <= set(rows):
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     style = look | {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight}
-    ax.plot(rows.layer, scale * rows[measure], **style, label=name or "ImageGPT", zorder=1 + weight)
+    ax.plot(rows.layer, scale * rows[measure], **style, label="ImageGPT" if name == MODEL else name, zorder=1 + weight)
 
 
 def _lines_of_dynamics(table: pd.DataFrame) -> tuple[list[tuple], list[tuple]]:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from igpt_lab.core.display import control_names
 from igpt_lab.core.provenance import RunRecord, atomic_write, digest
 from igpt_lab.figures.curves import (
     cka_map,
@@ -56,7 +57,8 @@ def save_figure(
     data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
     if data.empty:
         raise ValueError(f"data of shape {data.shape}; expected what is drawn, at least one row and one column")
-    return _write(figure.get_figure(root=True), Path(stem), _csv(data), record.to_dict())
+    figure, csv = figure.get_figure(root=True), _csv(data)
+    return _write(figure, Path(stem), csv, record.to_dict() | _drawing(figure, csv))
 
 
 def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, style: str | None = None) -> list[Path]:
@@ -66,14 +68,16 @@ def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, st
     for a csv that has changed since, and for a figure that was not drawn by one of DRAWN_BY.
     """
     facts, csv = read_figure(file)
-    stem, drawn = Path(file).with_suffix("") if stem is None else stem, facts.pop("drawing", None)
+    stem = Path(file).with_suffix("") if stem is None else Path(stem)
+    drawn = facts.get("drawing")
     if drawn is None:
         raise ValueError(f"{file} does not say which function drew it; draw it anew and save it with save_figure")
     if drawn["function"] not in DRAWN_BY:
         raise ValueError(f"{file} was drawn by {drawn['function']!r}; this version has {', '.join(DRAWN_BY)}")
     arguments = {name: _decoded(value, csv) for name, value in drawn["arguments"].items()}
-    made = DRAWN_BY[drawn["function"]](**arguments, style=style or drawn["style"])
-    return _write(made.get_figure(root=True), Path(stem), csv, facts)
+    style = style or drawn["style"]
+    made = DRAWN_BY[drawn["function"]](**arguments, style=style)
+    return _write(made.get_figure(root=True), stem, csv, facts | {"drawing": drawn | {"style": style}})
 
 
 def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
@@ -91,19 +95,28 @@ def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
 
 
 def read_table(csv: bytes, **types) -> pd.DataFrame:
-    """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value."""
-    return pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+    """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value.
+
+    In the column `control` of an older file '' means the model itself and becomes "model".
+    """
+    table = pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+    return table.assign(control=control_names(table.control)) if "control" in table else table
 
 
 def _write(figure: matplotlib.figure.Figure, stem: Path, csv: bytes, facts: dict) -> list[Path]:
     files = {kind: render(figure, kind) for kind in UNDATED} | {"csv": csv}
     facts = facts | {"csv_sha256": digest(csv)}
-    if drawing := getattr(figure, "drawing", None):
-        function, given = drawing
-        arguments = {name: _encoded(value, csv) for name, value in given.items()}
-        facts["drawing"] = {"function": function.__name__, "arguments": arguments, "style": figure.style}
     files["json"] = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     return [atomic_write(f"{stem}.{kind}", content) for kind, content in files.items()]
+
+
+def _drawing(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
+    """What `redraw` needs to know of a figure; nothing of one that no function of this room made as a whole."""
+    if not getattr(figure, "drawing", None):
+        return {}
+    function, given = figure.drawing
+    arguments = {name: _encoded(value, csv) for name, value in given.items()}
+    return {"drawing": {"function": function.__name__, "arguments": arguments, "style": figure.style}}
 
 
 def _csv(table: pd.DataFrame) -> bytes:

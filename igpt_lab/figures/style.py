@@ -19,6 +19,8 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.style import context
 
+from igpt_lab.core.display import MODEL
+
 
 @dataclass(frozen=True)
 class Style:
@@ -42,8 +44,8 @@ POINTS = {  # sizes that grow with the letters, at 7 points
     "ytick.minor.size": 2.0, "xtick.minor.width": 0.6, "ytick.minor.width": 0.6, "xtick.major.pad": 3.5,
     "ytick.major.pad": 3.5, "axes.labelpad": 4.0,
 }  # fmt: skip
-LOOKS = {  # of lines, by control; '' is the model
-    "": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+LOOKS = {  # of lines, by control
+    MODEL: {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
     "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},

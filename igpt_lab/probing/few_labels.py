@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import card, line
+from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import Choice, Fold, best_layer, choose_C, folds_of
 from igpt_lab.probing.probes import (
@@ -52,7 +52,7 @@ class FewLabelResult:
         spread = chosen.groupby("k").test_accuracy.agg(["mean", "std"])
         facts = {f"{k} labels a class": f"{row['mean']:.1%} ({100 * row['std']:.1f})" for k, row in spread.iterrows()}
         shown = {
-            "control": self.table.control.iloc[0],
+            "control": shown_control(self.table.control.iloc[0]),
             **facts,
             "over": f"{self.table.draw.nunique()} draws: mean (deviation)",
         }
@@ -79,7 +79,7 @@ def probe_few_labels(
     layers: Sequence[int] | None = None,
     Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
     max_iter: int = 1000,
-    control: str = "",
+    control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> FewLabelResult:
@@ -101,7 +101,8 @@ def probe_few_labels(
     classes, y = np.unique(train.labels, return_inverse=True)
     subsets = [_Subset.of(train.labels, y, k, draw, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
     fitting = {"max_iter": max_iter, "device": device or best_device()}
-    with tqdm(total=2 * len(train.layers), desc=f"few labels {control}".strip(), disable=not progress) as bar:
+    name = f"few labels {shown_control(control)}".strip()
+    with tqdm(total=2 * len(train.layers), desc=name, disable=not progress) as bar:
         _choose(subsets, train, test, y, Cs, fitting, bar)
         _predict(subsets, train, test, y, fixed, fitting, bar)
     rows: list[dict] = []

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.features.store import StoredLayers
 from igpt_lab.probing.neighbours import nearest_others, scaled
 from igpt_lab.probing.probes import Features
@@ -72,7 +73,7 @@ def measure_layers(
     labels: np.ndarray | None = None,
     neighbours: int = 10,
     discard: float = 0.1,
-    control: str = "",
+    control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -85,7 +86,8 @@ def measure_layers(
     """
     rows, search = [], partial(nearest_others, device=device, progress=progress)
     layers, n = _layers(layers), _count(layers)
-    for layer in tqdm(layers, desc=f"geometry {control}".strip(), unit="layer", disable=not progress):
+    name = f"geometry {shown_control(control)}".strip()
+    for layer in tqdm(layers, desc=name, unit="layer", disable=not progress):
         x = _checked(layers[layer], f"layer {layer}", n)
         near, distances = search(x, 2 if labels is None else neighbours + 1)
         variances = _variances(x)

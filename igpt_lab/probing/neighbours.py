@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.display import MODEL
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.probes import Features, ProbeResult, layer_by_layer
 
@@ -92,7 +93,7 @@ def probe_neighbours(
     ks: Sequence[int] = (1, 3, 10, 30, 100),
     seed: int = 0,
     holdout: float = 0.1,
-    control: str = "",
+    control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:

@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import card, line, span, spark
+from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
@@ -115,7 +115,7 @@ class ProbeResult:
             for layer, row in table.loc[[self.chosen, last]].iterrows()
         }
         return {
-            "control": self.table.control.iloc[0],
+            "control": shown_control(self.table.control.iloc[0]),
             "best layer": f"{self.chosen} of {span(table.index)}, chosen on validation: {said[self.chosen]}",
             "last layer": f"{last}: {said[last]}" if last != self.chosen else "",
             "may be the best": span(table.index[table.in_peak_set.astype(bool)]),
@@ -133,7 +133,7 @@ def probe_layers(
     seed: int = 0,
     holdout: float = 0.1,
     max_iter: int = 1000,
-    control: str = "",
+    control: str = MODEL,
     permute_labels: bool = False,
     solver: Callable[..., Fits] = fit_logistic,
     device: str | torch.device | None = None,
@@ -242,9 +242,8 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
     """The rows and predictions that `probe(x, tested)` gives for stacked layers, with what test makes of them."""
     check_same_layers(train, test)
     rows, predictions = [], {}
-    with tqdm(
-        total=len(train.layers), desc=f"probe {facts['control']}".strip(), unit="layer", disable=not progress
-    ) as bar:
+    name = f"probe {shown_control(facts['control'])}".strip()
+    with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
         for layers, x in stacks(train):
             for layer, (row, predicted) in zip(layers, probe(x, test_layers(layers, x, test)), strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}

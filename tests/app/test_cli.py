@@ -13,6 +13,7 @@ from PIL import Image
 import igpt_lab as lab
 from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
+from igpt_lab.core.display import MODEL
 from igpt_lab.features.hooks import POOLS
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -231,7 +232,7 @@ def test_tidy_drops_progress_only():
 
 
 def test_summary_reads_what_the_notebooks_left(tmp_path):
-    rows = [("", 0, 0.5, 0.4, 0.6, False), ("", 1, 0.8, 0.7, 0.9, True), ("", 2, 0.6, 0.5, 0.7, False)]
+    rows = [(MODEL, 0, 0.5, 0.4, 0.6, False), (MODEL, 1, 0.8, 0.7, 0.9, True), (MODEL, 2, 0.6, 0.5, 0.7, False)]
     rows.append(("raw pixels", 0, 0.3, 0.2, 0.4, True))
     table = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "low", "high", "chosen"])
     table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)

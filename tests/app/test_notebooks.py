@@ -10,6 +10,7 @@ import pytest
 
 from igpt_lab.app import cli
 from igpt_lab.app import notebooks as workbench
+from igpt_lab.core.display import MODEL
 
 FOLDER = workbench.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -77,8 +78,8 @@ def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
         "last_accuracy", "p_value", "test_rows", "seconds", "quick", "reference",
     }  # fmt: skip
     table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
-    assert set(table.control) == {"", "raw pixels", "random network", "permuted labels"}
-    ours = table[table.control == ""].set_index("layer")
+    assert set(table.control) == {MODEL, "raw pixels", "random network", "permuted labels"}
+    ours = table[table.control == MODEL].set_index("layer")
     assert summary["n_layers"] == 3 and len(ours) == 4 and summary["test_rows"] == 40
     assert ours.validation_accuracy.idxmax() == summary["best_layer"]
     assert ours.test_accuracy[summary["best_layer"]] == summary["best_accuracy"] > 0.8  # dark against light

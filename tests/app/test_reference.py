@@ -8,6 +8,7 @@ import pytest
 
 from igpt_lab.app import notebooks as workbench
 from igpt_lab.app import reference, runs
+from igpt_lab.core.display import MODEL
 
 PEAK = (1, 3)
 STORE = {"weights": "ab", "palette": "cd", "splits": {"test": ["ef", 100]}}
@@ -16,7 +17,7 @@ STORE = {"weights": "ab", "palette": "cd", "splits": {"test": ["ef", 100]}}
 def table(**accuracies) -> pd.DataFrame:
     """Layers 0 to 3 with the interval +-0.05, layer 1 chosen; raw pixels beside them."""
     values = {"layer0": 0.5, "layer1": 0.8, "layer2": 0.7, "layer3": 0.6, "pixels": 0.4} | accuracies
-    rows = [("", i, values[f"layer{i}"], i == 1, i in PEAK) for i in range(4)]
+    rows = [(MODEL, i, values[f"layer{i}"], i == 1, i in PEAK) for i in range(4)]
     rows += [("raw pixels", 0, values["pixels"], True, True)]
     made = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "chosen", "in_peak_set"])
     return made.assign(low=made.test_accuracy - 0.05, high=made.test_accuracy + 0.05)
@@ -33,7 +34,7 @@ def verdicts(ours: pd.DataFrame, comparison: dict) -> dict:
 
 def chosen(layer: int) -> pd.DataFrame:
     made = table()
-    return made.assign(chosen=(made.layer == layer) | (made.control != ""))
+    return made.assign(chosen=(made.layer == layer) | (made.control != MODEL))
 
 
 def test_a_run_is_the_same_as_itself():
@@ -74,8 +75,13 @@ def test_a_p_value_is_on_the_same_side_of_both_thresholds_or_differs(reference_p
     assert reference.compare(ours, theirs).verdict.iloc[-1] == verdict
 
 
+def test_an_older_table_has_no_word_for_the_model():
+    older = table().assign(control=table().control.replace(MODEL, ""))
+    pd.testing.assert_frame_equal(reference.numbers(older, drop()), reference.numbers(table(), drop()))
+
+
 def test_numbers_that_only_one_has_are_left_out():
-    bare = table()[lambda rows: rows.control == ""]
+    bare = table()[lambda rows: rows.control == MODEL]
     assert "accuracy, raw pixels" not in verdicts(bare, drop())
 
 

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 
 import igpt_lab.figures as figures
 from igpt_lab.app import cli
+from igpt_lab.core.display import MODEL
 from igpt_lab.figures.curves import EFFECT_LOOKS, PORT_LOOK, PROTOCOL_LOOKS
 from igpt_lab.figures.style import LOOKS, PURPLE, STYLES
 from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables
@@ -23,7 +24,7 @@ COMPARISON = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, 
 
 
 def few_table():
-    rows = [("", k, d, "chosen", 5, 0.1 * k + 0.02 * d, True) for k in (1, 4) for d in range(3)]
+    rows = [(MODEL, k, d, "chosen", 5, 0.1 * k + 0.02 * d, True) for k in (1, 4) for d in range(3)]
     return pd.DataFrame(rows, columns=list(figures.FEW_COLUMNS)[:3] + ["layer_rule", "layer", *figures.FEW_COLUMNS[5:]])
 
 
@@ -91,6 +92,21 @@ def test_a_saved_figure_is_drawn_again_to_the_byte(name, tmp_path):
     assert [path.read_bytes() for path in paper] == [
         (tmp_path / "paper" / f"a{path.suffix}").read_bytes() for path in paper
     ]
+
+
+@pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "geometry_curves", "fine_tuning"])
+@pytest.mark.parametrize("word", ["", None])
+def test_a_figure_saved_when_the_model_had_no_word_is_drawn_again_to_the_byte(name, word, tmp_path):
+    arguments, options, data = drawings()[name]
+    old = [table.assign(control=table.control.replace({MODEL: word})) if "control" in table else table
+           for table in arguments]  # fmt: skip
+    files = [figures.save_figure(figures.DRAWN_BY[name](*tables, **options), tmp_path / end, data=tables[0],
+                                 record=RECORD) for tables, end in ((arguments, "new"), (old, "old"))]  # fmt: skip
+    again = figures.redraw(files[1][-1], tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files[1]]
+    assert [path.read_bytes() for path in again[:3]] == [path.read_bytes() for path in files[0][:3]]
+    table = figures.read_table((tmp_path / "old.csv").read_bytes())
+    assert "control" not in table or table.control.tolist() == data.control.tolist()
 
 
 def test_what_cannot_be_drawn_again_says_why(tmp_path):

@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
@@ -287,7 +288,7 @@ def test_few_labels_are_nested_stratified_and_kept():
     assert set(table[(table.k == 60) & (table.layer_rule == "chosen")].layer) == {1}
     for (_, row), right in zip(table.iterrows(), result.correct, strict=True):
         assert row.test_accuracy == right.mean()
-    summary = result.summary().loc["", 60, "fixed", "2"]
+    summary = result.summary().loc[MODEL, 60, "fixed", "2"]
     rows = table.query("k == 60 and layer_rule == 'fixed' and layer == 2").test_accuracy
     assert summary.tolist() == [pytest.approx(rows.mean()), pytest.approx(rows.std()), 3]
     again = probe_few_labels(TRAIN, TEST, ks=(4,), draws=3, layers=[0, 2], **QUIET)

@@ -10,6 +10,7 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab.app import cli
+from igpt_lab.core.display import MODEL
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import losses_of
 from igpt_lab.training.dynamics import checkpoints_of, probe_checkpoints, probe_models
@@ -75,7 +76,7 @@ def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_i
     table = probe_models({"run": run, "early": early}, *images, store=tmp_path)
     whole = probe_checkpoints(checkpoints_of(run), *images, store=tmp_path, progress=False)
     for name, step in ("run", 6), ("early", 2):
-        rows = table[(table.model == name) & (table.control == "")]
+        rows = table[(table.model == name) & (table.control == MODEL)]
         assert rows.test_accuracy.tolist() == whole[whole.step == step].test_accuracy.tolist()
         assert rows["drop"].tolist() == whole[whole.step == step]["drop"].tolist()
     processor = lab.load_model(run).processor

@@ -18,6 +18,7 @@ from igpt_lab.app.commands.options import (
     argument,
     command,
 )
+from igpt_lab.core import display
 
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
 
@@ -87,7 +88,7 @@ def _probe_runs(folders: dict[str, str], train: Any, test: Any, **options: Any) 
 def _best_layer(row: Any) -> str:
     """What a row of the chosen layer says, in a line."""
     accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
-    if row.control:
+    if row.control != display.MODEL:
         return f"{row.model}, {row.control}: {accuracy}"
     return (
         f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, layer {row.layer} {accuracy}, "
