@@ -69,6 +69,7 @@ _HOME = {
     "record": "features.hooks",
     "sample": "sampling.sampling",
     "spread": "core.significance",
+    "surprisal": "models.losses",
     "surprise": "models.losses",
     "tokenize": "images.tokens",
 }
