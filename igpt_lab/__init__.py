@@ -70,6 +70,7 @@ _HOME = {
     "results_folder": "app.runs",
     "sample": "sampling.sampling",
     "spread": "core.significance",
+    "surprisal": "models.losses",
     "surprise": "models.losses",
     "tokenize": "images.tokens",
 }
