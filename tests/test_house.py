@@ -12,7 +12,7 @@ ORDER = (
     "cards cells provenance storage downloads checkpoints tensorflow_bundle palette pixels model openai sources "
     "data token_cache hooks locks manifest store row_reader cluster extraction planning upkeep checks "
     "significance logistic probes streaming parallel training finetuning decoding sampling likeness geometry "
-    "ablation dynamics looks curves galleries figures explorer report workbench cli"
+    "ablation dynamics looks curves galleries figures explorer results report workbench cli"
 ).split()
 ONLY = {"cards": set(), "cells": set(), "palette": set(), "looks": set(), "model": {"checkpoints"}}
 ONLY |= {"pixels": {"checkpoints", "palette"}}
