@@ -5,7 +5,7 @@ import igpt_lab as lab offers the main names; each is imported when it is first 
 
 import difflib
 import importlib
-import sys
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -91,5 +91,11 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "IPython" in sys.modules:  # in a notebook a failing cell says first what to do
-    importlib.import_module("igpt_lab.core.display").explain_errors()
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext igpt_lab`: a cell that fails says first, in a line, what to do."""
+    importlib.import_module("igpt_lab.core.display").explain_errors(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext igpt_lab`: errors are shown as before."""
+    importlib.import_module("igpt_lab.core.display").leave_errors(ipython)
