@@ -126,7 +126,7 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
     given = {name: options.pop(name) for name in SHAPE}
     shape = {name: default if given[name] is None else given[name] for name, default in SHAPE.items()}
     side, colours = shape["side"], shape["colours"]
-    source, recipe = lab.load_images(images, "train", limit=limit), lab.Recipe(**options)
+    source, recipe = lab.load_images(images, "train", limit=limit), lab.PretrainConfig(**options)
     with parallel.together():
         if init is not None:
             if bert or any(value is not None for value in given.values()):
@@ -159,7 +159,7 @@ def finetune(
     loaded = lab.load_model(model, revision=revision, random=random)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     with parallel.together():
-        lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+        lab.finetune(loaded, train, lab.FinetuneConfig(**tuning), out, device=device)
         if parallel.rank():
             return
     found = lab.classify(lab.load_classifier(out, device=device), test)
@@ -465,7 +465,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do")
     add("--limit", type=int, help="at most so many images")
     if chosen == "pretrain":
-        _add_fields(add, lab.Recipe)
+        _add_fields(add, lab.PretrainConfig)
 
     add = command(finetune, model=model, images=images).add_argument
     add("--out", required=True, help="folder for the classifier, its log, and what it gets wrong")
@@ -474,7 +474,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, mps, ...; the accelerator where there is one")
     add("--revision", help="branch, tag or commit of a model on the Hub")
     if chosen == "finetune":
-        _add_fields(add, lab.Tuning)
+        _add_fields(add, lab.FinetuneConfig)
 
     add = command(classify, folder="what finetune wrote").add_argument
     add("files", nargs="+", metavar="FILE", help="picture files")
