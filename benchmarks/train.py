@@ -20,7 +20,7 @@ from benchmarks.nanogpt import GPT
 from igpt_lab.core.devices import memory_kept
 from igpt_lab.features.planning import flops
 from igpt_lab.models.losses import align
-from igpt_lab.training.pretraining import Recipe
+from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer
 
 # (blocks, D, heads, T, V), images a step
@@ -81,7 +81,7 @@ def tokens_of(config: lab.ImageGPTConfig, batch: int, extra: int = 0) -> np.ndar
 
 def ours(shape: tuple, batch: int, compile: bool) -> Callable:
     config = config_of(shape)
-    recipe = Recipe(steps=100_000, batch_size=batch, compile=compile).settled(config, torch.device("cpu"))
+    recipe = PretrainConfig(steps=100_000, batch_size=batch, compile=compile).settled(config, torch.device("cpu"))
     model, tokens = lab.ImageGPTForCausalImageModeling(config), tokens_of(config, batch)
     trainer = Trainer(model, recipe, Path("absent"), lambda pixels: lab.next_pixel_loss(model, pixels))
     kept = ExitStack()  # as long as the call lives

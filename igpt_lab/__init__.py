@@ -5,6 +5,7 @@ import igpt_lab as lab offers the main names; each is imported when it is first 
 
 import difflib
 import importlib
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
@@ -13,6 +14,8 @@ _HOME = {
     "Drawn": "sampling.sampling",
     "FeatureStore": "features.store",
     "Features": "probing.probes",
+    "FineTuningComparison": "training.comparison",
+    "FinetuneConfig": "training.settings",
     "ImageGPTConfig": "models.config",
     "ImageGPTForCausalImageModeling": "models.imagegpt",
     "ImageGPTForImageClassification": "models.imagegpt",
@@ -20,17 +23,17 @@ _HOME = {
     "ImageGPTImageProcessorPil": "images.processor",
     "ImageGPTModel": "models.imagegpt",
     "LinearProbe": "probing.solvers.linear_probe",
-    "Recipe": "training.pretraining",
+    "PretrainConfig": "training.settings",
     "RunRecord": "core.provenance",
     "SIZES": "models.config",
     "StoredLayers": "features.store",
-    "Tuning": "training.finetuning",
     "ablate_protocol": "probing.ablation",
     "check": "features.checks",
     "checkpoints_of": "training.dynamics",
     "cka": "probing.geometry",
     "classify": "training.classifier",
     "compare": "core.significance",
+    "compare_fine_tuning": "training.comparison",
     "compare_layers": "probing.probes",
     "compare_samples": "sampling.likeness",
     "complete": "sampling.sampling",
@@ -74,10 +77,14 @@ _HOME = {
     "surprise": "models.losses",
     "tokenize": "images.tokens",
 }
+_RENAMED = {"Recipe": "PretrainConfig", "Tuning": "FinetuneConfig"}  # for one release
 __all__ = [*_HOME, "figures"]
 
 
 def __getattr__(name: str):
+    if name in _RENAMED:
+        warnings.warn(f"igpt_lab.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name in _HOME:
         return getattr(importlib.import_module(f"igpt_lab.{_HOME[name]}"), name)
     if name == "figures":

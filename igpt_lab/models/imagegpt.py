@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ from igpt_lab.core.devices import widened
 from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of
 from igpt_lab.models.losses import cross_entropy
+
+if TYPE_CHECKING:
+    from igpt_lab.images.processor import ImageGPTImageProcessorPil
 
 FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions cross_attentions".split()
 
@@ -246,6 +249,11 @@ class Block(nn.Module):
 
 class _Pretrained(nn.Module):
     """Initialisation, loading and saving, shared by the three classes."""
+
+    # What `loading` adds to a model that it reads.
+    name: str
+    processor: ImageGPTImageProcessorPil | None
+    source: dict[str, str | bool | int]
 
     def __init__(self, config: ImageGPTConfig):
         super().__init__()

@@ -57,7 +57,10 @@ def _fit(processor: ImageGPTImageProcessorPil, config: ImageGPTConfig) -> bool:
 
 
 def tokens_of(
-    model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet, *, progress: bool = False
+    model: ImageGPTForCausalImageModeling | ImageGPTForImageClassification,
+    images: ImageSet | TokenSet,
+    *,
+    progress: bool = False,
 ) -> np.ndarray:
     """Palette indices uint16 (N, T) for a model, which for a token set may be without a processor."""
     if isinstance(images, TokenSet):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -37,9 +38,12 @@ class Classified:
     @property
     def correct(self) -> np.ndarray:
         """bool (N,), as `significance.compare` takes it; ValueError without labels."""
+        return self.predicted == self._labels()
+
+    def _labels(self) -> np.ndarray:
         if self.labels is None:
             raise ValueError("these images have no labels, so nothing says which are right")
-        return self.predicted == self.labels
+        return self.labels
 
     def accuracy(self) -> dict[str, float]:
         """Accuracy with its 95% interval over images (Clopper and Pearson)."""
@@ -47,8 +51,7 @@ class Classified:
 
     def confusion(self) -> pd.DataFrame:
         """Counts of images: a row for each true class, a column for each predicted one."""
-        counts, _ = np.zeros((len(self.names),) * 2, np.int64), self.correct
-        np.add.at(counts, (self.labels, self.predicted), 1)
+        counts = confusion_matrix(self._labels(), self.predicted, labels=range(len(self.names)))
         return pd.DataFrame(counts, pd.Index(self.names, name="true"), pd.Index(self.names, name="predicted"))
 
     def mistakes(self, count: int = 12) -> np.ndarray:
@@ -74,16 +77,17 @@ def classify(
 ) -> Classified:
     """What a fine-tuned model says of images, start token in front; labels are carried along, and not looked at."""
     model = load_classifier(model) if isinstance(model, str | Path) else model
-    names = tuple(model.config.id2label.values())
-    is_set = isinstance(images, ImageSet | TokenSet)
-    if is_set:
-        labels, index, tokens = images.labels, images.index, tokens_of(model, images, progress=progress)
+    names = tuple((model.config.id2label or {}).values())
+    labels: np.ndarray | None = None
+    if isinstance(images, ImageSet | TokenSet):
+        tokens = tokens_of(model, images, progress=progress)
+        labels, index = images.labels, images.index
         if labels is not None and images.label_names and tuple(images.label_names) != names:
             raise ValueError(f"the classes of {images.name} are {images.label_names}; the model's are {names}")
     else:
         if model.processor is None:
             raise ValueError(f"{model.name} has no palette (preprocessor_config.json): token sets are all it can take")
-        labels, index, tokens = None, np.arange(len(images)), model.processor.encode(images)
+        tokens, index = model.processor.encode(images), np.arange(len(images))
     logits = logits_of(model.eval(), tokens, batch_size, progress)
     return Classified(logits.softmax(1).numpy(), names, labels, index)
 
@@ -91,8 +95,8 @@ def classify(
 @torch.inference_mode()
 def logits_of(model: ImageGPTForImageClassification, tokens: np.ndarray, batch_size: int, progress: bool) -> Tensor:
     """float32 (N, K) on the CPU, of pixels (N, T)."""
-    found = []
+    logits = []
     for start in tqdm(range(0, len(tokens), batch_size), desc="classify", unit="batch", disable=not progress, delay=2):
         pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64), device=model.device)
-        found.append(model(align(pixels, "sos", model.config), use_cache=False).logits.float())
-    return torch.cat(found).cpu()
+        logits.append(model(align(pixels, "sos", model.config), use_cache=False).logits.float())
+    return torch.cat(logits).cpu()

@@ -14,9 +14,10 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import resolve
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
 from igpt_lab.models.losses import losses_of
-from igpt_lab.probing.probes import CS, Features, compare_layers, probe_layers
+from igpt_lab.probing.probes import CS, Features, ProbeResult, compare_layers, probe_layers
 
 
 def checkpoints_of(source: str | Path) -> dict[int, Path]:
@@ -27,15 +28,16 @@ def checkpoints_of(source: str | Path) -> dict[int, Path]:
     """
     folder = resolve(source)
     folders = [*folder.glob("step-*"), *folder.glob("checkpoints/step-*")]
-    found = {int(each.name[5:]): each for each in folders if each.name[5:].isdecimal()}
+    steps = {int(path.name.removeprefix("step-")): path for path in folders if path.name[5:].isdecimal()}
     if (folder / "config.json").exists():
         log = folder / "log.csv"
-        found[int(pd.read_csv(log).step.iloc[-1]) if log.exists() else max(found, default=0) + 1] = folder
-    if not found:
+        last = int(pd.read_csv(log).step.iloc[-1]) if log.exists() else max(steps, default=0) + 1
+        steps[last] = folder
+    if not steps:
         raise ValueError(
             f"{folder} has neither a model nor checkpoints; expected folders step-NUMBER, as pretrain leaves"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(steps.items()))
 
 
 def probe_checkpoints(
@@ -59,14 +61,19 @@ def probe_checkpoints(
     same in all rows of a checkpoint. `untrained` begins with the network before its first step, at step 0. Features go
     to `store`, one store a checkpoint.
     """
-    first = {0: next(iter(checkpoints.values()))} if untrained and 0 not in checkpoints else {}
-    splits, rows, how = [train_images.split, test_images.split], [], {"device": device, "progress": False}
-    for step, source in tqdm({**first, **checkpoints}.items(), desc="checkpoints", disable=not progress):
-        model = load_model(source, random=step in first, seed=seed).to(device or best_device())
-        found = extract(model, [train_images, test_images], store=store, layers=layers, **how)
-        features = [Features.from_store(found, split) for split in splits]
-        result = probe_layers(*features, Cs=Cs, seed=seed, **how)
-        rows.append(result.table.assign(**_facts(model, test_images), **_drop(result)))
+    sources = dict(checkpoints)
+    begins_untrained = untrained and 0 not in checkpoints
+    if begins_untrained:
+        sources = {0: next(iter(checkpoints.values())), **checkpoints}
+    rows = []
+    for step, source in tqdm(sources.items(), desc="checkpoints", disable=not progress):
+        model = load_model(source, random=begins_untrained and step == 0, seed=seed).to(device or best_device())
+        features = extract(
+            model, [train_images, test_images], store=store, layers=layers, device=device, progress=False
+        )
+        train, test = (Features.from_store(features, images.split) for images in (train_images, test_images))
+        result = probe_layers(train, test, Cs=Cs, seed=seed, device=device, progress=False)
+        rows.append(result.table.assign(**_loss(model, test_images), **_drop(result)))
         rows[-1].insert(0, "step", step)
     table = pd.concat(rows, ignore_index=True)
     table.insert(0, "model", name)
@@ -83,24 +90,38 @@ def probe_models(
     tables = []
     for name, source in tqdm(models.items(), desc="models"):
         step, folder = checkpoints_of(source).popitem()
-        how = {"name": name, "untrained": False, "seed": seed, "progress": False}
-        tables.append(probe_checkpoints({step: folder}, train_images, test_images, **how, **options))
+        tables.append(
+            probe_checkpoints(
+                {step: folder},
+                train_images,
+                test_images,
+                name=name,
+                untrained=False,
+                seed=seed,
+                progress=False,
+                **options,
+            )
+        )
         processor = load_model(folder).processor
-        pixels = [Features.from_pixels(each, processor) for each in (train_images, test_images)]
-        probed = probe_layers(*pixels, seed=seed, control="raw pixels", progress=False).table
-        tables.append(probed.assign(model=name, step=step))
+        if processor is None:
+            raise ValueError(f"{folder} has no palette (preprocessor_config.json), so it is shown no pixels to probe")
+        train, test = (Features.from_pixels(images, processor) for images in (train_images, test_images))
+        pixels = probe_layers(train, test, seed=seed, control="raw pixels", progress=False).table
+        tables.append(pixels.assign(model=name, step=step))
     return pd.concat(tables, ignore_index=True)
 
 
-def _facts(model, images: ImageSet | TokenSet) -> dict[str, float]:
+def _loss(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet) -> dict[str, float]:
+    """Mean over images of their loss in nats per token, and its standard error."""
     if model.config.bidirectional:
         return {"loss": np.nan, "loss_error": np.nan}
     nats = losses_of(model, tokens_of(model, images))
     return {"loss": nats.mean(), "loss_error": nats.std(ddof=1) / np.sqrt(len(nats))}
 
 
-def _drop(result) -> dict[str, float]:
+def _drop(result: ProbeResult) -> dict[str, float]:
+    """What is lost between the chosen layer and the last, of a result with several layers."""
     if len(result.correct) < 2:
         return {}
-    found = compare_layers(result)
-    return {"drop": found.difference, "drop_low": found.low, "drop_high": found.high, "drop_p": found.p_value}
+    drop = compare_layers(result)
+    return {"drop": drop.difference, "drop_low": drop.low, "drop_high": drop.high, "drop_p": drop.p_value}

@@ -8,12 +8,16 @@ process holds its share of every weight and moment (`shard`, PyTorch's FSDP), an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @contextmanager
@@ -67,22 +71,22 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over the processes, in one message; all have the same shapes in the same order."""
     if world() == 1:
         return
-    flat = torch.cat([each.detach().ravel() for each in tensors])
+    flat = torch.cat([tensor.detach().ravel() for tensor in tensors])
     dist.all_reduce(flat)
-    for each, values in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
-        each.detach().copy_(values.view_as(each))
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.detach().copy_(values.view_as(tensor))
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """Is it so in any of the processes?"""
     if world() == 1:
         return flag
-    told = torch.tensor(float(flag), device=device)
-    dist.all_reduce(told)
-    return bool(told.item())
+    count = torch.tensor(float(flag), device=device)
+    dist.all_reduce(count)
+    return bool(count.item())
 
 
-def shard(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
+def shard(model: torch.nn.Module, blocks: Iterable[torch.nn.Module]) -> None:
     """Leave each process its share of every parameter; a block is whole while it runs, in all of them at once.
 
     Gradients are averaged over the processes.
@@ -91,8 +95,8 @@ def shard(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> None:
     from torch.distributed.fsdp import fully_shard  # half a second, for those who shard
 
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
-    for each in (*blocks, model):
-        fully_shard(each, mesh=mesh, reshard_after_forward=True)
+    for module in (*blocks, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -109,6 +113,6 @@ def fill(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
-def _is_shared(tensor: Tensor) -> bool:
+def _is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
     """Is it a DTensor, of which each process has a share?"""
     return hasattr(tensor, "full_tensor")

@@ -11,13 +11,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,89 +30,15 @@ from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of, masked_loss_of, next_pixel_loss
 from igpt_lab.training import parallel
-from igpt_lab.training.trainer import Trainer, batches, check_update, note_run, run, weights_digest
-
-WORTH_COMPILING = 5e13  # multiply-adds, times 2, of a run: minutes on two CPU cores, where compiling takes half of one
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The paper's: Adam 0.9 / 0.95, linear warm-up, cosine to 0, no weight decay, no dropout, no biases.
-
-    A step is `batch_size` images, in `accumulate` equal parts one after another. `holdout` images are drawn from the
-    data and never trained on; the first `validate` of them are scored every `log_every` steps. The full state is
-    written every `save_every` steps, and float16 weights at `snapshots` evenly spaced steps.
-
-    `cooldown` above 0 replaces the cosine: the learning rate stays, and falls to 0 in a straight line over the last
-    `cooldown` steps. `clip` bounds the gradient's norm. `flip` mirrors every second image, at random. `optimizer`
-    "muon" updates the blocks' matrices by Muon (Jordan et al., 2024, at the learning rate of Adam), the rest by Adam.
-    Of a bidirectional model the loss is that of the pixels which are hidden from it, each with probability `masked`.
-    `spike`: the run stops when the loss of the steps since the last save is so many nats above the lowest before.
-    `dtype` of the matrix products, "float32" or "bfloat16"; `compile` the blocks; `recompute` activations in the
-    backward pass, for models that are too large. None leaves these to the machine: see `settled`. `shard`: of several
-    processes each holds its share of weights, gradients and moments, for models that are larger still.
-    """
-
-    steps: int
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    warmup: int = 200
-    cooldown: int = 0
-    betas: tuple[float, float] = (0.9, 0.95)
-    optimizer: str = "adam"
-    clip: float | None = None
-    flip: bool = False
-    accumulate: int = 1
-    holdout: int = 3000
-    validate: int = 500
-    log_every: int = 100
-    save_every: int = 50
-    snapshots: int = 6
-    spike: float = 1.0
-    masked: float = 0.15
-    seed: int = 0
-    dtype: str | None = None
-    compile: bool | None = None
-    recompute: bool = False
-    shard: bool = False
-
-    def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1 or not 0 <= self.warmup <= self.steps - self.cooldown <= self.steps:
-            raise ValueError(f"expected steps and batch_size above 0, warmup and cooldown within steps; got {self}")
-        if not 0 < self.validate <= self.holdout:
-            raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
-        if not 0 < self.masked < 1:
-            raise ValueError(f"masked={self.masked}; expected a share of the pixels, above 0 and below 1")
-        check_update(self)
-
-    def settled(self, config: ImageGPTConfig, device: torch.device) -> Recipe:
-        """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
-        on_cpu, dtype = device.type == "cpu", self.dtype
-        if dtype is None:
-            gains = device.type == "cuda" or on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False)
-            dtype = "bfloat16" if gains else "float32"
-        if (compile := self.compile) is None:
-            weights = 12 * config.n_layer * config.n_embd**2
-            long = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
-            compile = long and (
-                device.type == "cuda" or on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None
-            )
-        return replace(self, dtype=dtype, compile=compile)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: linear up to `warmup`, half a cosine or `cooldown` down to 0 at `steps`."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        if self.cooldown:
-            return self.learning_rate * min(1, (self.steps - step) / self.cooldown)
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+from igpt_lab.training.resuming import note_run
+from igpt_lab.training.settings import PretrainConfig
+from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
 
 def pretrain(
     tokens: np.ndarray,
     config: ImageGPTConfig,
-    recipe: Recipe,
+    recipe: PretrainConfig,
     out: str | Path,
     *,
     processor: ImageGPTImageProcessorPil | None = None,
@@ -121,7 +46,7 @@ def pretrain(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train on palette indices (N, T); returns `out`, a folder in the port's layout.
+    """Train on palette indices (N, T); returns `out`, a folder in the layout of transformers.
 
     A run begins with random weights, or with those of `init`, whose shape must be that of `config`: released ones on
     images of one's own, or ones whose `state.safetensors` is lost. Its steps and its schedule begin at 0.
@@ -134,51 +59,72 @@ def pretrain(
     run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
     on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
     """
-    out, tokens, device = Path(out), np.ascontiguousarray(tokens), torch.device(device or best_device())
+    out, device = Path(out), torch.device(device or best_device())
+    tokens = np.ascontiguousarray(tokens)
     train, held_out = _split(tokens, config, recipe)
     parallel.check_batch(recipe.batch_size // recipe.accumulate)
-    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(recipe.seed)).to(device)
+    model = _first_weights(config, recipe.seed, init).to(device)
+    recipe = recipe.settled(config, device)
+    made: dict[str, Any] = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
+    made["init"] = None if init is None else weights_digest(init)
+    with parallel.first_alone():
+        note_run(out / "training.json", made, "recipe", recipe, _upgraded)
+        if processor is not None and parallel.rank() == 0:
+            processor.save_pretrained(out)
+    trainer = Trainer(model, recipe, out / "state.safetensors", partial(_loss, model), shard=recipe.shard)
+    quiet = not progress or parallel.rank() != 0
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
+    snapshot = partial(_snapshot, trainer, recipe, processor, out)
+    with _board(out / "tensorboard", trainer.step) as show:
+        report = partial(_report, trainer, recipe, held_out[: recipe.validate], bar, show)
+        run(trainer, _batches(trainer, recipe, train), bar, report, snapshot)
+    _write(trainer, processor, out)
+    parallel.wait()
+    return out
+
+
+def _first_weights(
+    config: ImageGPTConfig, seed: int, init: ImageGPTForCausalImageModeling | None
+) -> ImageGPTForCausalImageModeling:
+    """The network before its first step: random, or with the weights of `init`."""
+    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(seed))
     if init is not None:
         try:
             model.load_state_dict(init.state_dict())
         except RuntimeError as error:
             raise ValueError(f"init and config are of different shapes: {error}") from error
-    with parallel.first_alone():
-        recipe = recipe.settled(config, device)
-        made = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
-        made["init"] = None if init is None else weights_digest(init)
-        note_run(out / "training.json", made, "recipe", recipe, _upgraded)
-        if processor is not None and parallel.rank() == 0:
-            processor.save_pretrained(out)
-    trainer = Trainer(model, recipe, out / "state.safetensors", partial(_loss, model))
-    quiet = not progress or parallel.rank() != 0
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
+    return model
 
-    def write(folder: Path, dtype: torch.dtype | None = None) -> None:
-        plain = trainer.plain()
-        if parallel.rank() == 0:
-            plain.save_pretrained(folder, dtype=dtype)
-            if processor is not None:
-                processor.save_pretrained(folder)
 
-    def snapshot() -> None:
-        if trainer.step in snapshot_steps(recipe):
-            write(out / "checkpoints" / f"step-{trainer.step:06d}", torch.float16)
-
-    def batch(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+def _batches(trainer: Trainer, recipe: PretrainConfig, train: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Pixels (batch_size, T) of the steps to come; of a bidirectional model also which of them are hidden, bool."""
+    for positions in batches(len(train), recipe, trainer.step):
         random = np.random.default_rng([recipe.seed, 3, trainer.step])
         pixels = _flipped(train[positions], random) if recipe.flip else train[positions]
-        return (pixels, random.random(pixels.shape) < recipe.masked) if config.bidirectional else (pixels,)
-
-    drawn = (batch(positions) for positions in batches(len(train), recipe, trainer.step))
-    with _board(out / "tensorboard", trainer.step) as show:
-        run(trainer, drawn, bar, lambda: _report(trainer, held_out[: recipe.validate], bar, show), snapshot)
-    write(out)
-    parallel.wait()
-    return out
+        if trainer.model.config.bidirectional:
+            yield pixels, random.random(pixels.shape) < recipe.masked
+        else:
+            yield (pixels,)
 
 
-def snapshot_steps(recipe: Recipe) -> list[int]:
+def _write(
+    trainer: Trainer, processor: ImageGPTImageProcessorPil | None, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write the model as it is now; called by all processes of a sharded one."""
+    model = trainer.plain()
+    if parallel.rank() == 0:
+        model.save_pretrained(folder, dtype=dtype)
+        if processor is not None:
+            processor.save_pretrained(folder)
+
+
+def _snapshot(trainer: Trainer, recipe: PretrainConfig, processor: ImageGPTImageProcessorPil | None, out: Path) -> None:
+    """Write float16 weights after the steps whose weights are kept."""
+    if trainer.step in snapshot_steps(recipe):
+        _write(trainer, processor, out / "checkpoints" / f"step-{trainer.step:06d}", torch.float16)
+
+
+def snapshot_steps(recipe: PretrainConfig) -> list[int]:
     """The steps after which float16 weights are kept, the last one among them."""
     return [round(recipe.steps * (i + 1) / recipe.snapshots) for i in range(recipe.snapshots)]
 
@@ -202,12 +148,15 @@ def _board(folder: Path, step: int) -> Iterator[Callable[[dict[str, float]], Non
         yield show
 
 
-def _report(trainer: Trainer, held_out: np.ndarray, bar: tqdm, show: Callable[[dict[str, float]], None]) -> bool:
+def _report(
+    trainer: Trainer, recipe: PretrainConfig, held_out: np.ndarray, bar: tqdm,
+    show: Callable[[dict[str, float]], None],
+) -> bool:  # fmt: skip
     """Add a row to the log of a pretraining, show and print it; False, as it goes on."""
     row = trainer.progress()
     trained, speed = row["train_loss"], row.pop("tokens_per_second")
     with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
-        validated = _validation_loss(trainer.model.eval(), held_out, trainer.recipe)
+        validated = _validation_loss(trainer.model.eval(), held_out, recipe)
     trainer.enter({
         **row,
         "train_bits_per_pixel": trained / math.log(2),
@@ -228,7 +177,7 @@ def _loss(model: ImageGPTForCausalImageModeling, pixels: Tensor, hidden: Tensor 
     return next_pixel_loss(model, pixels) if hidden is None else model(pixels, masked=hidden, labels=pixels).loss
 
 
-def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, recipe: Recipe) -> float:
+def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, recipe: PretrainConfig) -> float:
     """Mean over pixels, and of a bidirectional model over hidden pixels, the same ones each time."""
     if not model.config.bidirectional:
         return float(losses_of(model, tokens, reduction="all"))
@@ -236,7 +185,7 @@ def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, 
     return masked_loss_of(model, tokens, hidden)
 
 
-def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, by a seeded draw; checks the tokens against the configuration."""
     if tokens.ndim != 2 or tokens.shape[1] != config.n_positions or len(tokens) <= recipe.holdout:
         raise ValueError(

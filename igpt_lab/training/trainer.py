@@ -9,33 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import memory_kept
-from igpt_lab.core.hub import CheckpointError, read_json, write_json
-from igpt_lab.core.provenance import atomic_write, digest, versions
+from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.training import parallel
-
-
-def check_update(settings) -> None:
-    """ValueError for settings of a step, such as a `Recipe`, that `Trainer` cannot take."""
-    if settings.accumulate < 1 or settings.batch_size % settings.accumulate:
-        raise ValueError(f"batch_size={settings.batch_size} is no multiple of accumulate={settings.accumulate}")
-    if settings.optimizer not in ("adam", "muon") or settings.dtype not in (None, "float32", "bfloat16"):
-        raise ValueError(
-            f"optimizer={settings.optimizer!r}, dtype={settings.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
-            "'bfloat16' (float16 overflows in ImageGPT)"
-        )
+from igpt_lab.training.resuming import opened
+from igpt_lab.training.settings import TrainConfig
 
 
 def run(
@@ -49,15 +37,16 @@ def run(
 
     Of several processes the first one reports and writes; of a sharded model all work on that.
     """
-    recipe, device, joins = trainer.recipe, trainer.model.device, parallel.rank() == 0 or trainer.sharded
+    settings, device = trainer.settings, trainer.model.device
+    joins = parallel.rank() == 0 or trainer.sharded
     with bar, memory_kept(), _interruptible() as interrupted:
         if joins and not trainer.log:
             report()
         for batch in drawn:
             trainer.update(*batch)
             bar.update()
-            stop, last = parallel.any_of(interrupted.is_set(), device), trainer.step == recipe.steps
-            saves, reports = (trainer.step % every == 0 or last for every in (recipe.save_every, recipe.log_every))
+            stop = parallel.any_of(interrupted.is_set(), device)
+            saves, reports = trainer.is_due(settings.save_every), trainer.is_due(settings.log_every)
             if saves or stop:
                 trainer.check()
             ends = reports and parallel.any_of(joins and report(), device)
@@ -74,52 +63,68 @@ def run(
 class Trainer:
     """Model, optimisers, step and log of one run; all of it, and nothing else, is in its state file.
 
-    `loss(*parts)` is the mean over the images of a part of a batch. `weights`: the parameters that are trained, all by
-    default, but never biases that are all zero: the original has none. `faster` times the learning rate is that of the
-    `score` head. `kept`: further tensors of the run.
+    `loss(*parts)` is the mean over the images of a part of a batch. `weights`: the parameters that are trained, by
+    name, all by default, but never biases that are all zero: the original has none. `head_rate` times the learning rate
+    is that of the `score` head. `kept`: further tensors of the run. With `shard` each of several processes holds its
+    share of the model.
+
+    In the state file: `weights`, `moments` (of the optimisers, by the names of the weights), `kept`, `step`, `log` (a
+    row each time), `lowest` (loss between two saves), and `total`, the sum of the training losses since the last row.
     """
 
     def __init__(
-        self, model: torch.nn.Module, recipe, path: Path, loss: Callable[..., Tensor], *,
-        weights: dict[str, Tensor] | None = None, faster: float = 1.0, kept: dict[str, Tensor] | None = None,
+        self, model: ImageGPTForCausalImageModeling, settings: TrainConfig, path: Path, loss: Callable[..., Tensor], *,
+        weights: dict[str, Tensor] | None = None, head_rate: float = 1.0, kept: dict[str, Tensor] | None = None,
+        shard: bool = False,
     ):  # fmt: skip
-        self.model, self.recipe, self.path, self.loss, self.kept = model, recipe, path, loss, kept or {}
-        self.step, self.log, self.lowest, device = 0, [], math.inf, model.device
-        self.sharded = getattr(recipe, "shard", False) and parallel.world() > 1
+        self.model, self.settings = model, settings
+        self.path, self.loss = path, loss
+        self.kept = kept or {}
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+        self.lowest = math.inf
+        self.sharded = shard and parallel.world() > 1
         if self.sharded:
             parallel.shard(model, model.transformer.h)
         weights = dict(model.named_parameters()) if weights is None else weights
-        left_out = model.prepare_training(bfloat16=recipe.dtype == "bfloat16")
-        self.weights = {n: w for n, w in weights.items() if n not in left_out}
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        left_out = model.prepare_training(bfloat16=settings.dtype == "bfloat16")
+        self.weights = {name: weight for name, weight in weights.items() if name not in left_out}
+        model.requires_grad_(False)
         for weight in self.weights.values():
             weight.requires_grad_()
-        self.optimisers, self.moments = [], {}
-        matrices = {n: w for n, w in self.weights.items() if ".h." in n and w.ndim == 2 and recipe.optimizer == "muon"}
-        others = {n: w for n, w in self.weights.items() if n not in matrices}
-        heads = {n for n in others if n.startswith("score.") and faster != 1}
-        groups = [{"params": [w for n, w in others.items() if n not in heads]}]
-        if heads:
-            groups.append({"params": [others[n] for n in heads], "faster": faster})
-        adam = torch.optim.Adam(
-            [group for group in groups if group["params"]], betas=recipe.betas, fused=device.type in ("cpu", "cuda")
-        )
-        self.add(adam, others, "exp_avg", "exp_avg_sq")
-        if matrices:
-            muon = torch.optim.Muon(matrices.values(), weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            self.add(muon, matrices, "momentum_buffer")
-        if recipe.recompute:
+        if settings.recompute:
             model.gradient_checkpointing_enable()
-        if recipe.compile:
+        if settings.compile:
             for block in model.transformer.h:
                 block.compile()
-        self.total = torch.zeros((), device=device)  # sum of the training losses since the last row of the log
-        self.unsaved = torch.zeros((), device=device)  # and since the last save
+        self.optimisers: list[torch.optim.Optimizer] = []
+        self.moments: dict[str, Tensor] = {}
+        self._add_optimisers(head_rate)
+        self.total = torch.zeros((), device=model.device)
+        self.unsaved = torch.zeros((), device=model.device)  # sum of the training losses since the last save
         self.resume()
-        self.clock, self.since, self.saved = time.perf_counter(), self.step, self.step
+        self.clock, self.since = time.perf_counter(), self.step
+        self.saved = self.step
 
-    def add(self, optimiser: torch.optim.Optimizer, weights: dict[str, Tensor], *moments: str) -> None:
+    def _add_optimisers(self, head_rate: float) -> None:
+        """Adam, and with "muon" Muon of the blocks' matrices."""
+        settings, weights = self.settings, self.weights
+        uses_muon = settings.optimizer == "muon"
+        matrices = {name: w for name, w in weights.items() if ".h." in name and w.ndim == 2 and uses_muon}
+        others = {name: w for name, w in weights.items() if name not in matrices}
+        heads = {name for name in others if name.startswith("score.") and head_rate != 1}
+        groups: list[dict] = [
+            {"params": [w for name, w in others.items() if name not in heads]},
+            {"params": [others[name] for name in heads], "head_rate": head_rate},
+        ]
+        groups = [group for group in groups if group["params"]]
+        fused = self.model.device.type in ("cpu", "cuda")
+        self._add(torch.optim.Adam(groups, betas=settings.betas, fused=fused), others, "exp_avg", "exp_avg_sq")
+        if matrices:
+            muon = torch.optim.Muon(matrices.values(), weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            self._add(muon, matrices, "momentum_buffer")
+
+    def _add(self, optimiser: torch.optim.Optimizer, weights: dict[str, Tensor], *moments: str) -> None:
         """Take on an optimiser, with moments that a state file can fill before its first step."""
         for name, weight in weights.items():
             state = {key: torch.zeros_like(weight) for key in moments}
@@ -128,10 +133,11 @@ class Trainer:
         self.optimisers.append(optimiser)
 
     def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state file."""
         weights = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
         return {**weights, **self.moments, **self.kept, "total": self.total}
 
-    def plain(self) -> torch.nn.Module:
+    def plain(self) -> ImageGPTForCausalImageModeling:
         """The model itself, or one on the CPU that has its weights where it is sharded; called by all processes."""
         if not self.sharded:
             return self.model
@@ -141,6 +147,7 @@ class Trainer:
         return model
 
     def save(self) -> None:
+        """Write the state file and `log.csv`; called by all processes of a sharded model."""
         tensors = {name: parallel.whole(tensor).cpu() for name, tensor in self.tensors().items()}
         if parallel.rank():
             return
@@ -150,9 +157,10 @@ class Trainer:
 
     @torch.no_grad()
     def resume(self) -> None:
+        """Take over what the state file holds, where there is one."""
         if not self.path.exists():
             return
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             for name, tensor in self.tensors().items():
                 parallel.fill(tensor, file.get_tensor(name))
             about = file.metadata()
@@ -162,36 +170,46 @@ class Trainer:
             for state in optimiser.state.values():
                 state["step"].fill_(self.step)
 
+    def is_due(self, every: int) -> bool:
+        """Is what happens every so many steps due after this one? After the last step it is."""
+        return self.step % every == 0 or self.step == self.settings.steps
+
     def update(self, *batch: np.ndarray) -> None:
         """One step on integers (batch_size, ...): palette indices (batch_size, T), and what else the loss takes."""
-        recipe, device = self.recipe, self.model.device
+        settings, device = self.settings, self.model.device
         self.model.train()
         for optimiser in self.optimisers:
             optimiser.zero_grad()
             for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(self.step) * group.get("faster", 1)
-        whole = (torch.as_tensor(each.astype(np.int64)).to(device, non_blocking=True) for each in batch)
+                group["lr"] = settings.rate(self.step) * group.get("head_rate", 1)
+        tensors = [torch.as_tensor(array.astype(np.int64)).to(device, non_blocking=True) for array in batch]
         seen = torch.zeros_like(self.total)
-        for parts in zip(*(each.chunk(recipe.accumulate) for each in whole), strict=True):
-            mine = [part.tensor_split(parallel.world())[parallel.rank()] for part in parts]
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-                loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / recipe.accumulate
-            (loss * parallel.world() if self.sharded else loss).backward()  # shares are averaged, not added up
-            seen += loss.detach()
-        grads = () if self.sharded else (w.grad for w in self.weights.values() if w.grad is not None)
+        for parts in zip(*[tensor.chunk(settings.accumulate) for tensor in tensors], strict=True):
+            seen += self._backward(parts)
+        grads = [] if self.sharded else [w.grad for w in self.weights.values() if w.grad is not None]
         parallel.add_up([*grads, seen])
         self.total += seen
         self.unsaved += seen
-        if recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), recipe.clip)
+        if settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), settings.clip)
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
 
+    def _backward(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Add the gradients of a part of the batch, or of this process's share of it; its share of the step's loss."""
+        settings, world = self.settings, parallel.world()
+        mine = [part.tensor_split(world)[parallel.rank()] for part in parts]
+        bfloat16 = settings.dtype == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / settings.accumulate
+        (loss * world if self.sharded else loss).backward()  # gradients of shares are averaged, not added up
+        return loss.detach()
+
     def check(self) -> None:
         """FloatingPointError before a state is overwritten by one whose loss is no number, or far above the lowest."""
         loss = self.unsaved.item() / max(1, self.step - self.saved)
-        if not loss < self.lowest + self.recipe.spike:
+        if not loss < self.lowest + self.settings.spike:
             raise FloatingPointError(
                 f"the loss of steps {self.saved + 1} to {self.step} is {loss:.4f}, the lowest before {self.lowest:.4f};"
                 f" the last good state is {self.path}, of step {self.saved}; begin anew with a lower learning rate or "
@@ -202,13 +220,13 @@ class Trainer:
 
     def progress(self) -> dict[str, float]:
         """What a row of the log begins with, of the steps since the last row."""
-        positions = self.model.config.n_positions
-        done = self.step % self.recipe.log_every or min(self.step, self.recipe.log_every)
-        speed = (self.step - self.since) * self.recipe.batch_size * positions / (time.perf_counter() - self.clock)
+        settings, positions = self.settings, self.model.config.n_positions
+        done = self.step % settings.log_every or min(self.step, settings.log_every)
+        speed = (self.step - self.since) * settings.batch_size * positions / (time.perf_counter() - self.clock)
         return {
             "step": self.step,
-            "tokens": self.step * self.recipe.batch_size * positions,
-            "learning_rate": self.recipe.rate(max(0, self.step - 1)),
+            "tokens": self.step * settings.batch_size * positions,
+            "learning_rate": settings.rate(max(0, self.step - 1)),
             "train_loss": self.total.item() / done if self.step else math.nan,
             "tokens_per_second": round(speed),
         }
@@ -220,66 +238,22 @@ class Trainer:
         self.clock, self.since = time.perf_counter(), self.step
 
 
-def batches(rows: int, recipe, step: int) -> Iterator[np.ndarray]:
+def batches(rows: int, settings: TrainConfig, step: int) -> Iterator[np.ndarray]:
     """Positions of the batches from `step` on: one shuffled pass after another, a function of the seed alone."""
-    first = step * recipe.batch_size
+    first = step * settings.batch_size
     epoch, skip = divmod(first, rows)
-    queue = np.random.default_rng([recipe.seed, 2, epoch]).permutation(rows)[skip:]
-    for _ in range(step, recipe.steps):
-        while len(queue) < recipe.batch_size:
+    queue = np.random.default_rng([settings.seed, 2, epoch]).permutation(rows)[skip:]
+    for _ in range(step, settings.steps):
+        while len(queue) < settings.batch_size:
             epoch += 1
-            queue = np.concatenate([queue, np.random.default_rng([recipe.seed, 2, epoch]).permutation(rows)])
-        yield queue[: recipe.batch_size]
-        queue = queue[recipe.batch_size :]
+            queue = np.concatenate([queue, np.random.default_rng([settings.seed, 2, epoch]).permutation(rows)])
+        yield queue[: settings.batch_size]
+        queue = queue[settings.batch_size :]
 
 
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of all its tensors, wherever they are."""
     return digest(save({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
-
-
-def note_run(path: Path, run: dict, part: str, settings, upgrade: Callable[[dict], None] = lambda begun: None) -> None:
-    """Note in a file what a run is made of, or compare it with what began the run: ValueError names what differs.
-
-    `run[part]` are `settings`, whose `steps` and `cooldown` may change while the steps that were taken keep their
-    learning rates. `upgrade` fills in what the file of an older run has not.
-    """
-    run = json.loads(json.dumps(run))
-    if not path.exists():
-        write_json(path, run | {"versions": versions()})
-        return
-    begun = read_json(path)
-    upgrade(begun)
-    earlier = type(settings)(**begun[part])
-    begun[part] = json.loads(json.dumps(asdict(earlier)))
-    if _same_rates(path.parent, earlier, settings):
-        begun[part] |= {name: run[part][name] for name in ("steps", "cooldown")}
-    for name in run:
-        if begun.get(name) != run[name]:
-            raise ValueError(
-                f"{path.parent} holds a run whose {name} differs: {begun.get(name)} there, {run[name]} here; "
-                "choose another folder, or the same arguments to go on"
-            )
-    write_json(path, begun)
-
-
-def _same_rates(out: Path, begun, recipe) -> bool:
-    """Would the steps that were taken have had the same learning rates?"""
-    state, taken = out / "state.safetensors", 0
-    if state.exists():
-        with _opened(state) as file:
-            taken = int(file.metadata()["step"])
-    return taken <= recipe.steps and all(begun.rate(step) == recipe.rate(step) for step in range(taken))
-
-
-@contextmanager
-def _opened(state: Path) -> Iterator[safe_open]:
-    """A state file; CheckpointError where it cannot be read."""
-    try:
-        with safe_open(state, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise CheckpointError(f"{state} cannot be read ({error}); delete it to begin again") from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def run(tiny_images, tmp_path_factory):
     config = lab.ImageGPTConfig(
         vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
-    recipe = lab.Recipe(
+    recipe = lab.PretrainConfig(
         steps=6, batch_size=4, warmup=2, learning_rate=0.05, holdout=5, validate=5, log_every=2, snapshots=3,
         dtype="float32", compile=False,
     )  # fmt: skip

@@ -22,11 +22,14 @@ from igpt_lab.models.checkpoints import read
 from igpt_lab.models.loading import load_classifier
 from igpt_lab.models.losses import align
 from igpt_lab.training import finetuning
+from igpt_lab.training.augmentation import moved
 from igpt_lab.training.classifier import Classified, classify
-from igpt_lab.training.finetuning import Tuning, finetune, moved
+from igpt_lab.training.finetuning import finetune
+from igpt_lab.training.heads import copied, trained_weights, with_head
+from igpt_lab.training.settings import FinetuneConfig
 from igpt_lab.training.trainer import Trainer
 
-TUNING = Tuning(
+TUNING = FinetuneConfig(
     steps=6, batch_size=4, learning_rate=0.01, log_every=2, save_every=2, pad=1, dtype="float32", compile=False
 )
 PLAIN = {"flip": False, "pad": 0}
@@ -38,9 +41,9 @@ def run(model, images, out, **changes):
 
 def parts(model, tuning, names=("dark", "light")):
     """The whole network, its classifier and the trained parameters, as a run has them."""
-    whole = finetuning._copied(model)
-    classifier = finetuning._classifier(whole, names, tuning.layer)
-    return whole, classifier, finetuning._trained(whole, classifier, tuning)
+    whole = copied(model)
+    classifier = with_head(whole, names, tuning.layer)
+    return whole, classifier, trained_weights(whole, classifier, tuning)
 
 
 def test_the_losses_are_the_paper_s_by_plain_formulas(tiny):
@@ -103,8 +106,8 @@ def test_a_gradient_reaches_every_parameter_and_what_is_out_of_reach_is_left_alo
 @pytest.mark.parametrize("layer, generative", [(3, 1.0), (2, 0.0)])
 def test_the_losses_run_on_the_meta_device(tiny, layer, generative):
     tuning = replace(TUNING, layer=layer, generative=generative)
-    whole = finetuning._copied(tiny).to("meta")
-    classifier = finetuning._classifier(whole, ("dark", "light"), layer)
+    whole = copied(tiny).to("meta")
+    classifier = with_head(whole, ("dark", "light"), layer)
     loss = finetuning._loss(whole, classifier, tuning, torch.ones(2, device="meta"))
     found = loss(torch.zeros(4, 16, dtype=torch.long, device="meta"), torch.zeros(4, dtype=torch.long, device="meta"))
     assert found.is_meta and found.shape == ()
@@ -173,8 +176,8 @@ def test_class_weights_by_hand():
 
 
 def test_the_learning_rate_stays_or_falls_in_a_straight_line(tiny_folder, train, tmp_path):
-    assert [Tuning(steps=4, learning_rate=1.0).rate(step) for step in range(4)] == [1] * 4
-    falling = Tuning(steps=6, learning_rate=1.0, cooldown=4)
+    assert [FinetuneConfig(steps=4, learning_rate=1.0).rate(step) for step in range(4)] == [1] * 4
+    falling = FinetuneConfig(steps=6, learning_rate=1.0, cooldown=4)
     assert [falling.rate(step) for step in range(6)] == [1, 1, 1, 0.75, 0.5, 0.25]
     run(tiny_folder, train, tmp_path / "a", steps=4)
     longer = run(tiny_folder, train, tmp_path / "a", steps=8, cooldown=2)
@@ -195,7 +198,7 @@ def test_it_stops_early_with_the_best_weights(tiny_folder, train, tmp_path, monk
 
     labels = train.labels
     truth = torch.as_tensor(labels[finetuning.stratified_split(labels, 0.5, seed=0)[1]])
-    monkeypatch.setattr(finetuning, "_logits", told)
+    monkeypatch.setattr(finetuning, "logits_of", told)
     out = run(tiny_folder, train, tmp_path, steps=40, patience=3, holdout=0.5)
     log = pd.read_csv(out / "log.csv")
     assert log.step.tolist() == [0, 2, 4, 6, 8, 10]  # 0.9 again is no better
@@ -274,17 +277,19 @@ def test_another_run_in_the_folder_and_bad_input_are_refused(tiny_folder, train,
     with pytest.raises(ValueError, match="pad=4 of images of 4 x 4"):
         run(tiny_folder, train, tmp_path / "b", pad=4)
     with pytest.raises(ValueError, match="no multiple of accumulate=3"):
-        Tuning(accumulate=3)
+        FinetuneConfig(accumulate=3)
     for misspelt in ({"optimizer": "moun"}, {"dtype": "float16"}):
         with pytest.raises(ValueError, match=f"{next(iter(misspelt.values()))!r}.*expected 'adam' or 'muon'"):
-            Tuning(**misspelt)
+            FinetuneConfig(**misspelt)
     assert not (tmp_path / "b").exists()
 
 
 def test_the_learning_rate_is_a_tenth_of_pretraining_s(tiny, train):
-    assert finetuning._checked(Tuning(pad=1), tiny, train).learning_rate == pytest.approx(3e-4)  # no training.json
+    assert finetuning._checked(FinetuneConfig(pad=1), tiny, train).learning_rate == pytest.approx(
+        3e-4
+    )  # no training.json
     tiny.source["name"] = "fashion-xs"  # at 4e-3
-    assert finetuning._checked(Tuning(pad=1), tiny, train).learning_rate == pytest.approx(4e-4)
+    assert finetuning._checked(FinetuneConfig(pad=1), tiny, train).learning_rate == pytest.approx(4e-4)
 
 
 def test_confusion_and_mistakes_by_hand():

@@ -68,13 +68,13 @@ from pathlib import Path
 from conftest import TINY
 from igpt_lab.training import parallel
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.training.pretraining import Recipe
+from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer
 
 model = ImageGPTForCausalImageModeling(TINY)
 every = sum(w.numel() for name, w in model.named_parameters() if not name.endswith("bias"))
 with parallel.together():
-    trainer = Trainer(model, Recipe(300, shard=True), Path("none"), lambda: None)
+    trainer = Trainer(model, PretrainConfig(300), Path("none"), lambda: None, shard=True)
     mine = [sum(t.to_local().numel() for t in each.values()) for each in (trainer.weights, trainer.moments)]
     Path(sys.argv[1], str(parallel.rank())).write_text(f"{every} {mine[0]} {mine[1]}")
 """

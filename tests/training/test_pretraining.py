@@ -20,12 +20,13 @@ from igpt_lab.core.devices import memory_kept
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import align, losses_of, next_pixel_loss
-from igpt_lab.training import pretraining
+from igpt_lab.training import pretraining, resuming
 from igpt_lab.training import trainer as trainer_module
-from igpt_lab.training.pretraining import Recipe, pretrain, snapshot_steps
+from igpt_lab.training.pretraining import pretrain, snapshot_steps
+from igpt_lab.training.settings import PretrainConfig
 
 TOKENS = np.random.default_rng(0).integers(0, 8, (30, 16)).astype(np.uint16)
-RECIPE = Recipe(
+RECIPE = PretrainConfig(
     steps=9, batch_size=4, warmup=2, learning_rate=0.01, holdout=6, validate=5, log_every=3, save_every=2, snapshots=3,
     dtype="float32", compile=False,
 )  # fmt: skip
@@ -40,10 +41,10 @@ def weights(out):
 
 
 def test_learning_rate_by_hand():
-    recipe = Recipe(steps=110, warmup=10, learning_rate=1.0)
+    recipe = PretrainConfig(steps=110, warmup=10, learning_rate=1.0)
     assert recipe.rate(0) == 0.1 and recipe.rate(9) == 1 and recipe.rate(10) == 1
     assert recipe.rate(60) == pytest.approx(0.5) and recipe.rate(110) == pytest.approx(0)
-    recipe = Recipe(steps=110, warmup=10, learning_rate=1.0, cooldown=20)
+    recipe = PretrainConfig(steps=110, warmup=10, learning_rate=1.0, cooldown=20)
     assert recipe.rate(4) == 0.5 and recipe.rate(89) == recipe.rate(90) == 1
     assert recipe.rate(100) == 0.5 and recipe.rate(109) == 0.05 and recipe.rate(110) == 0
 
@@ -319,12 +320,12 @@ def test_memory_is_not_kept_where_there_is_no_glibc(monkeypatch):
 
 
 def test_what_is_left_open_is_settled_by_the_device_and_the_length_of_the_run():
-    cuda, cpu, long = torch.device("cuda"), torch.device("cpu"), Recipe(steps=10**9)
-    assert Recipe(steps=500).settled(TINY, cuda).dtype == "bfloat16"
-    assert long.settled(TINY, cuda).compile and not Recipe(steps=500).settled(TINY, cpu).compile
-    given = Recipe(steps=10**9, dtype="float32", compile=False)
+    cuda, cpu, long = torch.device("cuda"), torch.device("cpu"), PretrainConfig(steps=10**9)
+    assert PretrainConfig(steps=500).settled(TINY, cuda).dtype == "bfloat16"
+    assert long.settled(TINY, cuda).compile and not PretrainConfig(steps=500).settled(TINY, cpu).compile
+    given = PretrainConfig(steps=10**9, dtype="float32", compile=False)
     assert given.settled(TINY, cuda) == given
-    assert Recipe(steps=500).settled(TINY, cpu).dtype in ("float32", "bfloat16")
+    assert PretrainConfig(steps=500).settled(TINY, cpu).dtype in ("float32", "bfloat16")
 
 
 def test_interrupt_saves_the_step_at_hand(tmp_path, monkeypatch):
@@ -383,7 +384,7 @@ def test_a_run_begins_with_the_weights_of_another_model_and_says_which(tmp_path)
 
 
 def test_batches_are_passes_over_the_training_rows():
-    recipe = Recipe(steps=12, batch_size=5, warmup=0, holdout=1, validate=1)
+    recipe = PretrainConfig(steps=12, batch_size=5, warmup=0, holdout=1, validate=1)
     rows = np.concatenate(list(trainer_module.batches(20, recipe, 0)))
     assert all(sorted(rows[i : i + 20]) == list(range(20)) for i in (0, 20, 40))
     np.testing.assert_array_equal(np.concatenate(list(trainer_module.batches(20, recipe, 7))), rows[35:])
@@ -399,7 +400,7 @@ def test_bad_input(tmp_path):
     assert not (tmp_path / "a").exists()
     run(tmp_path)
     with pytest.raises(ValueError, match="whose recipe differs"):
-        run(tmp_path, recipe=Recipe(steps=10, batch_size=4, warmup=2, holdout=6, validate=5))
+        run(tmp_path, recipe=PretrainConfig(steps=10, batch_size=4, warmup=2, holdout=6, validate=5))
     with pytest.raises(ValueError, match="whose tokens differs"):
         run(tmp_path, tokens=TOKENS[::-1])
     state = tmp_path / "state.safetensors"
@@ -407,11 +408,11 @@ def test_bad_input(tmp_path):
     with pytest.raises(CheckpointError, match="state.safetensors cannot be read"):
         run(tmp_path)
     with pytest.raises(ValueError, match="warmup and cooldown within steps"):
-        Recipe(steps=5)
+        PretrainConfig(steps=5)
     with pytest.raises(ValueError, match="no multiple of accumulate=3"):
-        Recipe(steps=500, accumulate=3)
+        PretrainConfig(steps=500, accumulate=3)
     with pytest.raises(ValueError, match="optimizer='sgd'"):
-        Recipe(steps=500, optimizer="sgd")
+        PretrainConfig(steps=500, optimizer="sgd")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3.5])
@@ -425,6 +426,6 @@ def test_a_loss_that_is_no_number_or_jumps_stops_with_the_last_good_state(tmp_pa
     monkeypatch.setattr(pretraining, "next_pixel_loss", sometimes_bad)
     with pytest.raises(FloatingPointError, match=r"steps 5 to 6 .* last good state is .*state.safetensors, of step 4;"):
         run(tmp_path)
-    with trainer_module._opened(tmp_path / "state.safetensors") as file:
+    with resuming.opened(tmp_path / "state.safetensors") as file:
         assert file.metadata()["step"] == "4"
         assert all(file.get_tensor(name).isfinite().all() for name in file.keys())

@@ -25,7 +25,7 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         "--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do"
     ),
     LIMIT,
-    config="Recipe",
+    config="PretrainConfig",
 )
 def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | None, **options: Any) -> None:
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
@@ -34,7 +34,7 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
 
     chosen = {name: options.pop(name) for name in SHAPE}
     shape = {name: default if chosen[name] is None else chosen[name] for name, default in SHAPE.items()}
-    source, recipe = lab.load_images(images, "train", limit=limit), lab.Recipe(**options)
+    source, recipe = lab.load_images(images, "train", limit=limit), lab.PretrainConfig(**options)
     with parallel.together():
         if init is not None:
             if bert or any(value is not None for value in chosen.values()):
@@ -73,7 +73,7 @@ def _save_palette(source: Any, out: str, shape: dict[str, int]) -> None:
     DEVICE,
     REVISION,
     argument("--class-weights", choices=["balanced"], help="weigh classes inversely to their images"),
-    config="Tuning",
+    config="FinetuneConfig",
 )
 def finetune(
     model: str, images: str, out: str, limit: int | None, random: bool, device: str | None, revision: str | None,
@@ -85,7 +85,7 @@ def finetune(
     loaded = lab.load_model(model, revision=revision, random=random)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     with parallel.together():
-        lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+        lab.finetune(loaded, train, lab.FinetuneConfig(**tuning), out, device=device)
         if parallel.rank():
             return
     classified = lab.classify(lab.load_classifier(out, device=device), test)

@@ -1,0 +1,220 @@
+"""What a run of training steps needs to know, each setting with its help in one place.
+
+The docstrings of the classes and the command line's `--help` are both made from it: see `described`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import shutil
+import textwrap
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self, TypeVar
+
+import torch
+
+from igpt_lab.models.config import ImageGPTConfig
+
+WORTH_COMPILING = 5e13  # multiply-adds, times 2, of a run: minutes on two CPU cores, where compiling takes half of one
+Settings = TypeVar("Settings", bound=type)
+
+
+class Setting(NamedTuple):
+    """A field of settings. `type` as it is annotated, such as "float | None"; `default` is MISSING where required."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+def setting(text: str, default: Any = MISSING) -> Any:
+    """A field of settings with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+def redefined(settings: type, name: str, default: Any) -> Any:
+    """A field of the base `settings` with another default, and the same help."""
+    (text,) = (entry.help for entry in described(settings) if entry.name == name)
+    return setting(text, default)
+
+
+def described(settings: type) -> list[Setting]:
+    """The fields of a dataclass of settings, in order."""
+    return [Setting(entry.name, str(entry.type), entry.default, entry.metadata["help"]) for entry in fields(settings)]
+
+
+def documented(settings: Settings) -> Settings:
+    """Put a line for each field under the docstring of a dataclass of settings."""
+    lines = [inspect.cleandoc(settings.__doc__ or ""), "", "Args:"]
+    for name, kind, default, text in described(settings):
+        facts = kind if default is MISSING else f"{kind}, default {default!r}"
+        lines.append(textwrap.fill(f"{name} ({facts}): {text}", 116, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    settings.__doc__ = "\n".join(lines)
+    return settings
+
+
+@documented
+@dataclass(frozen=True)
+class TrainConfig(ABC):
+    """What every run of optimiser steps needs, whatever its loss is."""
+
+    steps: int = setting("optimiser steps of the whole run")
+    batch_size: int = setting("images of a step", 128)
+    _: KW_ONLY
+    cooldown: int = setting("last steps in which the learning rate falls to 0 in a straight line", 0)
+    betas: tuple[float, float] = setting("Adam's decay rates of its two moments", (0.9, 0.95))
+    optimizer: str = setting(
+        "'adam', or 'muon' for the blocks' matrices (Jordan et al., 2024, at Adam's learning rate), Adam for the rest",
+        "adam",
+    )
+    clip: float | None = setting("largest norm of the gradient; None does not bound it", None)
+    flip: bool = setting("mirror every second image, at random", False)
+    accumulate: int = setting("equal parts of a batch, one after another", 1)
+    log_every: int = setting("steps from one row of the log to the next", 100)
+    save_every: int = setting("steps from one save of the full state to the next", 50)
+    spike: float = setting(
+        "the run stops when the loss of the steps since the last save is so many nats above the lowest before", 1.0
+    )
+    seed: int = setting("of the split, of the batches, and of what is random in them", 0)
+    dtype: str | None = setting(
+        "of matrix products, 'float32' or 'bfloat16'; None: bfloat16 where the processor multiplies it", None
+    )
+    compile: bool | None = setting("compile the blocks; None: where that pays", None)
+    recompute: bool = setting("compute activations again in the backward pass, for models that are too large", False)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.log_every, self.save_every) < 1:
+            raise ValueError(f"expected steps, batch_size, log_every and save_every above 0; got {self}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
+        if self.optimizer not in ("adam", "muon") or self.dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(
+                f"optimizer={self.optimizer!r}, dtype={self.dtype!r}; expected 'adam' or 'muon', and 'float32' or "
+                "'bfloat16' (float16 overflows in ImageGPT)"
+            )
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+
+    def settled(self, config: ImageGPTConfig, device: torch.device) -> Self:
+        """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
+        dtype, compiled = self.dtype, self.compile
+        on_cpu, on_cuda = device.type == "cpu", device.type == "cuda"
+        if dtype is None:
+            gains = on_cuda or on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False)
+            dtype = "bfloat16" if gains else "float32"
+        if compiled is None:
+            weights = 12 * config.n_layer * config.n_embd**2
+            pays = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
+            has_compiler = on_cuda or on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None
+            compiled = pays and has_compiler
+        return replace(self, dtype=dtype, compile=compiled)
+
+
+@documented
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    """The paper's pretraining: Adam 0.9 / 0.95, linear warm-up, cosine to 0, no weight decay, no dropout, no biases.
+
+    With `cooldown` above 0 the learning rate stays after the warm-up, in place of the cosine, and then falls.
+    """
+
+    learning_rate: float = setting("the highest one, at the end of the warm-up", 3e-3)
+    warmup: int = setting("first steps, in which the learning rate rises from 0 in a straight line", 200)
+    _: KW_ONLY
+    holdout: int = setting("images that are drawn from the data and never trained on", 3000)
+    validate: int = setting("the first so many of the images held out are scored for each row of the log", 500)
+    snapshots: int = setting("float16 weights that are kept, at evenly spaced steps", 6)
+    masked: float = setting(
+        "probability with which a pixel is hidden from a bidirectional model, whose loss is that of hidden pixels", 0.15
+    )
+    shard: bool = setting(
+        "each of several processes holds its share of weights, gradients and moments, for models that are larger still",
+        False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.warmup <= self.steps - self.cooldown <= self.steps:
+            raise ValueError(f"expected warmup and cooldown within steps; got {self}")
+        if not 0 < self.validate <= self.holdout:
+            raise ValueError(f"validate={self.validate} of holdout={self.holdout} images; expected 1..holdout")
+        if not 0 < self.masked < 1:
+            raise ValueError(f"masked={self.masked}; expected a share of the pixels, above 0 and below 1")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: linear up to `warmup`, half a cosine or `cooldown` down to 0 at `steps`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.cooldown:
+            return self.learning_rate * min(1, (self.steps - step) / self.cooldown)
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@documented
+@dataclass(frozen=True)
+class FinetuneConfig(TrainConfig):
+    """The paper's fine-tuning: L_gen + L_clf, Adam 0.9 / 0.95, a constant learning rate, stopped early on validation.
+
+    The images held out are scored for each row of the log. The lowest L_clf, finer than an accuracy, decides which
+    weights are kept. Without any held out the run ends after `steps`, with the last weights. The paper has no cooldown.
+    """
+
+    steps: int = redefined(TrainConfig, "steps", 2000)
+    learning_rate: float | None = setting(
+        "of the backbone; None: a tenth of that in the model's training.json, or else of pretraining's default", None
+    )
+    _: KW_ONLY
+    flip: bool = redefined(TrainConfig, "flip", True)
+    log_every: int = redefined(TrainConfig, "log_every", 50)
+    head_rate: float = setting("times the learning rate is that of the class head", 1.0)
+    generative: float = setting("weight of L_gen, in nats per token", 1.0)
+    classifying: float = setting("weight of L_clf, in nats per image", 1.0)
+    layer: int | None = setting("the head sits on the mean over positions of layer 1..L; None: the last, ln_f", None)
+    freeze_below: int = setting("nothing learns below this layer", 0)
+    head_only: bool = setting("nothing learns but the head", False)
+    per_class: int | None = setting("labels of each class that are used, and nothing else; None: all", None)
+    draw: int = setting("which subset of `per_class` labels, as in few_per_class", 0)
+    class_weights: str | tuple[float, ...] | None = setting(
+        "one for each class, or 'balanced', inverse to its images; scaled to a mean of 1 over the training images", None
+    )
+    pad: int = setting("reflect so many pixels around an image and crop its size at random; 0 does neither", 4)
+    augment: str | None = setting(
+        "'tokens' flips and crops tokens, 'images' does so before they are resized; None: tokens where the images have "
+        "the model's size, and both give the same",
+        None,
+    )
+    holdout: float = setting("fraction of each class that is held out for validation", 0.1)
+    patience: int = setting("rows of the log without a lower validation loss that end the run", 10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience < 1 or not 0 <= self.cooldown <= self.steps:
+            raise ValueError(
+                f"patience={self.patience}, cooldown={self.cooldown}; expected patience above 0, and cooldown from 0 "
+                f"to steps={self.steps}"
+            )
+        if self.generative < 0 or self.classifying <= 0 or not 0 <= self.holdout < 1:
+            raise ValueError(f"expected generative >= 0, classifying > 0 and holdout in [0, 1); got {self}")
+        if self.augment not in (None, "tokens", "images") or self.pad < 0:
+            raise ValueError(
+                f"augment={self.augment!r}, pad={self.pad}; expected 'tokens', 'images' or None, and pad >= 0 (flip "
+                "False and pad 0 change no image)"
+            )
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: the same until `cooldown` begins."""
+        if self.learning_rate is None:
+            raise ValueError("learning_rate is None, which `finetune` fills in for a model; expected a number")
+        return self.learning_rate * min(1, (self.steps - step) / self.cooldown) if self.cooldown else self.learning_rate
+
+    @property
+    def draws_pixels(self) -> bool:
+        """Is there an L_gen that anything learns from?"""
+        return self.generative > 0 and not self.head_only
