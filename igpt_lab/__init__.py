@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Drawn": "sampling.sampling",
+    "ExtractionSettings": "features.settings",
     "FeatureStore": "features.store",
     "Features": "probing.probes",
     "ImageGPTConfig": "models.config",
@@ -23,6 +24,7 @@ _HOME = {
     "Recipe": "training.pretraining",
     "RunRecord": "core.provenance",
     "SIZES": "models.config",
+    "StoreWriter": "features.writing",
     "StoredLayers": "features.store",
     "Tuning": "training.finetuning",
     "ablate_protocol": "probing.ablation",
@@ -40,6 +42,8 @@ _HOME = {
     "effective_rank": "probing.geometry",
     "explore": "app.explorer.widget",
     "extract": "features.extraction",
+    "extract_on_cluster": "features.on_cluster",
+    "extract_share": "features.extraction",
     "features_of": "sampling.likeness",
     "few_per_class": "images.splits",
     "finetune": "training.finetuning",

@@ -36,12 +36,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def extract(
     model: str, images: str, split: list[str], limit: int | None, store: str, random: bool, revision: str | None,
-    point: list[str], **options,
+    point: list[str], engine: str, scheduler: str | None, deadline: float | None, part: tuple[int, int] | None,
+    **options,
 ) -> None:  # fmt: skip
     """Pooled features of every layer of a model over an image set, into a feature store."""
+    if scheduler and engine != "dask":
+        raise ValueError(f"--scheduler {scheduler} is of --engine dask; give both, or neither")
     splits = [lab.load_images(images, name, limit=limit) for name in split or ["train", "test"]]
     loaded = lab.load_model(model, revision=revision, random=random)
-    print(lab.extract(loaded, splits, store=store, points=point or ["ln_1"], **options).path)
+    options |= {"store": store, "points": point or ["ln_1"]}
+    if engine == "dask":
+        options |= {"scheduler": scheduler, "deadline": deadline, "share": part}
+        filled = lab.extract_on_cluster(loaded, splits, **options)
+    elif part:
+        filled = lab.extract_share(loaded, splits, share=part, **options)
+    else:
+        filled = lab.extract(loaded, splits, **options)
+    print(filled.path)
 
 
 def check(model: str, images: str | None, split: str, device: str | None) -> int:

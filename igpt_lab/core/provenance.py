@@ -29,7 +29,7 @@ PACKAGES = (
 NUMBERS = (
     "images/palette images/processor images/sources images/image_sets images/splits images/tokens "
     "models/config models/imagegpt models/losses models/loading models/checkpoints core/devices "
-    "features/hooks features/store features/extraction"
+    "features/hooks features/settings features/runner features/writing features/extraction"
 ).split()
 STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 
