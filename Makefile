@@ -14,21 +14,27 @@ export UV_COMPILE_BYTECODE := 1
 # A folder of wheels kept for pip serves uv as well; empty elsewhere.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: help reproduce test lab bench lint lock
+.PHONY: help reproduce test lab bench lint lock reference
 
 help:
-	@echo "make reproduce   run every notebook; figures and tables go to results/   (ARGS=--quick for a short run)"
+	@echo "make reproduce   run notebooks 0 to 4 and 6 into results/mine/, compare with the shipped run   (ARGS=--all, --quick)"
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
 	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
-	@echo "make bench       measure against other software, to results/benchmarks/  (BENCH=extract for one of them)"
-	@echo "make lint        check style and formatting"
+	@echo "make bench       measure against other software, to results/mine/         (BENCH=extract for one of them)"
+	@echo "make lint        check style, formatting and types"
+	@echo "make reference   for maintainers: replace the shipped run and the executed notebooks by those of this machine"
 	@echo "make lock        write requirements.lock again                            (ARGS=--upgrade for newer versions)"
 	@echo "Each installs requirements.lock into .venv first, when that is absent or out of date."
 	@echo "Another interpreter: make test PYTHON=python3.12"
 
 reproduce: $(STAMP)
-	@echo "make reproduce: notebooks/ -> results/"
-	@$(BIN)/igpt-lab reproduce --out results $(ARGS)
+	@echo "make reproduce: notebooks/ -> results/mine/"
+	@$(BIN)/igpt-lab reproduce $(ARGS)
+
+# Never part of what a user runs: it writes over files that git keeps.
+reference: $(STAMP)
+	@echo "make reference: notebooks/ -> results/ and notebooks/"
+	@$(BIN)/igpt-lab reproduce --all --renew-reference $(ARGS)
 
 test: $(STAMP)
 	@echo "make test: pytest on tests/"
@@ -39,13 +45,14 @@ lab: $(STAMP)
 	@$(BIN)/igpt-lab lab $(ARGS)
 
 bench: $(STAMP)
-	@echo "make bench: benchmarks/ -> results/benchmarks/"
+	@echo "make bench: benchmarks/ -> results/mine/benchmarks/"
 	@$(BIN)/python -m benchmarks $(BENCH) $(ARGS)
 
 lint: $(STAMP)
-	@echo "make lint: ruff check and ruff format on $(CODE)"
+	@echo "make lint: ruff check and ruff format on $(CODE), mypy on igpt_lab"
 	@$(BIN)/ruff check $(CODE) $(wildcard notebooks)
 	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/mypy
 
 # The stamp comes last, so that an interrupted installation is done again.
 $(STAMP): requirements.lock pyproject.toml

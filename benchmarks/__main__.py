@@ -1,7 +1,8 @@
 """Run benchmarks: `python -m benchmarks [NAME ...] [--quick] [--out FOLDER]`.
 
 A benchmark is a module here with a function `rows(quick)` that yields rows of `harness.row`. Each leaves NAME.csv and
-NAME.md in results/benchmarks. `--quick` is for seeing that it runs: tiny shapes, files in build/benchmarks.
+NAME.md in results/mine/benchmarks. `--quick` is for seeing that it runs: tiny shapes, files in build/benchmarks. The
+shipped tables lie in results/benchmarks, a folder for each processor; maintainers name it with `--out`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main() -> None:
     for name in given.names or NAMES:
         rows, begun = [], time.perf_counter()
         command = f"make bench BENCH={name}" + " ARGS=--quick" * given.quick
-        folder = given.out or ("build/benchmarks" if given.quick else "results/benchmarks")
+        folder = given.out or ("build/benchmarks" if given.quick else "results/mine/benchmarks")
         for row in importlib.import_module(f"benchmarks.{name}").rows(given.quick):
             print(harness.line(row), flush=True)
             rows.append(row)

@@ -5,7 +5,7 @@ import igpt_lab as lab offers the main names; each is imported when it is first 
 
 import difflib
 import importlib
-import sys
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _HOME = {
     "ImageGPTImageProcessor": "images.processor",
     "ImageGPTImageProcessorPil": "images.processor",
     "ImageGPTModel": "models.imagegpt",
-    "LinearProbe": "probing.probes",
+    "LinearProbe": "probing.solvers.linear_probe",
     "Recipe": "training.pretraining",
     "RunRecord": "core.provenance",
     "SIZES": "models.config",
@@ -67,12 +67,14 @@ _HOME = {
     "probe_models": "training.dynamics",
     "probe_few_labels": "probing.few_labels",
     "probe_layers": "probing.probes",
-    "probe_neighbours": "probing.probes",
+    "probe_neighbours": "probing.neighbours",
     "probe_on_cluster": "probing.streaming",
     "probe_streaming": "probing.streaming",
     "record": "features.hooks",
+    "results_folder": "app.runs",
     "sample": "sampling.sampling",
     "spread": "core.significance",
+    "surprisal": "models.losses",
     "surprise": "models.losses",
     "tokenize": "images.tokens",
 }
@@ -93,5 +95,11 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "IPython" in sys.modules:  # in a notebook a failing cell says first what to do
-    importlib.import_module("igpt_lab.core.display").explain_errors()
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext igpt_lab`: a cell that fails says first, in a line, what to do."""
+    importlib.import_module("igpt_lab.core.display").explain_errors(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext igpt_lab`: errors are shown as before."""
+    importlib.import_module("igpt_lab.core.display").leave_errors(ipython)

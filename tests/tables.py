@@ -4,13 +4,14 @@ import itertools
 
 import pandas as pd
 
+from igpt_lab.core.display import MODEL
 from igpt_lab.core.provenance import RunRecord
 
 RECORD = RunRecord("test", {"a": 1}, seed=0, commit="c", versions={})
 
 
 def layer_table() -> pd.DataFrame:
-    rows = [("", layer, a, layer == 1, layer != 2) for layer, a in enumerate((0.5, 0.8, 0.7))]
+    rows = [(MODEL, layer, a, layer == 1, layer != 2) for layer, a in enumerate((0.5, 0.8, 0.7))]
     rows += [("random network", layer, 0.45, layer == 0, True) for layer in range(3)]
     rows += [("raw pixels", 0, 0.6, True, True), ("permuted labels", 1, 0.05, True, True)]
     table = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "chosen", "converged"])
@@ -23,7 +24,7 @@ def cka_table() -> pd.DataFrame:
 
 
 def geometry_table() -> pd.DataFrame:
-    rows = [("", layer, 5 + layer, 20 + layer, 0.5 + layer / 10) for layer in range(3)]
+    rows = [(MODEL, layer, 5 + layer, 20 + layer, 0.5 + layer / 10) for layer in range(3)]
     rows += [("random network", layer, 9, 30, 0.3) for layer in range(3)] + [("raw pixels", 0, 12, 160, 0.75)]
     names = ["intrinsic_dimension", "effective_rank", "label_overlap"]
     table = pd.DataFrame(rows, columns=["control", "layer", *names]).assign(n=1000)

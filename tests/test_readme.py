@@ -1,4 +1,4 @@
-"""README's numbers are those in results/, and its table of differences is that of the tests."""
+"""README's numbers are those of the shipped runs, and its table of differences is that of the tests."""
 
 import ast
 import json
@@ -8,24 +8,28 @@ from pathlib import Path
 import pandas as pd
 
 import igpt_lab as lab
+from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare
 from igpt_lab.features.planning import flops
 
 ROOT = Path(__file__).resolve().parents[1]
+FASHION = ROOT / "results/fashion-xs-fashion-mini"
+CIFAR10 = ROOT / "results/cifar10-xs-cifar10"
+INTEL, AMD = (ROOT / "results/benchmarks" / name for name in ("intel-xeon", "amd-epyc"))
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_layer_numbers():
-    summary = json.loads((ROOT / "results/summary.json").read_text())
-    table = pd.read_csv(ROOT / "results/layer_curve.csv", keep_default_na=False)
-    ours = table[table.control == ""].set_index("layer")
+    summary = json.loads((FASHION / "summary.json").read_text())
+    table = pd.read_csv(FASHION / "layer_curve.csv", keep_default_na=False)
+    ours = table[table.control == MODEL].set_index("layer")
     for layer in (summary["best_layer"], 0, summary["n_layers"]):
         row = ours.loc[layer]
         assert f"{100 * row.test_accuracy:.1f}%" in TEXT
         assert f"[{100 * row.low:.1f}, {100 * row.high:.1f}]" in TEXT
     assert f"| {summary['best_layer']} of 0..{summary['n_layers']} |" in TEXT
     assert f"p = {summary['p_value']:.0e}".replace("e-0", "e-") in TEXT and summary["p_value"] < 0.001
-    comparison = json.loads((ROOT / "results/layer_curve.json").read_text())["config"]["comparison"]
+    comparison = json.loads((FASHION / "layer_curve.json").read_text())["config"]["comparison"]
     difference, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
     assert f"+{difference:.1f} points [{low:.1f}, {high:.1f}]" in TEXT
     for control in ("random network", "permuted labels"):
@@ -41,10 +45,10 @@ def test_layer_numbers():
 
 
 def test_numbers_of_the_colour_model():
-    said, folder = " ".join(TEXT.split()), ROOT / "results/cifar10"
+    said, folder = " ".join(TEXT.split()), CIFAR10
     table = pd.read_csv(folder / "layer_curve.csv", keep_default_na=False)
     comparison = json.loads((folder / "layer_curve.json").read_text())["config"]["comparison"]
-    ours = table[table.control == ""].set_index("layer")
+    ours = table[table.control == MODEL].set_index("layer")
     best, low, high = 100 * ours.loc[comparison["best_layer"], ["test_accuracy", "low", "high"]].astype(float)
     assert f"from {100 * ours.test_accuracy[0]:.1f}% at layer 0 to {best:.1f}% [{low:.1f}, {high:.1f}] at layer" in said
     assert f"at layer {comparison['best_layer']} of 0..{ours.index.max()}" in said
@@ -63,17 +67,17 @@ def test_numbers_of_the_colour_model():
 
 
 def test_few_label_numbers():
-    table = pd.read_csv(ROOT / "results/few_label_curve.csv", keep_default_na=False)
-    chosen = table[(table.control == "") & (table.layer_rule == "chosen")]
+    table = pd.read_csv(FASHION / "few_label_curve.csv", keep_default_na=False)
+    chosen = table[(table.control == MODEL) & (table.layer_rule == "chosen")]
     for k, values in chosen.groupby("k").test_accuracy:
         assert f"| {k} labels a class" in TEXT and f"{100 * values.mean():.1f}% ({100 * values.std():.1f})" in TEXT
 
 
 def test_geometry_numbers():
     said = " ".join(TEXT.split())
-    table = pd.read_csv(ROOT / "results/geometry.csv", keep_default_na=False)
+    table = pd.read_csv(FASHION / "geometry.csv", keep_default_na=False)
     by_control = {control: rows.set_index("layer") for control, rows in table.groupby("control")}
-    ours, random, pixels = (by_control[name] for name in ("", "random network", "raw pixels"))
+    ours, random, pixels = (by_control[name] for name in (MODEL, "random network", "raw pixels"))
     overlap, last = 100 * ours.filter(like="label_overlap"), ours.index.max()
     best = overlap.label_overlap.idxmax()
     ends = {layer: f"[{row.label_overlap_low:.1f}, {row.label_overlap_high:.1f}]" for layer, row in overlap.iterrows()}
@@ -92,14 +96,14 @@ def test_geometry_numbers():
     high = rank.idxmax()
     assert f"from {rank[0]:.1f} to {rank[high]:.1f} of {ours.n_features[0]} at layer {high} and ends at" in said
     assert f"ends at {rank[last]:.1f}. All layers" in said
-    similar, against = (pd.read_csv(ROOT / f"results/{name}.csv") for name in ("cka", "cka_random"))
+    similar, against = (pd.read_csv(FASHION / f"{name}.csv") for name in ("cka", "cka_random"))
     least = similar.loc[similar.cka.idxmin()]
     assert f"at least {least.cka:.3f} between any two (layers {min(least.layer, least.other_layer):.0f}" in said
     assert f"between {against.cka.min():.3f} and {against.cka.max():.3f} with a layer of the random network" in said
 
 
-def protocol(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    config = json.loads((ROOT / folder / "protocol.json").read_text())["config"]
+def protocol(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    config = json.loads((folder / "protocol.json").read_text())["config"]
     return pd.DataFrame(config["effects"]), pd.DataFrame(config["settings"])
 
 
@@ -108,7 +112,7 @@ def points(row: pd.Series) -> str:
 
 
 def test_protocol_numbers():
-    found = {folder: protocol(folder) for folder in ("results", "results/cifar10")}
+    found = {folder: protocol(folder) for folder in (FASHION, CIFAR10)}
     for factor in ("alignment", "point", "scaling", "solver", "recipe"):
         cells = []
         for effects, _ in found.values():
@@ -121,7 +125,7 @@ def test_protocol_numbers():
 def test_protocol_words():
     said, ours = " ".join(TEXT.split()), ["sos", "ln_1", "standardised", "converged"]
     drops = []
-    for folder in ("results", "results/cifar10"):
+    for folder in (FASHION, CIFAR10):
         settings = protocol(folder)[1].set_index(["alignment", "point", "scaling", "solver"])
         rows = settings[settings.recipe == "port"].iloc[0], settings.loc[tuple(ours)]
         drops += [f"{100 * r['drop']:.1f} points [{100 * r.drop_low:.1f}, {100 * r.drop_high:.1f}]" for r in rows]
@@ -129,7 +133,7 @@ def test_protocol_words():
     assert (
         "Its drop is {} where ours is {} on `fashion-mini`, and {} where ours is {} on CIFAR-10".format(*drops) in said
     )
-    effects = protocol("results/cifar10")[0].set_index(["factor", "others", "at"]).sort_index()
+    effects = protocol(CIFAR10)[0].set_index(["factor", "others", "at"]).sort_index()
     worst, mild = (
         points(effects.loc["solver", others, "last layer"])
         for others in ("sos, resid_pre, unscaled", "sos, ln_1, standardised")
@@ -143,7 +147,7 @@ def test_protocol_words():
     )
     start, in_colour = (
         effects[(effects.factor == "alignment") & (effects.others == "average")].set_index("at")
-        for effects in (protocol("results")[0], effects.reset_index())
+        for effects in (protocol(FASHION)[0], effects.reset_index())
     )
     gains = points(start.loc["chosen layer"]).replace(" ", " points ", 1), points(start.loc["last layer"])
     assert "The start token gains {} at the chosen layer of `fashion-xs` and {} at its last".format(*gains) in said
@@ -155,7 +159,7 @@ def test_protocol_words():
 
 
 def test_speed_of_images_to_tokens():
-    table = pd.read_csv(ROOT / "results/benchmarks/pixels.csv")
+    table = pd.read_csv(INTEL / "pixels.csv")
     cold, warm = table[table.case.str.startswith("ImageGPTImageProcessorPil, Pillow images")].itertuples()
     said = " ".join(TEXT.split())
     assert f"{cold.ratio:.1f} times as fast as with the port's Pillow class, {warm.ratio:.1f} times once" in said
@@ -164,7 +168,7 @@ def test_speed_of_images_to_tokens():
 
 
 def test_speed_of_extraction():
-    table = pd.read_csv(ROOT / "results/benchmarks/extract.csv")
+    table = pd.read_csv(AMD / "extract.csv")
     said = " ".join(TEXT.split())
 
     def ours(case, metric="speed"):
@@ -186,7 +190,7 @@ def test_speed_of_extraction():
 
 
 def test_time_of_two_workers():
-    table = pd.read_csv(ROOT / "results/benchmarks/cluster.csv")
+    table = pd.read_csv(INTEL / "cluster.csv")
     seconds, share = table.ours
     said = " ".join(TEXT.split())
     assert f"one thread each take {share:.2f} of the time of one such worker, {seconds:.1f} s against" in said
@@ -194,7 +198,7 @@ def test_time_of_two_workers():
 
 
 def test_speed_of_drawing():
-    table = pd.read_csv(ROOT / "results/benchmarks/sample.csv")
+    table = pd.read_csv(AMD / "sample.csv")
     steps = table[(table.metric == "step")].set_index("case")
     for case, row in steps.iterrows():
         name = "size S" if "(S)" in case else "`fashion-xs`' shape"
@@ -217,7 +221,7 @@ def drawing_rows():
 
 
 def test_speed_of_a_training_step():
-    table = pd.read_csv(ROOT / "results/benchmarks/train.csv")
+    table = pd.read_csv(AMD / "train.csv")
     table = table[table.metric == "training"]
     for case, rows in table.groupby("case"):
         cells = [f"{row.ours:,.0f} | {row.peer:,.0f} | {row.ratio:.2f}" for row in rows.itertuples()]
@@ -226,14 +230,14 @@ def test_speed_of_a_training_step():
 
 
 def test_speed_of_the_explorer():
-    table = pd.read_csv(ROOT / "results/benchmarks/explorer.csv").set_index("metric")
+    table = pd.read_csv(INTEL / "explorer.csv").set_index("metric")
     step, slowest = table.loc["step of the slider"], table.loc["slowest step"]
     assert f"layers takes {step.ours:.1f} ms, {slowest.ours:.0f} ms at most" in " ".join(TEXT.split())
     assert f"takes {step.peer:.1f} ms, without" in " ".join(TEXT.split()) and slowest.ours < 150
 
 
 def test_likeness_of_samples():
-    table = pd.read_csv(ROOT / "results/likeness.csv").set_index("measure")
+    table = pd.read_csv(FASHION / "likeness.csv").set_index("measure")
     for measure, scale, digits in (("palette", 1, 3), ("patches", 1, 3), ("classifier", 100, 1)):
         row = scale * table.loc[measure]
         for value, low, high in ((row.value, row.low, row.high), (row.floor, row.floor_low, row.floor_high)):
@@ -243,22 +247,34 @@ def test_likeness_of_samples():
 
 
 def test_every_difference_is_shown_and_every_one_shown_is_named():
-    tree = ast.parse((ROOT / "tests/test_differences.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "tests/models/test_differences.py").read_text(encoding="utf-8"))
     there = [it.name for it in tree.body if isinstance(it, ast.FunctionDef) and it.name.startswith("test_")]
     rows = re.findall(r"^\|([^|]+)\|([^|]+)\|([^|]+)\| (accident|choice) \| `(test_\w+)` \|$", TEXT, re.MULTILINE)
     assert sorted(row[-1] for row in rows) == sorted(there)
 
 
-def test_modules_are_those_there_are():
-    modules = {path.stem for path in (ROOT / "igpt_lab").glob("*.py")} - {"__init__", "__main__"}
-    section = TEXT.partition("## The package")[2]
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == modules
+def test_every_folder_and_file_of_the_package_is_listed():
+    package = ROOT / "igpt_lab"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXT.partition("## The package")[2], re.MULTILINE)) == rooms
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = {
+        f"{section.partition(':')[0]}/{name}"
+        for section in page.split("\n### ")[1:]
+        for name in re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE)
+    }
+    files = {
+        path.relative_to(package).with_suffix("").as_posix()
+        for room in rooms
+        for path in (package / room).rglob("*.py")
+    }
+    assert listed == {file for file in files if not file.endswith("__init__")}
 
 
 def test_fine_tuning_numbers():
     said = " ".join(TEXT.split())
-    config = json.loads((ROOT / "results/fine_tuned.json").read_text())["config"]
-    images = pd.read_csv(ROOT / "results/fine_tuned.csv")
+    config = json.loads((FASHION / "fine_tuned.json").read_text())["config"]
+    images = pd.read_csv(FASHION / "fine_tuned.csv")
     right = (images.label == images.predicted).to_numpy()
     assert f"**{100 * right.mean():.1f}%** [{100 * config['low']:.1f}, {100 * config['high']:.1f}] on its 4,000" in said
     for column, against in (("probe_correct", "the best layer's probe"), ("pixels_correct", "raw pixels")):
@@ -266,23 +282,23 @@ def test_fine_tuning_numbers():
         p = f"{found.p_value:.0e}" if found.p_value < 0.001 else f"{found.p_value:.3f}"
         points = f"{100 * found.difference:+.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}]"
         assert re.search(rf"{re.escape(points)} against {against}[^()]*\(p = {re.escape(p)}\)", said), (points, p)
-    table = pd.read_csv(ROOT / "results/fine_tuning.csv", dtype={"labels": str})
+    table = pd.read_csv(FASHION / "fine_tuning.csv", dtype={"labels": str})
     for method, rows in table.groupby("method"):
         row, few = rows[rows.labels == "all"].iloc[0], rows[rows.labels == "25"].test_accuracy
         last = f"{100 * few.mean():.1f}% ({100 * few.std():.1f})" if len(few) else ""
         cell = f"| {100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}] | {last}"
         assert f"| {method} {cell.strip()} |" in said
-    curves = pd.DataFrame(json.loads((ROOT / "results/fine_tuning.json").read_text())["config"]["curves"])
+    curves = pd.DataFrame(json.loads((FASHION / "fine_tuning.json").read_text())["config"]["curves"])
     curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
     for layer, words in ((12, "layer 12 goes from {:.1f} to {:.1f}% (L_gen + L_clf) and {:.1f}% (L_clf alone)"),
                          (20, "the last from {:.1f} to {:.1f} and {:.1f}%")):  # fmt: skip
-        values = curves.loc[layer, ["", "after L_gen + L_clf", "after L_clf alone"]]
+        values = curves.loc[layer, [MODEL, "after L_gen + L_clf", "after L_clf alone"]]
         assert words.format(*values) in said
 
 
 def test_dynamics_numbers():
     said = " ".join(TEXT.split())
-    table = pd.read_csv(ROOT / "results/cifar10/training_dynamics.csv").set_index("step")
+    table = pd.read_csv(CIFAR10 / "training_dynamics.csv").set_index("step")
     chosen, last = table[table.chosen], table[table.layer == table.layer.max()]
     first, final = chosen.loc[1000], chosen.loc[7000]
     assert f"falls from {first.loss:.3f} to {final.loss:.3f} nats per token" in said
@@ -301,7 +317,7 @@ def test_dynamics_numbers():
         f"a drop of {100 * cooled['drop']:.1f} points [{100 * cooled.drop_low:.1f}, {100 * cooled.drop_high:.1f}]"
         in said
     )
-    small = pd.read_csv(ROOT / "results/training_dynamics.csv")
+    small = pd.read_csv(FASHION / "training_dynamics.csv")
     small = small[small.chosen & (small.step > 0)]
     assert small.step.tolist() == [1000, 3200, 6400]
     assert f"from {small.loss.iloc[0]:.3f} at step 1,000 to {small.loss.iloc[-1]:.3f} at the end" in said
@@ -311,7 +327,7 @@ def test_dynamics_numbers():
 
 
 def test_fine_tuning_numbers_of_the_colour_model():
-    said, folder = " ".join(TEXT.split()), ROOT / "results/cifar10"
+    said, folder = " ".join(TEXT.split()), CIFAR10
     table = pd.read_csv(folder / "fine_tuning.csv")
     rows = table[table.labels == "all"].set_index("method")
     for method in ("L_gen + L_clf", "L_clf alone", "from scratch", "probe, best layer"):
@@ -319,19 +335,19 @@ def test_fine_tuning_numbers_of_the_colour_model():
         assert f"{100 * row.test_accuracy:.1f}% [{100 * row.low:.1f}, {100 * row.high:.1f}]" in said
     curves = pd.DataFrame(json.loads((folder / "fine_tuning.json").read_text())["config"]["curves"])
     curves = 100 * curves.pivot(index="layer", columns="control", values="test_accuracy")
-    before, alone, joint = (curves[name] for name in ("", "after L_clf alone", "after L_gen + L_clf"))
+    before, alone, joint = (curves[name] for name in (MODEL, "after L_clf alone", "after L_gen + L_clf"))
     assert f"from {before[20]:.1f} to {joint[20]:.1f}% (L_gen + L_clf) and {alone[20]:.1f}% (L_clf alone)" in said
     assert f"before, 7, goes from {before[7]:.1f} to {joint[7]:.1f} and {alone[7]:.1f}%" in said
 
 
 def test_few_label_numbers_of_the_colour_model():
-    table = pd.read_csv(ROOT / "results/cifar10/few_label_curve.csv", keep_default_na=False)
+    table = pd.read_csv(CIFAR10 / "few_label_curve.csv", keep_default_na=False)
     chosen = table[table.layer_rule == "chosen"].groupby(["control", "k"]).test_accuracy
     mean, spread = 100 * chosen.mean(), 100 * chosen.std()
-    cases = [(control, k) for k in (25, 400) for control in ("", "raw pixels")]
+    cases = [(control, k) for k in (25, 400) for control in (MODEL, "raw pixels")]
     words = [f"{mean[case]:.1f}% ({spread[case]:.1f})" for case in cases]
     assert "inside them has {}, raw pixels {}; with 400, {} and {}.".format(*words) in " ".join(TEXT.split())
-    like = pd.read_csv(ROOT / "results/cifar10/likeness.csv").set_index("measure")
+    like = pd.read_csv(CIFAR10 / "likeness.csv").set_index("measure")
     like = 100 * like.loc["classifier"]
     assert f"at {like.value:.1f}% [{like.low:.1f}, {like.high:.1f}], where" in " ".join(TEXT.split())
     assert f"{like.floor:.1f}% [{like.floor_low:.1f}, {like.floor_high:.1f}]" in " ".join(TEXT.split())
@@ -366,7 +382,7 @@ def test_numbers_of_the_search_for_a_regime():
         side, colours, layers, width = map(int, shape)
         config = lab.ImageGPTConfig(vocab_size=colours + 1, n_positions=side**2, n_layer=layers, n_embd=width, n_head=1)
         costs.append(int(steps) * flops(config, head=True))
-        own = table[(table.model == name) & table.control.isna()]
+        own = table[(table.model == name) & (table.control == MODEL)]
         best, pixels = own[own.chosen].iloc[0], table[(table.model == name) & table.control.eq("raw pixels")].iloc[0]
         accuracy = f"{100 * best.test_accuracy:.1f}% [{100 * best.low:.1f}, {100 * best.high:.1f}]"
         value = f"{best.drop_p:.3f}" if best.drop_p >= 0.001 else f"{best.drop_p:.0e}".replace("e-0", "e-")

@@ -81,7 +81,8 @@ def faults_of_commands(root: Path) -> list[str]:
     """Every target says what it would run; `.ci/run` ends in the tests, so that their summary is its last line."""
     runs = {
         "help": "make reproduce",
-        "reproduce": ".venv/bin/igpt-lab reproduce --out results",
+        "reproduce": ".venv/bin/igpt-lab reproduce",
+        "reference": ".venv/bin/igpt-lab reproduce --all --renew-reference",
         "test": ".venv/bin/python -m pytest",
         "lab": ".venv/bin/igpt-lab lab",
         "bench": ".venv/bin/python -m benchmarks",

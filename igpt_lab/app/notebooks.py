@@ -1,9 +1,9 @@
-"""The notebooks: where they are, how they are run, what they found; a copy of them, and JupyterLab on it."""
+"""The notebooks: where they are, how they are run; a copy of them, and JupyterLab on it."""
 
 from __future__ import annotations
 
 import ast
-import json
+import difflib
 import os
 import secrets
 import sys
@@ -22,8 +22,10 @@ NOTEBOOKS = (
     "07_training_dynamics",
     "08_fine_tuning",
 )
+LONG = ("05_protocol", "07_training_dynamics", "08_fine_tuning")  # run on demand only
 CURVE = "02_layer_probe"  # the notebook that the summary is of
 QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2, "steps": 3}
+MARKER = "papermill-error-cell-tag"  # of the cells that papermill adds to a notebook that failed
 
 
 def notebooks() -> Path:
@@ -35,88 +37,85 @@ def notebooks() -> Path:
     raise FileNotFoundError(f"no folder notebooks/ with {NOTEBOOKS[0]}.ipynb; run this in a clone of the repository")
 
 
+def parameters(name: str) -> dict:
+    """The parameters of a notebook and their defaults."""
+    import nbformat
+    import papermill
+
+    notebook = nbformat.read(notebooks() / f"{name}.ipynb", as_version=4)
+    return {key: ast.literal_eval(it["default"]) for key, it in papermill.inspect_notebook(notebook).items()}
+
+
 def run_notebook(name: str, values: dict, out: Path, label: str) -> str | None:
-    """Execute one notebook with `values` into OUT/notebooks; returns what failed, naming the notebook and the cell."""
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-    from tqdm.auto import tqdm
+    """Execute one notebook with `values` into OUT/notebooks; returns what failed, naming the notebook and the cell.
 
-    folder = notebooks()
-    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-    with_parameters(notebook, values, folder)
-    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-    failure, where = None, [0]
-    with tqdm(total=cells, desc=label, unit="cell") as bar:
-        client = NotebookClient(
-            notebook, timeout=None, kernel_name="python3", extra_arguments=["--log-level=ERROR"], record_timing=False,
-            store_widget_state=False,
-            resources={"metadata": {"path": str(folder)}}, on_cell_executed=lambda **_: bar.update(),
-            on_cell_start=lambda cell, cell_index: where.__setitem__(0, cell_index),
+    Values that are the notebook's own defaults are not written into it. Raises ValueError for a name that is no
+    parameter of it.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    target = out / "notebooks" / f"{name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    literal = str(target).replace("{", "{{").replace("}", "}}")  # papermill formats a path
+    notebook = nbformat.read(notebooks() / f"{name}.ipynb", as_version=4)
+    reason = ""
+    try:
+        papermill.execute_notebook(
+            notebook, literal, _changed(name, values), kernel_name="python3", cwd=notebooks(),
+            progress_bar={"desc": label}, record_timing=False, store_widget_state=False,
+            extra_arguments=["--log-level=ERROR"],
         )  # fmt: skip
-        try:
-            client.execute()
-        except (CellExecutionError, DeadKernelError) as error:
-            reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else "the kernel died"
-            failure = f"notebook {name}, cell {where[0] + 1} failed: {reason}"
-    _tidy(notebook)
-    atomic_write(out / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-    return failure
+    except PapermillExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        reason = "the kernel died"
+    executed = nbformat.read(target, as_version=4)
+    begun = sum(bool(cell.metadata.get("papermill", {}).get("start_time")) for cell in executed.cells)
+    _tidy(executed)
+    atomic_write(target, nbformat.writes(executed) + "\n")
+    return f"notebook {name}, cell {begun} failed: {reason}" if reason else None
 
 
-def with_parameters(notebook, values: dict, folder: Path) -> None:
-    """Set those of `values` that the cell tagged `parameters` names, in a cell behind it, where they differ."""
-    import nbformat
-
-    cells = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ValueError(f"a notebook has one cell tagged `parameters`; this one has {len(cells)}")
-    assigned = ast.parse(notebook.cells[cells[0]].source).body
-    defaults = {a.targets[0].id: ast.literal_eval(a.value) for a in assigned if isinstance(a, ast.Assign)}
-    given = {name: value for name, value in values.items() if name in defaults and value != defaults[name]}
-    if "out" in given and (folder / defaults["out"]).resolve() == Path(given["out"]):
-        del given["out"]
-    if given:
-        lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-        cell = nbformat.v4.new_code_cell(lines, id="injected-parameters", metadata={"tags": ["injected-parameters"]})
-        notebook.cells.insert(cells[0] + 1, cell)
+def _changed(name: str, values: dict) -> dict:
+    """Those of `values` that are not a notebook's defaults; papermill itself takes any name."""
+    own = parameters(name)
+    for key in values:
+        if key not in own:
+            close = difflib.get_close_matches(key, own, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own)}"
+            raise ValueError(f"notebook {name} has no parameter {key!r}; {hint}")
+    return {key: value for key, value in values.items() if value != own[key]}
 
 
 def _tidy(notebook) -> None:
-    """Leave no progress bars in an executed notebook, they differ from run to run; of a widget keep its page."""
-    notebook.metadata.pop("widgets", None)
+    """Leave in an executed notebook what is the same in every run, and of a widget its page.
+
+    Progress bars go, and what papermill adds: times, error markers, empty tags, a random id.
+    """
     widget = "application/vnd.jupyter.widget-view+json"
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.pop("papermill", None)
+    notebook.cells = [cell for cell in notebook.cells if MARKER not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            for output in cell.outputs:
-                if "text/html" in output.get("data", {}):
-                    output["data"].pop(widget, None)
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if widget not in output.get("data", {})
-                and not (output.get("name") == "stderr" and "%|" in output.get("text", ""))
-            ]
-
-
-def summary(out: Path) -> dict:
-    """The layer curve's main numbers, read from the files that the notebooks left."""
-    import pandas as pd
-
-    table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
-    ours = table[table.control == ""].set_index("layer")
-    best = ours[ours.chosen.astype(str) == "True"].iloc[0]
-    comparison = json.loads((out / "layer_curve.json").read_text())["config"]["comparison"]
-    return {
-        "n_layers": int(ours.index.max()),
-        "best_layer": int(best.name),
-        "best_accuracy": float(best.test_accuracy),
-        "best_interval": [float(best.low), float(best.high)],
-        "first_accuracy": float(ours.test_accuracy[ours.index.min()]),
-        "last_accuracy": float(ours.test_accuracy[ours.index.max()]),
-        "p_value": float(comparison["p_value"]),
-        "test_rows": int(best.n_test),
-    }
+        cell.metadata.pop("papermill", None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
+        if cell.cell_type != "code":
+            continue
+        for output in cell.outputs:
+            if "text/html" in output.get("data", {}):
+                output["data"].pop(widget, None)
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if widget not in output.get("data", {})
+            and not (output.get("name") == "stderr" and "%|" in output.get("text", ""))
+        ]
 
 
 def copy_notebooks(source: Path, folder: Path) -> tuple[list[Path], list[Path]]:

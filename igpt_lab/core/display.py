@@ -1,11 +1,17 @@
 """What a notebook shows: an object as a small HTML card, and an error as one line of advice before its traceback."""
 
+from __future__ import annotations
+
 import base64
 import html
-import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODEL = "model"  # in the column `control` of a table: the row is of the model itself
 CELL = 'style="text-align:left;padding:0 1em 0 0;border:0;background:none"'
 
 
@@ -47,6 +53,16 @@ def picture(png: bytes, *, words: str) -> str:
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="{look}"/>'
 
 
+def control_names(column: pd.Series) -> pd.Series:
+    """The column `control` of a table with MODEL for the model itself; older tables had an empty string there."""
+    return column.astype(object).fillna(MODEL).replace("", MODEL)
+
+
+def shown_control(control: str) -> str:
+    """A control's name where a card or a progress bar shows it: nothing for the model itself."""
+    return "" if control == MODEL else control
+
+
 def span(layers: Sequence[int]) -> str:
     """0, 1, 2, 3, 7 as 0..3, 7."""
     runs: list[list[int]] = []
@@ -58,18 +74,23 @@ def span(layers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
+OURS = (Exception,)  # its identity says that the handler is ours
 MEMORY = "out of memory; give a smaller batch_size, or fewer images with limit"
 
 
-def explain_errors() -> None:
-    """In IPython, put a line of advice before the traceback of an error that comes out of this package.
+def explain_errors(shell: Any) -> None:
+    """Put a line of advice before the traceback of an error that comes out of this package, in an IPython shell.
 
     Errors from elsewhere are shown as ever. Where somebody else has set a handler of exceptions, it stays.
     """
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and not shell.custom_exceptions:
-        shell.set_custom_exc((Exception,), _show)
+    if not shell.custom_exceptions:
+        shell.set_custom_exc(OURS, _show)
+
+
+def leave_errors(shell: Any) -> None:
+    """Take back what `explain_errors` did; a handler that somebody else has set stays."""
+    if shell.custom_exceptions is OURS:
+        shell.set_custom_exc((), None)
 
 
 def advice(error: BaseException) -> str | None:
@@ -97,7 +118,9 @@ def _inside(trace: TracebackType | None) -> tuple[str | None, bool]:
     return found, innermost
 
 
-def _show(shell, kind, error, trace, tb_offset=None) -> None:
+def _show(
+    shell: Any, kind: type, error: BaseException, trace: TracebackType | None, tb_offset: int | None = None
+) -> None:
     line = advice(error)
     if line is None:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset, running_compiled_code=True)

@@ -1,5 +1,6 @@
 """What lets a number be trusted later: digests, whole-file-or-nothing writes, and a record of how a result was made."""
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -25,12 +26,17 @@ PACKAGES = (
     "pillow",
     "matplotlib",
 )
-# Modules that make stored numbers.
-NUMBERS = (
-    "images/palette images/processor images/sources images/image_sets images/splits images/tokens "
-    "models/config models/imagegpt models/losses models/loading models/checkpoints core/devices "
-    "features/hooks features/settings features/runner features/writing features/extraction"
-).split()
+MAKER = "features/on_cluster"  # the module that makes stored numbers, with what it imports
+# What it imports without a stored number depending on it, and why.
+NOT_NUMBERS = {
+    "core/cluster": "where and when a part is computed",
+    "core/display": "what a notebook shows",
+    "core/hub": "finds files: what is in them is in a store's key",
+    "core/provenance": "names of stores, and how a file comes to be whole",
+    "core/storage": "where files lie, and who may write them",
+    "features/manifest": "what a store notes of its parts",
+    "features/store": "reads what is stored",
+}
 STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 
 
@@ -92,8 +98,55 @@ def versions() -> dict[str, str]:
 @functools.cache
 def made_by() -> dict[str, str]:
     """`versions`, and a digest of the code that a stored number depends on."""
-    here = Path(__file__).parents[1]
-    return versions() | {"code": digest([(here / f"{name}.py").read_text(encoding="utf-8") for name in NUMBERS])[:16]}
+    return versions() | {"code": digest_of_code(Path(__file__).parents[1])[:16]}
+
+
+def digest_of_code(package: Path) -> str:
+    """SHA-256 of what computes in the modules that make stored numbers: no comment, no docstring, no formatting."""
+    computing: dict[str, list[str]] = {}
+    todo = [MAKER]
+    while todo:
+        name = todo.pop()
+        if (package / name / "__init__.py").is_file():
+            name = f"{name}/__init__"
+        file = package / f"{name}.py"
+        if name not in computing and name not in NOT_NUMBERS and file.is_file():
+            computing[name] = []
+            _flatten(ast.parse(file.read_bytes()), computing[name], todo)
+    return digest(computing)
+
+
+def _flatten(node: object, words: list[str], imports: list[str]) -> None:
+    """Append a syntax tree without positions and docstrings to `words`, and the package's modules it may import.
+
+    In place of `ast.dump`, which writes empty fields or not by the version of Python.
+    """
+    if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "igpt_lab":
+        inside = node.module.split(".")[1:]
+        imports += ["/".join(inside), *("/".join([*inside, alias.name]) for alias in node.names)]
+    elif isinstance(node, ast.Import):
+        imports += ["/".join(alias.name.split(".")[1:]) for alias in node.names if alias.name.startswith("igpt_lab.")]
+    if isinstance(node, ast.AST):
+        words.append(f"{type(node).__name__}(")
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if value is not None and value != []:
+                words.append(name)
+                _flatten(value, words, imports)
+        words.append(")")
+    elif isinstance(node, list):
+        words.append("[")
+        for child in node:
+            if not _is_docstring(child):
+                _flatten(child, words, imports)
+        words.append("]")
+    else:
+        words.append(repr(node))
+
+
+def _is_docstring(node: object) -> bool:
+    """A string that is a statement: it computes nothing, wherever it stands."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def unlike(ours: dict[str, str], theirs: dict[str, str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.stats import beta, binomtest, norm
 from tqdm.auto import tqdm
@@ -174,12 +175,13 @@ def spread(correct_by_draw: Mapping[int, np.ndarray] | Sequence[np.ndarray], *, 
     return Spread(float(mean), deviation, draws, float(low), float(high), n)
 
 
-def exact_interval(hits: np.ndarray, n: np.ndarray, *, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+def exact_interval(hits: npt.ArrayLike, n: npt.ArrayLike, *, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) of a share of `hits` in n, by Clopper and Pearson (1934); arrays allowed, n need not be whole."""
-    hits, misses, alpha = np.asarray(hits, float), np.asarray(n - hits, float), _level(alpha)
-    low = beta.ppf(alpha / 2, np.where(hits > 0, hits, 1), misses + 1)
-    high = beta.isf(alpha / 2, hits + 1, np.where(misses > 0, misses, 1))
-    return np.where(hits > 0, low, 0.0), np.where(misses > 0, high, 1.0)
+    right, alpha = np.asarray(hits, float), _level(alpha)
+    misses = np.asarray(n, float) - right
+    low = beta.ppf(alpha / 2, np.where(right > 0, right, 1), misses + 1)
+    high = beta.isf(alpha / 2, right + 1, np.where(misses > 0, misses, 1))
+    return np.where(right > 0, low, 0.0), np.where(misses > 0, high, 1.0)
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
@@ -267,12 +269,13 @@ def _same_images(a: np.ndarray, b: np.ndarray, index_a: np.ndarray | None, index
         raise ValueError(f"a has {len(a)} test images and b {len(b)}; a paired test needs the same ones")
     if (index_a is None) != (index_b is None):
         raise ValueError("only one index came; expected both of them, or neither")
-    if index_a is None:
+    if index_a is None or index_b is None:
         return
     for name, index in (("index_a", index_a), ("index_b", index_b)):
         if np.shape(index) != a.shape:
             raise ValueError(f"{name} is {np.shape(index)} for {len(a)} test images; expected {a.shape}")
-    if differ := int(np.not_equal(index_a, index_b).sum()):
+    differ = int(np.not_equal(index_a, index_b).sum())
+    if differ:
         raise ValueError(
             f"{differ} of {len(a)} test images differ between a and b; sort both by index, take the shared"
         )

@@ -11,17 +11,18 @@ A point is a place in a block; layer l is block l. Two points have a layer L as 
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from igpt_lab.models.losses import align
+from igpt_lab.models.losses import align, check_alignment
 
 POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
-POOLS = ("mean", "last", "max", "grid:g")
 # point -> (module of the block, is it that module's input?); "" is the block itself
 PLACES = {
     "resid_pre": ("ln_1", True),
@@ -37,17 +38,17 @@ PLACES = {
 class Pooled:
     """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
 
-    def __init__(self, trunk: nn.Module, layers: dict[str, list[int]]):
-        self.layers, self._trunk, self._running = layers, trunk, False
+    def __init__(self, backbone: nn.Module, layers: dict[str, list[int]]):
+        self.layers, self._backbone, self._running = layers, backbone, False
         self._values: dict[tuple[str, int], Tensor] = {}
         self._stats: dict[tuple[str, int], Tensor] = {}
         self._stops = False
 
     def run(self, *inputs, **named) -> None:
-        """The trunk's forward pass, only as far as what is recorded: the blocks above, and the head, do not run."""
+        """The backbone's forward pass, only as far as what is recorded: the blocks above, and the head, do not run."""
         self._stops = True
         try:
-            self._trunk(*inputs, **named)
+            self._backbone(*inputs, **named)
         except _Enough:
             self._end()
         finally:
@@ -97,26 +98,27 @@ def record(
 ) -> Iterator[Pooled]:
     """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
 
-    `pool`: `mean` over all T positions, `last`, `max`, or `grid:g` (means of g x g image regions, concatenated).
+    `pool`: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated), or
+    `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order).
     `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
     as they come. The hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of
     hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
     pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
     """
-    trunk = getattr(model, "transformer", model)
-    trunk = getattr(trunk, "_orig_mod", trunk)
-    wanted = {point: layers_of(point, len(trunk.h), layers) for point in points}
-    reduce, pooled = pooling(pool), Pooled(trunk, wanted)
+    backbone = getattr(model, "transformer", model)
+    backbone = getattr(backbone, "_orig_mod", backbone)
+    wanted = {point: layers_of(point, len(backbone.h), layers) for point in points}
+    reduce, pooled = pooling(pool), Pooled(backbone, wanted)
     places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
     last = max(places, key=lambda place: (place[1], POINTS.index(place[0])), default=None)
-    handles = [trunk.register_forward_pre_hook(lambda *_: pooled._begin())]
+    handles = [backbone.register_forward_pre_hook(lambda *_: pooled._begin())]
     try:
         if alignment is not None:
-            align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
-            handles.append(trunk.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
+            check_alignment(alignment, model.config)
+            handles.append(backbone.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
         for place in places:
-            handles.append(_attach(trunk, *place, reduce, pooled, place == last))
-        handles.append(trunk.register_forward_hook(lambda *_: pooled._end()))
+            handles.append(_attach(backbone, *place, reduce, pooled, place == last))
+        handles.append(backbone.register_forward_hook(lambda *_: pooled._end()))
         with _uncompiled(model):
             yield pooled
     finally:
@@ -125,7 +127,7 @@ def record(
 
 
 def _aligned(alignment: str, config):
-    """A hook that aligns a trunk's `input_ids`, its first argument."""
+    """A hook that aligns a backbone's `input_ids`, its first argument."""
 
     def hook(_, inputs: tuple, named: dict) -> tuple[tuple, dict]:
         if inputs:
@@ -157,35 +159,91 @@ def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> l
     return [layer % count for layer in layers]
 
 
-def pooling(name: str):
-    """The function (N, T, D) -> float32 (N, D') of a pooling's name."""
-    if name == "mean":
-        return lambda x: x.mean(dim=1, dtype=torch.float32)
-    if name == "last":
-        return lambda x: x[:, -1].float()
-    if name == "max":
-        return lambda x: x.amax(dim=1).float()
-    kind, _, cells = name.partition(":")
-    if kind == "grid" and cells.isdecimal() and int(cells) > 0:
-        return lambda x: _grid(x, int(cells))
-    raise ValueError(f"pool {name!r}; expected one of {POOLS}, g the number of regions a side")
+@dataclass(frozen=True)
+class Pooling:
+    """A way from states (N, T, D) to features, float32 (N, width(D)): calling it reduces."""
+
+    name: str
+    vectors: int  # of width D, one behind the other
+    reduce: Callable[[Tensor], Tensor]
+    check: Callable[[int], None] = lambda positions: None  # raises ValueError where it is not for so many positions
+
+    def width(self, states: int) -> int:
+        """D', for states of width D."""
+        return self.vectors * states
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.check(x.shape[1])
+        return self.reduce(x)
 
 
-def _grid(x: Tensor, cells: int) -> Tensor:
-    """Means of cells x cells regions, raster order: (N, T, D) -> float32 (N, cells^2 D)."""
-    n, positions, width = x.shape
-    side = round(positions**0.5)
-    if side * side != positions or side % cells:
-        raise ValueError(f"grid:{cells} needs a square image whose side is a multiple of {cells}; T is {positions}")
-    x = x.view(n, cells, side // cells, cells, side // cells, width)
-    return x.mean(dim=(2, 4), dtype=torch.float32).reshape(n, cells * cells * width)
+def pooling(name: str) -> Pooling:
+    """A pooling by its name, one of `POOLS`; ValueError for any other."""
+    for pattern, make in POOLINGS.values():
+        if match := re.fullmatch(pattern, name):
+            return make(name, *match.groups())
+    close = difflib.get_close_matches(name, POOLS, n=1)
+    raise ValueError(f"pool {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}expected one of {POOLS}")
 
 
-def _attach(trunk: nn.Module, point: str, layer: int, reduce, pooled: Pooled, last: bool):
+def _mean(name: str) -> Pooling:
+    return Pooling(name, 1, lambda x: x.mean(dim=1, dtype=torch.float32))
+
+
+def _last(name: str) -> Pooling:
+    return Pooling(name, 1, lambda x: x[:, -1].float())
+
+
+def _max(name: str) -> Pooling:
+    return Pooling(name, 1, lambda x: x.amax(dim=1).float())
+
+
+def _grid(name: str, regions: str) -> Pooling:
+    """Means of g x g regions of the image, in raster order."""
+    cells = int(regions)
+
+    def check(positions: int) -> None:
+        side = round(positions**0.5)
+        if side * side != positions or side % cells:
+            raise ValueError(f"{name} needs a square image whose side is a multiple of {cells}; T is {positions}")
+
+    def reduce(x: Tensor) -> Tensor:
+        n, positions, width = x.shape
+        side = round(positions**0.5)
+        x = x.view(n, cells, side // cells, cells, side // cells, width)
+        return x.mean(dim=(2, 4), dtype=torch.float32).reshape(n, cells * cells * width)
+
+    return Pooling(name, cells * cells, reduce, check)
+
+
+def _at(name: str, positions: str) -> Pooling:
+    """The states at these positions, in the order given."""
+    places = [int(place) for place in positions.split(",")]
+
+    def check(positions: int) -> None:
+        if max(places) >= positions:
+            raise ValueError(f"{name}: no position {max(places)}; expected positions from 0 to {positions - 1}")
+
+    return Pooling(name, len(places), lambda x: x[:, places].flatten(1).float(), check)
+
+
+NUMBER = "0|[1-9][0-9]*"
+# A pooling's form -> what its names look like, and what makes it of its name and of what the groups match.
+POOLINGS: dict[str, tuple[str, Callable[..., Pooling]]] = {
+    "mean": ("mean", _mean),
+    "last": ("last", _last),
+    "max": ("max", _max),
+    "grid:g": ("grid:([1-9][0-9]*)", _grid),
+    "at:p,...": (f"at:((?:{NUMBER})(?:,(?:{NUMBER}))*)", _at),
+}
+POOLS = tuple(POOLINGS)
+
+
+def _attach(backbone: nn.Module, point: str, layer: int, reduce, pooled: Pooled, last: bool):
     """Register the hook of one point of one layer; returns its handle."""
     name, is_input = PLACES[point]
-    block = trunk.h[layer] if layer < len(trunk.h) else None
-    module = trunk.ln_f if block is None else getattr(block, name) if name else block
+    block = backbone.h[layer] if layer < len(backbone.h) else None
+    module = backbone.ln_f if block is None else getattr(block, name) if name else block
 
     def keep(x) -> None:
         if not pooled._running:

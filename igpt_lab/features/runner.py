@@ -104,7 +104,7 @@ class Runner:
     def _nothing(self) -> tuple[Features, Stats]:
         """Of no image: arrays of no rows, as wide as the pooling makes them."""
         config = self.model.config
-        rows = pooling(self.settings.pool)(torch.zeros(0, config.n_positions, config.n_embd)).numpy()
+        rows = np.zeros((0, pooling(self.settings.pool).width(config.n_embd)), np.float32)
         layers = self.settings.layers_at(config)
         names = [f"{point}.{layer}" for point, numbers in layers.items() for layer in numbers]
         return dict.fromkeys(names, rows), {name: [0.0, 0.0, 0] for name in names}

@@ -73,6 +73,7 @@ class ExtractionSettings:
 
         The size of a batch stays open: it suits the device, and a repair may run on another.
         """
+        pooling(self.pool).check(config.n_positions)
         alignment = self.alignment or ("raw" if config.bidirectional else "sos")
         check_alignment(alignment, config)
         dtype = self.dtype or ("bfloat16" if device.type == "cuda" else "float32")

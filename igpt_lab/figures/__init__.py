@@ -1,24 +1,31 @@
-"""Figures: a table -> Axes -> files; torch is never imported."""
+"""Figures: a table or images -> Axes -> files. Nothing here sees a model, and torch is never imported.
 
-from igpt_lab.figures.curves import (
-    CKA_COLUMNS,
+Each function that plots takes a `style`: `paper` (one column of a page, the default), `wide` (two columns) or `talk`.
+In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure` writes as png.
+
+A new figure touches two places: its function, under `@plotting`, in `curves`, `comparisons`, `maps` or `galleries`;
+and its name in the imports and `__all__` below. From there on `save_figure` and `redraw` know it.
+"""
+
+import warnings
+
+from igpt_lab.core.display import MODEL
+from igpt_lab.figures.comparisons import (
     COMPARED_COLUMNS,
-    DYNAMICS_COLUMNS,
     EFFECT_COLUMNS,
-    FEATURE_COLUMNS,
-    FEW_COLUMNS,
-    LAYER_COLUMNS,
     METHOD_COLUMNS,
     PROTOCOL_COLUMNS,
-    cka_map,
-    confusion_matrix,
-    feature_map,
-    few_label_curve,
     fine_tuning,
-    geometry_curves,
-    layer_curve,
     model_comparison,
     protocol_curves,
+)
+from igpt_lab.figures.curves import (
+    DYNAMICS_COLUMNS,
+    FEW_COLUMNS,
+    LAYER_COLUMNS,
+    few_label_curve,
+    geometry_curves,
+    layer_curve,
     training_dynamics,
 )
 from igpt_lab.figures.galleries import (
@@ -30,8 +37,9 @@ from igpt_lab.figures.galleries import (
     row_gallery,
     surprise_gallery,
 )
-from igpt_lab.figures.saving import DRAWN_BY, read_figure, read_table, redraw, save_figure
-from igpt_lab.figures.style import LOOKS, STYLES, Figure
+from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
+from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
+from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
     "cka_map",
@@ -51,15 +59,15 @@ __all__ = [
     "training_dynamics",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
-    "DRAWN_BY",
     "DYNAMICS_COLUMNS",
     "EFFECT_COLUMNS",
     "FEATURE_COLUMNS",
     "FEW_COLUMNS",
+    "FIGURES",
     "Figure",
     "LAYER_COLUMNS",
     "LETTER",
-    "LOOKS",
+    "LINE_STYLES",
     "METHOD_COLUMNS",
     "PROTOCOL_COLUMNS",
     "STRIP",
@@ -69,3 +77,12 @@ __all__ = [
     "redraw",
     "save_figure",
 ]
+
+
+def __getattr__(name: str) -> object:
+    older = {"DRAWN_BY": ("FIGURES", FIGURES), "LOOKS": ("LINE_STYLES", LINE_STYLES | {"": LINE_STYLES[MODEL]})}
+    if name not in older:
+        raise AttributeError(f"igpt_lab.figures has no {name!r}; it has {', '.join(__all__)}")
+    new, value = older[name]
+    warnings.warn(f"figures.{name} is now figures.{new}; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
+    return value

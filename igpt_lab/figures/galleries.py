@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from igpt_lab.figures.style import DPI, STYLES, Figure, drawing, points
+from igpt_lab.figures.style import DPI, STYLES, Figure, plotting, points
 
 STRIP = 20  # png pixels above an image for its title
 LETTER = 12  # png pixels that a letter beside an image may take
 
 
-@drawing
+@plotting
 def gallery(
     images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -31,7 +31,7 @@ def gallery(
     return _show(array, [(x + width / 2, y, text) for (y, x), text in zip(corners, titles or [], strict=False)], ax)
 
 
-@drawing
+@plotting
 def completion_gallery(
     primes: np.ndarray, completions: np.ndarray, originals: np.ndarray, *, prime_rows: int, ax: Axes | None = None
 ) -> Axes:
@@ -59,7 +59,7 @@ def completion_gallery(
     return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], ax)
 
 
-@drawing
+@plotting
 def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, ax: Axes | None = None) -> Axes:
     """uint8 images (R, n, H, W, 3) or (R, n, H, W): R rows of n, each with its label on the left.
 
@@ -79,7 +79,7 @@ def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None 
     return ax
 
 
-@drawing
+@plotting
 def neighbour_gallery(
     samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, ax: Axes | None = None
 ) -> Axes:
@@ -103,7 +103,7 @@ def neighbour_gallery(
     return _show(array[:, :-scale], places, ax)
 
 
-@drawing
+@plotting
 def surprise_gallery(
     images: np.ndarray, bits: np.ndarray, *, columns: int = 8, scale: int = 4, largest: float | None = None,
     ax: Axes | None = None,
@@ -165,8 +165,8 @@ def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axe
     """
     if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
         times = 2 if rcParams["figure.figsize"][0] > STYLES["paper"].width else 1
-        size = [(side * times + 0.01) / DPI for side in array.shape[1::-1]]
-        ax = Figure(figsize=size).add_axes((0, 0, 1, 1))
+        width, height = ((side * times + 0.01) / DPI for side in array.shape[1::-1])
+        ax = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))
     ax.imshow(array, interpolation="none", aspect="equal")
     ax.set_axis_off()
     for x, y, text in titles:

@@ -1,8 +1,6 @@
-"""Tables and images -> figures -> files, and from those files the same figures again. Never imports torch.
+"""Figures -> files, and from those files the same figures again.
 
-Offers every function of `curves` and `galleries`. Each takes a `style`: `paper` (one column of a page, the default),
-`wide` (two columns) or `talk`. In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure`
-writes as png. What is added to a figure after it was drawn is saved, but not drawn again by `redraw`.
+What is added to a figure after it was plotted is saved, but not plotted again by `redraw`.
 """
 
 import base64
@@ -12,68 +10,51 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from igpt_lab.core.display import control_names
 from igpt_lab.core.provenance import RunRecord, atomic_write, digest
-from igpt_lab.figures.curves import (
-    cka_map,
-    confusion_matrix,
-    feature_map,
-    few_label_curve,
-    fine_tuning,
-    geometry_curves,
-    layer_curve,
-    model_comparison,
-    protocol_curves,
-    training_dynamics,
-)
-from igpt_lab.figures.galleries import completion_gallery, gallery, neighbour_gallery, row_gallery, surprise_gallery
-from igpt_lab.figures.style import UNDATED, render
-
-DRAWN_BY = {
-    function.__name__: function
-    for function in (
-        layer_curve, few_label_curve, cka_map, geometry_curves, protocol_curves, confusion_matrix, feature_map,
-        fine_tuning, training_dynamics, model_comparison, gallery, completion_gallery, row_gallery, neighbour_gallery,
-        surprise_gallery,
-    )
-}  # fmt: skip
+from igpt_lab.figures.style import FIGURES, UNDATED, Figure, render
 
 
 def save_figure(
     figure: Axes | matplotlib.figure.Figure, stem: str | os.PathLike, *, data: pd.DataFrame, record: RunRecord
 ) -> list[Path]:
-    """Write stem.png, .pdf, .svg, .csv (`data`: what is drawn) and .json (`record`, and how it was drawn).
+    """Write stem.png, .pdf, .svg, .csv (`data`: what is plotted) and .json (`record`, and how it was plotted).
 
     `data` may also be a dict of columns or a 2-D array, such as tokens (N, T). The same figure, data and record give
     the same bytes. Each file is whole or absent; none is written when one cannot be made. Returns the five paths. The
-    json has the csv's SHA-256 and, of a figure by one of DRAWN_BY, what `redraw` needs.
+    json has the csv's SHA-256 and, of a figure by one of FIGURES, what `redraw` needs.
     """
     data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
     if data.empty:
-        raise ValueError(f"data of shape {data.shape}; expected what is drawn, at least one row and one column")
-    return _write(figure.get_figure(root=True), Path(stem), _csv(data), record.to_dict())
+        raise ValueError(f"data of shape {data.shape}; expected what is plotted, at least one row and one column")
+    whole, csv = cast(matplotlib.figure.Figure, figure.get_figure(root=True)), _csv(data)
+    return _write(whole, Path(stem), csv, record.to_dict() | _origin(whole, csv))
 
 
 def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, style: str | None = None) -> list[Path]:
-    """Draw a saved figure again from its .json and the .csv beside it, in another `style` if one is given.
+    """Plot a saved figure again from its .json and the .csv beside it, in another `style` if one is given.
 
     Writes the five files of `stem`, by default over the old ones; in the same style, the same bytes. Raises ValueError
-    for a csv that has changed since, and for a figure that was not drawn by one of DRAWN_BY.
+    for a csv that has changed since, and for a figure that was not made by one of FIGURES.
     """
     facts, csv = read_figure(file)
-    stem, drawn = Path(file).with_suffix("") if stem is None else stem, facts.pop("drawing", None)
-    if drawn is None:
-        raise ValueError(f"{file} does not say which function drew it; draw it anew and save it with save_figure")
-    if drawn["function"] not in DRAWN_BY:
-        raise ValueError(f"{file} was drawn by {drawn['function']!r}; this version has {', '.join(DRAWN_BY)}")
-    arguments = {name: _decoded(value, csv) for name, value in drawn["arguments"].items()}
-    made = DRAWN_BY[drawn["function"]](**arguments, style=style or drawn["style"])
-    return _write(made.get_figure(root=True), Path(stem), csv, facts)
+    stem = Path(file).with_suffix("") if stem is None else Path(stem)
+    saved = facts.get("drawing")
+    if saved is None:
+        raise ValueError(f"{file} does not say which function plotted it; plot it anew and save it with save_figure")
+    if saved["function"] not in FIGURES:
+        raise ValueError(f"{file} was plotted by {saved['function']!r}; this version has {', '.join(FIGURES)}")
+    arguments = {name: _decoded(value, csv) for name, value in saved["arguments"].items()}
+    style = style or saved["style"]
+    figure = FIGURES[saved["function"]](**arguments, style=style).get_figure(root=True)
+    return _write(figure, stem, csv, facts | {"drawing": saved | {"style": style}})
 
 
 def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
@@ -84,26 +65,35 @@ def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
         raise ValueError(f"{file} is not the json of a figure: it has no csv_sha256")
     if digest(csv) != facts["csv_sha256"]:
         raise ValueError(
-            f"{path.with_suffix('.csv')} has changed since {path.name} was written; restore it, or draw the changed "
+            f"{path.with_suffix('.csv')} has changed since {path.name} was written; restore it, or plot the changed "
             "table with its function in igpt_lab.figures"
         )
     return facts, csv
 
 
 def read_table(csv: bytes, **types) -> pd.DataFrame:
-    """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value."""
-    return pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+    """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value.
+
+    In the column `control` of an older file '' means the model itself and becomes "model".
+    """
+    table = pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+    return table.assign(control=control_names(table.control)) if "control" in table else table
 
 
 def _write(figure: matplotlib.figure.Figure, stem: Path, csv: bytes, facts: dict) -> list[Path]:
     files = {kind: render(figure, kind) for kind in UNDATED} | {"csv": csv}
     facts = facts | {"csv_sha256": digest(csv)}
-    if drawing := getattr(figure, "drawing", None):
-        function, given = drawing
-        arguments = {name: _encoded(value, csv) for name, value in given.items()}
-        facts["drawing"] = {"function": function.__name__, "arguments": arguments, "style": figure.style}
     files["json"] = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     return [atomic_write(f"{stem}.{kind}", content) for kind, content in files.items()]
+
+
+def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
+    """What `redraw` needs to know of a figure; nothing of one that no function of this room made as a whole."""
+    if not isinstance(figure, Figure) or figure.plotted_by is None:
+        return {}
+    function, arguments = figure.plotted_by
+    encoded = {name: _encoded(value, csv) for name, value in arguments.items()}
+    return {"drawing": {"function": function, "arguments": encoded, "style": figure.style}}
 
 
 def _csv(table: pd.DataFrame) -> bytes:
@@ -121,20 +111,20 @@ def _encoded(value: object, csv: bytes) -> object:
         packed = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 9)).decode()
         return {"array": packed, "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, Mapping):
-        return {"items": [[name, _encoded(each, csv)] for name, each in value.items()]}  # in their order
+        return {"items": [[name, _encoded(item, csv)] for name, item in value.items()]}  # in their order
     if isinstance(value, list | tuple):
-        return [_encoded(each, csv) for each in value]
+        return [_encoded(item, csv) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _decoded(value: object, csv: bytes) -> object:
     """The argument that `_encoded` was given."""
     if isinstance(value, list):
-        return [_decoded(each, csv) for each in value]
+        return [_decoded(item, csv) for item in value]
     if not isinstance(value, dict):
         return value
     if "items" in value:
-        return {name: _decoded(each, csv) for name, each in value["items"]}
+        return {name: _decoded(item, csv) for name, item in value["items"]}
     if "named" in value:
         table = read_table(value["named"].encode(), dtype={0: str})
         return table.set_index(table.columns[0])

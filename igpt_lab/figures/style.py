@@ -1,4 +1,4 @@
-"""How a figure looks and becomes bytes: styles, colours, and the note of how it was drawn.
+"""How a figure looks and becomes bytes: its style, its colours, and the note of how it was plotted.
 
 A style sets sizes only: `paper` is one column of a page, `wide` two, `talk` half a slide. Colours are Okabe and Ito's,
 told apart by colour-blind readers; dashes and markers tell the lines apart in grey print. Text stays text in a pdf
@@ -13,11 +13,16 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import matplotlib.figure
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.style import context
+
+from igpt_lab.core.display import MODEL
+
+Keywords = dict[str, Any]  # of a matplotlib function
 
 
 @dataclass(frozen=True)
@@ -42,24 +47,26 @@ POINTS = {  # sizes that grow with the letters, at 7 points
     "ytick.minor.size": 2.0, "xtick.minor.width": 0.6, "ytick.minor.width": 0.6, "xtick.major.pad": 3.5,
     "ytick.major.pad": 3.5, "axes.labelpad": 4.0,
 }  # fmt: skip
-LOOKS = {  # of lines, by control; '' is the model
-    "": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+LINE_STYLES: dict[str, Keywords] = {  # by control
+    MODEL: {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
     "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},
 }
-PURPLE = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
-AMBER = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
-LOOKS["nearest neighbours"] = AMBER
+PURPLE: Keywords = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
+AMBER: Keywords = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
+LINE_STYLES["nearest neighbours"] = AMBER
+FIGURES: dict[str, Callable] = {}  # every function that plots a figure, by its name: see `plotting`
+Result = TypeVar("Result", bound=Axes | matplotlib.figure.Figure)
 
 
 class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows as the png that `save_figure` writes, whatever backend is active.
 
-    `drawing`: (function, its arguments) that drew it; `style`: the name of its style.
+    `plotted_by`: the name of the function that made the whole figure, and its arguments; `style`: its style's name.
     """
 
-    drawing: tuple[Callable, dict] | None = None
+    plotted_by: tuple[str, dict] | None = None
     style: str = "paper"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
@@ -67,7 +74,7 @@ class Figure(matplotlib.figure.Figure):
 
 
 def in_style(name: str):
-    """A `with` block in which matplotlib draws in this style; the user's own settings come back after it."""
+    """A `with` block in which matplotlib plots in this style; the user's own settings come back after it."""
     if name not in STYLES:
         close = difflib.get_close_matches(str(name), STYLES, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -100,25 +107,33 @@ def narrow() -> bool:
     return letters() < 60
 
 
-def drawing(function: Callable) -> Callable:
-    """A function that draws takes a `style` too, and its figure knows how it was drawn (unless it got an `ax`)."""
+def plotting(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Make a function that plots a figure one of FIGURES: it takes a `style` too, and `redraw` can call it again.
+
+    Its figure knows the function's name and arguments, unless it got an `ax`: then it is a part of a figure that
+    somebody else composes, which cannot be plotted again from this alone.
+    """
     signature = inspect.signature(function)
     style_too = inspect.Parameter("style", inspect.Parameter.KEYWORD_ONLY, default="paper", annotation=str)
 
     @functools.wraps(function)
-    def drawn(*args, style: str = "paper", **options):
-        given = signature.bind(*args, **options).arguments
+    def plotted(*args, style: str = "paper", **options) -> Result:
+        current = plotted.__wrapped__  # %autoreload puts the edited function there
+        arguments = inspect.signature(current).bind(*args, **options).arguments
         with in_style(style):
-            made = function(*args, **options)
-        figure = made.get_figure(root=True)
-        if given.pop("ax", None) is None:
-            figure.drawing, figure.style = (function, given), style
-        else:  # part of a picture that somebody composes: not to be drawn again from this alone
-            figure.drawing = None
-        return made
+            result = current(*args, **options)
+        figure = cast(Figure, result.get_figure(root=True))
+        if arguments.pop("ax", None) is None:
+            figure.plotted_by, figure.style = (current.__name__, arguments), style
+        else:
+            figure.plotted_by = None
+        return result
 
-    drawn.__signature__ = signature.replace(parameters=[*signature.parameters.values(), style_too])
-    return drawn
+    plotted.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), style_too]
+    )
+    FIGURES[function.__name__] = plotted
+    return plotted
 
 
 def axes(height: float) -> Axes:

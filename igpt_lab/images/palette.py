@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 CHUNK = 1 << 16  # pixels at a time: what stays in a CPU's cache when looking colours up
@@ -35,14 +38,16 @@ class ColourTable:
     """Colour -> index of the nearest centre: for 8 bits a table of all 2^24 colours, filled for those that occur.
 
     A tree finds the two nearest centres exactly. Where their distances are equal up to rounding, `nearest` decides,
-    which rounds as the port does: there, and only there, its answer depends on rounding.
+    which rounds as transformers does: there, and only there, the answer depends on rounding.
     """
 
-    def __init__(self, levels: np.ndarray, centres: np.ndarray, nearest):
-        """`levels` (256, 3): what each of the 8-bit levels becomes; `centres` (V, 3)."""
+    def __init__(self, levels: np.ndarray, centres: np.ndarray, nearest: Callable):
+        """`levels` (256, 3): what each of the 8-bit levels becomes; `centres` (V, 3); `nearest`: as `nearest_of`."""
         from scipy.spatial import cKDTree
 
-        self.levels, self.centres, self.nearest = levels, centres, nearest
+        self.levels = levels
+        self.centres = centres
+        self.nearest = nearest
         self.tree = cKDTree(centres.astype(float))
         self.eps = np.finfo(np.result_type(levels.dtype, centres.dtype)).eps
         self.indices = np.full(1 << 24, UNSEEN, np.int16 if len(centres) <= 1 << 15 else np.int32)
@@ -53,11 +58,11 @@ class ColourTable:
         step = max(1, CHUNK // ids.shape[1])
         for start in range(0, len(pixels), step):
             packed = pack(pixels[start : start + step])
-            found = self.indices[packed]
-            if (found == UNSEEN).any():
-                self._fill(np.unique(packed[found == UNSEEN]))
-                found = self.indices[packed]
-            ids[start : start + step] = found
+            nearest = self.indices[packed]
+            if (nearest == UNSEEN).any():
+                self._fill(np.unique(packed[nearest == UNSEEN]))
+                nearest = self.indices[packed]
+            ids[start : start + step] = nearest
         return ids
 
     def _fill(self, colours: np.ndarray) -> None:
@@ -68,7 +73,8 @@ class ColourTable:
         """Points (M, 3) -> int64 (M,)."""
         workers = -1 if len(points) > ROWS else 1
         distances, indices = self.tree.query(points.astype(float), k=2, workers=workers)  # inf where there is no second
-        ids, gap = indices[:, 0].astype(np.int64), np.diff(np.square(distances))[:, 0]
+        ids = indices[:, 0].astype(np.int64)
+        gap = np.diff(np.square(distances))[:, 0]
         reach = 2 * np.linalg.norm(points.astype(float), axis=1) + distances[:, 1]  # bounds |p| + |c|
         close = np.flatnonzero((gap <= 5 * self.eps * np.square(reach)) & np.isfinite(gap))
         for rows in np.array_split(close, len(close) // ROWS + 1) if len(close) else ():
@@ -77,17 +83,17 @@ class ColourTable:
         return ids
 
 
-def nearest_of(points, centres, rows=slice(None)):
+def nearest_of(points: Any, centres: Any, rows: Any = slice(None)) -> Any:
     """(M, 3), (V, 3) -> for those `rows`, the indices of the least |p|^2 - 2 p c + |c|^2, all numpy's or all torch's.
 
-    Computed as the port does: in this order, and the precision that comes.
+    Computed as in transformers: in this order, and in the precision of the arguments.
     """
     products, points = (points @ centres.T)[rows], points[rows]
     return ((points * points).sum(1)[:, None] - 2 * products + (centres * centres).sum(1)).argmin(1)
 
 
 def pack(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> int32 (N, T): one number a colour."""
+    """uint8 (N, H, W, 3) -> int32 (N, T): one number per colour."""
     packed = images[..., 0].astype(np.int32)
     for channel in (1, 2):
         packed <<= 8

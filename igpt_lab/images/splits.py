@@ -1,21 +1,19 @@
-"""Which images: seeded stratified draws, few per class, and a part held out; pure functions of labels and seed."""
+"""Which rows: seeded stratified draws, few per class, and some held out; pure functions of labels and seed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from igpt_lab.images.image_sets import ImageSet
 
+def stratified_draw(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
+    """Sorted int64 positions of min(limit, N) of the rows with these labels (N,), each class by its proportion.
 
-def stratified_draw(images: ImageSet, limit: int, seed: int) -> np.ndarray:
-    """Positions of min(limit, N) images, in order: the first of each class before the second of any, by proportion."""
+    The rows for a smaller limit lie within those for a larger one. Raises ValueError for a limit under 1.
+    """
     if limit < 1:
         raise ValueError(f"limit={limit}; expected at least 1 image")
-    labels = np.zeros(len(images), np.int64) if images.labels is None else images.labels
-    order, turn = np.random.default_rng(seed).permutation(len(labels)), np.empty(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.empty(len(labels))  # where a row stands in the order of its class, in (0, 1)
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         turn[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
@@ -29,11 +27,11 @@ def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0) -
     Raises ValueError when a class has fewer than k rows.
     """
     if k < 1:
-        raise ValueError(f"{k} labels a class; expected at least 1")
+        raise ValueError(f"{k} labels per class; expected at least 1")
     chosen = []
     for label, rows in _classes(labels).items():
         if len(rows) < k:
-            raise ValueError(f"class {label} has {len(rows)} rows; {k} a class were asked for")
+            raise ValueError(f"class {label} has {len(rows)} rows; {k} per class were asked for")
         chosen.append(np.random.default_rng([seed, draw, label]).permutation(rows)[:k])
     return np.sort(np.concatenate(chosen))
 

@@ -144,7 +144,7 @@ def cached_tokens(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-_END = object()
+_END: Any = object()
 
 
 def _name(images: ImageSet, processor) -> str:
@@ -173,8 +173,9 @@ def _make(path: Place, images: ImageSet, processor, positions: np.ndarray, pool:
     """Decode and quantise a part, and keep it."""
     chunks = [positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK)]
     made = list(pool.map(lambda chunk: _encode(images, processor, chunk), chunks))
-    kept, tokens = np.concatenate([each.positions for each in made]), np.concatenate([each.tokens for each in made])
-    skipped = list(chain.from_iterable(each.skipped for each in made))
+    kept = np.concatenate([chunk.positions for chunk in made])
+    tokens = np.concatenate([chunk.tokens for chunk in made])
+    skipped = list(chain.from_iterable(chunk.skipped for chunk in made))
     flat = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel(), pa.uint16()), tokens.shape[1])
     table = pa.table({"index": pa.array(images.index[kept], pa.int64()), "tokens": flat})
     buffer = pa.BufferOutputStream()
@@ -187,12 +188,12 @@ def _make(path: Place, images: ImageSet, processor, positions: np.ndarray, pool:
 
 def _encode(images: ImageSet, processor, positions: np.ndarray) -> Tokens:
     """Tokens of a few images; those that cannot be read are left out with the reason."""
-    readable, kept, skipped = [], [], []
+    decoded, kept, skipped = [], [], []
     for position in positions:
         try:
-            readable.append(images[position])
+            decoded.append(images[position])
             kept.append(position)
         except ValueError as error:
             skipped.append((int(images.index[position]), str(error)))
-    tokens = processor.encode(readable) if readable else np.zeros((0, processor.side**2))
+    tokens = processor.encode(decoded) if decoded else np.zeros((0, processor.side**2))
     return Tokens(np.array(kept, np.int64), tokens.astype(np.uint16), skipped)

@@ -16,7 +16,7 @@ from torch import Tensor
 from igpt_lab.core import hub
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)  # its own `__init__` knows the aliases
 class ImageGPTConfig:
     """Shape and options of a model; names and defaults are those of transformers' `ImageGPTConfig` (size S).
 
@@ -55,7 +55,24 @@ class ImageGPTConfig:
     return_dict: bool = True
     bidirectional: bool = False
 
-    def __post_init__(self):
+    hidden_size = property(attrgetter("n_embd"), doc="Another name of `n_embd`.")
+    max_position_embeddings = property(attrgetter("n_positions"), doc="Another name of `n_positions`.")
+    num_attention_heads = property(attrgetter("n_head"), doc="Another name of `n_head`.")
+    num_hidden_layers = property(attrgetter("n_layer"), doc="Another name of `n_layer`.")
+
+    def __init__(self, **values):
+        values = own_names(values)
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in sorted(set(values) - set(defaults)):
+            close = difflib.get_close_matches(name, [*defaults, *ALIASES], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"ImageGPTConfig has no field {name!r}{hint}")
+        for name, value in (defaults | values).items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ValueError for a value that no model has; fill in `num_labels` and `id2label` from each other."""
         labels = {int(k): str(name) for k, name in (self.id2label or {}).items()}
         if self.num_labels is None:
             object.__setattr__(self, "num_labels", len(labels) or 2)
@@ -130,34 +147,13 @@ PROBLEMS = ("regression", "single_label_classification", "multi_label_classifica
 
 
 def own_names(values: dict) -> dict:
-    """Fields by our names: without the port's other ones, and `label2id` as the `id2label` that it is."""
-    values = {ALIASES.get(name, name): value for name, value in values.items()}
+    """Fields by their names: without aliases, which win as in transformers, and `label2id` as the `id2label` it is."""
+    aliased = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
+    values = {name: value for name, value in values.items() if name not in ALIASES} | aliased
     numbers = values.pop("label2id", None)
     if numbers is not None and not values.get("id2label"):
         values["id2label"] = {k: name for name, k in numbers.items()}
     return values
-
-
-def _take_aliases(config: type) -> None:
-    """Let the constructor and the attributes of a config know the port's other names."""
-    given = config.__init__
-
-    @functools.wraps(given)
-    def init(self, **values):
-        values = own_names(values)
-        unknown = sorted(set(values) - {f.name for f in fields(config)})
-        if unknown:
-            close = difflib.get_close_matches(unknown[0], [*(f.name for f in fields(config)), *ALIASES], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"ImageGPTConfig has no field {unknown[0]!r}{hint}")
-        given(self, **values)
-
-    config.__init__ = init
-    for alias, name in ALIASES.items():
-        setattr(config, alias, property(attrgetter(name), doc=f"The port's other name of `{name}`."))
-
-
-_take_aliases(ImageGPTConfig)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -165,13 +161,6 @@ def quick_gelu(x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return x * torch.sigmoid(1.702 * x)
     return (1.702 * x).sigmoid_().mul_(x)
-
-
-def quick_gelu_(x: Tensor) -> Tensor:
-    """The same in place, to the last bit, a part at a time that stays in a CPU's caches."""
-    for part in x.flatten(0, -2).split(max(1, 2**18 // x.shape[-1])):
-        part.mul_((1.702 * part).sigmoid_())
-    return x
 
 
 _gelu_tanh = functools.partial(F.gelu, approximate="tanh")

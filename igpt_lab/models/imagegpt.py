@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import html
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from igpt_lab.core.devices import product, widened
-from igpt_lab.models import checkpoints
-from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of, quick_gelu, quick_gelu_
+from igpt_lab.core.devices import widened
+from igpt_lab.models import checkpoints, fast
+from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of
 from igpt_lab.models.losses import cross_entropy
 
 FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions cross_attentions".split()
@@ -70,12 +70,9 @@ def _output(values: dict, return_dict: bool) -> Output | tuple:
 
 
 class Linear(nn.Module):
-    """x @ weight + bias with weight (in, out), the layout of the port's checkpoints.
+    """x @ weight + bias with weight (in, out), the layout of Hugging Face's checkpoints."""
 
-    Training leaves the bias out where not `biased`: one that is zero and stays so, as a `Trainer` finds it.
-    """
-
-    biased = True
+    biased = True  # where not, training leaves out the bias: see `prepare_training`
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
@@ -83,15 +80,9 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _plain(x):
-            return F.linear(x, self.weight.t(), self.bias if self.biased or not self.training else None)
-        # Biases that are zero are left out, as the original has none: one pass over the result less.
-        return product(x, self.weight, self.bias if self.bias.any() else None)
-
-
-def _plain(x: Tensor) -> bool:
-    """Whether `x` is on a CPU and nothing follows what happens to it: no autograd, no compiler."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if fast.applies(x):
+            return fast.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight.t(), self.bias if self.biased or not self.training else None)
 
 
 class Norm(nn.Module):
@@ -105,9 +96,8 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = widened(x)
         gain = self.weight.to(wide.dtype)
-        if _plain(x):  # a third of the time of `rms_norm`
-            norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-            return (wide * norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(gain).to(x.dtype)
+        if fast.applies(x):
+            return fast.rms_norm(wide, gain, self.eps).to(x.dtype)
         return F.rms_norm(wide, self.weight.shape, gain, self.eps).to(x.dtype)
 
 
@@ -171,63 +161,15 @@ def _attend(
     return weights @ value, weights
 
 
-class _InParts(torch.autograd.Function):
-    """Causal attention written out, a part of the queries at a time, each to the keys up to its own end.
-
-    Its own backward pass, as autograd's pads every part's gradients to full length. With P the weights and O the
-    output, dS = P * (dP - sum(dP * P)) over keys, and that sum is the one of dO * O over channels (Dao et al., 2022).
-    """
-
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, parts: int) -> Tensor:
-        edges = [round(i * query.shape[2] / parts) for i in range(parts + 1)]
-        query, weights, mixed = query * scale, [], []
-        position = torch.arange(query.shape[2], dtype=torch.int32, device=query.device)
-        for begin, end in pairwise(edges):
-            scores = widened(query[:, :, begin:end] @ key[:, :, :end].mT)
-            later = position[begin:end, None] < position[:end]
-            weights.append(scores.masked_fill(later, -math.inf).softmax(dim=-1).to(value.dtype))
-            mixed.append(weights[-1] @ value[:, :, :end])
-        mixed = torch.cat(mixed, dim=2)
-        ctx.save_for_backward(query, key, value, mixed, *weights)
-        ctx.scale, ctx.edges = scale, edges
-        return mixed
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mixed, *weights = ctx.saved_tensors
-        of_sums = (widened(grad) * widened(mixed)).sum(-1, keepdim=True)
-        of_query, of_key, of_value = [], None, None
-        for (begin, end), weight in reversed(list(zip(pairwise(ctx.edges), weights, strict=True))):
-            part = grad[:, :, begin:end]
-            of_weights = widened(part @ value[:, :, :end].mT)
-            of_scores = (widened(weight) * (of_weights - of_sums[:, :, begin:end])).to(grad.dtype)
-            of_query.append(of_scores @ key[:, :, :end])
-            of_key = _onto(of_key, of_scores.mT @ query[:, :, begin:end])
-            of_value = _onto(of_value, weight.mT @ part)
-        return torch.cat(of_query[::-1], dim=2) * ctx.scale, of_key, of_value, None, None
-
-
-def _onto(whole: Tensor | None, part: Tensor) -> Tensor:
-    """`part` (N, heads, t, C) added to the first t rows of `whole`."""
-    if whole is None:
-        return part
-    end = part.shape[2]
-    return torch.cat([whole[:, :, :end] + part, whole[:, :, end:]], dim=2)
-
-
 class Attention(nn.Module):
-    """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states.
+    """Dense attention, scale 1 / sqrt(D / heads): of a sequence to itself, or (`cross`) to an encoder's states."""
 
-    With `parts` above 0, training writes attention out, a causal one in so many parts: on a CPU the backward pass of
-    the fused kernel takes four times as long at a few hundred positions, and in bfloat16 twice as long at 1,024.
-    """
+    chunks = 0  # above 0, training writes attention out, a causal one in so many chunks: see `prepare_training`
 
     def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
         super().__init__()
         self.heads, self.layer, self.cross, self.dropout = config.n_head, layer, cross, config.attn_pdrop
         self.upcast = config.reorder_and_upcast_attn
-        self.parts = 0
         self.scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -246,18 +188,16 @@ class Attention(nn.Module):
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
-        how, weights = {"scale": self.scale}, None
+        weights = None
         dropout = self.dropout if self.training else 0.0
         if explicit or self.upcast:
-            mixed, weights = _attend(query, key, value, bias, dropout=dropout, upcast=self.upcast, **how)
-        elif self.parts and self.training and causal and not dropout:
-            mixed = _InParts.apply(query, key, value, self.scale, self.parts)
-        elif self.parts and self.training and bias is None and not dropout:
-            mixed, _ = _attend(query, key, value, None, dropout=0.0, upcast=False, **how)
+            mixed, weights = _attend(query, key, value, bias, scale=self.scale, dropout=dropout, upcast=self.upcast)
+        elif self.chunks and self.training and bias is None and not dropout:
+            mixed = fast.attention(query, key, value, scale=self.scale, causal=causal, chunks=self.chunks)
         else:
-            if cache is None and _plain(x):  # the kernel walks over keys and values again and again
-                key, value = key.contiguous(), value.contiguous()
-            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, **how)
+            if cache is None:
+                key, value = fast.contiguous(key), fast.contiguous(value)
+            mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout, causal, scale=self.scale)
         return self.resid_dropout(self.c_proj(mixed.transpose(1, 2).flatten(2))), weights
 
 
@@ -274,14 +214,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.c_fc(x)
-        if self.act is quick_gelu and _plain(inner) and not _kept(self.c_fc):
-            return self.dropout(self.c_proj(quick_gelu_(inner)))
-        return self.dropout(self.c_proj(self.act(inner)))
-
-
-def _kept(layer: nn.Module) -> bool:
-    """Whether somebody else may hold what `layer` returns: a hook, or a layer that is not ours."""
-    return type(layer) is not Linear or bool(layer._forward_hooks or nn.modules.module._global_forward_hooks)
+        return self.dropout(self.c_proj(fast.activation(self.act, inner, self.c_fc, Linear)))
 
 
 class Block(nn.Module):
@@ -327,15 +260,21 @@ class _Pretrained(nn.Module):
         return next(self.parameters()).dtype
 
     @property
-    def trunk(self) -> ImageGPTModel:
+    def backbone(self) -> ImageGPTModel:
         """The model without its head."""
         return getattr(self, "transformer", self)
 
+    @property
+    def trunk(self) -> ImageGPTModel:
+        """The earlier name of `backbone`."""
+        warnings.warn("`trunk` is now called `backbone`", DeprecationWarning, stacklevel=2)
+        return self.backbone
+
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.trunk.wte
+        return self.backbone.wte
 
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        self.trunk.wte = embeddings
+        self.backbone.wte = embeddings
 
     def num_parameters(self) -> int:
         """All of them, biases too."""
@@ -359,10 +298,19 @@ class _Pretrained(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """In training, keep only every block's input and compute the rest again in the backward pass."""
-        self.trunk.gradient_checkpointing = True
+        self.backbone.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        self.trunk.gradient_checkpointing = False
+        self.backbone.gradient_checkpointing = False
+
+    def prepare_training(self, *, bfloat16: bool = False) -> set[str]:
+        """Let training steps take the fastest path to the same numbers, up to rounding; names of the biases left out.
+
+        Biases that are all zero now, as in the original, are left out while the model is in training mode: do not train
+        them. On a CPU attention is written out in chunks where that is faster than the fused kernel; `bfloat16` says
+        whether products are of that type.
+        """
+        return fast.prepare_training(self, bfloat16=bfloat16)
 
     @torch.no_grad()
     def initialise(self, init: str = "original", generator: torch.Generator | None = None) -> Self:
@@ -454,7 +402,7 @@ def _dtype(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> 
 
 
 class ImageGPTModel(_Pretrained):
-    """The trunk: tokens (N, T) int64 -> states (N, T, D).
+    """The backbone: tokens (N, T) int64 -> states (N, T, D).
 
     `init`: "original" or "port", see `initialise`; None leaves the weights unset, for whoever sets them all.
     """
@@ -601,7 +549,7 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
 
 
 class ImageGPTForCausalImageModeling(_Pretrained):
-    """The trunk and an untied head over the V colours (V + 1 rows with `tie_word_embeddings`, as in the port)."""
+    """The backbone and an untied head over the V colours (V + 1 rows with `tie_word_embeddings`, as in the port)."""
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
@@ -732,7 +680,7 @@ class ImageGPTForCausalImageModeling(_Pretrained):
 
 
 class ImageGPTForImageClassification(_Pretrained):
-    """The trunk and a linear head over the mean of its T normed last states."""
+    """The backbone and a linear head over the mean of its T normed last states."""
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)

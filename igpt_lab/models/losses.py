@@ -1,8 +1,14 @@
-"""Losses of a model over pixels in nats, their mean or that of each image or pixel; and the alignment of its input."""
+"""Losses of a model over pixels, and the alignment of its input.
+
+For a batch of tokens on the model's device, with gradients: `next_pixel_loss`, `masked_pixel_loss`. Over images of any
+number, without: `losses_of`, `masked_loss_of`, and in bits for each pixel `surprisal`.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,20 +22,6 @@ from igpt_lab.models.config import ImageGPTConfig
 
 if TYPE_CHECKING:
     from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-
-
-@torch.inference_mode()
-def surprise(
-    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 32, progress: bool = True
-) -> np.ndarray:
-    """-log2 p of every pixel after those before it, in bits, float32 (N, T), of images as palette indices (N, T)."""
-    tokens, bits = torch.as_tensor(np.asarray(tokens, np.int64)), []
-    for batch in tqdm(tokens.split(batch_size), desc="surprise", disable=not progress):
-        batch = batch.to(model.device)
-        logits = model(align(batch, "sos", model.config), use_cache=False).logits[..., : model.config.n_colours]
-        nats = F.cross_entropy(logits.float().transpose(1, 2), batch, reduction="none")
-        bits.append((nats / math.log(2)).cpu())
-    return torch.cat(bits).numpy()
 
 
 def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
@@ -53,10 +45,8 @@ def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, *, re
 
     With `reduction="none"` that of each pixel, (N, T).
     """
-    if model.config.bidirectional:
-        raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
-    found = cross_entropy(model(align(tokens, "sos", model.config), use_cache=False).logits, tokens, reduction)
-    return found.view_as(tokens) if reduction == "none" else found
+    losses = cross_entropy(_next_pixel_logits(model, tokens), tokens, reduction)
+    return losses.view_as(tokens) if reduction == "none" else losses
 
 
 def masked_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, masked: Tensor) -> Tensor:
@@ -75,23 +65,92 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Te
     return F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), reduction=reduction)
 
 
-@torch.no_grad()  # not inference_mode, whose tensors a sharded model may not keep for its next step
 def losses_of(
-    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
+    model: ImageGPTForCausalImageModeling,
+    tokens: np.ndarray,
+    *,
+    reduction: str = "image",
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> np.ndarray:
-    """-log p(pixel | pixels before it), its mean over each image of palette indices (N, T): float64 (N,), in nats.
+    """-log p(pixel | pixels before it) of images as palette indices (N, T), in nats: float64.
 
-    Start token in front, all T pixels scored. Divided by ln 2 they are bits per pixel, as a token is a pixel.
+    Start token in front, all T pixels scored. `reduction`: "pixel" gives (N, T), "image" (N,) the mean over an image's
+    pixels, "all" () the mean over images. Divided by ln 2 they are bits, and the latter two bits per pixel, as a token
+    is a pixel. Raises ValueError for another reduction.
     """
-    found = []
-    for start in tqdm(range(0, len(tokens), batch_size), desc="loss", unit="batch", disable=not progress):
-        pixels = torch.as_tensor(tokens[start : start + batch_size].astype(np.int64)).to(model.device)
-        found.append(next_pixel_loss(model, pixels, reduction="none").mean(1))
-    return torch.cat(found).cpu().numpy().astype(np.float64) if found else np.zeros(0)
+    if reduction not in ("pixel", "image", "all"):
+        raise ValueError(f"reduction {reduction!r}; expected 'pixel', 'image' or 'all'")
+    if not len(tokens):
+        return np.zeros((0, *tokens.shape[1:]) if reduction == "pixel" else 0)
+    loss = _of_each_pixel if reduction == "pixel" else _of_each_image
+    losses = _over(model, tokens, loss, batch_size, progress).astype(np.float64)
+    return losses.mean() if reduction == "all" else losses
 
 
-def next_pixel_loss_of(
-    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 64, progress: bool = False
+def masked_loss_of(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, masked: np.ndarray, *, batch_size: int = 64
 ) -> float:
-    """Mean of `losses_of`, in nats per token."""
-    return float(losses_of(model, tokens, batch_size=batch_size, progress=progress).mean())
+    """`masked_pixel_loss` of images as palette indices (N, T), mean over all masked pixels, bool (N, T): in nats."""
+    total: Tensor | float = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, start + batch_size)
+            pixels, hidden = _on_device(model, tokens[rows]), _on_device(model, masked[rows])
+            total += model(pixels, masked=hidden, labels=pixels).loss * hidden.sum()
+    return float(total) / int(masked.sum())
+
+
+def surprisal(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 32, progress: bool = True
+) -> np.ndarray:
+    """-log2 p of every pixel after those before it, in bits, float32 (N, T), of images as palette indices (N, T).
+
+    The mean is the loss in bits per pixel: p is over all outcomes of the model, which with tied embeddings are V + 1,
+    the start token among them.
+    """
+    return _over(model, tokens, _bits_of_each_pixel, batch_size, progress)
+
+
+def surprise(*args, **kwargs) -> np.ndarray:
+    """The earlier name of `surprisal`."""
+    warnings.warn("`surprise` is now called `surprisal`", DeprecationWarning, stacklevel=2)
+    return surprisal(*args, **kwargs)
+
+
+@torch.no_grad()  # not inference_mode, whose tensors a sharded model may not keep for its next step
+def _over(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, loss: Callable, batch_size: int, progress: bool
+) -> np.ndarray:
+    """`loss(model, pixels)` of all images, a batch at a time."""
+    starts = range(0, len(tokens), batch_size)
+    bar = tqdm(starts, desc="loss", unit="batch", disable=not progress)
+    losses = [loss(model, _on_device(model, tokens[start : start + batch_size])) for start in bar]
+    return torch.cat(losses).cpu().numpy()
+
+
+def _on_device(model: ImageGPTForCausalImageModeling, numbers: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.asarray(numbers, np.int64)).to(model.device)
+
+
+def _of_each_image(model: ImageGPTForCausalImageModeling, pixels: Tensor) -> Tensor:
+    return next_pixel_loss(model, pixels, reduction="none").mean(1)
+
+
+def _of_each_pixel(model: ImageGPTForCausalImageModeling, pixels: Tensor) -> Tensor:
+    """`next_pixel_loss` without a reduction, up to rounding: torch sums in another order over a middle axis.
+
+    Published surprisals were made in this one.
+    """
+    return F.cross_entropy(_next_pixel_logits(model, pixels).float().transpose(1, 2), pixels, reduction="none")
+
+
+def _bits_of_each_pixel(model: ImageGPTForCausalImageModeling, pixels: Tensor) -> Tensor:
+    return _of_each_pixel(model, pixels) / math.log(2)
+
+
+def _next_pixel_logits(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
+    """Logits for pixels (N, T) from the pixels before them: (N, T, V), or V + 1 with tied embeddings."""
+    if model.config.bidirectional:
+        raise ValueError("a bidirectional model predicts masked pixels, so its loss needs masks: see masked_pixel_loss")
+    return model(align(tokens, "sos", model.config), use_cache=False).logits

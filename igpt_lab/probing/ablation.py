@@ -3,15 +3,17 @@
 Published curves of ImageGPT's layers differ in four ways besides the network: alignment (is the start token in front,
 as in training?), point (normed or not), scaling (are features standardised?) and solver (does the probe converge?).
 Here every combination is run on the same images, with C and the layer always chosen on the same held-out rows; beside
-them stands the recipe of the port's notebook, the only complete per-layer table that others have published.
+them stands the recipe of the notebook that came with transformers' ImageGPT, the only complete per-layer table that
+others have published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ import torch
 
 from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.extraction import extract
-from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
@@ -34,30 +36,34 @@ FACTORS = {  # a factor, its level in this package and the other one
 }
 SOLVERS = {"converged": (fit_logistic, 1000), "100 iterations": (fit_sklearn, 100)}
 OURS = tuple(level for level, _ in FACTORS.values())
-PORT = ("raw", "hidden states", "unscaled", "1000 iterations")  # the port's: un-normed, but the last
+TRANSFORMERS = ("raw", "hidden states", "unscaled", "1000 iterations")  # hidden states: un-normed, but the last
 ENDS = ("difference", "low", "high")
 AT = ("chosen layer", "last layer", "drop")
 
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """`results`: a `ProbeResult` for each (alignment, point, scaling, solver): all of FACTORS', and PORT.
+    """`results`: a `ProbeResult` for each (alignment, point, scaling, solver): all of FACTORS', and TRANSFORMERS.
 
     `table`: a row for each setting and layer. `settings`: a row for each setting, with the layer that validation chose,
     the last layer, and `drop`, what is lost between them. `effects`: a row for each difference between two settings.
     """
 
     results: Mapping[tuple[str, str, str, str], ProbeResult]
-    keys: Mapping[str, FeatureKey]
+    keys: Mapping[str, dict]
     table: pd.DataFrame
     settings: pd.DataFrame
     effects: pd.DataFrame
 
     def to_dict(self) -> dict:
         """What a figure's record needs: the stores' keys, settings and effects; nan becomes None."""
-        tables = {name: getattr(self, name) for name in ("settings", "effects")}
-        tables = {name: each.astype(object).where(each.notna(), None) for name, each in tables.items()}
-        return {"stores": dict(self.keys)} | {name: each.to_dict("records") for name, each in tables.items()}
+        tables = self.settings, self.effects
+        settings, effects = (table.astype(object).where(table.notna(), None) for table in tables)
+        return {
+            "stores": dict(self.keys),
+            "settings": settings.to_dict("records"),
+            "effects": effects.to_dict("records"),
+        }
 
     def single(self) -> pd.DataFrame:
         """The rows of `effects` in which `a` is this package's setting and `b` departs from it in one factor."""
@@ -65,7 +71,7 @@ class Ablation:
         return self.effects[self.effects.others == self.effects.factor.map(ours)].reset_index(drop=True)
 
     def describe(self) -> str:
-        """What was found, a line for each factor, in points of accuracy with 95% intervals over test images."""
+        """The average effects, a line for each factor, in points of accuracy with 95% intervals over test images."""
         average = self.effects[self.effects.others == "average"]
         lines = [_line(f"{a} less {b}", rows) for (a, b), rows in average.groupby(["a", "b"], sort=False)]
         return "\n".join([*lines, _line("ours less the port's recipe", self.effects[self.effects.factor == "recipe"])])
@@ -83,12 +89,12 @@ def ablate_protocol(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Ablation:
-    """Probe `layers` (all by default) in all 16 settings of FACTORS, and by the port's recipe.
+    """Probe `layers` (all by default) in all 16 settings of FACTORS, and by the recipe of transformers.
 
-    Two extractions, one an alignment, go to `store`. In every setting C and the layer are chosen on the same held-out
-    tenth of train, and test is met once; `solver` alone decides how a fit ends: `logistic.fit_logistic` at its optimum,
-    `logistic.fit_sklearn` after 100 iterations at most. The port's recipe has C = 1 and at most 1000 iterations, mixes
-    un-normed states with a normed last one, and takes the layer that is best on test.
+    Two extractions, one for each alignment, go to `store`. In every setting C and the layer are chosen on the same
+    held-out tenth of train, and test is met once. `solver` alone decides how a fit ends: `logistic.fit_logistic` at its
+    optimum, `logistic.fit_sklearn` after 100 iterations at most. The recipe of transformers has C = 1 and at most 1000
+    iterations, mixes un-normed states with a normed last one, and takes the layer that is best on test.
 
     `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images: at
     the layer that each setting chose, at the last one, and for the `drop` from one to the other. Where `others` names
@@ -96,47 +102,64 @@ def ablate_protocol(
     eight pairs. Both with a 95% interval over test images, by bootstrap.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    how, results, keys = {"seed": seed, "device": device, "progress": progress}, {}, {}
-    splits = [each.split for each in (train_images, test_images)]
+    probing: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    results, keys = {}, {}
+    splits = [images.split for images in (train_images, test_images)]
     for alignment in FACTORS["alignment"]:
-        found = extract(
+        stored = extract(
             model, [train_images, test_images], store=store, points=FACTORS["point"], layers=layers,
             alignment=alignment, device=device, progress=progress,
         )  # fmt: skip
-        keys[alignment] = found.key
-        both = {point: [Features.from_store(found, split, point) for split in splits] for point in FACTORS["point"]}
+        keys[alignment] = stored.key
+        features = {point: _features(stored, splits, point) for point in FACTORS["point"]}
         for point, scaling, solver in product(*list(FACTORS.values())[1:]):
             setting = (alignment, point, scaling, solver)
-            results[setting] = _probe(*both[point], setting, *SOLVERS[solver], Cs, how)
-    # `both` is of raw, the last alignment
-    mixed = [_hidden_states(*pair, model.config.n_layer) for pair in zip(*both.values(), strict=True)]
-    results[PORT] = _probe(*mixed, PORT, fit_sklearn, 1000, [1.0], how)
+            results[setting] = _probe(features[point], setting, SOLVERS[solver], Cs, probing)
+    normed, unnormed = (features[point] for point in FACTORS["point"])  # of raw, the last alignment
+    last = model.config.n_layer
+    mixed = _hidden_states(normed[0], unnormed[0], last), _hidden_states(normed[1], unnormed[1], last)
+    results[TRANSFORMERS] = _probe(mixed, TRANSFORMERS, (fit_sklearn, 1000), [1.0], probing)
     settings = pd.DataFrame([_setting_row(setting, result) for setting, result in results.items()])
     table = pd.concat([_with_setting(setting, result) for setting, result in results.items()], ignore_index=True)
-    return Ablation(results, keys, table, settings, pd.DataFrame([*_effects(results), *_port_effects(results)]))
+    return Ablation(results, keys, table, settings, pd.DataFrame([*_effects(results), *_recipe_effects(results)]))
 
 
 def _line(name: str, rows: pd.DataFrame) -> str:
     rows = rows.assign(**100 * rows[list(ENDS)])
-    said = [f"{at} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for at, d, low, high in rows[["at", *ENDS]].values]
-    return f"{name:<33}" + "   ".join(said)
+    effects = [f"{at} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for at, d, low, high in rows[["at", *ENDS]].values]
+    return f"{name:<33}" + "   ".join(effects)
 
 
-def _probe(train: Features, test: Features, setting: tuple, solver, max_iter: int, Cs, how: dict) -> ProbeResult:
-    scaled = setting[2] == "standardised"
+def _features(store: FeatureStore, splits: Sequence[str], point: str) -> tuple[Features, Features]:
+    """Features of train and of test."""
+    train, test = (Features.from_store(store, split, point) for split in splits)
+    return train, test
+
+
+def _probe(
+    features: tuple[Features, Features],
+    setting: tuple[str, ...],
+    solver: tuple[Callable, int],
+    Cs: Sequence[float],
+    probing: dict[str, Any],
+) -> ProbeResult:
+    """The probe of one setting, on features of train and test, with a solver and its limit of iterations."""
+    train, test = features
+    solve, max_iter = solver
+    scaled, name = setting[2] == "standardised", ", ".join(setting)
     return probe_layers(
-        train, test, Cs=Cs, standardise=scaled, solver=solver, max_iter=max_iter, control=", ".join(setting), **how
+        train, test, Cs=Cs, standardise=scaled, solver=solve, max_iter=max_iter, control=name, **probing
     )
 
 
 def _hidden_states(normed: Features, unnormed: Features, last: int) -> Features:
-    """The port's `output_hidden_states`: blocks' un-normed inputs, and at layer L the final norm."""
+    """transformers' `output_hidden_states`: blocks' un-normed inputs, and at layer L the final norm."""
     layers = {layer: (normed if layer == last else unnormed).layers[layer] for layer in unnormed.layers}
     return Features(layers, unnormed.labels, unnormed.index)
 
 
 def _named(setting: tuple) -> dict[str, str]:
-    return {"recipe": "port" if setting == PORT else "", **dict(zip(FACTORS, setting, strict=True))}
+    return {"recipe": "port" if setting == TRANSFORMERS else "", **dict(zip(FACTORS, setting, strict=True))}
 
 
 def _with_setting(setting: tuple, result: ProbeResult) -> pd.DataFrame:
@@ -145,9 +168,9 @@ def _with_setting(setting: tuple, result: ProbeResult) -> pd.DataFrame:
 
 
 def _chosen(setting: tuple, result: ProbeResult) -> int:
-    """The layer that a setting reports: by validation, in the port's recipe the best on test."""
+    """The layer that a setting reports: by validation, in the recipe of transformers the best on test."""
     accuracies = result.table.set_index("layer").test_accuracy
-    return int(accuracies.idxmax()) if setting == PORT else result.chosen
+    return int(accuracies.idxmax()) if setting == TRANSFORMERS else result.chosen
 
 
 def _setting_row(setting: tuple, result: ProbeResult) -> dict:
@@ -168,36 +191,38 @@ def _setting_row(setting: tuple, result: ProbeResult) -> dict:
 def _effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
     """Rows of `effects` for each factor: eight pairs of settings that differ in it alone, then their average."""
     rows = []
-    for i, (factor, (a, b)) in enumerate(FACTORS.items()):
-        others = list(product(*[levels for name, levels in FACTORS.items() if name != factor]))
-        pairs = [[each[:i] + (level,) + each[i:] for level in (a, b)] for each in others]
+    for place, (factor, (a, b)) in enumerate(FACTORS.items()):
+        contexts = list(product(*[levels for name, levels in FACTORS.items() if name != factor]))
+        pairs = [(rest[:place] + (a,) + rest[place:], rest[:place] + (b,) + rest[place:]) for rest in contexts]
         named = {"factor": factor, "a": a, "b": b}
         for at in AT[:2]:
-            for each, pair in zip(others, pairs, strict=True):
-                found = compare(*(_correct(setting, results[setting], at) for setting in pair))
-                rows.append(named | {"others": ", ".join(each), "at": at} | _difference(found))
+            for rest, pair in zip(contexts, pairs, strict=True):
+                rows.append(named | {"others": ", ".join(rest), "at": at} | _difference(results, pair, at))
         for at in AT:
             rows.append(named | {"others": "average", "at": at} | average_difference(_paired(results, pairs, at)))
     return rows
 
 
-def _port_effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
+def _recipe_effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
+    """Rows of `effects` for this package's setting against the recipe of transformers."""
     named = {"factor": "recipe", "a": "ours", "b": "port", "others": ""}
-    pair = [OURS, PORT]
-    found = [compare(*(_correct(each, results[each], at) for each in pair)) for at in AT[:2]]
-    drop = average_difference(_paired(results, [pair], "drop"))
-    return [named | {"at": at} | each for at, each in zip(AT, [*map(_difference, found), drop], strict=True)]
+    pair = (OURS, TRANSFORMERS)
+    rows = [named | {"at": at} | _difference(results, pair, at) for at in AT[:2]]
+    return [*rows, named | {"at": "drop"} | average_difference(_paired(results, [pair], "drop"))]
 
 
-def _difference(found) -> dict:
-    return {name: getattr(found, name) for name in ("difference", "low", "high", "p_value", "n_test")}
+def _difference(results: Mapping[tuple, ProbeResult], pair: tuple[tuple, tuple], at: str) -> dict:
+    """`significance.compare` of two settings at one layer."""
+    a, b = (_correct(setting, results[setting], at) for setting in pair)
+    compared = compare(a, b)
+    return {name: getattr(compared, name) for name in ("difference", "low", "high", "p_value", "n_test")}
 
 
 def _correct(setting: tuple, result: ProbeResult, at: str) -> np.ndarray:
     return result.correct[max(result.correct) if at == "last layer" else _chosen(setting, result)]
 
 
-def _paired(results: Mapping[tuple, ProbeResult], pairs: list, at: str) -> np.ndarray:
+def _paired(results: Mapping[tuple, ProbeResult], pairs: Sequence[tuple[tuple, tuple]], at: str) -> np.ndarray:
     """What each test image adds to the differences of pairs of settings: float64 (P, N)."""
     if at == "drop":
         return _paired(results, pairs, "chosen layer") - _paired(results, pairs, "last layer")

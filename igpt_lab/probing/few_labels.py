@@ -11,21 +11,21 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import card, line
+from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.images.splits import few_per_class
+from igpt_lab.probing.choosing import Choice, Fold, best_layer, choose_C, folds_of
 from igpt_lab.probing.probes import (
-    PAPER,
     Features,
-    _best_layer,
-    _choose_C,
-    _folds,
-    _known,
-    _meet_test,
-    _same_layers,
-    _stacks,
-    _tested,
+    check_known,
+    check_same_layers,
+    meet_test,
+    stacks,
+    test_layers,
 )
 from igpt_lab.probing.solvers.logistic import fit_logistic
+
+PAPER_KS = (4, 25, 400)  # labels per class in section 4.5 of Chen et al. (2020)
+PAPER_DRAWS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class FewLabelResult:
         spread = chosen.groupby("k").test_accuracy.agg(["mean", "std"])
         facts = {f"{k} labels a class": f"{row['mean']:.1%} ({100 * row['std']:.1f})" for k, row in spread.iterrows()}
         shown = {
-            "control": self.table.control.iloc[0],
+            "control": shown_control(self.table.control.iloc[0]),
             **facts,
             "over": f"{self.table.draw.nunique()} draws: mean (deviation)",
         }
@@ -79,11 +79,11 @@ def probe_few_labels(
     layers: Sequence[int] | None = None,
     Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
     max_iter: int = 1000,
-    control: str = "",
+    control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> FewLabelResult:
-    """Probes that see only k labels a class; `draws` nested, stratified subsets for each k.
+    """Probes that see only k labels per class; `draws` nested, stratified subsets for each k.
 
     `protocol="paper"` takes its setting, k = 4, 25 and 400 with 5 draws (section 4.5), in place of `ks` and `draws`.
     Rows with `layer_rule` `fixed` are those of `layers` (first and last by default); in the row `chosen` the layer is
@@ -93,45 +93,96 @@ def probe_few_labels(
     """
     if protocol not in (None, "paper"):
         raise ValueError(f"protocol={protocol!r}; expected 'paper' or None")
-    ks, draws = (PAPER["ks"], PAPER["draws"]) if protocol else (ks, draws)
-    _same_layers(train, test)
+    if protocol:
+        ks, draws = PAPER_KS, PAPER_DRAWS
+    check_same_layers(train, test)
     fixed = [min(train.layers), max(train.layers)] if layers is None else list(dict.fromkeys(layers))
-    _known(fixed, train.layers)
-    subsets = {(k, d): few_per_class(train.labels, k, seed=seed, draw=d) for k in ks for d in range(draws)}
+    check_known(fixed, train.layers)
     classes, y = np.unique(train.labels, return_inverse=True)
-    folds = {case: _folds(y[rows], case[0], seed) for case, rows in subsets.items()}
-    how = {"max_iter": max_iter, "device": device or best_device()}
-    found, kept = {case: {} for case in subsets}, {}
-    with tqdm(total=2 * len(train.layers), desc=f"few labels {control}".strip(), disable=not progress) as bar:
-        for some, x in _stacks(train):
-            _tested(some, x, test)  # says now what would stop the second pass
-            for case, rows in subsets.items():
-                found[case] |= zip(some, _choose_C(x[:, rows], y[rows], folds[case][0], Cs, how), strict=True)
-            bar.update(len(some))
-        best = {case: _best_layer(each) for case, each in found.items()}
-        for some, x in _stacks(train):
-            tested = {layer: test.layers[layer] for layer in some if layer in {*best.values(), *fixed}}
-            for case, rows in subsets.items():
-                used = [i for i, layer in enumerate(some) if layer in (best[case], *fixed)]
-                if not used:
-                    continue
-                fits = fit_logistic(x[used][:, rows], y[rows], [[found[case][some[i]][0]] for i in used], **how)
-                for i, layer in enumerate(some[j] for j in used):
-                    predicted = classes[fits.predict(tested[layer], i)[0]]
-                    kept[case, layer] = predicted, bool(fits.converged[i, 0])
-            bar.update(len(some))
-    rows, predictions = [], {}
-    for (k, draw), each in found.items():
-        for rule, layer in [("chosen", best[k, draw]), *(("fixed", layer) for layer in fixed)]:
-            (C, validation, sure), (predicted, reached) = each[layer], kept[(k, draw), layer]
-            predictions[len(rows)] = predicted
-            rows.append({
-                "control": control, "k": k, "draw": draw, "layer_rule": rule, "layer": layer, "C": float(C),
-                "C_rule": folds[k, draw][1], "validation_accuracy": validation, "converged": reached and sure,
-                "n_train": len(subsets[k, draw]), "n_test": len(test.index), "seed": seed,
-            })  # fmt: skip
-    correct = _meet_test(predictions, test)
+    subsets = [_Subset.of(train.labels, y, k, draw, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
+    fitting = {"max_iter": max_iter, "device": device or best_device()}
+    name = f"few labels {shown_control(control)}".strip()
+    with tqdm(total=2 * len(train.layers), desc=name, disable=not progress) as bar:
+        _choose(subsets, train, test, y, Cs, fitting, bar)
+        _predict(subsets, train, test, y, fixed, fitting, bar)
+    rows: list[dict] = []
+    predictions = {}
+    for subset in subsets:
+        for rule, layer in [("chosen", subset.best), *(("fixed", layer) for layer in fixed)]:
+            predictions[len(rows)] = classes[subset.predicted[layer]]
+            sizes = {"n_train": len(subset.rows), "n_test": len(test.index), "seed": seed}
+            rows.append({"control": control, **subset.row(rule, layer), **sizes})
+    correct = meet_test(predictions, test)
     table = pd.DataFrame(rows)
-    table.insert(6, "test_accuracy", [each.mean() for each in correct.values()])
-    used = {case: train.index[rows] for case, rows in subsets.items()}
+    table.insert(6, "test_accuracy", [right.mean() for right in correct.values()])
+    used = {(subset.k, subset.draw): train.index[subset.rows] for subset in subsets}
     return FewLabelResult(table, used, list(correct.values()), list(predictions.values()))
+
+
+@dataclass(eq=False)
+class _Subset:
+    """The k labels per class of one draw, and what was found with them: choices and predictions by layer."""
+
+    k: int
+    draw: int
+    rows: np.ndarray  # int64 (K * k,), positions in train
+    folds: list[Fold]
+    rule: str  # how C was chosen, in words
+    choices: dict[int, Choice] = field(default_factory=dict)
+    predicted: dict[int, np.ndarray] = field(default_factory=dict)  # int64 (N_test,), positions in the classes
+    converged: dict[int, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, labels: np.ndarray, y: np.ndarray, k: int, draw: int, seed: int) -> _Subset:
+        """Of `labels` (N,), which are y (N,) when they are counted from 0."""
+        rows = few_per_class(labels, k, seed=seed, draw=draw)
+        return cls(k, draw, rows, *folds_of(y[rows], k, seed))
+
+    @property
+    def best(self) -> int:
+        return best_layer(self.choices)
+
+    def row(self, rule: str, layer: int) -> dict:
+        """Of the table, but for what test says."""
+        C, accuracy, converged = self.choices[layer]
+        return {
+            "k": self.k, "draw": self.draw, "layer_rule": rule, "layer": layer, "C": float(C), "C_rule": self.rule,
+            "validation_accuracy": accuracy, "converged": self.converged[layer] and converged,
+        }  # fmt: skip
+
+
+def _choose(
+    subsets: list[_Subset],
+    train: Features,
+    test: Features,
+    y: np.ndarray,
+    Cs: Sequence[float],
+    fitting: dict,
+    bar: tqdm,
+) -> None:
+    """The first pass over the layers: of each subset the choice of C for every layer."""
+    for layers, x in stacks(train):
+        test_layers(layers, x, test)  # says now what would stop the second pass
+        for subset in subsets:
+            choices = choose_C(x[:, subset.rows], y[subset.rows], subset.folds, Cs, fitting)
+            subset.choices |= zip(layers, choices, strict=True)
+        bar.update(len(layers))
+
+
+def _predict(
+    subsets: list[_Subset], train: Features, test: Features, y: np.ndarray, fixed: list[int], fitting: dict, bar: tqdm
+) -> None:
+    """The second pass: of each subset a refit of its best layer and of the `fixed` ones, and what they say of test."""
+    best = {subset.best for subset in subsets}
+    for layers, x in stacks(train):
+        tested = {layer: test.layers[layer] for layer in layers if layer in {*best, *fixed}}
+        for subset in subsets:
+            used = [i for i, layer in enumerate(layers) if layer in (subset.best, *fixed)]
+            if not used:
+                continue
+            Cs = [[subset.choices[layers[i]][0]] for i in used]
+            fits = fit_logistic(x[used][:, subset.rows], y[subset.rows], Cs, **fitting)
+            for fit, layer in enumerate(layers[i] for i in used):
+                subset.predicted[layer] = fits.predict(tested[layer], fit)[0]
+                subset.converged[layer] = bool(fits.converged[fit, 0])
+        bar.update(len(layers))

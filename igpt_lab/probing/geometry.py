@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.features.store import StoredLayers
+from igpt_lab.probing.neighbours import nearest_others, scaled
 from igpt_lab.probing.probes import Features
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
 GROUP = 2**27  # numbers of minibatches that are in memory at once: 512 MiB
-SPARE = 8  # neighbours taken from the matrix product beyond those asked for, before distances are measured exactly
 NORMAL = 1.959964  # standard errors to either side of a 95% interval
 OVERLAP = ("label_overlap", "label_overlap_low", "label_overlap_high", "label_overlap_chance")
 
@@ -72,7 +73,7 @@ def measure_layers(
     labels: np.ndarray | None = None,
     neighbours: int = 10,
     discard: float = 0.1,
-    control: str = "",
+    control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -85,7 +86,8 @@ def measure_layers(
     """
     rows, search = [], partial(nearest_others, device=device, progress=progress)
     layers, n = _layers(layers), _count(layers)
-    for layer in tqdm(layers, desc=f"geometry {control}".strip(), unit="layer", disable=not progress):
+    name = f"geometry {shown_control(control)}".strip()
+    for layer in tqdm(layers, desc=name, unit="layer", disable=not progress):
         x = _checked(layers[layer], f"layer {layer}", n)
         near, distances = search(x, 2 if labels is None else neighbours + 1)
         variances = _variances(x)
@@ -240,64 +242,6 @@ def _ratio(cross: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.n
     return value, np.sqrt(count - 1) * (rest / np.sqrt(a * b)).std(0)
 
 
-def nearest_others(
-    x: np.ndarray, count: int, *, device: str | torch.device | None, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's `count` nearest others: indices and distances (N, count), nearest first, at the scale of `_scaled`."""
-    if len(x) < count + 2:
-        raise ValueError(f"{len(x)} different images; expected at least {count + 2} to look for {count} neighbours")
-    x = torch.as_tensor(_scaled(x)).to(torch.device(device or best_device()))
-    near, distances, sure = _search(x, count, progress)
-    if len(rows := (~sure).nonzero()[:, 0]):
-        near[rows], distances[rows] = _search_directly(x, rows, count, progress)
-    return near.cpu().numpy(), distances.cpu().numpy()
-
-
-def _scaled(x: np.ndarray) -> np.ndarray:
-    """float32 (N, D), columns centred, of mean square 1: the same neighbours and ratios of distances, no overflow."""
-    centred = x - x.mean(0, dtype=np.float64).astype(x.dtype)
-    size = np.sqrt(np.einsum("nd,nd->", centred, centred, dtype=np.float64) / x.size)
-    return (centred / size.astype(x.dtype)).astype(np.float32, copy=False)
-
-
-def _blocks(rows: int, numbers: int, progress: bool) -> Iterator[slice]:
-    """`rows` rows in slices of at most BLOCK numbers, `numbers` a row."""
-    step = max(1, BLOCK // numbers)
-    starts = tqdm(range(0, rows, step), desc="neighbours", unit="block", delay=2, leave=False, disable=not progress)
-    yield from (slice(start, start + step) for start in starts)
-
-
-def _search(x: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows float32 (N, D) -> indices int64 and distances (N, count) of the nearest others, nearest first; and `sure`.
-
-    Candidates come from a matrix product, which tells nothing about rows that are closer than its rounding; `sure`
-    bool (N,) is False where one that is left out might be nearer.
-    """
-    norms, wide = x.square().sum(1), min(count + SPARE, len(x) - 1)
-    rounding = torch.finfo(x.dtype).eps * (x.shape[1] + 4) * (norms + norms.max())  # Higham (2002), section 3.1
-    near, found = torch.empty((len(x), count), dtype=torch.int64, device=x.device), x.new_empty(len(x), count)
-    sure = torch.empty(len(x), dtype=torch.bool, device=x.device)  # in place: kept in pieces, glibc's heap tears
-    for rows in _blocks(len(x), max(len(x), wide * x.shape[1]), progress):
-        part = x[rows]
-        rough = torch.addmm(norms, part, x.T, alpha=-2)  # squared distances, less the row's own norm
-        rough.diagonal(rows.start).fill_(torch.inf)
-        rough, candidates = rough.topk(wide, largest=False)
-        exact, order = (x[candidates] - part[:, None]).norm(dim=-1).sort(stable=True)
-        near[rows], found[rows] = candidates.gather(1, order)[:, :count], exact[:, :count]
-        sure[rows] = exact[:, count - 1].square() + rounding[rows] < rough[:, -1] + norms[rows]
-    return near, found, sure | (wide == len(x) - 1)
-
-
-def _search_directly(x: Tensor, chosen: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor]:
-    """As `_search` for the `chosen` rows, from differences: exact, and as slow as it has to be."""
-    near, found = torch.empty((len(chosen), count), dtype=torch.int64, device=x.device), x.new_empty(len(chosen), count)
-    for rows in _blocks(len(chosen), len(x), progress):
-        distances = torch.cdist(x[chosen[rows]], x, compute_mode="donot_use_mm_for_euclid_dist")
-        distances.scatter_(1, chosen[rows, None], torch.inf)
-        found[rows], near[rows] = distances.topk(count, largest=False)
-    return near, found
-
-
 def _dimension(
     x: np.ndarray, near: np.ndarray, distances: np.ndarray, discard: float, search: Callable
 ) -> dict[str, float]:
@@ -305,7 +249,7 @@ def _dimension(
     if not 0 <= discard < 1:
         raise ValueError(f"discard={discard}; expected a share of the ratios, from 0 to below 1")
     if not distances[:, 0].all():
-        x = np.unique(_scaled(x), axis=0)
+        x = np.unique(scaled(x), axis=0)
         near, distances = search(x, 2)
     first, second = np.maximum(distances[:, :2].astype(float), 1e-30).T
     value, error = _rate(np.log(second / first), near[:, 0], discard)

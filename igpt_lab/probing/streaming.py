@@ -28,10 +28,11 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers, result_of
-from igpt_lab.probing.row_reader import FIT, HELD, Rows, Shuffled, measure
+from igpt_lab.probing.solvers.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, predict, train_heads
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # the paper: 30, 10, 3 and on, it does not say how far
@@ -55,7 +56,7 @@ def probe_streaming(
     tol: float = 1e-6,
     state: str | Path | None = None,
     save_every: int = 5000,
-    control: str = "",
+    control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:
@@ -87,7 +88,8 @@ def probe_streaming(
     fit, held, whole = rows_of([FIT], [FIT]), rows_of([HELD], [FIT]), rows_of([FIT, HELD], [FIT, HELD])
     _warn_of_few_classes(fit, plan)
     run = {"store": digest(store.key), "parts": digest(store.manifest["splits"][train]), "layers": names}
-    with tqdm(total=steps * (1 + refit), desc=f"probe {control}".strip(), unit="step", disable=not progress) as bar:
+    name = f"probe {shown_control(control)}".strip()
+    with tqdm(total=steps * (1 + refit), desc=name, unit="step", disable=not progress) as bar:
         if progress:
             bar.write(_estimate(fit, plan, 1 + refit))
         trained = partial(train_heads, plan=plan, run=run, state=state, save_every=save_every, bar=bar)

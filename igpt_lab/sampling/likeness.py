@@ -1,4 +1,4 @@
-"""Do drawn images look like real ones? Numbers with intervals, surprise pixel by pixel, and the nearest real image.
+"""Do drawn images look like real ones? Numbers with intervals, and the nearest real image.
 
 Every number stands beside the same number of other real images: the distance between two samples of one distribution is
 not zero either.

@@ -1,8 +1,9 @@
 """Pretraining by the paper's recipe, on the next pixel or on hidden ones, checkpointed whole and resumed exactly.
 
-Speed on a CPU: blocks are compiled, attention is written out (`model.Attention.parts`), freed memory is kept
-(`model.memory_kept`), and matrix products are bfloat16 where the processor multiplies it. Blocks are compiled one by
-one, and the embeddings not at all: their compiled backward pass adds up in an order that changes from run to run.
+Speed on a CPU: blocks are compiled, attention is written out (`models.fast`), freed memory is kept
+(`core.devices.memory_kept`), and matrix products are bfloat16 where the processor multiplies it. Blocks are compiled
+one by one, and the embeddings not at all: their compiled backward pass adds up in an order that changes from run to
+run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.models.losses import next_pixel_loss, next_pixel_loss_of
+from igpt_lab.models.losses import losses_of, masked_loss_of, next_pixel_loss
 from igpt_lab.training import parallel
 from igpt_lab.training.trainer import Trainer, batches, check_update, note_run, run, weights_digest
 
@@ -230,14 +231,9 @@ def _loss(model: ImageGPTForCausalImageModeling, pixels: Tensor, hidden: Tensor 
 def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, recipe: Recipe) -> float:
     """Mean over pixels, and of a bidirectional model over hidden pixels, the same ones each time."""
     if not model.config.bidirectional:
-        return next_pixel_loss_of(model, tokens)
-    hidden, total = np.random.default_rng([recipe.seed, 4]).random(tokens.shape) < recipe.masked, 0.0
-    with torch.no_grad():
-        for start in range(0, len(tokens), 64):
-            parts = (each[start : start + 64].astype(np.int64) for each in (tokens, hidden))
-            pixels, masked = (torch.as_tensor(each).to(model.device) for each in parts)
-            total += _loss(model, pixels, masked) * masked.sum()
-    return float(total) / int(hidden.sum())
+        return float(losses_of(model, tokens, reduction="all"))
+    hidden = np.random.default_rng([recipe.seed, 4]).random(tokens.shape) < recipe.masked
+    return masked_loss_of(model, tokens, hidden)
 
 
 def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

@@ -89,10 +89,8 @@ class Trainer:
         if self.sharded:
             parallel.shard(model, model.transformer.h)
         weights = dict(model.named_parameters()) if weights is None else weights
-        biased = {n.removesuffix(".bias"): bool(w.any()) for n, w in model.named_parameters() if n.endswith(".bias")}
-        for name, found in biased.items():
-            model.get_submodule(name).biased = found
-        self.weights = {n: w for n, w in weights.items() if biased.get(n.removesuffix(".bias"), True)}
+        left_out = model.prepare_training(bfloat16=recipe.dtype == "bfloat16")
+        self.weights = {n: w for n, w in weights.items() if n not in left_out}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for weight in self.weights.values():
@@ -113,12 +111,8 @@ class Trainer:
             self.add(muon, matrices, "momentum_buffer")
         if recipe.recompute:
             model.gradient_checkpointing_enable()
-        positions = model.config.n_positions
-        # in float32 and from 1,024 positions on the fused kernel is as fast on a CPU too, and takes less memory
-        written = device.type == "cpu" and (positions < 1024 or recipe.dtype == "bfloat16")
-        for block in model.transformer.h:
-            block.attn.parts = math.ceil(positions / 128) if written else 0
-            if recipe.compile:
+        if recipe.compile:
+            for block in model.transformer.h:
                 block.compile()
         self.total = torch.zeros((), device=device)  # sum of the training losses since the last row of the log
         self.unsaved = torch.zeros((), device=device)  # and since the last save

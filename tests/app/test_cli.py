@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab.app import cli
+from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
+from igpt_lab.core.display import MODEL
+from igpt_lab.features.hooks import POOLS
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of
@@ -32,27 +34,39 @@ def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
     assert "tiny-random-" in capsys.readouterr().out
 
 
+def test_extract_at_chosen_positions(tiny_folder, tiny_images, tmp_path, capsys):
+    arguments = ["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--store", str(tmp_path)]
+    assert cli.main([*arguments, "--pool", "at:0,5"]) == 0
+    store = FeatureStore.open(capsys.readouterr().out.strip())
+    assert store.key["pool"] == "at:0,5" and store.layer("ln_1", 3, "test").shape[1] == 16
+    with pytest.raises(SystemExit):
+        cli.main(["extract", "--help"])
+    text = capsys.readouterr().out
+    assert [pool for pool in POOLS if pool not in text] == []
+
+
 def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, capsys):
     bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
     bert.save_pretrained(tmp_path / "bert")
     np.save(tmp_path / "set_teX.npy", np.zeros((5, 16), np.uint8))
-    given = [str(tmp_path / "bert"), str(tmp_path / "set"), "--split", "test"]
-    assert cli.main(["extract", *given, "--store", str(tmp_path / "s")]) == 0
+    store = str(tmp_path / "s")
+    arguments = [str(tmp_path / "bert"), str(tmp_path / "set"), "--split", "test"]
+    assert cli.main(["extract", *arguments, "--store", store]) == 0
     first = FeatureStore.open(capsys.readouterr().out.strip())
     assert first.manifest["key"]["alignment"] == "raw"
-    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "raw", "--revision", "v1"]) == 0
+    assert cli.main(["extract", *arguments, "--store", store, "--alignment", "raw", "--revision", "v1"]) == 0
     assert capsys.readouterr().out.strip() == str(first.path)
-    assert cli.main(["extract", *given, "--store", str(tmp_path / "s"), "--alignment", "sos"]) == 1
+    assert cli.main(["extract", *arguments, "--store", store, "--alignment", "sos"]) == 1
     assert "a bidirectional model has no SOS" in capsys.readouterr().err
-    assert cli.main(["evaluate", *given]) == 1
+    assert cli.main(["evaluate", *arguments]) == 1
     assert capsys.readouterr().err == (
-        f"igpt-lab: {given[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
+        f"igpt-lab: {arguments[0]} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss\n"
     )
 
 
 def test_sample_and_complete_leave_a_gallery_with_tokens_and_seeds(tiny_folder, tiny_images, tmp_path, capsys):
-    how = "--seed 3 --top-p 0.9 --out".split()
-    assert cli.main(["sample", str(tiny_folder), "--count", "5", *how, str(tmp_path / "s")]) == 0
+    drawing = "--seed 3 --top-p 0.9 --out".split()
+    assert cli.main(["sample", str(tiny_folder), "--count", "5", *drawing, str(tmp_path / "s")]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / f"s.{kind}") for kind in "png pdf svg csv json".split()]
     model = lab.load_model(tiny_folder)
     table, drawn = pd.read_csv(tmp_path / "s.csv", index_col="seed"), lab.sample(model, 5, seed=3, top_p=0.9)
@@ -62,19 +76,19 @@ def test_sample_and_complete_leave_a_gallery_with_tokens_and_seeds(tiny_folder, 
     assert made["seed"] == 3 and made["config"]["top_p"] == 0.9 and made["config"]["model"] == "tiny"
     assert made["config"]["finished_rows"] == [4] * 5
 
-    arguments = ["--limit", "2", "--completions", "3", "--keep", "0.25", *how, str(tmp_path / "c")]
+    arguments = ["--limit", "2", "--completions", "3", "--keep", "0.25", *drawing, str(tmp_path / "c")]
     assert cli.main(["complete", str(tiny_folder), str(tiny_images), *arguments]) == 0
     table, made = pd.read_csv(tmp_path / "c.csv", index_col="seed"), json.loads((tmp_path / "c.json").read_text())
-    given = lab.load_images(tiny_images, "test", limit=2)
-    assert made["config"]["index"] == given.index.tolist() and table.shape == (6, 16)
-    primes = lab.tokenize(given, model.processor)[:, :4]
+    images = lab.load_images(tiny_images, "test", limit=2)
+    assert made["config"]["index"] == images.index.tolist() and table.shape == (6, 16)
+    primes = lab.tokenize(images, model.processor)[:, :4]
     np.testing.assert_array_equal(table.to_numpy().reshape(2, 3, 16)[:, :, :4], primes[:, None].repeat(3, axis=1))
 
 
-def test_a_picture_file_is_completed_and_an_interruption_is_told(tiny_folder, tmp_path, monkeypatch):
+def test_a_picture_file_is_completed_and_an_interruption_has_its_exit_code(tiny_folder, tmp_path, monkeypatch):
     Image.new("RGB", (9, 7), "white").save(tmp_path / "Mine.PNG")
-    given = ["complete", str(tiny_folder), str(tmp_path / "Mine.PNG"), "--out", str(tmp_path / "c")]
-    assert cli.main(given) == 0
+    arguments = ["complete", str(tiny_folder), str(tmp_path / "Mine.PNG"), "--out", str(tmp_path / "c")]
+    assert cli.main(arguments) == 0
     assert (pd.read_csv(tmp_path / "c.csv", index_col="seed").iloc[:, :8] == 7).all(axis=None)
 
     def stop(*_, **__):
@@ -82,7 +96,7 @@ def test_a_picture_file_is_completed_and_an_interruption_is_told(tiny_folder, tm
 
     monkeypatch.setattr("igpt_lab.sampling.decoding.Decoder.step", stop)
     with pytest.warns(UserWarning, match="0 of 4 images whole"):
-        assert cli.main(given) == 130
+        assert cli.main(arguments) == 130
     assert json.loads((tmp_path / "c.json").read_text())["config"]["finished_rows"] == [2] * 4
 
 
@@ -98,11 +112,11 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0
     assert pd.read_csv(tmp_path / "m/log.csv").validation_bits_per_pixel[0] == pytest.approx(2.58496, abs=1e-4)
     assert cli.main(["evaluate", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
-    said = capsys.readouterr().out
-    assert "m on 12 images" in said
+    printed = capsys.readouterr().out
+    assert "m on 12 images" in printed
     model, images = lab.load_model(tmp_path / "m"), lab.load_images(tiny_images, "test", limit=12)
     bits = losses_of(model, tokens_of(model, images)) / np.log(2)
-    assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in said
+    assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in printed
     assert cli.main(["pretrain", str(tiny_images), "--out", str(tmp_path / "m"), *arguments.split()]) == 0  # finished
 
     more = ["pretrain", str(tiny_images), "--out", str(tmp_path / "on"), "--init", str(tmp_path / "m")]
@@ -132,8 +146,8 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
 def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
-    given = [str(tiny_folder) if word == "TINY" else word for word in arguments]
-    assert cli.main(given) == 1
+    words = [str(tiny_folder) if word == "TINY" else word for word in arguments]
+    assert cli.main(words) == 1
     message = capsys.readouterr().err
     assert culprit in message and message.startswith("igpt-lab: ") and message.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["EMPTY"]
@@ -144,9 +158,9 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
     assert cli.main(["extract", str(tiny_folder), str(tiny_images), "--split", "test", "--limit", "10"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert cli.main(["stores"]) == cli.main(["prune"]) == cli.main(["verify", str(path)]) == 0
-    told = capsys.readouterr().out
-    assert f"{path.name[-8:]} complete" in told and "test 10" in told and "ln_1 4" in told
-    assert "nothing to prune in stores" in told and "whole, every digest as listed" in told
+    printed = capsys.readouterr().out
+    assert f"{path.name[-8:]} complete" in printed and "test 10" in printed and "ln_1 4" in printed
+    assert "nothing to prune in stores" in printed and "whole, every digest as listed" in printed
     part = path / "test/part-00000-of-00001.parquet"
     good = part.read_bytes()
     part.write_bytes(good[:-40])
@@ -156,8 +170,8 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
     assert "repaired" in capsys.readouterr().out and part.read_bytes() == good
     part.unlink()
     assert cli.main(["stores"]) == cli.main(["prune"]) == 0 and path.exists()
-    told = capsys.readouterr().out
-    assert "0 of 1 parts" in told and f"incomplete store  {path}" in told and "--yes deletes them" in told
+    printed = capsys.readouterr().out
+    assert "0 of 1 parts" in printed and f"incomplete store  {path}" in printed and "--yes deletes them" in printed
     assert cli.main(["prune", "--yes"]) == 0 and list(Path("stores").iterdir()) == [Path("stores/tokens")]
     assert cli.main(["stores"]) == 0 and "no stores in stores" in capsys.readouterr().out
 
@@ -165,32 +179,44 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
 def notebook(*sources):
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata["tags"] = ["parameters"]
-    return nbformat.v4.new_notebook(cells=cells)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    return nbformat.v4.new_notebook(cells=cells, metadata=kernel)
 
 
-def test_parameters_are_set_where_they_differ(tmp_path):
-    book = notebook('out = "../results"\nrows = 5\nks = [1, 2]', "rows")
-    folder = tmp_path / "notebooks"
-    workbench.with_parameters(book, {"out": str(tmp_path / "results"), "rows": 5, "ks": [1, 2], "other": 3}, folder)
-    assert len(book.cells) == 2
-    workbench.with_parameters(book, {"out": str(tmp_path / "else"), "rows": 6}, folder)
-    assert book.cells[1].source == f"out = {str(tmp_path / 'else')!r}\nrows = 6"
-    book.cells[0].metadata["tags"] = []
-    with pytest.raises(ValueError, match="tagged `parameters`"):
-        workbench.with_parameters(notebook("a = 1", "b = 2"), {}, folder) or workbench.with_parameters(book, {}, folder)
+def test_parameters_are_set_where_they_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
+    nbformat.write(notebook("out = None\nrows = 5\nks = [1, 2]", "print(out, rows)"), tmp_path / "one.ipynb")
+    assert workbench.parameters("one") == {"out": None, "rows": 5, "ks": [1, 2]}
+    kept = tmp_path / "run/notebooks/one.ipynb"
+    assert workbench.run_notebook("one", {"rows": 5, "ks": [1, 2]}, tmp_path / "run", "") is None
+    assert [cell.source for cell in nbformat.read(kept, as_version=4).cells][1:] == ["print(out, rows)"]
+    place = tmp_path / 'a "b" {c}'
+    for out in (tmp_path / "run", place, place):
+        assert workbench.run_notebook("one", {"out": str(place), "rows": 6}, out, "") is None
+        assert nbformat.read(out / "notebooks/one.ipynb", as_version=4).cells[2].outputs[0].text == f"{place} 6\n"
+    assert kept.read_bytes() == (place / "notebooks/one.ipynb").read_bytes()  # no times, no random ids
+    with pytest.raises(ValueError, match="notebook one has no parameter 'row'; did you mean 'rows'?"):
+        workbench.run_notebook("one", {"row": 6}, tmp_path, "")
 
 
 def test_a_failing_notebook_is_named_with_its_cell(tiny_folder, tiny_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workbench, "NOTEBOOKS", ("one", "two"))
     monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
     for name, last in (("one", "print(rows)"), ("two", "rows[0]")):
-        nbformat.write(notebook("rows = 1", "rows + 1", last), tmp_path / f"{name}.ipynb")
+        nbformat.write(notebook("rows = 1", "rows + 1", last, "rows"), tmp_path / f"{name}.ipynb")
     arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(tmp_path / "out")]
     assert cli.main(["reproduce", *arguments]) == 1
     assert "notebook two, cell 3 failed: TypeError" in capsys.readouterr().err
-    kept = nbformat.read(tmp_path / "out/notebooks/one.ipynb", as_version=4)
+    kept, failed = (nbformat.read(tmp_path / f"out/notebooks/{name}.ipynb", as_version=4) for name in ("one", "two"))
     assert kept.cells[2].outputs[0].text == "1\n"
+    assert len(failed.cells) == 4 and failed.cells[2].outputs[0].ename == "TypeError" and not failed.cells[3].outputs
     assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_a_dead_kernel_is_named_with_its_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path)
+    nbformat.write(notebook("rows = 1", "import os; os._exit(1)", "rows"), tmp_path / "one.ipynb")
+    assert workbench.run_notebook("one", {}, tmp_path / "out", "") == "notebook one, cell 2 failed: the kernel died"
 
 
 def test_tidy_drops_progress_only():
@@ -206,13 +232,13 @@ def test_tidy_drops_progress_only():
 
 
 def test_summary_reads_what_the_notebooks_left(tmp_path):
-    rows = [("", 0, 0.5, 0.4, 0.6, False), ("", 1, 0.8, 0.7, 0.9, True), ("", 2, 0.6, 0.5, 0.7, False)]
+    rows = [(MODEL, 0, 0.5, 0.4, 0.6, False), (MODEL, 1, 0.8, 0.7, 0.9, True), (MODEL, 2, 0.6, 0.5, 0.7, False)]
     rows.append(("raw pixels", 0, 0.3, 0.2, 0.4, True))
     table = pd.DataFrame(rows, columns=["control", "layer", "test_accuracy", "low", "high", "chosen"])
     table.assign(n_test=40).to_csv(tmp_path / "layer_curve.csv", index=False)
     record = {"config": {"comparison": {"p_value": 0.001}}}
     (tmp_path / "layer_curve.json").write_text(json.dumps(record))
-    assert workbench.summary(tmp_path) == {
+    assert runs.summary(tmp_path) == {
         "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
         "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
     }  # fmt: skip

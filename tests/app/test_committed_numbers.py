@@ -1,4 +1,4 @@
-"""What the committed notebooks print and draw is what results/ holds, so that the two cannot drift apart."""
+"""What the committed notebooks print and draw is what the shipped run holds, so that the two cannot drift apart."""
 
 import base64
 import json
@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from igpt_lab.core.display import MODEL
 from igpt_lab.figures import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "results/fashion-xs-fashion-mini"
 CELLS = {
     path.stem: [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -48,14 +50,12 @@ def tables(notebook: str) -> list[pd.DataFrame]:
 
 
 def results(name: str, control: str | None = None) -> pd.DataFrame:
-    table = read_table((ROOT / f"results/{name}.csv").read_bytes())
-    return (
-        table if control is None else table[table.control.astype(object).fillna("") == control].reset_index(drop=True)
-    )
+    table = read_table((SHIPPED / f"{name}.csv").read_bytes())
+    return table if control is None else table[table.control == control].reset_index(drop=True)
 
 
 def config(name: str) -> dict:
-    return json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8"))["config"]
+    return json.loads((SHIPPED / f"{name}.json").read_text(encoding="utf-8"))["config"]
 
 
 def agree(shown: pd.DataFrame, expected: pd.DataFrame, *, at_least: int = 3) -> None:
@@ -83,29 +83,29 @@ def test_every_saved_figure_is_known():
 @pytest.mark.parametrize(("notebook", "name"), SAVED, ids=lambda word: word)
 def test_the_figure_shown_is_the_figure_saved(notebook, name):
     shown = {base64.b64decode(png) for png in data(notebook, "image/png")}
-    assert (ROOT / f"results/{name}.png").read_bytes() in shown
+    assert (SHIPPED / f"{name}.png").read_bytes() in shown
 
 
 def test_tables_of_the_layer_probe():
     shown = tables("02_layer_probe")
-    agree(shown[0], results("layer_curve", "").fillna({"control": ""}), at_least=10)
-    agree(shown[1], results("layer_curve", ""))
+    agree(shown[0], results("layer_curve", MODEL), at_least=10)
+    agree(shown[1], results("layer_curve", MODEL))
     agree(shown[2], results("layer_curve", "random network"))
-    selectivity = pd.DataFrame({"accuracy": results("layer_curve", "").test_accuracy})
+    selectivity = pd.DataFrame({"accuracy": results("layer_curve", MODEL).test_accuracy})
     agree(shown[-1], selectivity, at_least=1)
     found = config("layer_curve")["comparison"]
     (said,) = (text for text in data("02_layer_probe", "text/plain") if text.startswith("Comparison("))
     said = dict(pair.split("=") for pair in said.removeprefix("Comparison(").removesuffix(")").split(", "))
     assert said == {name: repr(value) for name, value in found.items()}
-    ours = results("layer_curve", "")
+    ours = results("layer_curve", MODEL)
     assert str(ours.layer[ours.in_peak_set.astype(bool)].tolist()) in data("02_layer_probe", "text/plain")
 
 
 def test_table_of_few_labels():
     (shown,) = tables("03_few_labels")
-    table = results("few_label_curve").assign(control=lambda t: t.control.astype(object).fillna(""))
+    table = results("few_label_curve")
     named = table.assign(layer=table.layer.where(table.layer_rule == "fixed", "chosen").astype(str))
-    parts = [named[named.control == control] for control in ("", "raw pixels")]
+    parts = [named[named.control == control] for control in (MODEL, "raw pixels")]
     groups = [part.groupby(["control", "k", "layer_rule", "layer"]).test_accuracy for part in parts]
     agree(shown, pd.concat([group.agg(["mean", "std", "count"]) for group in groups]).reset_index(drop=True))
 
@@ -122,12 +122,12 @@ def test_tables_of_likeness_protocol_and_geometry():
         for factor in ours
     ])  # fmt: skip
     agree(single, lone.reset_index(drop=True), at_least=8)
-    agree(tables("06_geometry")[0], results("geometry", ""))
+    agree(tables("06_geometry")[0], results("geometry", MODEL))
     agree(tables("06_geometry")[1], results("geometry", "raw pixels"))
 
 
 def test_words_of_the_protocol():
-    effects, (said,) = pd.DataFrame(config("protocol")["effects"]), data("05_protocol", "stdout")
+    effects, (*_, said) = pd.DataFrame(config("protocol")["effects"]), data("05_protocol", "stdout")
     rows = effects[effects.others.isin(["average", ""])]
     wanted = [f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" for row in rows.itertuples()]
     assert re.findall(r"[+-][\d.]+ \[[^]]+\]", said) == wanted and len(wanted) == 15
@@ -137,7 +137,7 @@ def test_tables_of_fine_tuning():
     table = results("fine_tuning").assign(labels=lambda t: t.labels.astype(str))
     before, means, pairs = tables("08_fine_tuning")[:3]
     curves = pd.DataFrame(config("fine_tuning")["curves"])
-    agree(before, curves[curves.control == ""].reset_index(drop=True), at_least=5)
+    agree(before, curves[curves.control == MODEL].reset_index(drop=True), at_least=5)
     groups = table.groupby(["labels", "method"], sort=False).test_accuracy
     agree(means, groups.agg(["mean", "std", "count"]).reset_index(drop=True))
     ways = list(dict.fromkeys(table.method))[2:]  # after the two probes
@@ -146,7 +146,7 @@ def test_tables_of_fine_tuning():
 
 
 def test_the_tour_says_what_it_saved():
-    table, pages = results("tour_layer_curve", ""), " ".join(data("00_tour", "text/html"))
+    table, pages = results("tour_layer_curve", MODEL), " ".join(data("00_tour", "text/html"))
     best, last = table[table.chosen.astype(bool)].iloc[0], table.iloc[-1]
     for row in (best, last):
         assert f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]" in pages

@@ -10,6 +10,7 @@ import pytest
 
 from igpt_lab.app import cli
 from igpt_lab.app import notebooks as workbench
+from igpt_lab.core.display import MODEL
 
 FOLDER = workbench.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -70,15 +71,15 @@ def test_every_quick_value_is_a_parameter():
 def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(out), "--quick"]
-    assert cli.main(["reproduce", *arguments]) == 0
+    assert cli.main(["reproduce", *arguments, "--all"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == {
         "model", "images", "n_layers", "best_layer", "best_accuracy", "best_interval", "first_accuracy",
-        "last_accuracy", "p_value", "test_rows", "seconds",
+        "last_accuracy", "p_value", "test_rows", "seconds", "quick", "reference",
     }  # fmt: skip
     table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
-    assert set(table.control) == {"", "raw pixels", "random network", "permuted labels"}
-    ours = table[table.control == ""].set_index("layer")
+    assert set(table.control) == {MODEL, "raw pixels", "random network", "permuted labels"}
+    ours = table[table.control == MODEL].set_index("layer")
     assert summary["n_layers"] == 3 and len(ours) == 4 and summary["test_rows"] == 40
     assert ours.validation_accuracy.idxmax() == summary["best_layer"]
     assert ours.test_accuracy[summary["best_layer"]] == summary["best_accuracy"] > 0.8  # dark against light
@@ -89,6 +90,8 @@ def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
     assert len(list((out / "notebooks").glob("*.ipynb"))) == len(PATHS)
     printed = capsys.readouterr().out
     assert f"best layer   {summary['best_layer']} of 0..3" in printed and str(out) in printed
+    assert summary["quick"] and "few images is not compared" in summary["reference"] and summary["reference"] in printed
+    assert (out / "summary.txt").read_text() in printed and not (out / "reference.csv").exists()
 
 
 def test_reproduce_only_some(tiny_folder, tiny_images, tmp_path, capsys):

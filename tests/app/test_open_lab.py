@@ -1,12 +1,15 @@
 """A folder of the user's own: what is copied into it, what is left alone, and how JupyterLab is opened on it."""
 
+import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from igpt_lab.app import cli
+from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +48,120 @@ def test_the_command_copies_and_opens(tmp_path, monkeypatch, capsys):
     assert opened.pop("folder") == tmp_path / "mine"
     assert opened == {"first": f"notebooks/{workbench.NOTEBOOKS[0]}.ipynb", "port": 8123, "browser": False}
     assert f"{len(names)} notebooks copied, 0 left" in capsys.readouterr().out
+
+
+def git(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_each_model_and_image_set_has_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/photos", "b/photos", "cifar10"):
+        (tmp_path / name).mkdir(parents=True)
+    names = [runs.run_name(model, images) for model in ("fashion-xs", "openai/imagegpt-small")
+             for images in ("fashion-mini", "uoft-cs/cifar10", "a/photos", "../odd: name")]  # fmt: skip
+    assert names[:3] == ["fashion-xs-fashion-mini", "fashion-xs-cifar10", "fashion-xs-photos"]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+    folder = runs.results_folder("fashion-xs", "a/photos", under="results/mine")
+    assert folder == "results/mine/fashion-xs-photos" and Path(folder).is_dir()
+    assert folder == runs.results_folder("fashion-xs", str(tmp_path / "a/photos"), under="results/mine")
+    with pytest.raises(ValueError, match="is of fashion-xs on .*a/photos, not of fashion-xs on .*b/photos"):
+        runs.results_folder("fashion-xs", "b/photos", under="results/mine")
+    assert runs.results_folder("fashion-xs", "b/photos", "b/out") == "b/out"
+    quick = runs.results_folder("fashion-xs", "a/photos", quick=True, under="results/mine")
+    assert quick == f"{folder}-quick"
+
+
+def test_what_a_run_writes_is_ignored_by_git_and_what_is_shipped_is_not(monkeypatch):
+    if git("rev-parse", "--show-toplevel").stdout.strip() != str(ROOT):
+        pytest.skip("not a git checkout")
+    mine = ROOT / runs.MINE
+    assert not git("ls-files", "--", runs.MINE).stdout
+    written = ["fashion-xs-fashion-mini/layer_curve.csv", "fashion-xs-fashion-mini/notebooks/00_tour.ipynb",
+               "fashion-xs-photos-quick/summary.json", "benchmarks/extract.csv", "studies/size.png"]  # fmt: skip
+    for file in [*(mine / name for name in written), "workbench/results/mine/a/b.csv", "build/benchmarks/a.csv"]:
+        assert git("check-ignore", "--quiet", str(file)).returncode == 0, file
+    shipped = runs.shipped("fashion-xs", "fashion-mini")
+    assert shipped == ROOT / "results/fashion-xs-fashion-mini" and not shipped.is_relative_to(mine)
+    assert runs.shipped("cifar10-xs", "../shared/cifar10") == ROOT / "results/cifar10-xs-cifar10"
+    for folder in (shipped, ROOT / "results/studies", ROOT / "results/benchmarks", workbench.notebooks()):
+        files = [str(file.relative_to(ROOT)) for file in folder.rglob("*") if file.suffix in (".csv", ".png", ".ipynb")]
+        assert files and set(files) <= set(git("ls-files").stdout.splitlines())
+
+
+def test_a_run_by_default_goes_where_the_notebooks_themselves_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    folder = runs.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=False)
+    assert folder == (tmp_path / "results/mine/fashion-xs-fashion-mini").resolve()
+    values = runs.values_of_run("fashion-xs", "fashion-mini", folder, quick=False)
+    assert values == {"model": "fashion-xs", "images": "fashion-mini"}  # so that no parameter is written into them
+    quick = runs.begin_run("fashion-xs", "fashion-mini", None, quick=True, renewal=False)
+    values = runs.values_of_run("fashion-xs", "fashion-mini", quick, quick=True)
+    assert values == {"model": "fashion-xs", "images": "fashion-mini", "out": str(quick), **workbench.QUICK}
+
+
+def test_long_notebooks_run_on_demand(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(workbench, "run_notebook", lambda name, *_: ran.append(name))
+    monkeypatch.setattr(runs, "conclude", lambda *_: "")
+    for options in ([], ["--all"], ["--only", "07_training_dynamics", "--only", "00_tour"]):
+        assert cli.main(["reproduce", "--out", str(tmp_path), *options]) == 0
+    main = [name for name in workbench.NOTEBOOKS if name[:2] in ("00", "01", "02", "03", "04", "06")]
+    assert ran == [*main, *workbench.NOTEBOOKS, "00_tour", "07_training_dynamics"]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of one notebook and one shipped run, under git."""
+    root = tmp_path / "checkout"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "results/fashion-xs-fashion-mini").mkdir(parents=True)
+    for file in ("notebooks/00_tour.ipynb", "results/fashion-xs-fashion-mini/layer_curve.csv"):
+        (root / file).write_text("shipped")
+    (root / ".gitignore").write_text("results/mine/\n")
+    for command in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    monkeypatch.setattr(workbench, "notebooks", lambda: root / "notebooks")
+    return root
+
+
+def test_a_user_s_run_never_writes_where_git_keeps_files(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    for out in ("results/fashion-xs-fashion-mini", "results", "."):
+        with pytest.raises(ValueError, match="git keeps files in"):
+            runs.begin_run("fashion-xs", "fashion-mini", out, quick=False, renewal=False)
+
+
+def test_a_reference_is_renewed_in_a_clone_only_and_whole(checkout):
+    for out, quick in (("elsewhere", False), (None, True)):
+        with pytest.raises(ValueError, match="leave out --out and --quick"):
+            runs.begin_run("fashion-xs", "fashion-mini", out, quick=quick, renewal=True)
+    shutil.rmtree(checkout / ".git")
+    with pytest.raises(ValueError, match="renewed in a clone"):
+        runs.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=True)
+    assert cli.main(["reproduce", "--renew-reference"]) == 1
+
+
+def test_renewing_replaces_the_shipped_run_and_the_notebooks(checkout):
+    stale = checkout / "results/mine/fashion-xs-fashion-mini/old.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier run")
+    run = runs.begin_run("fashion-xs", "fashion-mini", None, quick=False, renewal=True)
+    shipped = runs.shipped("fashion-xs", "fashion-mini")
+    assert run == stale.parent.resolve() and not stale.exists()
+    (run / "notebooks").mkdir()
+    (run / "notebooks/00_tour.ipynb").write_text("executed")
+    (run / "notebooks/01_features.ipynb").write_text('{"tags": ["injected-parameters"]}')
+    for name in ("layer_curve.csv", "cka.png", "reference.csv", "summary.txt"):
+        (run / name).write_text("renewed")
+    (run / "summary.json").write_text('{"best_layer": 1, "reference": {}}')
+    runs.renew(run, shipped)
+    assert sorted(file.name for file in shipped.iterdir()) == ["cka.png", "layer_curve.csv", "summary.json"]
+    assert (shipped / "layer_curve.csv").read_text() == "renewed"
+    assert json.loads((shipped / "summary.json").read_text()) == {"best_layer": 1}
+    assert [file.name for file in (checkout / "notebooks").iterdir()] == ["00_tour.ipynb"]
+    assert (checkout / "notebooks/00_tour.ipynb").read_text() == "executed"
 
 
 def test_a_wheel_has_the_notebooks_and_the_front_end(tmp_path, monkeypatch):

@@ -2,15 +2,18 @@
 
 import base64
 import json
+import os
 import shutil
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import igpt_lab as lab
-from igpt_lab.app import cli, report
+from igpt_lab.app import cli, report, saved
 from igpt_lab.figures import gallery, layer_curve, protocol_curves, save_figure
 from tables import RECORD, layer_table, protocol_tables
 
@@ -23,6 +26,15 @@ STORE = {
     "splits": {"test": ["ef" * 32, 9]},
 }
 STORE |= {"layers": {"ln_1": [0, 1, 2]}, "pool": "mean"}
+HOSTILE = """<evil a="1" b='2'>&lt;"""
+FAKE = """#!/bin/sh
+echo "$@" >> "$0.calls"
+case "$*" in
+  *--no-sandbox*) test {without} = works || exit 1 ;;
+  *) test {with_sandbox} = works || {{ echo first >&2; echo last words >&2; exit 1; }} ;;
+esac
+for argument; do case "$argument" in --print-to-pdf=*) printf %%PDF- > "${{argument#*=}}" ;; esac; done
+"""
 
 
 class Page(HTMLParser):
@@ -30,10 +42,12 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.addresses, self.texts, self.cells = [], [], [], []
+        self.open, self.addresses, self.texts, self.tags, self.names = [], [], [], set(), set()
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.names |= {name for name, value in attributes}
         self.addresses += [value for name, value in attributes if name in ("src", "href")]
         if tag not in ("img", "meta", "br"):
             self.open.append(tag)
@@ -44,6 +58,10 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "style" not in self.open:
             self.texts.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(f"{text} " for text in self.texts).split())
 
 
 @pytest.fixture
@@ -72,21 +90,21 @@ def run(tmp_path):
 def test_the_page_says_what_the_files_say(run):
     (path,) = report.write_report(run, pdf=False)
     page = Page(path.read_text(encoding="utf-8"))
-    said = " ".join("".join(f"{text} " for text in page.texts).split())
-    assert page.open == [] and said.startswith("tiny <1> on shades tiny <1> on shades ")
-    assert "80.0% best layer, 1 of 0..2 [79.0%, 81.0%]" in said and "70.0% last layer, 2" in said
-    assert "45.0% random network, its best" in said and "60.0% raw pixels" in said
-    assert "layer_curve : 1 of 8 probes: the model: 1 of 3, layers 2" in said.replace("layer_curve:", "layer_curve :")
-    assert "best layer 1 against last layer 2: +10.0 points [+2.0, +18.0], p = 0.2" in said
-    assert "2 of 3 layers may be the best: 1, 2" in said
-    assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, +1.0]" in said
-    assert "protocol: ours against port, drop: -1.0 points [-3.0, +0.0]" in said
+    words = page.words
+    assert page.open == [] and words.startswith("tiny <1> on shades tiny <1> on shades ")
+    assert "80.0% best layer, 1 of 0..2 [79.0%, 81.0%]" in words and "70.0% last layer, 2" in words
+    assert "45.0% random network, its best" in words and "60.0% raw pixels" in words
+    assert "layer_curve : 1 of 8 probes: the model: 1 of 3, layers 2" in words.replace("layer_curve:", "layer_curve :")
+    assert "best layer 1 against last layer 2: +10.0 points [+2.0, +18.0], p = 0.2" in words
+    assert "2 of 3 layers may be the best: 1, 2" in words
+    assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, +1.0]" in words
+    assert "protocol: ours against port, drop: -1.0 points [-3.0, +0.0]" in words
     assert (
-        "ln_1" not in said[said.index("Not significant") : said.index("Figures Layer curve")]
+        "ln_1" not in words[words.index("Not significant") : words.index("Figures Layer curve")]
     )  # single pairs are not listed
-    assert "samples and real images are not told apart by palette" in said and "by palette, patches" not in said
-    assert "Files differed from the commit" in said and "Figures come from 3 commits" in said
-    assert "abababab" in said and "ln_1: 0..2" in said and "log" not in [text.strip() for text in page.texts[:3]]
+    assert "samples and real images are not told apart by palette" in words and "by palette, patches" not in words
+    assert "Files differed from the commit" in words and "Figures come from 3 commits" in words
+    assert "abababab" in words and "ln_1: 0..2" in words and "log" not in [text.strip() for text in page.texts[:3]]
 
 
 def test_it_is_one_file_that_reads_nothing_else_and_twice_the_same(run, tmp_path):
@@ -106,17 +124,64 @@ def test_a_table_that_was_changed_is_told(run):
     assert "layer_curve.csv has changed since" in report.write_report(run, pdf=False)[0].read_text()
 
 
+def test_words_of_the_folder_never_become_markup(tmp_path):
+    folder = tmp_path / HOSTILE
+    config = {"store": STORE | {"model": HOSTILE}, "comparison": BEST | {"best_layer": HOSTILE, "p_value": 0.2}}
+    record = lab.RunRecord(HOSTILE, config, 0, HOSTILE, {HOSTILE: HOSTILE})
+    table = layer_table().replace("raw pixels", HOSTILE).assign(**{HOSTILE: HOSTILE})
+    save_figure(layer_curve(table, title=HOSTILE), folder / "layer_curve", data=table, record=record)
+    images = np.zeros((2, 5, 3, 3), np.uint8)
+    save_figure(gallery(images[..., 0]), folder / f"broad {HOSTILE}", data=images.reshape(2, 45), record=RECORD)
+    ends = {"value": [0.1], "low": [0.05], "high": [0.2], "floor_low": [0.0], "floor_high": [0.15]}
+    pd.DataFrame({"measure": [HOSTILE]} | ends).to_csv(folder / "likeness.csv", index=False)
+    pd.DataFrame({HOSTILE: [HOSTILE]}).to_csv(folder / f"{HOSTILE}.csv", index=False)
+    (folder / "summary.json").write_text(json.dumps({"images": HOSTILE, HOSTILE: [HOSTILE]}))
+    page = Page(report.write_report(folder, pdf=False)[0].read_text(encoding="utf-8"))
+    assert "evil" not in page.tags and page.open == []
+    assert page.names == set("lang charset name content class id src alt scope download href".split())
+    assert f"{HOSTILE} on {HOSTILE}" in page.words and f"Folder {HOSTILE} , 2 figures" in page.words
+    assert f"2 rows of 45 numbers in broad {HOSTILE}.csv." in page.words
+    assert f"are not told apart by {HOSTILE}" in page.words and f"best layer {HOSTILE} against" in page.words
+    assert page.texts.count(HOSTILE) >= 12  # cells, names of columns, tables and fields
+
+
+def test_a_link_out_of_the_folder_is_not_followed(run, tmp_path):
+    (run / "summary.json").write_text('{"model": "secret"}')
+    outside = ("samples.json", "protocol.csv", "layer_curve.svg", "likeness.csv", "summary.json")
+    for name in outside:
+        shutil.move(run / name, tmp_path / name)
+        (run / name).symlink_to(tmp_path / name)
+    (run / "again.csv").symlink_to("log.csv")
+    page = Page(report.write_report(run, pdf=False)[0].read_text(encoding="utf-8"))
+    for name in outside:
+        assert f"Left out. {name} is a link to a file outside this folder." in page.words
+    assert "secret" not in page.words and "told apart" not in page.words and "again" in page.texts
+    assert "1 figures." in page.words and not any("image/" in address for address in page.addresses)
+    shutil.move(run / "layer_curve.csv", tmp_path)
+    (run / "layer_curve.csv").symlink_to(tmp_path / "layer_curve.csv")
+    with pytest.raises(ValueError, match="no figures of its own"):
+        report.write_report(run, pdf=False)
+
+
+def test_a_folder_that_is_itself_behind_a_link_is_read(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    pages = [
+        report.write_report(at, tmp_path / "page.html", pdf=False)[0].read_text() for at in (run, tmp_path / "link")
+    ]
+    assert pages[0] == pages[1]
+
+
 def test_significance_is_by_p_or_else_by_the_interval():
     ends = {"difference": 0.1, "low": -0.1, "high": 0.2}
-    assert report.significant(ends | {"p_value": 0.04}) and not report.significant(ends | {"p_value": 0.06})
-    assert not report.significant(ends) and report.significant(ends | {"low": 0.01, "p_value": float("nan")})
+    assert saved.significant(ends | {"p_value": 0.04}) and not saved.significant(ends | {"p_value": 0.06})
+    assert not saved.significant(ends) and saved.significant(ends | {"low": 0.01, "p_value": float("nan")})
 
 
 def test_the_command_says_where_the_page_is_and_what_is_missing(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert cli.main(["report", str(run)]) == 0
-    told = capsys.readouterr()
-    assert told.out.strip() == str(run / "report.html") and "no Chromium is installed" in told.err
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(run / "report.html") and "no Chromium is installed" in printed.err
     (tmp_path / "empty").mkdir()
     assert cli.main(["report", str(tmp_path / "empty")]) == 1 and "has no figures" in capsys.readouterr().err
 
@@ -125,3 +190,43 @@ def test_the_command_says_where_the_page_is_and_what_is_missing(run, tmp_path, c
 def test_a_browser_makes_a_pdf_with_the_page_s_words(run):
     html, pdf = report.write_report(run)
     assert pdf == run / "report.pdf" and pdf.read_bytes().startswith(b"%PDF-") and pdf.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the browser is a shell script")
+@pytest.mark.parametrize(
+    "user, with_sandbox, without, tries",
+    [
+        (0, "works", "works", [False]),
+        (0, "fails", "works", [False, True]),
+        (0, "fails", "fails", [False, True]),
+        (1000, "works", "works", [False]),
+        (1000, "fails", "works", [False]),
+    ],
+)
+def test_the_sandbox_is_on_but_where_root_cannot_have_it(
+    run, tmp_path, monkeypatch, user, with_sandbox, without, tries
+):
+    browser = tmp_path / "chromium"
+    browser.write_text(FAKE.format(with_sandbox=with_sandbox, without=without))
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    if with_sandbox == "works" or (user == 0 and without == "works"):
+        assert report.write_report(run)[1].read_bytes() == b"%PDF-"
+    else:
+        words = "it said nothing" if user == 0 else "last words"
+        with pytest.raises(OSError, match=f"made no pdf of .*report.html .{words}.; print the page from any browser"):
+            report.write_report(run)
+        assert (run / "report.html").is_file() and not (run / "report.pdf").exists()
+    calls = (tmp_path / "chromium.calls").read_text().splitlines()
+    assert ["--no-sandbox" in call.split() for call in calls] == tries
+    assert all(call.split()[-1] == (run / "report.html").as_uri() for call in calls)
+
+
+def test_an_installed_package_has_the_template_and_nothing_in_it_is_marked_as_safe():
+    template = Path(report.__file__).with_name("report.html")
+    setup = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = Path(lab.__file__).parent
+    assert any(template in package.glob(pattern) for pattern in setup["package-data"]["igpt_lab"])
+    text = template.read_text(encoding="utf-8")
+    assert not any(word in text for word in ("safe }}", "|safe", "| safe", "autoescape ", "Markup"))

@@ -11,7 +11,7 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab.core.display import card, span, spark
+from igpt_lab.core.display import MODEL, card, span, spark
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import TokenSet
@@ -31,7 +31,7 @@ def shown(thing) -> tuple[str, str, dict]:
 
 def probe_table(converged=(True, True, False)):
     table = pd.DataFrame({"layer": [0, 1, 2], "test_accuracy": [0.5, 0.8, 0.7], "converged": converged})
-    table = table.assign(low=table.test_accuracy - 0.05, high=table.test_accuracy + 0.05, control="", n_train=600)
+    table = table.assign(low=table.test_accuracy - 0.05, high=table.test_accuracy + 0.05, control=MODEL, n_train=600)
     return table.assign(n_test=400, in_peak_set=[False, True, True], chosen=[False, True, False])
 
 
@@ -44,6 +44,8 @@ def test_a_probe_result_says_which_layer_is_best():
     }  # fmt: skip
     assert text.startswith("<ProbeResult: best layer 1 of 0..2, ") and "not converged 2" in text
     assert "not converged" not in shown(ProbeResult(probe_table(True), {}, 1))[2]
+    control = ProbeResult(probe_table().assign(control="raw pixels"), {}, 1)
+    assert shown(control)[2] == {"control": "raw pixels"} | facts
 
 
 def test_a_spark_has_the_values_and_a_ring_at_the_best():
@@ -57,7 +59,7 @@ def test_a_spark_has_the_values_and_a_ring_at_the_best():
 
 def test_few_labels_say_mean_and_deviation():
     rows = [
-        ("", k, d, rule, 0.1 * k + 0.02 * d, d > 0) for k in (1, 4) for d in range(3) for rule in ("chosen", "fixed")
+        (MODEL, k, d, rule, 0.1 * k + 0.02 * d, d > 0) for k in (1, 4) for d in range(3) for rule in ("chosen", "fixed")
     ]
     table = pd.DataFrame(rows, columns=["control", "k", "draw", "layer_rule", "test_accuracy", "converged"])
     _, _, facts = shown(FewLabelResult(table, {}, []))

@@ -6,19 +6,23 @@ import sys
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
+import igpt_lab
 import igpt_lab as lab
 from igpt_lab.core.display import advice
 from igpt_lab.figures import gallery, save_figure
 
 CELLS = [
-    "import igpt_lab as lab; import igpt_lab.figures",
+    "%load_ext igpt_lab\nimport igpt_lab as lab; import igpt_lab.figures",
     "lab.figures.layer_curve(3)",
     "lab.load_modl('fashion-xs')",
     "1 / 0",
     "raise ValueError('mine')",
     "%nothing",
+    "%unload_ext igpt_lab",
+    "lab.load_modl('fashion-xs')",
 ]
 
 
@@ -40,6 +44,23 @@ def test_the_line_comes_first_and_the_traceback_after_it(outputs):
         assert error.output_type == "error" and error.ename == kind
         first, *rest = error.traceback
         assert line in first and first.count("\n") == 1 and any(kind in each for each in rest)
+
+
+def test_unloaded_it_says_nothing_more(outputs):
+    (error,) = outputs[7]
+    assert error.ename == "AttributeError" and "igpt-lab:" not in "".join(error.traceback)
+
+
+def test_importing_changes_no_shell_and_a_handler_of_others_stays(monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr(InteractiveShell, "_instance", shell)
+    code = "import IPython, igpt_lab; igpt_lab.load_model"
+    shell.run_cell(code)
+    assert shell.custom_exceptions == ()
+    shell.set_custom_exc((KeyError,), lambda *_: None)
+    for change in (igpt_lab.load_ipython_extension, igpt_lab.unload_ipython_extension):
+        change(shell)
+        assert shell.custom_exceptions == (KeyError,)
 
 
 def test_errors_from_elsewhere_are_shown_as_ever(outputs):

@@ -5,13 +5,18 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from igpt_lab.core import provenance
 from igpt_lab.core.provenance import RunRecord, atomic_write, commit, digest, versions
+
+PACKAGE = Path(provenance.__file__).parents[1]
 
 
 def names(folder):
@@ -93,6 +98,76 @@ def test_versions_are_the_installed_ones():
     assert found["torch"] == version("torch")
     assert found["python"].count(".") == 2
     assert set(found) <= {"python", *provenance.PACKAGES}
+
+
+def loaded_with(module):
+    """Modules of the package, as `core/hub`, that Python itself loads with one of them; folders are left out."""
+    code = f"import sys, igpt_lab.{module.replace('/', '.')}; print(*(m.__file__ for m in sys.modules.values() if "
+    code += "getattr(m, '__name__', '').startswith('igpt_lab.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    files = [Path(file).relative_to(PACKAGE).with_suffix("") for file in done.stdout.split()]
+    return {file.as_posix() for file in files if file.name != "__init__"}
+
+
+def digested(monkeypatch):
+    """The modules in the digest of the code."""
+    seen = {}
+    monkeypatch.setattr(provenance, "digest", lambda modules: seen.update(modules) or "0" * 64)
+    provenance.digest_of_code(PACKAGE)
+    return set(seen)
+
+
+def test_every_file_that_makes_stored_numbers_is_in_the_digest(monkeypatch):
+    exceptions, loaded = set(provenance.NOT_NUMBERS), loaded_with(provenance.MAKER)
+    assert loaded - exceptions <= digested(monkeypatch)
+    assert exceptions <= loaded, "an exception that is not imported any more"
+    assert {
+        "images/palette",
+        "models/imagegpt",
+        "models/fast",
+        "features/hooks",
+        "features/runner",
+        "features/writing",
+    } <= loaded - exceptions
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package's code."""
+    shutil.copytree(PACKAGE, tmp_path / "igpt_lab", ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+    return tmp_path / "igpt_lab"
+
+
+def edit(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_comments_docstrings_and_formatting_are_no_code(package):
+    before = provenance.digest_of_code(package)
+    assert before == provenance.digest_of_code(PACKAGE) and before[:16] == provenance.made_by()["code"]
+    network = package / "models/imagegpt.py"
+    edit(network, '"""ImageGPT (', '"""Another text (')
+    edit(network, "class Linear(nn.Module):", "# A comment.\nclass Linear(  nn.Module ,):")
+    edit(network, '"""(N, T, D) -> (N, T, D)', '"""Tokens')
+    edit(package / "core/cluster.py", "import ", "import decimal\nimport ")  # makes no number
+    assert provenance.digest_of_code(package) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("models/imagegpt.py", "1 / math.sqrt(", "2 / math.sqrt("),
+        ("models/fast.py", "1.702", "1.703"),
+        ("images/palette.py", "import numpy as np", "import numpy as np\nimport igpt_lab.core.significance"),
+        ("features/hooks.py", "dim=1", "dim=-2"),
+    ],
+)
+def test_what_computes_is_code(package, file, old, new):
+    before = provenance.digest_of_code(package)
+    edit(package / file, old, new)
+    assert provenance.digest_of_code(package) != before
 
 
 def git(folder, *command):

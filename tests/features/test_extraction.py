@@ -92,6 +92,19 @@ def test_the_estimate_of_bytes_is_within_five_percent(tiny, train, tmp_path, cap
     assert said == pytest.approx(sum(path.stat().st_size for path in store.path.rglob("*.parquet")) / 1e6, rel=0.05)
 
 
+def test_states_at_chosen_positions_are_kept(tiny, test, tmp_path):
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    store, other = (extract(tiny, test, pool=pool, **options) for pool in ("at:7,0", "at:0,7"))
+    tokens = torch.as_tensor(tokenize(test, tiny.processor, progress=False).astype(np.int64))
+    tokens = torch.cat([torch.full((len(tokens), 1), 8), tokens[:, :-1]], 1)
+    with torch.no_grad():
+        states = tiny(tokens, output_hidden_states=True).hidden_states[3].numpy()
+    kept = store.layer("ln_1", 3, "test")
+    np.testing.assert_allclose(kept, np.concatenate([states[:, 7], states[:, 0]], axis=1), atol=1e-5)
+    assert store.path != other.path
+    np.testing.assert_array_equal(other.layer("ln_1", 3, "test"), np.concatenate([kept[:, 8:], kept[:, :8]], axis=1))
+
+
 def test_images_without_labels(tiny, tiny_images, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -107,6 +120,8 @@ def test_bad_input_before_any_work(tiny, train, tiny_images, tmp_path):
         ({"points": ["ln1"]}, "did you mean 'ln_1'"),
         ({"alignment": "shift"}, "expected 'sos' or 'raw'"),
         ({"pool": "median"}, "expected one of"),
+        ({"pool": "at:0,16"}, "at:0,16: no position 16; expected positions from 0 to 15"),
+        ({"pool": "grid:3"}, "multiple of 3"),
         ({"layers": [9]}, "layers 0..3"),
         ({"dtype": "float16"}, "overflows"),
     ):
@@ -324,13 +339,15 @@ def test_where_memory_runs_out_batches_are_halved(tiny, test, tmp_path, monkeypa
         extract(tiny, test, store=tmp_path / "none", **options)
 
 
-@pytest.mark.parametrize("pool", ["mean", "last", "max", "grid:2"])
-def test_a_pass_runs_on_the_meta_device(tiny, pool, monkeypatch):
+@pytest.mark.parametrize(("pool", "vectors"), [("mean", 1), ("last", 1), ("max", 1), ("grid:2", 4), ("at:9,0,9", 3)])
+def test_a_pass_runs_on_the_meta_device(tiny, pool, vectors, monkeypatch):
     settings = ExtractionSettings(["ln_1", "mlp_out"], pool=pool, alignment="sos", dtype="float32", batch_size=8)
     runner = Runner(tiny.to("meta"), settings)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.zeros_like(self, device="cpu"))  # the one way out
     features, _ = runner.over(np.zeros((20, 16), np.uint16))
-    assert features["ln_1.3"].shape == (20, 8 * (4 if pool == "grid:2" else 1)) and len(features) == 7
+    assert features["ln_1.3"].shape == (20, 8 * vectors) and len(features) == 7
+    nothing, _ = runner.over(np.zeros((0, 16), np.uint16))  # of a part without an image that can be read
+    assert {values.shape for values in nothing.values()} == {(0, 8 * vectors)}
 
 
 # Images

@@ -96,6 +96,40 @@ def test_poolings_by_hand():
     assert pooling("mean")(x.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("places", [[0], [15], [3, 0, 7], [5, 5]])
+def test_chosen_positions_are_slices_one_behind_the_other(tiny, places):
+    with torch.no_grad():
+        states = tiny(TOKENS, output_hidden_states=True).hidden_states
+    pooled = recorded(tiny, pool=f"at:{','.join(map(str, places))}")
+    want = torch.cat([states[1][:, place] for place in places], dim=1)
+    assert pooled["resid_pre"].shape == (5, 4, 8 * len(places))
+    assert pooled["resid_pre"][:, 1].equal(want)
+    assert pooling("at:2,0")(torch.arange(12.0).view(2, 3, 2)).tolist() == [[4, 5, 0, 1], [10, 11, 6, 7]]
+    assert pooling("at:1")(torch.zeros(1, 2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mean", "last", "max", "grid:1", "grid:4", "at:0", "at:15,2,2"])
+def test_a_pooling_knows_how_wide_it_is(name):
+    pool = pooling(name)
+    assert pool(torch.zeros(2, 16, 6)).shape == (2, pool.width(6))
+    assert pool.name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["median", "", "mean:", "mean:2", "grid", "grid:0", "grid:-1", "grid:g", "at", "at:", "at:-1", "at:1,", "at:1;2"],
+)  # fmt: skip
+def test_no_pooling(name):
+    with pytest.raises(ValueError, match=r"expected one of \('mean', 'last', 'max', 'grid:g', 'at:p,...'\)"):
+        pooling(name)
+
+
+def test_a_position_that_is_not_there(tiny):
+    with pytest.raises(ValueError, match="at:3,16: no position 16; expected positions from 0 to 15"):
+        recorded(tiny, pool="at:3,16")
+    pooling("at:3,16").check(17)
+
+
 def test_layers_by_name(tiny):
     everything, some = recorded(tiny), recorded(tiny, layers=[2, 0, -1, 2])
     torch.testing.assert_close(some["ln_1"], everything["ln_1"][:, [2, 0, 3, 2]])

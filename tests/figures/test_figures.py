@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from igpt_lab.core.display import MODEL
 from igpt_lab.figures import (
     DYNAMICS_COLUMNS,
     LETTER,
@@ -57,10 +58,10 @@ def test_layer_curve_draws_the_table_in_percent():
 
 def test_layers_that_may_be_the_best_have_a_bar_below():
     table = layer_table()
-    rows = [("", layer, 0.8, False, True, 0.79, 0.81, 100) for layer in (3, 4)]
+    rows = [(MODEL, layer, 0.8, False, True, 0.79, 0.81, 100) for layer in (3, 4)]
     table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
     table["in_peak_set"] = [
-        layer in (1, 3, 4) if control == "" else None for control, layer in table.iloc[:, :2].values
+        layer in (1, 3, 4) if control == MODEL else None for control, layer in table.iloc[:, :2].values
     ]
     bars = [line for line in layer_curve(table).get_lines() if line.get_linewidth() == 3]
     assert [bar.get_label() for bar in bars] == ["may be the best layer", "_"]
@@ -71,15 +72,15 @@ def test_layers_that_may_be_the_best_have_a_bar_below():
 
 def test_a_control_far_below_is_named_not_drawn():
     table = layer_table()
-    table.loc[table.control == "", ["test_accuracy", "low", "high"]] *= [0.1, 0.1, 0.1]
-    table.loc[table.control == "", ["test_accuracy", "low", "high"]] += [0.8, 0.8, 0.8]
+    table.loc[table.control == MODEL, ["test_accuracy", "low", "high"]] *= [0.1, 0.1, 0.1]
+    table.loc[table.control == MODEL, ["test_accuracy", "low", "high"]] += [0.8, 0.8, 0.8]
     ax = layer_curve(table)
     assert "↓ permuted labels: 5.0 % (below this axis)" in words(ax) and "permuted labels" not in lines(ax)
     assert ax.get_ylim()[0] > 5
 
 
 def test_few_label_curve_has_means_and_deviations():
-    rows = [("", k, d, rule, layer, 0.1 * k + 0.02 * d) for k in (1, 4) for d in range(3)
+    rows = [(MODEL, k, d, rule, layer, 0.1 * k + 0.02 * d) for k in (1, 4) for d in range(3)
             for rule, layer in (("chosen", 5), ("fixed", 0))]  # fmt: skip
     table = pd.DataFrame(rows, columns=["control", "k", "draw", "layer_rule", "layer", "test_accuracy"])
     table["converged"] = True
@@ -275,8 +276,8 @@ def test_bad_input():
         layer_curve(layer_table().drop(columns="high"))
     with pytest.raises(ValueError, match="the table is empty"):
         few_label_curve(pd.DataFrame(columns="control k draw layer_rule layer test_accuracy converged".split()))
-    with pytest.raises(ValueError, match="no row has control ''"):
-        layer_curve(layer_table().query("control != ''"))
+    with pytest.raises(ValueError, match="no row has control 'model'"):
+        layer_curve(layer_table().query("control != @MODEL"))
     with pytest.raises(ValueError, match=r"float64 \(2, 3, 3, 3\); expected uint8"):
         gallery(np.zeros((2, 3, 3, 3)))
     with pytest.raises(ValueError, match="the table lacks cka"):
@@ -303,7 +304,8 @@ def test_fine_tuning_draws_means_of_draws_and_curves_before_and_after():
     rows = [("probe", "all", 0, 0.8), ("tuned", "all", 0, 0.9), ("tuned", "25", 0, 0.5), ("tuned", "25", 1, 0.7)]
     table = pd.DataFrame(rows, columns=["method", "labels", "draw", "test_accuracy"])
     table = table.assign(low=table.test_accuracy - 0.1, high=table.test_accuracy + 0.05)
-    curves = pd.concat([layer_table().query("control == ''"), layer_table().query("control == ''").assign(control="x")])
+    before = layer_table().query("control == @MODEL")
+    curves = pd.concat([before, before.assign(control="x")])
     upper, lower = fine_tuning(table, curves, title="t").get_axes()
     all_labels, few = upper.containers
     np.testing.assert_allclose(all_labels.lines[0].get_xdata().astype(float), [80, 90])
@@ -340,8 +342,8 @@ def test_training_dynamics_of_several_models_compares_them():
 
 
 def test_model_comparison_puts_chosen_layer_last_layer_and_controls_of_each_model_in_a_row():
-    rows = [("a", "", 0, 0.3, False), ("a", "", 1, 0.5, True), ("a", "", 2, 0.4, False), ("a", "pixels", 0, 0.6, True)]
-    rows += [("b", np.nan, 0, 0.7, True), ("b", np.nan, 1, 0.2, False)]  # as a csv gives '' back
+    rows = [("a", MODEL, i, value, i == 1) for i, value in enumerate((0.3, 0.5, 0.4))] + [("a", "pixels", 0, 0.6, True)]
+    rows += [("b", np.nan, 0, 0.7, True), ("b", np.nan, 1, 0.2, False)]  # as an older csv gives it back
     table = pd.DataFrame(rows, columns=["model", "control", "layer", "test_accuracy", "chosen"])
     ax = model_comparison(table.assign(low=table.test_accuracy - 0.1, high=table.test_accuracy + 0.05), title="t")
     chosen, last, pixels = (container.lines[0].get_xydata() for container in ax.containers)

@@ -1,7 +1,10 @@
 """Styles, and figures drawn again from their files: same bytes, no torch, letters in reach, colours told apart."""
 
+import inspect
 import itertools
 import json
+import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -14,8 +17,9 @@ from matplotlib.colors import to_rgb
 
 import igpt_lab.figures as figures
 from igpt_lab.app import cli
-from igpt_lab.figures.curves import EFFECT_LOOKS, PORT_LOOK, PROTOCOL_LOOKS
-from igpt_lab.figures.style import LOOKS, PURPLE, STYLES
+from igpt_lab.core.display import MODEL
+from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
+from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
@@ -23,7 +27,7 @@ COMPARISON = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, 
 
 
 def few_table():
-    rows = [("", k, d, "chosen", 5, 0.1 * k + 0.02 * d, True) for k in (1, 4) for d in range(3)]
+    rows = [(MODEL, k, d, "chosen", 5, 0.1 * k + 0.02 * d, True) for k in (1, 4) for d in range(3)]
     return pd.DataFrame(rows, columns=list(figures.FEW_COLUMNS)[:3] + ["layer_rule", "layer", *figures.FEW_COLUMNS[5:]])
 
 
@@ -74,14 +78,14 @@ def drawings():
 
 
 def test_every_function_that_draws_is_drawn_here():
-    assert drawings().keys() == figures.DRAWN_BY.keys()
+    assert drawings().keys() == figures.FIGURES.keys()
 
 
-@pytest.mark.parametrize("name", figures.DRAWN_BY)
+@pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_saved_figure_is_drawn_again_to_the_byte(name, tmp_path):
     arguments, options, data = drawings()[name]
     for style in ("paper", "talk"):
-        made = figures.DRAWN_BY[name](*arguments, **options, style=style)
+        made = figures.FIGURES[name](*arguments, **options, style=style)
         first = figures.save_figure(made, tmp_path / style / "a", data=data, record=RECORD)
         again = figures.redraw(first[-1], tmp_path / style / "b")
         assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
@@ -91,6 +95,21 @@ def test_a_saved_figure_is_drawn_again_to_the_byte(name, tmp_path):
     assert [path.read_bytes() for path in paper] == [
         (tmp_path / "paper" / f"a{path.suffix}").read_bytes() for path in paper
     ]
+
+
+@pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "geometry_curves", "fine_tuning"])
+@pytest.mark.parametrize("word", ["", None])
+def test_a_figure_saved_when_the_model_had_no_word_is_drawn_again_to_the_byte(name, word, tmp_path):
+    arguments, options, data = drawings()[name]
+    old = [table.assign(control=table.control.replace({MODEL: word})) if "control" in table else table
+           for table in arguments]  # fmt: skip
+    files = [figures.save_figure(figures.FIGURES[name](*tables, **options), tmp_path / end, data=tables[0],
+                                 record=RECORD) for tables, end in ((arguments, "new"), (old, "old"))]  # fmt: skip
+    again = figures.redraw(files[1][-1], tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files[1]]
+    assert [path.read_bytes() for path in again[:3]] == [path.read_bytes() for path in files[0][:3]]
+    table = figures.read_table((tmp_path / "old.csv").read_bytes())
+    assert "control" not in table or table.control.tolist() == data.control.tolist()
 
 
 def test_what_cannot_be_drawn_again_says_why(tmp_path):
@@ -103,12 +122,49 @@ def test_what_cannot_be_drawn_again_says_why(tmp_path):
     composed = figures.Figure()
     figures.layer_curve(layer_table(), ax=composed.add_subplot())
     (*_, file) = figures.save_figure(composed, tmp_path / "b", data=layer_table(), record=RECORD)
-    with pytest.raises(ValueError, match="b.json does not say which function drew it"):
+    with pytest.raises(ValueError, match="b.json does not say which function plotted it"):
         figures.redraw(file)
     with pytest.raises(
         ValueError, match=r"style 'papre' \(did you mean 'paper'\?\); expected one of paper, wide, talk"
     ):
         figures.layer_curve(layer_table(), style="papre")
+
+
+def test_older_names_warn():
+    with pytest.warns(DeprecationWarning, match="figures.DRAWN_BY is now figures.FIGURES"):
+        assert figures.DRAWN_BY is figures.FIGURES
+    with pytest.warns(DeprecationWarning, match="figures.LOOKS is now figures.LINE_STYLES"):
+        assert figures.LOOKS == figures.LINE_STYLES | {"": figures.LINE_STYLES[MODEL]}
+
+
+def test_each_function_shows_its_own_name_help_and_arguments():
+    for name, function in figures.FIGURES.items():
+        assert getattr(figures, name) is function and name in figures.__all__
+        assert function.__name__ == name and list(inspect.signature(function).parameters)[-1] == "style"
+        page = pydoc.plain(pydoc.render_doc(function))
+        assert f"{name}({list(inspect.signature(function).parameters)[0]}" in page and "style: str = 'paper'" in page
+        assert inspect.getdoc(function).splitlines()[0] in page
+
+
+EDIT = """
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for line in ("%load_ext autoreload", "%autoreload 2", "import plots", "made = plots.gallery; held = made(1)"):
+    shell.run_cell(line)
+file = Path("plots.py")
+file.write_text(file.read_text().replace("first", "second, and longer"))
+shell.run_cell("held = made(1)")
+print(shell.user_ns["held"].get_title())
+"""
+
+
+def test_an_edited_function_is_reloaded_into_the_same_name(tmp_path):
+    source = "from igpt_lab.figures.style import axes, plotting\n\n\n@plotting\ndef gallery(x):\n    ax = axes(x)\n"
+    (tmp_path / "plots.py").write_text(source + "    ax.set_title('first')\n    return ax\n")
+    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", EDIT], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1:] == ["second, and longer"], done.stderr
 
 
 def test_a_style_sets_width_and_letters():
@@ -127,7 +183,7 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning"])
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
-    figure = figures.DRAWN_BY[name](*arguments, **options, style=style).get_figure(root=True)
+    figure = figures.FIGURES[name](*arguments, **options, style=style).get_figure(root=True)
     figure.draw_without_rendering()
     for ax in figure.axes:
         words = [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
@@ -166,20 +222,20 @@ MACHADO = {  # Machado, Oliveira and Fernandes (2009), severity 1.0
 }
 
 
-@pytest.mark.parametrize("looks", [[*LOOKS.values(), PURPLE], [*PROTOCOL_LOOKS.values(), PORT_LOOK]])
-def test_lines_are_told_apart_in_grey_and_by_colour_blind_readers(looks):
-    forms = [(str(look["linestyle"]), look["marker"]) for look in looks]
+@pytest.mark.parametrize("styles", [[*LINE_STYLES.values(), PURPLE], [*PROTOCOL_STYLES.values(), TRANSFORMERS_STYLE]])
+def test_lines_are_told_apart_in_grey_and_by_colour_blind_readers(styles):
+    forms = [(str(style["linestyle"]), style["marker"]) for style in styles]
     assert len(set(forms)) == len(forms)  # in grey print
-    assert len({look["marker"] for look in EFFECT_LOOKS.values()}) == 3
+    assert len({style["marker"] for style in EFFECT_STYLES.values()}) == 3
     for matrix in MACHADO.values():
-        for one, other in itertools.combinations({look["color"] for look in looks}, 2):
+        for one, other in itertools.combinations({style["color"] for style in styles}, 2):
             assert np.linalg.norm(seen(one, matrix) - seen(other, matrix)) > 9, (one, other)
     white = seen("white", np.eye(3))[0]
-    assert all(white - seen(look["color"], np.eye(3))[0] > 25 for look in looks)  # none too pale for paper
+    assert all(white - seen(style["color"], np.eye(3))[0] > 25 for style in styles)  # none too pale for paper
 
 
 def test_the_command_draws_all_figures_again_without_torch(tmp_path, request):
-    kept = request.config.rootpath / "results" / "cifar10"
+    kept = request.config.rootpath / "results" / "cifar10-xs-cifar10"
     arguments = ["figures", str(kept), "--style", "talk", "--out", str(tmp_path / "talk")]
     code = (
         f"import sys; from igpt_lab.app.cli import main; code = main({arguments}); print('torch' in sys.modules, code)"
@@ -191,11 +247,13 @@ def test_the_command_draws_all_figures_again_without_torch(tmp_path, request):
 
 
 def test_every_committed_figure_can_be_drawn_again(request):
-    files = [*request.config.rootpath.glob("results/*.json"), *request.config.rootpath.glob("results/cifar10/*.json")]
+    shipped = ("fashion-xs-fashion-mini", "cifar10-xs-cifar10", "studies")
+    files = [file for name in shipped for file in (request.config.rootpath / "results" / name).glob("*.json")]
+    assert len(files) > 30
     for file in files:
         if file.name != "summary.json":
             facts, _ = figures.read_figure(file)
-            assert facts["drawing"]["function"] in figures.DRAWN_BY, file
+            assert facts["drawing"]["function"] in figures.FIGURES, file
 
 
 def test_a_folder_without_figures_is_told(tmp_path, capsys):

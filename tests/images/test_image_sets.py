@@ -21,10 +21,7 @@ import pytest
 from PIL import Image
 
 from igpt_lab.bundled import make_fashion
-from igpt_lab.images import image_sets as data
-from igpt_lab.images.image_sets import load_images, to_rgb
-from igpt_lab.images.splits import few_per_class, stratified_split
-from igpt_lab.images.tokens import tokenize
+from igpt_lab.images.image_sets import ImageSet, load_images
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR = ROOT.parent / "shared" / "cifar10"
@@ -59,7 +56,7 @@ def rows() -> dict[str, tuple[list[bytes], list[int]]]:
 
 def hub_table(images, labels, image="image", label="label") -> datasets.Dataset:
     kinds = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=NAMES)})
-    cells = [{"bytes": each, "path": None} for each in images]
+    cells = [{"bytes": data, "path": None} for data in images]
     return datasets.Dataset.from_dict({image: cells, label: labels}, features=kinds)
 
 
@@ -105,7 +102,8 @@ def as_plain(root, rows):
 
 
 def as_saved(root, rows):
-    datasets.DatasetDict({split: hub_table(*each) for split, each in rows.items()}).save_to_disk(root)
+    tables = {split: hub_table(images, labels) for split, (images, labels) in rows.items()}
+    datasets.DatasetDict(tables).save_to_disk(root)
     return root
 
 
@@ -117,15 +115,15 @@ def test_every_kind_gives_the_same_images(write, rows, tmp_path):
     (tmp_path / "set").mkdir()
     root = write(tmp_path / "set", rows)
     for split, (images, labels) in rows.items():
-        found = load_images(root, split)
-        expected = np.stack([np.asarray(Image.open(io.BytesIO(each))) for each in images])
-        np.testing.assert_array_equal(pixels_of(found), expected)
-        np.testing.assert_array_equal(found.labels, labels)
-        np.testing.assert_array_equal(found.index, np.arange(len(images)))
-        assert found.labels.dtype == found.index.dtype == np.int64
-        assert (found.name, found.split, found.label_names) == ("set", split, tuple(NAMES))
-        plain = data.ImageSet("x", "y", np.arange(len(images)), np.array(labels), (), pa.chunked_array([images]), root)
-        assert found.fingerprint == plain.fingerprint
+        loaded = load_images(root, split)
+        expected = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in images])
+        np.testing.assert_array_equal(pixels_of(loaded), expected)
+        np.testing.assert_array_equal(loaded.labels, labels)
+        np.testing.assert_array_equal(loaded.index, np.arange(len(images)))
+        assert loaded.labels.dtype == loaded.index.dtype == np.int64
+        assert (loaded.name, loaded.split, loaded.label_names) == ("set", split, tuple(NAMES))
+        plain = ImageSet("x", "y", np.arange(len(images)), np.array(labels), (), pa.chunked_array([images]), root)
+        assert loaded.fingerprint == plain.fingerprint
     with pytest.raises(ValueError, match=r"has no split 'validation'; it has test, train"):
         load_images(root, "validation")
 
@@ -141,15 +139,15 @@ def test_sources_without_splits(rows, tmp_path):
     for i, image in enumerate(images):
         (flat / f"{i}.png").write_bytes(image)
     sources = [tmp_path / "tree" / "test", tmp_path / "garments.parquet", tmp_path / "saved", flat]
-    found = [load_images(source, "test") for source in sources]
-    for each in found:
-        np.testing.assert_array_equal(pixels_of(each), pixels_of(found[0]))
-    assert [each.name for each in found] == ["test", "garments", "saved", "flat"]
-    assert len({each.fingerprint for each in found[:3]}) == 1
-    assert found[3].labels is None and found[3].fingerprint != found[0].fingerprint
+    sets = [load_images(source, "test") for source in sources]
+    for images in sets:
+        np.testing.assert_array_equal(pixels_of(images), pixels_of(sets[0]))
+    assert [images.name for images in sets] == ["test", "garments", "saved", "flat"]
+    assert len({images.fingerprint for images in sets[:3]}) == 1
+    assert sets[3].labels is None and sets[3].fingerprint != sets[0].fingerprint
     with pytest.raises(ValueError, match="flat test has no labels.*folder of their own"):
-        found[3].require_labels()
-    assert found[0].require_labels() is found[0].labels
+        sets[3].require_labels()
+    assert sets[0].require_labels() is sets[0].labels
 
 
 def test_a_file_named_after_its_split_serves_no_other(rows, tmp_path):
@@ -164,6 +162,15 @@ def test_classes_are_numbered_over_all_splits(rows, tmp_path):
     shutil.rmtree(root / "test" / "cat")
     assert load_images(root, "test").label_names == tuple(NAMES)
     assert load_images(root, "test").labels.tolist() == [1, 1, 2, 2]
+
+
+def test_the_fingerprint_by_hand(rows, tmp_path):
+    """Each image behind its length in 8 bytes, then labels, then row numbers: the keys of stores depend on it."""
+    images, labels = rows["test"]
+    some = load_images(as_parquet(tmp_path, rows), "test").select([5, 0])
+    content = b"".join(len(images[row]).to_bytes(8, "little") + images[row] for row in (5, 0))
+    content += np.array([labels[5], labels[0]], "<i8").tobytes() + np.array([5, 0], "<i8").tobytes()
+    assert some.fingerprint == hashlib.sha256(content).hexdigest()
 
 
 def test_fingerprint_is_of_the_content(rows, tmp_path):
@@ -206,7 +213,7 @@ def test_select_images_and_batches(rows, tmp_path):
 
 def test_limit_is_stratified_nested_and_seeded():
     sets = {n: load_images("fashion-mini", "test", limit=n) for n in (50, 205, 4000, 9999)}
-    assert [len(each) for each in sets.values()] == [50, 205, 4000, 4000]
+    assert [len(images) for images in sets.values()] == [50, 205, 4000, 4000]
     assert (np.bincount(sets[50].labels) == 5).all() and set(np.bincount(sets[205].labels)) == {20, 21}
     assert set(sets[50].index) < set(sets[205].index) and (np.diff(sets[205].index) > 0).all()
     assert sets[50].fingerprint == load_images("fashion-mini", limit=50).fingerprint
@@ -365,7 +372,7 @@ def test_columns_are_found_or_listed(rows, tmp_path):
     assert load_images(write(image=images, coarse=labels, fine_label=labels)).labels.tolist() == labels
     assert load_images(write(image=images, label=[-1] * 6)).labels is None
     refused("no column with the image; name one 'image'. Its columns are text, label", write(text=["a"], label=[1]))
-    cells = [{"bytes": each, "path": None} for each in images]
+    cells = [{"bytes": data, "path": None} for data in images]
     refused("several columns that may hold the image.*Its columns are a, b", write(a=cells, b=cells))
     refused(
         "x.parquet test row 5 has no label among its 3 classes: None", write(image=images, label=[*labels[:5], None])
@@ -445,83 +452,3 @@ def test_hub_names_without_parquet(rows, tmp_path, monkeypatch):
     assert hub.asked == [("refs/convert/parquet", ["default/train/0000.parquet"], False)]
     shutil.rmtree(tmp_path / "refs")
     refused("no image set 'owner/name'.*LookupError: it has no Parquet files", "owner/name")
-
-
-# Modes, labels and tokens.
-
-
-def test_to_rgb():
-    greys = np.array([[0, 128, 255]], np.uint8)
-    rgb = np.stack([greys] * 3, axis=2)
-    palette = Image.fromarray(greys).convert("P")
-    deep = Image.fromarray(greys.astype(np.uint16) * 257)
-    assert deep.mode.startswith("I;16")
-    modes = [Image.fromarray(greys), Image.fromarray(rgb), palette, deep, deep.convert("I")]
-    for image in modes:
-        np.testing.assert_array_equal(np.asarray(to_rgb(image)), rgb)
-    np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(greys > 99)))[0, :, 0], [0, 255, 255])
-    assert np.asarray(to_rgb(Image.fromarray(np.array([[128, 129, 65535]], np.uint16))))[0, :, 0].tolist() == [
-        0,
-        1,
-        255,
-    ]
-    half = np.dstack([rgb, np.array([[0, 255, 128]], np.uint8)])  # clear black, solid grey, half white
-    for image in (Image.fromarray(half), Image.fromarray(half[..., 2:]).convert("RGBA")):
-        np.testing.assert_array_equal(np.asarray(to_rgb(image))[0, :, 0], [255, 128, 255])
-    turned = Image.fromarray(rgb)
-    turned.getexif()[274] = 6  # the camera lay on its side
-    buffer = io.BytesIO()
-    turned.save(buffer, "PNG", exif=turned.getexif())
-    assert to_rgb(Image.open(buffer)).size == (1, 3)
-    with pytest.raises(ValueError, match="floating-point"):
-        to_rgb(Image.new("F", (2, 2)))
-
-
-@pytest.mark.parametrize("draw", [0, 3])
-def test_few_per_class_nests(draw):
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 5], [40, 30, 50]))
-    subsets = [few_per_class(labels, k, seed=1, draw=draw) for k in (1, 4, 25, 30)]
-    for k, chosen in zip((1, 4, 25, 30), subsets, strict=True):
-        assert chosen.dtype == np.int64 and (np.diff(chosen) > 0).all()
-        assert np.bincount(labels[chosen]).tolist() == [k, k, 0, 0, 0, k]
-    assert all(set(small) < set(large) for small, large in zip(subsets, subsets[1:], strict=False))
-    np.testing.assert_array_equal(subsets[1], few_per_class(labels, 4, seed=1, draw=draw))
-    for other in ({"seed": 1, "draw": 9}, {"seed": 2, "draw": draw}):
-        assert set(few_per_class(labels, 25, **other)) != set(subsets[2])
-
-
-def test_few_per_class_does_not_touch_the_global_generator():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    few_per_class(np.zeros(9, int), 2)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-
-
-def test_few_per_class_says_what_is_short():
-    with pytest.raises(ValueError, match="class 1 has 2 rows; 3 a class"):
-        few_per_class(np.array([0, 0, 0, 1, 1]), 3)
-    with pytest.raises(ValueError, match="expected at least 1"):
-        few_per_class(np.array([0]), 0)
-    with pytest.raises(ValueError, match=r"labels as integers \(N,\); these are float64 \(2,\)"):
-        few_per_class(np.array([0.0, 1.0]), 1)
-
-
-def test_stratified_split():
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [100, 25, 14, 2]))
-    rest, held = stratified_split(labels, 0.1, seed=3)
-    assert np.bincount(labels[held]).tolist() == [10, 3, 1, 1]
-    np.testing.assert_array_equal(np.sort(np.concatenate([rest, held])), np.arange(len(labels)))
-    assert (np.diff(rest) > 0).all() and (np.diff(held) > 0).all() and rest.dtype == held.dtype == np.int64
-    np.testing.assert_array_equal(held, stratified_split(labels, 0.1, seed=3)[1])
-    assert set(held) != set(stratified_split(labels, 0.1, seed=4)[1])
-    with pytest.raises(ValueError, match="class 7 has 1 row"):
-        stratified_split(np.array([7, 8, 8]), 0.5, seed=0)
-    with pytest.raises(ValueError, match="fraction=1"):
-        stratified_split(labels, 1, seed=0)
-
-
-def test_tokenize(train, tiny, capsys):
-    tokens = tokenize(train, tiny.processor, batch_size=7, progress=False)
-    assert tokens.dtype == np.uint16 and capsys.readouterr().err == ""
-    np.testing.assert_array_equal(tokens, tiny.processor.encode(pixels_of(train)))
-    tokenize(train, tiny.processor)
-    assert "60/60" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tokens against the port's own processors, resizes and conversions against Pillow's, palettes by hand."""
+"""Tokens against transformers' own processors, resizes and conversions against Pillow's, palettes by hand."""
 
 import io
 import json
@@ -26,13 +26,13 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def port_s_torch_class():
-    """The port's class with torch, or the test is skipped."""
-    pytest.importorskip("torchvision", reason="torchvision, which the port's class needs, is not installed")
+def transformers_torch_class():
+    """transformers' class with torch, or the test is skipped."""
+    pytest.importorskip("torchvision", reason="torchvision, which transformers' class needs, is not installed")
     return transformers().ImageGPTImageProcessor
 
 
-# The port
+# transformers
 
 
 @st.composite
@@ -69,7 +69,7 @@ def calls(draw):
 
 @few
 @given(palettes(), calls())
-def test_same_ids_as_the_port_s_class_with_pillow(palette, call):
+def test_same_ids_as_transformers_class_with_pillow(palette, call):
     arguments, images = call
     ours = ImageGPTImageProcessorPil(palette, **arguments)
     theirs = transformers().ImageGPTImageProcessorPil(clusters=palette, **arguments)
@@ -81,39 +81,39 @@ def test_same_ids_as_the_port_s_class_with_pillow(palette, call):
 
 @few
 @given(palettes(), calls())
-def test_same_ids_as_the_port_s_class_with_torch(palette, call):
+def test_same_ids_as_transformers_class_with_torch(palette, call):
     arguments, images = call
     if not (arguments.get("do_rescale", True) or arguments.get("do_normalize", True)):
-        arguments["do_normalize"] = True  # without either, the port rounds its palette to 8 bits too
+        arguments["do_normalize"] = True  # without either, transformers rounds its palette to 8 bits too
     ours = ImageGPTImageProcessor(palette, **arguments)
-    theirs = port_s_torch_class()(clusters=palette, **arguments)
-    got, wanted = ours(images, return_tensors="pt").input_ids, theirs(images, return_tensors="pt").input_ids
-    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    theirs = transformers_torch_class()(clusters=palette, **arguments)
+    got, expected = ours(images, return_tensors="pt").input_ids, theirs(images, return_tensors="pt").input_ids
+    assert got.dtype == expected.dtype and got.shape == expected.shape
     resized = any((image.height, image.width) != tuple(arguments["size"].values()) for image in images)
-    assert (got != wanted).sum() <= (got.numel() // 1000 if resized else 0)
+    assert (got != expected).sum() <= (got.numel() // 1000 if resized else 0)
 
 
-def test_same_ids_as_the_port_on_many_colours():
+def test_same_ids_as_transformers_on_many_colours():
     """As many pixels as 500 images of CIFAR-10, of which a few always lie between two of 512 centres."""
     palette, images = np.random.default_rng(1).uniform(-1, 1, (512, 3)), noise(20, 160, 160, 3)
     for form in (palette, palette.astype(np.float32)):
         theirs = transformers().ImageGPTImageProcessorPil(clusters=form, size={"height": 160, "width": 160})
-        wanted = np.concatenate([theirs(image)["input_ids"] for image in images])
-        np.testing.assert_array_equal(ImageGPTImageProcessorPil(form, 160).encode(images), wanted)
+        expected = np.concatenate([theirs(image)["input_ids"] for image in images])
+        np.testing.assert_array_equal(ImageGPTImageProcessorPil(form, 160).encode(images), expected)
 
 
 @BOTH
-def test_returns_what_the_port_returns(cls):
-    port, images = transformers(), [Image.fromarray(noise(5, 6, 3, seed=i)) for i in range(2)]
-    theirs = port.ImageGPTImageProcessorPil(clusters=PALETTE, size={"height": 4, "width": 4})
+def test_returns_what_transformers_returns(cls):
+    images = [Image.fromarray(noise(5, 6, 3, seed=i)) for i in range(2)]
+    theirs = transformers().ImageGPTImageProcessorPil(clusters=PALETTE, size={"height": 4, "width": 4})
     ours = cls(PALETTE, {"height": 4, "width": 4})
     for name, more in (("input_ids", {}), ("pixel_values", {"do_color_quantize": False})):
         for kind in ("pt", "np"):
-            for given_images in (images, images[0]):
-                got, wanted = (it(given_images, return_tensors=kind, **more) for it in (ours, theirs))
-                assert list(got) == list(wanted) == [name]
-                assert type(got[name]) is type(wanted[name])
-                assert (got[name].shape, got[name].dtype) == (wanted[name].shape, wanted[name].dtype)
+            for one_or_more in (images, images[0]):
+                got, expected = (it(one_or_more, return_tensors=kind, **more) for it in (ours, theirs))
+                assert list(got) == list(expected) == [name]
+                assert type(got[name]) is type(expected[name])
+                assert (got[name].shape, got[name].dtype) == (expected[name].shape, expected[name].dtype)
         rows = ours(images, **more)[name]
         assert isinstance(rows, list) and len(rows) == 2
         assert type(rows[0]) is (np.ndarray if cls is ImageGPTImageProcessorPil else torch.Tensor)
@@ -141,7 +141,7 @@ def test_arguments_of_a_call_change_that_call_only(cls):
 
 
 @BOTH
-def test_sizes_and_layouts_as_the_port_has_them(cls):
+def test_sizes_and_layouts_as_transformers_has_them(cls):
     from transformers.image_utils import ChannelDimension, SizeDict
 
     for size in (SizeDict(height=3, width=5), {"height": np.int64(3), "width": 5}, (np.int32(3), 5)):
@@ -149,9 +149,9 @@ def test_sizes_and_layouts_as_the_port_has_them(cls):
     assert type(cls(PALETTE, np.int64(4)).size["height"]) is int
     processor, images = cls(PALETTE, 4), noise(2, 9, 7, 3)
     for kind in ("np", "pt", None):
-        how = {"do_color_quantize": False, "return_tensors": kind}
-        first = processor(images, **how).pixel_values
-        last = processor(images, **how, data_format=ChannelDimension.LAST).pixel_values
+        arguments = {"do_color_quantize": False, "return_tensors": kind}
+        first = processor(images, **arguments).pixel_values
+        last = processor(images, **arguments, data_format=ChannelDimension.LAST).pixel_values
         for one, other in zip(first, last, strict=True):
             np.testing.assert_array_equal(np.moveaxis(np.asarray(one), 0, -1), np.asarray(other))
         assert processor(images, return_tensors=kind, data_format="channels_last").input_ids[0].shape == (16,)
@@ -174,8 +174,8 @@ def test_nearest_by_distance_matrix(cls):
     points = images.reshape(3, 49, 1, 3) / 127.5 - 1
     expected = ((points - PALETTE.astype(float)) ** 2).sum(-1).argmin(-1)
     processor = cls(PALETTE, 7)
-    for given_images in (images, torch.from_numpy(images), images.astype(float), images.astype(np.int16)):
-        np.testing.assert_array_equal(processor(given_images, return_tensors="np").input_ids, expected)
+    for array in (images, torch.from_numpy(images), images.astype(float), images.astype(np.int16)):
+        np.testing.assert_array_equal(processor(array, return_tensors="np").input_ids, expected)
     unit = (images / 255).astype(np.float32)
     np.testing.assert_array_equal(processor(unit, return_tensors="np", do_rescale=False).input_ids, expected)
     assert (processor(images, return_tensors="np", clusters=PALETTE[:1]).input_ids == 0).all()
@@ -203,15 +203,15 @@ def test_squash_is_one_resize(cls):
     for resample in (0, 2, 3):
         processor, images = cls(PALETTE, {"height": 6, "width": 9}, resample=resample), noise(2, 31, 23, 3)
         if cls is ImageGPTImageProcessorPil:
-            wanted = np.stack([np.asarray(Image.fromarray(image).resize((9, 6), resample)) for image in images])
-            np.testing.assert_array_equal(processor.resize(images), wanted)
+            expected = np.stack([np.asarray(Image.fromarray(image).resize((9, 6), resample)) for image in images])
+            np.testing.assert_array_equal(processor.resize(images), expected)
         else:
             mode = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}[resample]
-            how = {} if resample == 0 else {"align_corners": False, "antialias": True}
+            options = {} if resample == 0 else {"align_corners": False, "antialias": True}
             floats = torch.from_numpy(images).movedim(3, 1).double()
-            wanted = F.interpolate(floats, (6, 9), mode=mode, **how).round().clamp(0, 255).movedim(1, 3)
-            assert np.abs(processor.resize(images) - wanted.numpy()).max() <= 1  # on CPUs torch resizes integers
-            same = processor.encode(images) == processor.encode(wanted.to(torch.uint8))
+            expected = F.interpolate(floats, (6, 9), mode=mode, **options).round().clamp(0, 255).movedim(1, 3)
+            assert np.abs(processor.resize(images) - expected.numpy()).max() <= 1  # on CPUs torch resizes integers
+            same = processor.encode(images) == processor.encode(expected.to(torch.uint8))
             assert same.mean() > 0.98
         assert processor.resize(images).dtype == np.uint8
 
@@ -247,9 +247,9 @@ def test_floats_are_resized_in_their_range():
         np.testing.assert_array_equal(processor.encode(floats, do_rescale=False), processor.encode(levels))
     np.testing.assert_array_equal(processor.encode(levels.astype(np.float32)), processor.encode(levels))
     tensor = torch.from_numpy(levels / 255).movedim(3, 1)
-    wanted = F.interpolate(tensor, (5, 5), mode="bilinear", antialias=True) * 2 - 1
-    how = {"do_rescale": False, "do_color_quantize": False, "return_tensors": "pt"}
-    torch.testing.assert_close(ImageGPTImageProcessor(PALETTE, 5)(tensor, **how).pixel_values, wanted.float())
+    expected = F.interpolate(tensor, (5, 5), mode="bilinear", antialias=True) * 2 - 1
+    arguments = {"do_rescale": False, "do_color_quantize": False, "return_tensors": "pt"}
+    torch.testing.assert_close(ImageGPTImageProcessor(PALETTE, 5)(tensor, **arguments).pixel_values, expected.float())
 
 
 # Devices
@@ -278,6 +278,30 @@ def test_resize_on_other_devices_rounds_as_integers_do():
 
 def rgb_of(image: Image.Image) -> list:
     return np.asarray(to_rgb(image)).tolist()
+
+
+def test_to_rgb():
+    greys = np.array([[0, 128, 255]], np.uint8)
+    rgb = np.stack([greys] * 3, axis=2)
+    palette = Image.fromarray(greys).convert("P")
+    deep = Image.fromarray(greys.astype(np.uint16) * 257)
+    assert deep.mode.startswith("I;16")
+    modes = [Image.fromarray(greys), Image.fromarray(rgb), palette, deep, deep.convert("I")]
+    for image in modes:
+        np.testing.assert_array_equal(np.asarray(to_rgb(image)), rgb)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(greys > 99)))[0, :, 0], [0, 255, 255])
+    deep = Image.fromarray(np.array([[128, 129, 65535]], np.uint16))
+    assert np.asarray(to_rgb(deep))[0, :, 0].tolist() == [0, 1, 255]
+    half = np.dstack([rgb, np.array([[0, 255, 128]], np.uint8)])  # clear black, solid grey, half white
+    for image in (Image.fromarray(half), Image.fromarray(half[..., 2:]).convert("RGBA")):
+        np.testing.assert_array_equal(np.asarray(to_rgb(image))[0, :, 0], [255, 128, 255])
+    turned = Image.fromarray(rgb)
+    turned.getexif()[274] = 6  # the camera lay on its side
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=turned.getexif())
+    assert to_rgb(Image.open(buffer)).size == (1, 3)
+    with pytest.raises(ValueError, match="floating-point"):
+        to_rgb(Image.new("F", (2, 2)))
 
 
 def test_modes_by_hand():
@@ -315,9 +339,9 @@ def test_opaque_is_rgb():
     colours = noise(40, 40, 3)
     opaque = np.dstack([colours, np.full((40, 40), 255, np.uint8)])
     processor = ImageGPTImageProcessorPil(PALETTE, 16)
-    wanted = processor.encode([Image.fromarray(colours)])
+    expected = processor.encode([Image.fromarray(colours)])
     for image in (Image.fromarray(opaque), opaque, opaque.transpose(2, 0, 1), torch.from_numpy(opaque)):
-        np.testing.assert_array_equal(processor.encode([image]), wanted)
+        np.testing.assert_array_equal(processor.encode([image]), expected)
     clear = np.dstack([colours, np.zeros((40, 40), np.uint8)])
     assert (processor.resize(clear) == 255).all()
 
@@ -360,16 +384,16 @@ def test_a_photograph_with_further_pictures_is_the_photograph():
 def test_arrays_in_either_order(cls):
     colours, greys = noise(2, 7, 5, 3), noise(7, 5)
     processor = cls(PALETTE, 4)
-    wanted = processor.encode([Image.fromarray(each) for each in colours])
+    expected = processor.encode([Image.fromarray(colour) for colour in colours])
     first = np.moveaxis(colours, 3, 1)
     for images in (colours, first, list(colours), list(first), [colours], [list(first)], colours.astype(np.int64)):
-        np.testing.assert_array_equal(processor.encode(images), wanted)
-    for images in (torch.from_numpy(colours), torch.from_numpy(first), [torch.from_numpy(each) for each in first]):
-        np.testing.assert_array_equal(processor.encode(images), wanted)
-    wanted = processor.encode([Image.fromarray(greys)])
+        np.testing.assert_array_equal(processor.encode(images), expected)
+    for images in (torch.from_numpy(colours), torch.from_numpy(first), [torch.from_numpy(array) for array in first]):
+        np.testing.assert_array_equal(processor.encode(images), expected)
+    expected = processor.encode([Image.fromarray(greys)])
     deep = greys.astype(np.uint16) * 257
     for images in (greys, greys[None], greys[..., None], greys[None, ..., None], torch.from_numpy(greys), deep):
-        np.testing.assert_array_equal(processor.encode(images), wanted)
+        np.testing.assert_array_equal(processor.encode(images), expected)
 
 
 def test_a_shape_with_two_readings_is_refused_and_can_be_told():
@@ -455,14 +479,14 @@ def test_other_refusals(cls):
 
 
 @BOTH
-def test_files_go_to_the_port_and_back(cls, tmp_path):
+def test_files_go_to_transformers_and_back(cls, tmp_path):
     image = Image.fromarray(noise(9, 7, 3))
     mine = cls(PALETTE, 5, resample=3, image_std=[0.5, 0.4, 0.5], crop="center")
     mine.save_pretrained(tmp_path / "mine")
     theirs = transformers().ImageGPTImageProcessorPil.from_pretrained(tmp_path / "mine")
     square = image.resize((5, 5))
-    wanted = ImageGPTImageProcessorPil.from_pretrained(tmp_path / "mine").encode([square])
-    np.testing.assert_array_equal(theirs(square)["input_ids"], wanted)
+    expected = ImageGPTImageProcessorPil.from_pretrained(tmp_path / "mine").encode([square])
+    np.testing.assert_array_equal(theirs(square)["input_ids"], expected)
     theirs.save_pretrained(tmp_path / "theirs")
     for folder in ("mine", "theirs"):
         again = cls.from_pretrained(tmp_path / folder)
@@ -476,7 +500,7 @@ def test_files_go_to_the_port_and_back(cls, tmp_path):
 @BOTH
 def test_old_new_and_bad_files(cls, tmp_path):
     file, image = tmp_path / "preprocessor_config.json", Image.fromarray(noise(9, 7, 3))
-    wanted = cls(PALETTE, 7).encode([image])
+    expected = cls(PALETTE, 7).encode([image])
     clusters = {"clusters": PALETTE.tolist(), "resample": 2, "do_normalize": True, "do_resize": True}
     for values in (
         {"feature_extractor_type": "ImageGPTFeatureExtractor", "size": 7},
@@ -487,12 +511,12 @@ def test_old_new_and_bad_files(cls, tmp_path):
         file.write_text(json.dumps(clusters | values))
         processor = cls.from_pretrained(tmp_path, revision="main")
         assert (processor.side, processor.size, processor.crop) == (7, {"height": 7, "width": 7}, "squash")
-        np.testing.assert_array_equal(processor.encode([image]), wanted)
+        np.testing.assert_array_equal(processor.encode([image]), expected)
     file.write_text(json.dumps({"size": 7}))
     with pytest.raises(CheckpointError, match="preprocessor_config.json needs `clusters`"):
         cls.from_pretrained(tmp_path)
-    for given_now in ({"clusters": PALETTE}, {"do_color_quantize": False}):
-        assert cls.from_pretrained(tmp_path, **given_now).side == 7
+    for changes in ({"clusters": PALETTE}, {"do_color_quantize": False}):
+        assert cls.from_pretrained(tmp_path, **changes).side == 7
     for message, broken in {"a palette is": {"clusters": [[1, 2]]}, "size='7'": {"size": "7"}}.items():
         file.write_text(json.dumps(clusters | broken))
         with pytest.raises(CheckpointError, match=f"preprocessor_config.json: {message}"):

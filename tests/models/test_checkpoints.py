@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from igpt_lab.core import hub
 from igpt_lab.core.hub import CheckpointError
-from igpt_lab.models import checkpoints
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
@@ -57,7 +56,7 @@ def change(folder, **tensors):
 
 
 def test_bundled_names(folder, monkeypatch, no_hub):
-    monkeypatch.setattr(checkpoints, "BUNDLED", folder.parent)
+    monkeypatch.setattr(hub, "BUNDLED", folder.parent)
     assert hub.bundled() == ["model"]
     assert hub.resolve("model") == folder
     with pytest.raises(CheckpointError, match=r"no model 'modle': did you mean 'model'\? bundled are \['model'\]"):

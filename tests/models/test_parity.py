@@ -461,7 +461,7 @@ def test_the_trunk_of_any_checkpoint_loads_in_both(saved, case, tmp_path_factory
     model.save_pretrained(folder)
     ours, theirs = (cls.from_pretrained(folder) for cls in (ImageGPTModel, transformers().ImageGPTModel))
     same_output(ours(tokens), theirs(tokens))
-    same(ours(tokens)[0], model.trunk(tokens)[0])
+    same(ours(tokens)[0], model.backbone(tokens)[0])
 
 
 # NumPy

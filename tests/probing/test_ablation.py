@@ -16,7 +16,7 @@ from igpt_lab.app import cli
 from igpt_lab.core.significance import compare
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.ablation import FACTORS, OURS, PORT, average_difference
+from igpt_lab.probing.ablation import FACTORS, OURS, TRANSFORMERS, average_difference
 from igpt_lab.probing.probes import CS
 
 SIZES = {"tr": 150, "te": 120}
@@ -67,7 +67,7 @@ def by_hand(model, tokens, alignment, point):
 
 
 def test_every_setting_has_every_layer(found):
-    assert len(found.results) == 17 and set(found.results) > {OURS, PORT}
+    assert len(found.results) == 17 and set(found.results) > {OURS, TRANSFORMERS}
     assert len(found.table) == 17 * 4 and not found.table.duplicated(["recipe", *FACTORS, "layer"]).any()
     assert (found.table.groupby(["recipe", *FACTORS]).chosen.sum() == 1).all()
     assert found.keys["sos"]["alignment"] == "sos" and found.keys["raw"]["alignment"] == "raw"
@@ -139,7 +139,7 @@ def test_settings_and_effects_are_compare_by_hand(found):
         expected.difference, expected.low, expected.high, expected.p_value,
     )  # fmt: skip
     row = found.effects.set_index(["factor", "at"]).loc["recipe", "last layer"]
-    assert row.difference == compare(found.results[OURS].correct[3], found.results[PORT].correct[3]).difference
+    assert row.difference == compare(found.results[OURS].correct[3], found.results[TRANSFORMERS].correct[3]).difference
 
 
 def test_one_change_at_a_time_is_from_our_setting(found):

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore, StoredLayers
-from igpt_lab.probing import geometry
+from igpt_lab.probing import geometry, neighbours
 from igpt_lab.probing.geometry import (
     cka,
     effective_rank,
@@ -193,10 +193,10 @@ def test_neighbours_are_exact_also_far_from_the_mean_and_over_blocks(block, monk
     monkeypatch.setattr(geometry, "BLOCK", block)
     x = normal(0, 150, 6)
     x[:50] = 100 + 2**-10 * np.round(16 * x[:50])  # a float32 product cannot tell these apart
-    scaled = geometry._scaled(x)
-    assert geometry._search(torch.from_numpy(scaled), 3, False)[2].tolist() == [False] * 50 + [True] * 100
+    scaled = neighbours.scaled(x)
+    assert neighbours._search(torch.from_numpy(scaled), 3, False)[2].tolist() == [False] * 50 + [True] * 100
     distances = cdist(scaled.astype(float), scaled.astype(float)) + np.diag(np.full(150, np.inf))
-    near, found = geometry.nearest_others(x, 3, device="cpu", progress=False)
+    near, found = neighbours.nearest_others(x, 3, device="cpu", progress=False)
     np.testing.assert_array_equal(near[50:], np.argsort(distances, axis=1)[50:, :3])
     np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :3], rtol=1e-5)
     np.testing.assert_allclose(found, distances[np.arange(150)[:, None], near], rtol=1e-5)
@@ -204,7 +204,7 @@ def test_neighbours_are_exact_also_far_from_the_mean_and_over_blocks(block, monk
 
 def test_equal_rows_are_found_wherever_they_are():
     x = np.concatenate([1e4 + normal(0, 40, 5), np.repeat(normal(1, 30, 5), 20, axis=0), [[1e4 + 50] * 5]])
-    near, distances = geometry.nearest_others(x, 12, device="cpu", progress=False)
+    near, distances = neighbours.nearest_others(x, 12, device="cpu", progress=False)
     assert not distances[40:640].any() and distances[:40].all()
     assert ((near[40:640] - 40) // 20 == np.arange(600)[:, None] // 20).all()  # each in its own twenty
 
@@ -284,9 +284,9 @@ def test_stores_of_other_images_are_refused(tmp_path):
 def test_meta_device():
     with torch.device("meta"):
         x = torch.empty(30, 4)
-    near, distances, sure = geometry._search(x, 5, False)
+    near, distances, sure = neighbours._search(x, 5, False)
     assert near.is_meta and distances.is_meta and near.shape == distances.shape == (30, 5) and sure.shape == (30,)
-    near, distances = geometry._search_directly(x, torch.arange(4, device="meta"), 5, False)
+    near, distances = neighbours._search_directly(x, torch.arange(4, device="meta"), 5, False)
     assert near.is_meta and distances.is_meta and near.shape == distances.shape == (4, 5)
     grams = geometry._centred_grams(torch.empty(3, 6, 4, device="meta"))
     assert grams.is_meta and grams.shape == (3, 36)

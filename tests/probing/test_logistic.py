@@ -157,6 +157,30 @@ def test_a_sample_of_rows_estimates_the_hessian_of_all():
     assert (part - whole).norm() < (objective._hessian(*few, 4) - whole).norm()  # rows that weigh more are drawn more
 
 
+def test_the_direction_is_that_of_the_two_loop_recursion():
+    """Nocedal and Wright (2006), algorithm 7.4, for one fit at a time and without the pair that tells nothing."""
+    random = np.random.default_rng(0)
+    root = random.standard_normal((6, 6))
+    steps = random.standard_normal((2, 3, 5, 6))
+    steps[1, 2, 3] = 0
+    turns = steps @ (root @ root.T + np.eye(6))
+    gradient, guess = random.standard_normal((2, 3, 2, 3)), random.uniform(0.5, 2, (2, 3, 2, 3))
+    given = [torch.as_tensor(a) for a in (gradient, steps, turns, guess)]
+    direction = lbfgs.descent_direction(*given, None).numpy()
+    for fit in np.ndindex(2, 3):
+        pairs = [(s, y, 1 / (s @ y)) for s, y in zip(steps[fit], turns[fit], strict=True) if s.any()]
+        q, shares = gradient[fit].ravel(), []
+        for s, y, rho in reversed(pairs):
+            shares.append(rho * (s @ q))
+            q = q - shares[-1] * y
+        r = guess[fit].ravel() * q
+        for (s, y, rho), share in zip(pairs, reversed(shares), strict=True):
+            r = r + s * (share - rho * (y @ r))
+        assert direction[fit].ravel() == pytest.approx(-r, rel=1e-9)
+    blocks = [torch.diag_embed((1 / given[3][:, j].flatten(1)) ** 0.5)[:, None] for j in range(3)]  # one block a fit
+    assert lbfgs.descent_direction(*given, blocks).numpy() == pytest.approx(direction, rel=1e-9)
+
+
 def test_what_float32_cannot_reach_goes_on_in_float64():
     x, y = rows(200, 6, 3)
     short = fit_logistic(x.astype(np.float32), y, [100.0], tol=1e-10)

@@ -11,21 +11,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
-from igpt_lab.probing import few_labels, probes
+from igpt_lab.probing import choosing, few_labels, neighbours, probes
 from igpt_lab.probing.few_labels import probe_few_labels
+from igpt_lab.probing.neighbours import probe_neighbours
 from igpt_lab.probing.probes import (
     Features,
-    LinearProbe,
     ProbeResult,
     compare_layers,
     control_task,
     probe_layers,
-    probe_neighbours,
 )
+from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 QUIET = {"progress": False}
 
@@ -74,7 +75,7 @@ def test_test_labels_choose_nothing(monkeypatch):
         return {key: np.ones(len(predicted), bool) for key, predicted in predictions.items()}
 
     for module in (probes, few_labels):
-        monkeypatch.setattr(module, "_meet_test", stand_in)
+        monkeypatch.setattr(module, "meet_test", stand_in)
     for read in (lambda x: x.any(), lambda x: x[0], len, np.asarray, lambda x: np.zeros(240) == x):
         with pytest.raises((AssertionError, TypeError)):
             read(poisoned.labels)
@@ -88,14 +89,14 @@ def test_test_labels_choose_nothing(monkeypatch):
 
 
 def test_shuffled_test_labels_change_no_choice_and_no_prediction(monkeypatch):
-    seen, meet = [], probes._meet_test
+    seen, meet = [], probes.meet_test
 
     def noted(predictions, test):
         seen.append(predictions)
         return meet(predictions, test)
 
     for module in (probes, few_labels):
-        monkeypatch.setattr(module, "_meet_test", noted)
+        monkeypatch.setattr(module, "meet_test", noted)
     shuffled = Features(TEST.layers, np.random.default_rng(5).permutation(TEST.labels), TEST.index)
     unseen = ["layer", "layer_rule", "C", "validation_accuracy", "converged"]
     one, two = (probe_few_labels(TRAIN, each, ks=(4, 60), draws=2, **QUIET).table for each in (TEST, shuffled))
@@ -162,14 +163,14 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
         aims = np.array([1e-4, 1e3, 0.1])[np.asarray(x[:, 0, 0], int)][:, None]
         return 1 - np.abs(np.log10(Cs / aims)) / 10, np.ones(Cs.shape, bool)
 
-    monkeypatch.setattr(probes, "_validate", scores)
+    monkeypatch.setattr(choosing, "_validate", scores)
     x = np.arange(3.0)[:, None, None]
-    found = probes._choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
+    found = choosing.choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
     assert [C for C, *_ in found] == pytest.approx([1e-4, 1e3, 0.1])
     assert len(asked[0][0]) == 3 and [len(each) for each in asked[1:]] == [2, 2, 2, 1]
-    assert probes._choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
+    assert choosing.choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
     flat = [{1e-2: (0.5, True), 1e-1: (0.5, True), 1.0: (0.5, True)}]
-    assert probes._beyond(flat[0], 10) is None  # an edge that is no better than the rest
+    assert choosing._beyond(flat[0], 10) is None  # an edge that is no better than the rest
 
 
 def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
@@ -199,7 +200,7 @@ def test_neighbours_vote_as_those_of_scikit_learn(k):
 
 def test_equal_votes_go_to_nearer_rows_and_k_is_chosen_on_held_out_rows():
     x, y = np.array([[0.0], [1.0], [2.5], [3.0]]), np.array([1, 0, 0, 1])
-    assert probes._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
+    assert neighbours._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
     noisy = planted(300, 0, (0.3, 0.6)), planted(240, 1, (0.3, 0.6))
     assert probe_neighbours(*noisy, **QUIET).table.k.min() > 1
 
@@ -287,7 +288,7 @@ def test_few_labels_are_nested_stratified_and_kept():
     assert set(table[(table.k == 60) & (table.layer_rule == "chosen")].layer) == {1}
     for (_, row), right in zip(table.iterrows(), result.correct, strict=True):
         assert row.test_accuracy == right.mean()
-    summary = result.summary().loc["", 60, "fixed", "2"]
+    summary = result.summary().loc[MODEL, 60, "fixed", "2"]
     rows = table.query("k == 60 and layer_rule == 'fixed' and layer == 2").test_accuracy
     assert summary.tolist() == [pytest.approx(rows.mean()), pytest.approx(rows.std()), 3]
     again = probe_few_labels(TRAIN, TEST, ks=(4,), draws=3, layers=[0, 2], **QUIET)
@@ -330,7 +331,7 @@ def test_bad_input():
         Features({0: np.zeros((3, 2))}, np.zeros(4, int), np.arange(4))
     with pytest.raises(ValueError, match="not finite"):
         Features({0: np.full((3, 2), np.nan)}, np.zeros(3, int), np.arange(3))
-    with pytest.raises(ValueError, match="has 100 rows; 101 a class"):
+    with pytest.raises(ValueError, match="has 100 rows; 101 per class"):
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
     with pytest.raises(ValueError, match="expected the same"):
         probe_layers(TRAIN, planted(30, 1, (1.0,)), **QUIET)

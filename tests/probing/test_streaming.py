@@ -24,10 +24,10 @@ from igpt_lab.core.hub import CheckpointError
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.figures import LAYER_COLUMNS
-from igpt_lab.probing import probes, row_reader
-from igpt_lab.probing.row_reader import Rows, Shuffled, measure
-from igpt_lab.probing.solvers import sgd
+from igpt_lab.probing import probes
+from igpt_lab.probing.solvers import row_reader, sgd
 from igpt_lab.probing.solvers.logistic import fit_logistic
+from igpt_lab.probing.solvers.row_reader import Rows, Shuffled, measure
 from igpt_lab.probing.streaming import probe_on_cluster, probe_streaming
 
 STRENGTHS = (0.3, 1.5, 0.8)  # of the classes, by layer
@@ -364,13 +364,13 @@ def test_test_labels_are_met_once(store, monkeypatch):
 
     monkeypatch.setattr(FeatureStore, "labels", poisoned)
     monkeypatch.setattr(FeatureStore, "row_group", poisoned_group)
-    meet = probes._meet_test
+    meet = probes.meet_test
     monkeypatch.setattr(
-        probes, "_meet_test", lambda predictions, test: {key: np.ones(len(p), bool) for key, p in predictions.items()}
+        probes, "meet_test", lambda predictions, test: {key: np.ones(len(p), bool) for key, p in predictions.items()}
     )
     blind = probe_streaming(store, **QUICK).table
     assert blind.test_accuracy.eq(1).all()
-    monkeypatch.setattr(probes, "_meet_test", meet)
+    monkeypatch.setattr(probes, "meet_test", meet)
     with pytest.raises(AssertionError, match="outside the one function"):
         probe_streaming(store, **QUICK)
     monkeypatch.undo()

@@ -1,11 +1,9 @@
-"""Surprise against the model's own loss, distances by hand, and samples that are, or are not, like the images."""
+"""Features against the store's, distances by hand, and samples that are, or are not, like the images."""
 
 import numpy as np
 import pytest
-import torch
 
 import igpt_lab as lab
-from igpt_lab.models.losses import surprise
 from igpt_lab.sampling.likeness import _distance, compare_samples, features_of, nearest, palette_counts, patch_counts
 
 QUIET = {"progress": False}
@@ -14,15 +12,6 @@ QUIET = {"progress": False}
 @pytest.fixture
 def tokens():
     return np.random.default_rng(0).integers(8, size=(7, 16))
-
-
-def test_surprise_adds_up_to_the_loss(tiny, tokens):
-    bits = surprise(tiny, tokens, batch_size=3, **QUIET)
-    assert bits.shape == (7, 16) and bits.dtype == np.float32
-    nats = lab.next_pixel_loss(tiny, torch.as_tensor(tokens)).item()
-    assert bits.mean() * np.log(2) == pytest.approx(nats, rel=1e-5)
-    first = tiny(torch.tensor([[8]])).logits[0, 0].detach().double().softmax(-1).log2().numpy()
-    np.testing.assert_allclose(bits[:, 0], -first[tokens[:, 0]], rtol=1e-5)
 
 
 def test_features_are_those_of_the_store(tiny, train, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab.app import cli
+from igpt_lab.core.display import MODEL
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import losses_of
 from igpt_lab.training.dynamics import checkpoints_of, probe_checkpoints, probe_models
@@ -75,7 +76,7 @@ def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_i
     table = probe_models({"run": run, "early": early}, *images, store=tmp_path)
     whole = probe_checkpoints(checkpoints_of(run), *images, store=tmp_path, progress=False)
     for name, step in ("run", 6), ("early", 2):
-        rows = table[(table.model == name) & (table.control == "")]
+        rows = table[(table.model == name) & (table.control == MODEL)]
         assert rows.test_accuracy.tolist() == whole[whole.step == step].test_accuracy.tolist()
         assert rows["drop"].tolist() == whole[whole.step == step]["drop"].tolist()
     processor = lab.load_model(run).processor
@@ -86,6 +87,18 @@ def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_i
     assert cli.main([*command, "--store", str(tmp_path), "--out", str(tmp_path)]) == 0
     np.testing.assert_allclose(pd.read_csv(tmp_path / "both.csv").test_accuracy, table.test_accuracy)
     assert f"step-000002, raw pixels: {alone:.1%}" in capsys.readouterr().out
+
+
+def test_the_command_s_figure_goes_to_the_user_s_folder_of_its_models_and_images(
+    run, tiny_images, tmp_path, monkeypatch
+):
+    early = checkpoints_of(run)[2]
+    monkeypatch.chdir(tmp_path)
+    for models in ([run], [run, early]):
+        command = ["dynamics", *map(str, models), "--images", str(tiny_images), "--final", "--layers", "1", "3"]
+        assert cli.main(command) == 0
+    folders = {path.parent.as_posix() for path in Path().glob("results/**/model_comparison.csv")}
+    assert folders == {f"results/mine/run-{tiny_images.name}", f"results/mine/run-step-000002-{tiny_images.name}"}
 
 
 def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, capsys):

@@ -19,7 +19,7 @@ from conftest import TINY
 from igpt_lab.core.devices import memory_kept
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.models.losses import align, losses_of, next_pixel_loss, next_pixel_loss_of
+from igpt_lab.models.losses import align, losses_of, next_pixel_loss
 from igpt_lab.training import pretraining
 from igpt_lab.training import trainer as trainer_module
 from igpt_lab.training.pretraining import Recipe, pretrain, snapshot_steps
@@ -55,7 +55,7 @@ def test_first_loss_is_ln_v_and_the_log_is_right(tmp_path):
     np.testing.assert_allclose(log.validation_bits_per_pixel, log.validation_loss / math.log(2), rtol=1e-5)
     held_out = pretraining._split(TOKENS, TINY, RECIPE)[1]
     model = ImageGPTForCausalImageModeling.from_pretrained(tmp_path)
-    assert log.validation_loss[3] == pytest.approx(next_pixel_loss_of(model, held_out[:5], batch_size=2), abs=1e-5)
+    assert log.validation_loss[3] == pytest.approx(losses_of(model, held_out[:5], batch_size=2).mean(), abs=1e-5)
     pixels = torch.as_tensor(held_out[:5].astype(np.int64))
     logp = model(align(pixels, "sos", TINY)).logits.log_softmax(-1).gather(2, pixels[..., None])
     assert log.validation_loss[3] == pytest.approx(-logp.mean().item(), abs=1e-5)
@@ -92,7 +92,7 @@ def test_losses_of_images_are_what_a_product_of_conditionals_gives():
             before = torch.as_tensor([[8, *image[:t]]])
             total -= model(before).logits[0, -1].double().log_softmax(0)[image[t]].item()
         assert loss == pytest.approx(total / 16, abs=1e-6)
-    assert next_pixel_loss_of(model, TOKENS[:7]) == pytest.approx(found.mean(), abs=1e-9)
+    assert losses_of(model, TOKENS[:7], reduction="all") == pytest.approx(found.mean(), abs=1e-9)
 
 
 def test_equals_a_plain_loop(tmp_path):
@@ -264,7 +264,7 @@ def test_attention_in_parts_is_attention(parts):
         weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(weight.numel()))
     for number in (0, parts):
         for block in model.transformer.h:
-            block.attn.parts = number
+            block.attn.chunks = number
         gradients.append(torch.autograd.grad(next_pixel_loss(model, tokens), list(model.parameters())))
     for fused, written in zip(*gradients, strict=True):
         torch.testing.assert_close(written, fused, atol=1e-12, rtol=1e-9)
@@ -275,7 +275,7 @@ def test_attention_in_parts_is_attention(parts):
 def test_attention_in_parts_runs_on_any_device(dtype):
     model = ImageGPTForCausalImageModeling(TINY).to(device="meta", dtype=dtype).train()
     for block in model.transformer.h:
-        block.attn.parts = 2
+        block.attn.chunks = 2
     next_pixel_loss(model, torch.zeros(2, TINY.n_positions, dtype=torch.int64, device="meta")).backward()
     assert all(weight.grad.is_meta for weight in model.parameters())
 

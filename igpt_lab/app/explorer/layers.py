@@ -20,8 +20,9 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.loading import processor_of
 from igpt_lab.probing.few_labels import probe_few_labels
-from igpt_lab.probing.geometry import nearest_others
-from igpt_lab.probing.probes import Features, LinearProbe
+from igpt_lab.probing.neighbours import nearest_others
+from igpt_lab.probing.probes import Features
+from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 NEAR = 8  # neighbours that are shown
 SIDE = 32  # pixels of a picture's longer side, at most

@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from igpt_lab import figures
 from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, changes
+from igpt_lab.core.display import MODEL
 from igpt_lab.probing.probes import Features
 
 NOTE = (
@@ -75,7 +76,7 @@ def layer_curve(view: View) -> tuple[Axes, pd.DataFrame]:
     """The layer curve with the layer in view as a line, and its table."""
     table = view.answers.table
     n_test = len(view.shown.labels)
-    table = table.assign(control="", chosen=table.layer == view.answers.chosen, n_test=n_test)
+    table = table.assign(control=MODEL, chosen=table.layer == view.answers.chosen, n_test=n_test)
     ax = figures.layer_curve(table, title=view.title)
     ax.axvline(view.layer, color="black", linewidth=0.6, zorder=0.5)
     ax.set_ylabel(f"accuracy on {view.of} (%)")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write
-from igpt_lab.probing.row_reader import Rows, Shuffled
+from igpt_lab.probing.solvers.row_reader import Rows, Shuffled
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
     seed: int
     buffer: int | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.steps > 0 and self.batch_size > 0 and (self.buffer is None or self.buffer > 0)):
             raise ValueError(f"expected steps, batch_size and buffer above 0; got {self}")
         if not (0 < self.holdout < 1 and 0 <= self.momentum < 1):

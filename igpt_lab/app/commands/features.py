@@ -1,0 +1,162 @@
+"""Commands over the feature stores: extract, check, plan, stores, verify, prune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import igpt_lab as lab
+from igpt_lab.app.commands.options import (
+    DEVICE,
+    IMAGES,
+    LIMIT,
+    MODEL,
+    REVISION,
+    SPLIT,
+    STORE,
+    argument,
+    command,
+)
+
+SPLITS = ["train", "test"]  # where none is named
+POINTS = ["ln_1"]
+ROOT = argument("root", nargs="?", **STORE.settings, help=STORE.help)
+
+
+def _share(text: str) -> tuple[int, int]:
+    """3/8 as (3, 8)."""
+    number, of = text.split("/")
+    return int(number), int(of)
+
+
+@command(
+    MODEL,
+    IMAGES,
+    argument("--split", action="append", help=f"may be given again (default: {' and '.join(SPLITS)})"),
+    LIMIT,
+    STORE,
+    argument("--random", action="store_true", help="draw the weights anew: the untrained control"),
+    argument("--point", action="append", help=f"place in a block, may be given again (default: {' '.join(POINTS)})"),
+    argument("--layers", type=int, nargs="+", help="these only; blocks above the deepest do not run (default: all)"),
+    argument("--pool", default="mean", help="mean, last, max, grid:g or at:p,..."),
+    argument(
+        "--alignment", choices=["sos", "raw"], help="start token in front, or not (default: sos; raw for a BERT model)"
+    ),
+    argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of the matrix products (default: bfloat16 on CUDA, else float32)",
+    ),
+    argument("--batch-size", type=int, help="images at a time (default: by the device)"),
+    argument("--on-bad-image", choices=["error", "skip"], default="error", help="stop, or go on without it"),
+    argument("--engine", choices=["local", "dask"], default="local", help="dask: on the workers of a cluster"),
+    argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://...; without it workers are started here"
+    ),
+    argument(
+        "--workers", type=int, help="processes with --engine dask (default: one per device), else threads that decode"
+    ),
+    argument("--deadline", type=float, help="seconds that a worker may take for a part (default: 20 times the usual)"),
+    argument(
+        "--part", type=_share, metavar="I/N", help="every N-th part from the I-th on, for job arrays (default: all)"
+    ),
+    DEVICE,
+    REVISION,
+)
+def extract(
+    model: str, images: str, split: list[str] | None, limit: int | None, store: str, random: bool,
+    revision: str | None, point: list[str] | None, engine: str, scheduler: str | None, deadline: float | None,
+    part: tuple[int, int] | None, **options: Any,
+) -> None:  # fmt: skip
+    """Pooled features of every layer of a model over an image set, into a feature store."""
+    if scheduler and engine != "dask":
+        raise ValueError(f"--scheduler {scheduler} is of --engine dask; give both, or neither")
+    splits = [lab.load_images(images, name, limit=limit) for name in split or SPLITS]
+    loaded = lab.load_model(model, revision=revision, random=random)
+    options |= {"store": store, "points": point or POINTS}
+    if engine == "dask":
+        options |= {"scheduler": scheduler, "deadline": deadline, "share": part}
+        filled = lab.extract_on_cluster(loaded, splits, **options)
+    elif part:
+        filled = lab.extract_share(loaded, splits, share=part, **options)
+    else:
+        filled = lab.extract(loaded, splits, **options)
+    print(filled.path)
+
+
+@command(MODEL, argument("--images", help=f"{IMAGES.help} (default: random tokens)"), SPLIT, DEVICE)
+def check(model: str, images: str | None, split: str, device: str | None) -> int:
+    """Measure whether a model's features can be trusted; a table of checks, and exit code 1 when one fails."""
+    real_images = None if images is None else lab.load_images(images, split)
+    table = lab.check(model, device=device, images=real_images)
+    verdicts = {True: "pass", False: "FAIL"}
+    table["passed"] = [verdicts.get(passed, "-") for passed in table.passed]
+    measured = [f"{value:.1e}" if value == value else "-" for value in table.measured]
+    print(table.assign(measured=measured, allowed=table.allowed.map("{:g}".format)).to_string(index=False))
+    return int("FAIL" in set(table.passed))
+
+
+@command(
+    argument("model", help=f"S, M, L, XL, or {MODEL.help}"),
+    argument("images", help=f"a number, cifar10, imagenet, or {IMAGES.help}"),
+    argument("--devices", default="1xH100", help="such as 8xH100"),
+)
+def plan(model: str, images: str, devices: str) -> None:
+    """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
+    from igpt_lab.features import planning
+    from igpt_lab.models import checkpoints
+
+    config = lab.SIZES[model] if model in lab.SIZES else None
+    if config is None:
+        config = lab.ImageGPTConfig.from_pretrained(checkpoints.resolve(model, weights=False))
+    count = planning.IMAGES.get(images) or (int(images) if images.isdigit() else None)
+    count = count or sum(len(lab.load_images(images, split)) for split in SPLITS)
+    print(planning.describe(planning.plan(config, count, devices=devices)))
+
+
+@command(ROOT)
+def stores(root: str) -> None:
+    """List the feature stores in a folder: size, rows, layers, key and completeness."""
+    from igpt_lab.features import upkeep
+
+    table = upkeep.list_stores(root)
+    print(table.to_string(index=False, float_format="{:,.1f}".format) if len(table) else f"no stores in {root}")
+
+
+@command(
+    argument("store", help="folder of one store"),
+    argument(
+        "--repair", action="store_true", help="compute the bad parts again, from the model and images they came from"
+    ),
+)
+def verify(store: str, repair: bool) -> int:
+    """Recompute a store's digests, rows and columns, and list every problem; exit code 1 if there is one."""
+    from igpt_lab.features import upkeep
+
+    problems = upkeep.verify(store)
+    for line in dict.fromkeys(problem for _, _, problem in problems):
+        print(line)
+    if problems and repair:
+        upkeep.repair(store, problems)
+        problems = upkeep.verify(store)
+        print(f"{store}: " + ("still not whole" if problems else "repaired"))
+    elif not problems:
+        print(f"{store}: whole, every digest as listed")
+    return int(bool(problems))
+
+
+@command(ROOT, argument("--yes", action="store_true", help="delete what is shown"))
+def prune(root: str, yes: bool) -> None:
+    """Show incomplete stores, leftover temporary files and parts that no manifest lists; --yes deletes them."""
+    from igpt_lab.features import upkeep
+
+    leftovers = upkeep.leftovers(root)
+    if not leftovers:
+        print(f"nothing to prune in {root}")
+        return
+    for leftover in leftovers:
+        print(f"{leftover.size / 1e6:10,.3f} MB  {leftover.what}  {leftover.path}")
+        if yes:
+            upkeep.remove(leftover)
+    size = sum(leftover.size for leftover in leftovers)
+    hint = "deleted" if yes else "--yes deletes them"
+    print(f"{size / 1e6:10,.3f} MB  in {len(leftovers)} of these; {hint}")

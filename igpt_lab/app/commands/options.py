@@ -1,0 +1,101 @@
+"""How a command is declared: a function with its arguments beside it, each default once; and arguments of several."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import igpt_lab as lab
+
+FIELD_TYPES = {"int": int, "float": float, "str": str}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A positional argument or an option; `settings` are those of `argparse.ArgumentParser.add_argument`."""
+
+    names: tuple[str, ...]
+    help: str
+    settings: dict[str, Any]
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add it to a parser; its help ends with its default, where it has one."""
+        action = parser.add_argument(*self.names, **self.settings)
+        default = self.settings.get("default")
+        ending = "" if default is None else f"(default: {default})"
+        if self.settings.get("required"):
+            ending = "(required)"
+        # Set afterwards, because Python 3.11 adds the default to the help that BooleanOptionalAction is created with.
+        action.help = f"{self.help} {ending}".strip().replace("%", "%%")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function `run` that is called with the parsed arguments by keyword and returns an exit code, None for 0."""
+
+    run: Callable[..., int | None]
+    name: str
+    arguments: tuple[Argument, ...]
+    config: str | None
+
+    @property
+    def description(self) -> str:
+        return inspect.getdoc(self.run) or ""
+
+    def add_to(self, parser: argparse.ArgumentParser, *, with_config: bool) -> None:
+        """Add the arguments and, if `with_config`, an option for every field of the configuration."""
+        parser.set_defaults(command=self.run)
+        for item in self.arguments:
+            item.add_to(parser)
+        if self.config and with_config:
+            for item in config_arguments(getattr(lab, self.config)):
+                item.add_to(parser)
+
+
+def argument(*names: str, help: str = "", **settings: Any) -> Argument:
+    """One argument of a command. A `default` among `settings` is added to `help`; what None means, `help` says."""
+    return Argument(names, help, settings)
+
+
+def command(
+    *arguments: Argument, name: str = "", config: str | None = None
+) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a function a command: its name is the function's or `name`, its description the docstring.
+
+    `config` names a dataclass of `igpt_lab` whose fields are options too. It is read only where the command is chosen,
+    because that imports torch.
+    """
+
+    def declare(run: Callable[..., int | None]) -> Command:
+        return Command(run, name or run.__name__.replace("_", "-"), arguments, config)
+
+    return declare
+
+
+def config_arguments(config: type) -> list[Argument]:
+    """An option for every field of a dataclass that is a bool, a number or a string; its help is in the metadata."""
+    arguments = []
+    for field in fields(config):
+        kind = str(field.type).removesuffix(" | None")
+        settings: dict[str, Any] = {"required": True} if field.default is MISSING else {"default": field.default}
+        if kind == "bool":
+            settings["action"] = argparse.BooleanOptionalAction
+        elif kind in FIELD_TYPES:
+            settings["type"] = FIELD_TYPES[kind]
+        else:
+            continue
+        arguments.append(argument(f"--{field.name.replace('_', '-')}", help=field.metadata.get("help", ""), **settings))
+    return arguments
+
+
+MODEL = argument("model", help="bundled name, folder or Hub name of a model")
+IMAGES = argument("images", help="bundled name, folder, Parquet or Hub name of images")
+LIMIT = argument("--limit", type=int, help="at most so many images of a split, a seeded stratified draw (default: all)")
+SPLIT = argument("--split", default="test", help="of the images")
+LAYERS = argument("--layers", type=int, nargs="+", help="these only (default: all)")
+STORE = argument("--store", default="stores", help="folder of the stores")
+DEVICE = argument("--device", help="cpu, cuda, mps, ... (default: the accelerator where there is one)")
+REVISION = argument("--revision", help="branch, tag or commit of a model on the Hub")

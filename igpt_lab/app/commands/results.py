@@ -1,0 +1,104 @@
+"""Commands over folders of results and notebooks: figures, report, reproduce, lab."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import igpt_lab as lab
+from igpt_lab.app import notebooks, runs
+from igpt_lab.app.commands.options import IMAGES, MODEL, argument, command
+
+
+@command(
+    argument("folder", help="folder of results"),
+    argument("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides"),
+    argument("--out", help="where they go; the folder itself redraws in place (default: FOLDER/STYLE)"),
+)
+def figures(folder: str, style: str, out: str | None) -> int:
+    """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
+    files = [file for file in sorted(Path(folder).glob("*.json")) if file.with_suffix(".csv").exists()]
+    if not files:
+        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
+    target = Path(out or Path(folder) / style)
+    undrawn = []
+    for file in files:
+        try:
+            print(lab.figures.redraw(file, target / file.stem, style=style)[1])
+        except ValueError as error:
+            undrawn.append(f"igpt-lab: {error}")
+    print(*undrawn, sep="\n", end="\n" if undrawn else "", file=sys.stderr)
+    return int(bool(undrawn))
+
+
+@command(
+    argument("run", help="folder of results"),
+    argument("--out", metavar="FILE", help="where the page goes (default: RUN/report.html)"),
+    argument("--no-pdf", dest="pdf", action="store_false", help="the page only"),
+)
+def report(run: str, out: str | None, pdf: bool) -> None:
+    """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium."""
+    from igpt_lab.app.report import write_report
+
+    written = write_report(run, out, pdf=pdf)
+    print(*written, sep="\n")
+    if pdf and len(written) == 1:
+        print(
+            "igpt-lab: no Chromium is installed, so there is no pdf; print the page from any browser", file=sys.stderr
+        )
+
+
+@command(
+    argument("--model", default="fashion-xs", help=MODEL.help),
+    argument("--images", default="fashion-mini", help=IMAGES.help),
+    argument("--out", help=f"folder for figures, tables and executed notebooks (default: {runs.MINE}/MODEL-IMAGES)"),
+    argument("--quick", action="store_true", help="few images, in a few minutes: to see that it runs"),
+    argument("--all", dest="every", action="store_true", help=f"the long notebooks too: {', '.join(notebooks.LONG)}"),
+    argument(
+        "--only",
+        action="append",
+        choices=notebooks.NOTEBOOKS,
+        metavar="NOTEBOOK",
+        help="this one, may be given again (default: all but the long ones)",
+    ),
+    argument("--renew-reference", dest="renewal", action="store_true", help="for maintainers: replace the shipped run"),
+)
+def reproduce(
+    model: str, images: str, out: str | None, quick: bool, only: list[str] | None, every: bool, renewal: bool
+) -> int:
+    """Execute the notebooks in order and hold their numbers against those of the shipped run; OUT keeps all of it.
+
+    Exit code 0 where numbers differ, too: another processor may move them. 1 where a notebook fails.
+    """
+    names = [name for name in notebooks.NOTEBOOKS if (name in only if only else every or name not in notebooks.LONG)]
+    lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
+    begun, folder = time.perf_counter(), runs.begin_run(model, images, out, quick=quick, renewal=renewal)
+    values = runs.values_of_run(model, images, folder, quick=quick)
+    for number, name in enumerate(names, 1):
+        own = {key: value for key, value in values.items() if key in notebooks.parameters(name)}
+        failed = notebooks.run_notebook(name, own, folder, f"{number}/{len(names)} {name}")
+        if failed:
+            print(f"igpt-lab: {failed}", file=sys.stderr)
+            return 1
+    if notebooks.CURVE in names:
+        seconds = round(time.perf_counter() - begun, 1)
+        facts = {"model": model, "images": images, "quick": quick, "seconds": seconds}
+        print(runs.conclude(folder, facts))
+    print(f"figures and tables: {folder}")
+    if renewal:
+        print("renewed:", *runs.renew(folder, runs.shipped(model, images)), sep="\n")
+    return 0
+
+
+@command(
+    argument("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it"),
+    argument("--port", type=int, default=8888, help="the next free one where it is taken"),
+    argument("--no-browser", action="store_false", dest="browser", help="print the address, open nothing"),
+    name="lab",
+)
+def open_lab(folder: str, port: int, browser: bool) -> None:
+    """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
+    copied, there = notebooks.copy_notebooks(notebooks.notebooks(), Path(folder) / "notebooks")
+    print(f"{Path(folder) / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
+    notebooks.open_lab(Path(folder), first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)

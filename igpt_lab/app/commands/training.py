@@ -1,0 +1,124 @@
+"""Commands that train a model and use what was trained: pretrain, finetune, classify."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import igpt_lab as lab
+from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, MODEL, REVISION, argument, command
+
+SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+@command(
+    IMAGES,
+    argument("--out", required=True, help="folder for the model, its log and its checkpoints"),
+    argument(
+        "--init", metavar="MODEL", help="begin with this model's weights, shape and palette, not with random ones"
+    ),
+    # No default in the parser: --init has to know which of them were given.
+    *(argument(f"--{name}", type=int, help=f"of the network (default: {SHAPE[name]})") for name in SHAPE),
+    argument(
+        "--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do"
+    ),
+    LIMIT,
+    config="Recipe",
+)
+def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | None, **options: Any) -> None:
+    """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
+    from igpt_lab.models.loading import tokens_of
+    from igpt_lab.training import parallel
+
+    chosen = {name: options.pop(name) for name in SHAPE}
+    shape = {name: default if chosen[name] is None else chosen[name] for name, default in SHAPE.items()}
+    source, recipe = lab.load_images(images, "train", limit=limit), lab.Recipe(**options)
+    with parallel.together():
+        if init is not None:
+            if bert or any(value is not None for value in chosen.values()):
+                raise ValueError(f"--init {init} brings its shape along; leave out --bert, --{', --'.join(SHAPE)}")
+            begun = lab.load_model(init)
+            tokens, config = tokens_of(begun, source), replace(begun.config, **NO_DROPOUT)
+            print(lab.pretrain(tokens, config, recipe, out, processor=begun.processor, init=begun))
+            return
+        with parallel.first_alone():
+            _save_palette(source, out, shape)
+        processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
+        config = lab.ImageGPTConfig(
+            vocab_size=shape["colours"] + 1, n_positions=shape["side"] ** 2, n_embd=shape["width"],
+            n_layer=shape["layers"], n_head=shape["heads"], bidirectional=bert, **NO_DROPOUT,
+        )  # fmt: skip
+        print(lab.pretrain(lab.tokenize(source, processor), config, recipe, out, processor=processor))
+
+
+def _save_palette(source: Any, out: str, shape: dict[str, int]) -> None:
+    """Fit the palette of a new model to its images and write it into `out`, unless one is there."""
+    import numpy as np
+
+    if Path(out, "preprocessor_config.json").exists():
+        return
+    blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), shape["side"])
+    palette = lab.fit_palette(blank.resize(source.images()), shape["colours"])
+    lab.ImageGPTImageProcessorPil(palette, shape["side"]).save_pretrained(out)
+
+
+@command(
+    MODEL,
+    IMAGES,
+    argument("--out", required=True, help="folder for the classifier, its log, and what it gets wrong"),
+    LIMIT,
+    argument("--random", action="store_true", help="from scratch: draw the weights anew"),
+    DEVICE,
+    REVISION,
+    argument("--class-weights", choices=["balanced"], help="weigh classes inversely to their images"),
+    config="Tuning",
+)
+def finetune(
+    model: str, images: str, out: str, limit: int | None, random: bool, device: str | None, revision: str | None,
+    **tuning: Any,
+) -> None:  # fmt: skip
+    """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
+    from igpt_lab.training import parallel
+
+    loaded = lab.load_model(model, revision=revision, random=random)
+    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    with parallel.together():
+        lab.finetune(loaded, train, lab.Tuning(**tuning), out, device=device)
+        if parallel.rank():
+            return
+    classified = lab.classify(lab.load_classifier(out, device=device), test)
+    accuracy, counts = classified.accuracy(), classified.confusion()
+    record = lab.RunRecord("finetune", {"model": model, "images": images, **accuracy}, seed=tuning["seed"])
+    confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
+    files = lab.figures.save_figure(confusion, Path(out) / "confusion", data=counts, record=record)
+    mistakes = classified.mistakes()
+    if len(mistakes) and hasattr(test, "column"):
+        table = classified.table().iloc[mistakes]
+        titles = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
+        pictures = loaded.processor.resize(test.images(mistakes))
+        gallery = lab.figures.gallery(pictures, columns=4, scale=12, titles=titles)
+        files += lab.figures.save_figure(gallery, Path(out) / "mistakes", data=table, record=record)
+    interval = f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+    print(f"{classified.correct.mean():.1%} {interval} of {len(test):,} test images right", *files, sep="\n")
+
+
+@command(
+    argument("folder", help="what finetune wrote"),
+    argument("files", nargs="+", metavar="FILE", help="picture files"),
+    argument("--top", type=int, default=3, help="labels to print of each file"),
+    DEVICE,
+)
+def classify(folder: str, files: list[str], top: int, device: str | None) -> None:
+    """Print the most probable labels of picture files, by a model that `finetune` wrote."""
+    from PIL import Image
+
+    model, pictures = lab.load_classifier(folder, device=device), []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(picture.convert("RGB"))
+    classified = lab.classify(model, pictures)
+    for file, probabilities in zip(files, classified.probabilities, strict=True):
+        best = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])[:top]
+        print(f"{file}  " + "  ".join(f"{classified.names[k]} {probabilities[k]:.1%}" for k in best))

@@ -1,0 +1,180 @@
+"""The folders of runs: where one writes, where the shipped ones are, what one ends with, how it becomes shipped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from igpt_lab.app import notebooks
+from igpt_lab.core.display import MODEL, control_names
+from igpt_lab.core.provenance import atomic_write
+
+MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
+
+
+def run_name(model: str, images: str, *, quick: bool = False) -> str:
+    """`<model>-<images>`, the name of the folder of a run; `-quick` behind it for one on few images.
+
+    >>> run_name("openai/imagegpt-small", "../photos of 2024")
+    'imagegpt-small-photos-of-2024'
+    """
+    from igpt_lab.images.sources import title_of
+
+    name = f"{title_of(model)}-{title_of(images)}" + "-quick" * quick
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def results_folder(
+    model: str, images: str, out: str | None = None, *, quick: bool = False, under: str = f"../{MINE}"
+) -> str:
+    """The folder for the figures, tables and feature stores of a model on an image set; it is made.
+
+    Args:
+        model: bundled name, folder or Hub name of the model.
+        images: bundled name, folder, file or Hub name of the images.
+        out: the folder itself; None for UNDER/<model>-<images>, where `run.json` says whose it is.
+        quick: whether it is for a run on few images, which has a folder of its own.
+        under: the default is that of a notebook, `results/mine` beside its folder.
+
+    Returns:
+        The path with forward slashes.
+
+    Raises:
+        ValueError: the folder is that of another model or image set whose name is the same.
+    """
+    if out is not None:
+        return str(out)
+    folder = Path(under) / run_name(model, images, quick=quick)
+    run = {"images": _full(images), "model": _full(model)}
+    note = folder / "run.json"
+    noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else run
+    if noted != run:
+        raise ValueError(
+            f"{folder} is of {noted['model']} on {noted['images']}, not of {run['model']} on {run['images']}; "
+            f"choose another folder as `out`, or rename that one"
+        )
+    atomic_write(note, json.dumps(run, indent=2) + "\n")
+    return folder.as_posix()
+
+
+def shipped(model: str, images: str) -> Path:
+    """The folder of the reference run of a model and image set, whether there is one or not."""
+    return notebooks.notebooks().parent / "results" / run_name(model, images)
+
+
+def begin_run(model: str, images: str, out: str | None, *, quick: bool, renewal: bool) -> Path:
+    """The folder that a run of the notebooks writes to; ValueError where it must not write there."""
+    if renewal and (out is not None or quick):
+        raise ValueError("a reference is a full run in a folder of its own; leave out --out and --quick")
+    if renewal and not tracked(notebooks.notebooks()):
+        raise ValueError(
+            f"git does not keep {notebooks.notebooks()}; a reference is renewed in a clone of the repository"
+        )
+    mine = notebooks.notebooks().parent / MINE if renewal else Path(MINE)
+    if renewal:  # what a store that is there already spares is told in the notebooks: begin without
+        shutil.rmtree(mine / run_name(model, images), ignore_errors=True)
+    folder = Path(results_folder(model, images, out, quick=quick, under=str(mine))).resolve()
+    if tracked(folder):
+        raise ValueError(f"git keeps files in {folder}, which a run would write over; leave out --out, or give another")
+    return folder
+
+
+def values_of_run(model: str, images: str, folder: Path, *, quick: bool) -> dict:
+    """The notebooks' parameters for a run into `folder`; `out` is left as it is where that is their own default."""
+    values = {"model": _full(model), "images": _full(images)} | (notebooks.QUICK if quick else {})
+    default = (notebooks.notebooks().parent / MINE / run_name(model, images)).resolve()
+    return values if folder == default else values | {"out": str(folder)}
+
+
+def conclude(folder: Path, facts: dict) -> str:
+    """Write the summary of a run of `facts` (model, images, quick, seconds) and return it as text.
+
+    summary.json has the main numbers and a verdict on each against the shipped run, or why there is none;
+    reference.csv has the numbers of both; summary.txt is the text.
+    """
+    from igpt_lab.app import reference
+
+    numbers = summary(folder) | facts
+    target = shipped(facts["model"], facts["images"])
+    (folder / "reference.csv").unlink(missing_ok=True)
+    try:
+        if facts["quick"]:
+            raise LookupError("a run on few images is not compared")
+        table = reference.hold_against(folder, target)
+    except LookupError as error:
+        numbers["reference"], judged = str(error), f"against the reference: {error}"
+    else:
+        numbers["reference"] = dict(zip(table.number, table.verdict, strict=True))
+        judged = f"held against results/{target.name}:\n{reference.describe(table)}"
+        atomic_write(folder / "reference.csv", table.to_csv(index=False))
+    low, high = numbers["best_interval"]
+    text = (
+        f"{numbers['model']} on {numbers['images']}, {numbers['test_rows']:,} test images, {numbers['seconds']:.0f} s\n"
+        f"best layer   {numbers['best_layer']} of 0..{numbers['n_layers']}: {numbers['best_accuracy']:.1%} "
+        f"[{low:.1%}, {high:.1%}]\n"
+        f"first, last  {numbers['first_accuracy']:.1%}, {numbers['last_accuracy']:.1%}\n"
+        f"best against last, same test images: p = {numbers['p_value']:.2g} (McNemar's exact test)\n{judged}"
+    )
+    atomic_write(folder / "summary.json", json.dumps(numbers, indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / "summary.txt", text + "\n")
+    return text
+
+
+def summary(out: Path) -> dict:
+    """The layer curve's main numbers, read from the files that the notebooks left."""
+    import pandas as pd
+
+    table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
+    ours = table[control_names(table.control) == MODEL].set_index("layer")
+    best = ours[ours.chosen.astype(str) == "True"].iloc[0]
+    comparison = json.loads((out / "layer_curve.json").read_text())["config"]["comparison"]
+    return {
+        "n_layers": int(ours.index.max()),
+        "best_layer": int(best.name),
+        "best_accuracy": float(best.test_accuracy),
+        "best_interval": [float(best.low), float(best.high)],
+        "first_accuracy": float(ours.test_accuracy[ours.index.min()]),
+        "last_accuracy": float(ours.test_accuracy[ours.index.max()]),
+        "p_value": float(comparison["p_value"]),
+        "test_rows": int(best.n_test),
+    }
+
+
+def renew(run: Path, target: Path) -> list[Path]:
+    """Make a run the shipped one: its figures and tables into `target`, its notebooks into the checkout's.
+
+    Notebooks that ran with other parameters than their own are left out. Returns the files written.
+    """
+    kinds = {".csv", ".json", ".png", ".pdf", ".svg"}
+    left = {"run.json", "reference.csv", "summary.json"}  # of this machine, or against the run that is replaced
+    copies = {file: target / file.name for file in run.iterdir() if file.suffix in kinds and file.name not in left}
+    for file in (run / "notebooks").glob("*.ipynb"):
+        if "injected-parameters" not in file.read_text(encoding="utf-8"):
+            copies[file] = notebooks.notebooks() / file.name
+    target.mkdir(parents=True, exist_ok=True)
+    written = [Path(shutil.copyfile(file, copy)) for file, copy in sorted(copies.items())]
+    if (run / "summary.json").is_file():
+        numbers = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        del numbers["reference"]
+        text = json.dumps(numbers, indent=2, sort_keys=True) + "\n"
+        written.append(atomic_write(target / "summary.json", text))
+    return written
+
+
+def tracked(path: Path) -> bool:
+    """Whether git keeps a file at or under `path` in the checkout of the notebooks."""
+    command = ["git", "ls-files", "--", str(path)]
+    try:
+        listed = subprocess.run(command, cwd=notebooks.notebooks().parent, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and bool(listed.stdout)
+
+
+def _full(name: str) -> str:
+    """A folder or file as a whole path, any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else str(name)

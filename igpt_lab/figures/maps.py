@@ -1,0 +1,105 @@
+"""Tables -> matplotlib Axes of a plane: CKA of layers, confused classes, images by their features."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from igpt_lab.figures.parts import check_columns, figure_of, head
+from igpt_lab.figures.style import Keywords, axes, narrow, plotting, points
+
+CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")
+FEATURE_COLUMNS = ("x", "y", "label")
+CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676", "#B8A800")
+
+
+@plotting
+def cka_map(
+    table: pd.DataFrame, *, title: str = "", names: Sequence[str] = ("layer", "layer"), ax: Axes | None = None
+) -> Axes:
+    """CKA of each layer (upwards) with each other layer (to the right), as colours.
+
+    They run from the tenth below the smallest value to 1: where all layers are alike, a scale from 0 shows nothing.
+    `table` has a row for each pair, and CKA_COLUMNS, as `cka` returns it. `names` of the two axes, upwards first: say
+    there which model's layers they are.
+    """
+    check_columns(table, CKA_COLUMNS)
+    if table.duplicated(["layer", "other_layer"]).any():
+        raise ValueError("more than one row for the same pair of layers; expected one")
+    grid = table.pivot(index="layer", columns="other_layer", values="cka")
+    ax = axes(3.2) if ax is None else ax
+    low = min(math.floor(10 * grid.min(axis=None)) / 10, 0.9)
+    image = ax.imshow(grid, origin="lower", vmin=low, vmax=1, cmap="viridis", interpolation="none")
+    for axis, layers, name in (ax.yaxis, grid.index, names[0]), (ax.xaxis, grid.columns, names[1]):
+        step = math.ceil(len(layers) / 14)
+        axis.set_ticks(range(0, len(layers), step), layers[::step])
+        axis.set_label_text(name)
+    ax.spines[:].set_visible(False)
+    figure_of(ax).colorbar(image, ax=ax, label="linear CKA", shrink=0.8).outline.set_linewidth(points(0.6))
+    n, batches = (int(table[name].iloc[0]) for name in ("n", "batches"))
+    note = f"unbiased, {n:,} images" + (f" in {batches:,} minibatches" if batches > 1 else "")
+    head(ax, title, note, beside=12)
+    return ax
+
+
+@plotting
+def confusion_matrix(table: pd.DataFrame, *, title: str = "", note: str = "", ax: Axes | None = None) -> Axes:
+    """Counts of test images, a row for each true class (downwards), a column for each predicted one, as shares of rows.
+
+    `table`: square, whole numbers, the same classes in rows and columns, as `Classified.confusion` returns it. `note`
+    stands below the title in place of the share on the diagonal.
+    """
+    check_columns(table, ())
+    if list(table.index) != list(table.columns):
+        raise ValueError(f"rows {list(table.index)}, columns {list(table.columns)}; expected the same classes")
+    counts = table.to_numpy(float)
+    ax = axes(3.4) if ax is None else ax
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
+    if len(table) <= 20:
+        _write_counts(ax, counts.astype(int), shares)
+    step = math.ceil(len(table) / 24)
+    ax.set_xticks(range(0, len(table), step), table.columns[::step], rotation=90)
+    ax.set_yticks(range(0, len(table), step), table.index[::step])
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.spines[:].set_visible(False)
+    right = np.trace(counts) / counts.sum()
+    note = note or f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal"
+    head(ax, title, note, beside=10)
+    return ax
+
+
+@plotting
+def feature_map(
+    table: pd.DataFrame, *, names: Sequence[str], explained: Sequence[float], title: str = "", note: str = "",
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Images as points on the plane that keeps most of their features' variance; each class has a colour and a marker.
+
+    `table` has a row for each image and FEATURE_COLUMNS, `label` being one of `names`, which are plotted in their
+    order. `explained`: the shares of the variance along x and y.
+    """
+    check_columns(table, FEATURE_COLUMNS)
+    ax = axes(3.4) if ax is None else ax
+    for i, name in enumerate(names):
+        rows = table[table.label == name]
+        style: Keywords = {"color": CLASS_COLOURS[i % 8], "marker": "os^D"[(i + i // 8) % 4]}
+        if len(rows):
+            ax.scatter(rows.x, rows.y, s=points(3), linewidths=0, alpha=0.7, label=name, rasterized=True, **style)
+    ax.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    ax.set(**{f"{axis}label": f"{share:.0%} of the variance" for axis, share in zip("xy", explained, strict=True)})
+    head(ax, title, note)
+    if len(names) <= 32:
+        columns = 2 if narrow() else 4
+        figure_of(ax).legend(loc="outside lower center", ncols=columns, markerscale=2, columnspacing=1)
+    return ax
+
+
+def _write_counts(ax: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    """The counts that are not 0 into their cells, in white where a cell is dark."""
+    for (y, x), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[y, x] > 0.5 else "black"
+            ax.text(x, y, count, ha="center", va="center", fontsize=points(5), color=color)

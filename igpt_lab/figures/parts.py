@@ -1,0 +1,139 @@
+"""What several figures share: checks of tables, marks, limits, titles and legends.
+
+Accuracy is a fraction in a table and a percentage on an axis.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+from matplotlib import ticker, transforms
+from matplotlib.axes import Axes
+
+from igpt_lab.core.display import MODEL, control_names
+from igpt_lab.figures.style import Keywords, letters, narrow, points
+
+
+def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse what is no table, lacks one of `columns`, or has no rows."""
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")
+    if table.empty:
+        raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
+
+
+def checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table, fit to plot: all `columns`, some rows, the model among the controls, accuracy a fraction."""
+    check_columns(table, columns)
+    table = table.assign(control=control_names(table.control))
+    if MODEL not in set(table.control):
+        raise ValueError(f"no row has control {MODEL!r} (the model itself); it has {sorted(set(table.control))}")
+    for name in ("test_accuracy", "low", "high"):
+        if name not in columns:
+            continue
+        wrong = table[name][~table[name].between(0, 1)]
+        if len(wrong):
+            raise ValueError(f"{name} {wrong.iloc[0]} in row {wrong.index[0]}; expected a fraction from 0 to 1")
+    return table
+
+
+def with_empty_words(column: pd.Series) -> pd.Series:
+    """A column of words with '' for none: a csv file cannot tell '' from nothing."""
+    return column.astype(object).fillna("")
+
+
+def controls_of(table: pd.DataFrame) -> list[str]:
+    """The model first, and then its controls in the order of the alphabet."""
+    return [MODEL, *sorted({*table.control} - {MODEL})]
+
+
+def interval(rows: pd.DataFrame) -> np.ndarray:
+    """Lengths (2, rows) of the error bars of `test_accuracy`, downwards and upwards, in percent."""
+    return 100 * np.array([rows.test_accuracy - rows.low, rows.high - rows.test_accuracy])
+
+
+def mark_not_converged(ax: Axes, x: pd.Series, y: pd.Series, rows: pd.DataFrame, style: Keywords) -> None:
+    """Open diamonds on the rows whose probe did not converge, named once in the legend."""
+    failed = ~rows.converged.astype(bool)
+    if failed.any():
+        label = ("_" if "not converged" in ax.get_legend_handles_labels()[1] else "") + "not converged"
+        diamond: Keywords = {"marker": "D", "markersize": points(5), "markerfacecolor": "white", "linestyle": ""}
+        ax.plot(x[failed], y[failed], label=label, markeredgecolor=style["color"], **diamond, zorder=4)
+
+
+def limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, str]]) -> None:
+    """Show low to high, and state what lies beyond (side, words, colour) at that edge, in a strip of its own."""
+    strip, margin = 0.075, 0.06 * (high - low or 1)
+    counts = {"below": 0, "above": 0}
+    height = (high - low + 2 * margin) / (1 - strip * len(notes))
+    for side, words, color in notes:
+        edge, y, arrow = ("bottom", 0.02, "↓") if side == "below" else ("top", 0.98, "↑")
+        y += strip * counts[side] * (1 if side == "below" else -1)
+        text: Keywords = {"ha": "right", "va": edge, "color": color, "transform": ax.transAxes}
+        where = f" ({side} this axis)" if not narrow() else ""
+        ax.text(0.99, y, f"{arrow} {words}{where}", **text)
+        counts[side] += 1
+    ax.set_ylim(low - margin - strip * height * counts["below"], high + margin + strip * height * counts["above"])
+
+
+def layer_axis(ax: Axes, last: int) -> None:
+    """The horizontal axis from layer 0 to the last one, with no more numbers than fit."""
+    ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / (12 if narrow() else 18))))
+    ax.set(xlim=(-0.5, last + 0.5), xlabel="layer")
+
+
+def rows_downwards(ax: Axes, names: Iterable[str]) -> None:
+    """The vertical axis with a name for each row, the first on top."""
+    names = list(names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylim=(len(names) - 0.5, -0.5))
+
+
+def figure_of(ax: Axes, *, root: bool = True) -> matplotlib.figure.Figure:
+    """The whole figure that the Axes are in; without `root` the part of it that they are in."""
+    return cast(matplotlib.figure.Figure, ax.get_figure(root=root))
+
+
+def stacked(figure: matplotlib.figure.Figure, heights: Sequence[float]) -> list[matplotlib.figure.SubFigure]:
+    """Parts of a figure one below the other, with these shares of its height."""
+    return list(cast(np.ndarray, figure.subfigures(len(heights), height_ratios=heights)))
+
+
+def suptitle(figure: matplotlib.figure.FigureBase, title: str) -> None:
+    """The title of a figure of several axes, on its left."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
+
+
+def finish(ax: Axes, title: str, note: str) -> Axes:
+    """Title, note and legend."""
+    head(ax, title, note)
+    legend(ax)
+    return ax
+
+
+def head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
+    """Title, and the note below it; `beside`: letters' room that something to the right of the axes takes."""
+    if narrow():
+        room = letters() - 10 - beside
+        title = textwrap.fill(title, int(0.75 * room))
+        note = textwrap.fill(note, room)
+    ax.set_title(title, loc="left", pad=points(4 + 9 * len(note.splitlines())))
+    ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, points(5)), textcoords="offset points")
+
+
+def legend(ax: Axes) -> None:
+    """Below the axes at a distance in inches, where it covers no line."""
+    down = transforms.ScaledTranslation(0, -points(0.38), figure_of(ax).dpi_scale_trans)
+    ax.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=ax.transAxes + down,
+        ncols=4 if letters() > 100 else 2,
+    )

@@ -1,0 +1,11 @@
+"""Images <-> tokens: resize, quantise to a palette, and back; with Pillow, or with torch on any device.
+
+As in the paper (appendix of Chen et al., 2020) and in transformers: centres lie in [-1, 1], a pixel x in [0, 255] goes
+to the centre nearest to x / 127.5 - 1 in squared Euclidean distance, and a centre c comes back as rint(127.5 (c + 1)).
+"""
+
+from igpt_lab.images.processor.pixels import to_rgb
+from igpt_lab.images.processor.with_pillow import CONFIG, ImageGPTImageProcessorPil
+from igpt_lab.images.processor.with_torch import ImageGPTImageProcessor
+
+__all__ = ["CONFIG", "ImageGPTImageProcessor", "ImageGPTImageProcessorPil", "to_rgb"]

@@ -1,0 +1,83 @@
+"""Images that come as tokens, in the .npy files that OpenAI publishes: a name and a split -> tokens and their labels.
+
+A set is `NAME_trX.npy`, `NAME_vaX.npy`, `NAME_teX.npy` and, beside each, the classes in `NAME_trY.npy` and so on.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from igpt_lab.images.columns import fixed
+
+TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")
+TOKEN_SPLITS = {"train": "tr", "validation": "va", "valid": "va", "val": "va", "dev": "va", "test": "te"}
+ROWS = 10_000  # that are looked at together: the arrays stay on the disk
+
+
+def token_sets(path: Path) -> list[Path]:
+    """FOLDER/NAME of the token sets that a path means: of a folder all, else the one it begins, or is a file of."""
+    file_name = TOKEN_FILE.fullmatch(path.name)
+    if file_name:
+        return [path.with_name(file_name[1])] if path.is_file() else []
+    folder = path if path.is_dir() else path.parent
+    matches = [TOKEN_FILE.fullmatch(file.name) for file in folder.glob("*_??X.npy")]
+    names = {match[1] for match in matches if match}
+    return [folder / name for name in sorted(names) if path.is_dir() or name == path.name]
+
+
+def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """The set's own name, tokens (N, T) mapped from the disk, labels int64 (N,) or None, and the classes' names.
+
+    Raises ValueError, which names the culprit.
+    """
+    sets = token_sets(Path(name).expanduser())
+    if not sets:
+        raise ValueError(f"{name} has no NAME_trX.npy, _vaX, _teX")
+    if len(sets) > 1:
+        raise ValueError(f"{name} has several token sets: {', '.join(map(str, sets))}; give one")
+    files = {word: sets[0].with_name(f"{sets[0].name}_{short}X.npy") for word, short in TOKEN_SPLITS.items()}
+    if split not in files or not files[split].is_file():
+        present = ", ".join(word for word in ("train", "validation", "test") if files[word].is_file())
+        raise ValueError(f"{name} has no split {split!r}; it has {present}")
+    file = files[split]
+    tokens = _array(file)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise ValueError(f"{file} is {tokens.dtype} {tokens.shape}; expected integers (images, tokens)")
+    classes = file.with_name(f"{file.name.removesuffix('X.npy')}Y.npy")
+    labels, label_names = _classes_of(classes, len(tokens)) if classes.is_file() else (None, ())
+    return sets[0].name, tokens, labels, label_names
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped from the disk."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy file of numbers, is it cut short?") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive; expected a .npy file")
+    return array
+
+
+def _classes_of(path: Path, rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int64 (N,) and the classes' names, their numbers, of a Y file: numbers (N,), or one-hot rows (N, K)."""
+    classes = _array(path)
+    if classes.ndim not in (1, 2) or len(classes) != rows or classes.dtype.kind not in "iufb":
+        raise ValueError(f"{path} is {classes.dtype} {classes.shape}; expected classes of {rows} images")
+    count = classes.shape[1] if classes.ndim == 2 else int(np.nan_to_num(classes.max())) + 1
+    if not 0 < count < 1_000_000:
+        raise ValueError(f"{path} has the class {count - 1}; expected classes from 0 on")
+    labels = np.empty(rows, np.int64)
+    for start in range(0, rows, ROWS):
+        some = classes[start : start + ROWS]
+        with np.errstate(invalid="ignore"):  # NaN becomes an integer, which differs from it below
+            numbers = (some if some.ndim == 1 else some.argmax(axis=1)).astype(np.int64)
+        back = numbers if some.ndim == 1 else np.eye(count)[numbers]
+        wrong = (some != back).reshape(len(some), -1).any(axis=1) | (numbers < 0)
+        if wrong.any():
+            raise ValueError(f"{path} row {start + wrong.argmax()} names no class: {some[wrong.argmax()]}")
+        labels[start : start + len(some)] = numbers
+    return fixed(labels), tuple(map(str, range(count)))

@@ -1,0 +1,125 @@
+"""The arguments of every command as its help shows them, and how they are declared."""
+
+import argparse
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from igpt_lab.app import cli
+from igpt_lab.app.commands.options import argument, command, config_arguments
+
+# Written down by hand: what a command takes, with the default that its help names. A name that is lost breaks scripts.
+ARGUMENTS = {
+    "extract": "model images --split --limit --store=stores --random --point --layers --pool=mean --alignment --dtype "
+    "--batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part --device --revision",
+    "check": "model --images --split=test --device",
+    "ablate": "model images --limit --layers --store=stores --out --device --revision",
+    "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name",
+    "evaluate": "model images --split=test --limit --revision",
+    "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit --steps "
+    "--batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam --clip --flip=False "
+    "--accumulate=1 --holdout=3000 --validate=500 --log-every=100 --save-every=50 --snapshots=6 --spike=1.0 "
+    "--masked=0.15 --seed=0 --dtype --compile --recompute=False --shard=False",
+    "finetune": "model images --out --limit --random --device --revision --class-weights --steps=2000 --batch-size=128 "
+    "--learning-rate --cooldown=0 --head-rate=1.0 --generative=1.0 --classifying=1.0 --layer --freeze-below=0 "
+    "--head-only=False --per-class --draw=0 --flip=True --pad=4 --augment --holdout=0.1 --patience=10 --log-every=50 "
+    "--save-every=50 --optimizer=adam --clip --accumulate=1 --spike=1.0 --seed=0 --dtype --compile --recompute=False",
+    "classify": "folder FILE --top=3 --device",
+    "sample": "model --count=64 --columns=16 --scale=4 --temperature=1.0 --top-k --top-p --seed=0 --batch-size "
+    "--out=samples --device --revision",
+    "complete": "model images --split=test --limit=16 --keep=0.5 --completions=4 --temperature=1.0 --top-k --top-p "
+    "--seed=0 --batch-size --out=completions --device --revision",
+    "convert-openai": "folder out --palette --step --bert",
+    "download-openai": "--size --step=1000000 --bert --datasets --cache",
+    "figures": "folder --style=paper --out",
+    "report": "run --out --no-pdf",
+    "plan": "model images --devices=1xH100",
+    "stores": "root=stores",
+    "verify": "store --repair",
+    "prune": "root=stores --yes",
+    "reproduce": "--model=fashion-xs --images=fashion-mini --out --quick --all --only --renew-reference",
+    "lab": "folder=workbench --port=8888 --no-browser",
+}
+
+
+def printed_help(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def entries(text: str) -> dict[str, str]:
+    """{name: its help} of the arguments in a printed help."""
+    blocks = re.findall(r"^  (\S.*(?:\n {3,}\S.*)*)", text, re.MULTILINE)
+    return {re.match(r"[\w-]+", block)[0]: " ".join(block.split()) for block in blocks if "--help" not in block}
+
+
+def test_the_help_lists_every_command(capsys):
+    assert re.findall(r"^    ([a-z][\w-]*)", printed_help(capsys), re.MULTILINE) == list(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_command_has_all_its_arguments_and_names_each_default_once(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    printed = entries(printed_help(capsys, name).partition("\n\n")[2])
+    expected = dict(word.partition("=")[::2] for word in ARGUMENTS[name].split())
+    assert printed.keys() == expected.keys()
+    for argument_name, default in expected.items():
+        text = printed[argument_name]
+        assert text.count("(default") <= 1
+        assert not default or text.endswith(f"(default: {default})"), text
+
+
+def test_help_and_a_mistake_are_instant():
+    heavy = ["torch", "numpy", "sklearn", "datasets", "pandas", "matplotlib", "PIL", "jupyterlab"]
+    code = f"""
+import sys
+from igpt_lab.app.cli import main
+for arguments in (["--help"], ["extract", "--help"], ["lab", "--prot"], ["lb"]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        print(ended.code)
+print([name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.isdigit()] == ["0", "0", "2", "2"] and lines[-1] == "[]"
+
+
+def test_fields_of_a_configuration_become_options():
+    @dataclass
+    class Config:
+        steps: "int"
+        rate: "float | None" = field(default=None, metadata={"help": "10% of the model's (default: by the model)"})
+        flip: "bool" = field(default=True, metadata={"help": "mirror"})
+        betas: "tuple[float, float]" = (0.9, 0.95)
+
+    parser = argparse.ArgumentParser()
+    for item in config_arguments(Config):
+        item.add_to(parser)
+    assert vars(parser.parse_args(["--steps", "3", "--no-flip"])) == {"steps": 3, "rate": None, "flip": False}
+    printed = entries(parser.format_help())
+    assert printed["--rate"] == "--rate RATE 10% of the model's (default: by the model)"
+    assert printed["--steps"] == "--steps STEPS (required)"
+    assert printed["--flip"] == "--flip, --no-flip mirror (default: True)"
+
+
+def test_a_command_is_named_and_described_by_its_function():
+    @command(argument("--top", type=int, default=3, help="labels"))
+    def take_top(top: int) -> int:
+        """Return it.
+
+        More about it.
+        """
+        return top
+
+    parser = argparse.ArgumentParser()
+    take_top.add_to(parser, with_config=True)
+    assert take_top.name == "take-top" and take_top.description == "Return it.\n\nMore about it."
+    options = vars(parser.parse_args([]))
+    assert options.pop("command")(**options) == 3
