@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Drawn": "sampling.sampling",
+    "ExtractionSettings": "features.settings",
     "FeatureStore": "features.store",
     "Features": "probing.probes",
     "FineTuningComparison": "training.comparison",
@@ -26,6 +27,7 @@ _HOME = {
     "PretrainConfig": "training.settings",
     "RunRecord": "core.provenance",
     "SIZES": "models.config",
+    "StoreWriter": "features.writing",
     "StoredLayers": "features.store",
     "ablate_protocol": "probing.ablation",
     "check": "features.checks",
@@ -43,6 +45,8 @@ _HOME = {
     "effective_rank": "probing.geometry",
     "explore": "app.explorer.widget",
     "extract": "features.extraction",
+    "extract_on_cluster": "features.on_cluster",
+    "extract_share": "features.extraction",
     "features_of": "sampling.likeness",
     "few_per_class": "images.splits",
     "finetune": "training.finetuning",

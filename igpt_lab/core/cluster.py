@@ -135,7 +135,7 @@ class _Task:
 class _Begun:
     task: _Task
     worker: str
-    future: object
+    future: Any  # of distributed
     since: float
 
 
@@ -164,11 +164,11 @@ class _Run:
                 time.sleep(PACE)
                 continue
             until = time.monotonic() + PACE
-            while time.monotonic() < until and not any(each.future.done() for each in self.begun):
+            while time.monotonic() < until and not any(begun.future.done() for begun in self.begun):
                 time.sleep(0.01)
-            for each in [each for each in self.begun if each.future.done()]:
-                self.begun.remove(each)
-                yield from self.settle(each)
+            for begun in [begun for begun in self.begun if begun.future.done()]:
+                self.begun.remove(begun)
+                yield from self.settle(begun)
         if self.failed:
             lines = "".join(f"\n  {name}: {why}" for name, why in self.failed)
             raise ClusterError(f"{len(self.failed)} failed, all others are finished:{lines}")
@@ -176,8 +176,7 @@ class _Run:
     def alive(self) -> list[str]:
         """Addresses of the workers that may be given a task; OSError where there is none and none will be."""
         every = list(self.client.nthreads())
-        usable = [each for each in every if each not in self.banned]
-        if usable:
+        if any(worker not in self.banned for worker in every):
             self.seen = time.monotonic()
         elif every and not self.begun or time.monotonic() - self.seen > PATIENCE:
             why = next(iter(self.banned.values()), f"none came in {PATIENCE} s")
@@ -187,19 +186,20 @@ class _Run:
     def take_back(self, alive: list[str]) -> None:
         """Tasks of workers that are gone, or over their deadline."""
         limit = self.limit()
-        for each in list(self.begun):
-            late = time.monotonic() - each.since > limit
-            if each.worker in alive and not late or each.future.done():
+        for begun in list(self.begun):
+            task, worker = begun.task, begun.worker
+            late = time.monotonic() - begun.since > limit
+            if worker in alive and not late or begun.future.done():
                 continue
-            self.begun.remove(each)
-            each.future.release()
-            if each.worker in alive:
-                self.end(each.worker, f"{each.task.name} took over {limit:.0f} s on {each.worker}")
-            each.task.deaths += 1
-            if each.task.deaths < DEATHS:
-                self.again.append(each.task)
+            self.begun.remove(begun)
+            begun.future.release()
+            if worker in alive:
+                self.end(worker, f"{task.name} took over {limit:.0f} s on {worker}")
+            task.deaths += 1
+            if task.deaths < DEATHS:
+                self.again.append(task)
             else:
-                self.failed.append((each.task.name, f"its worker died or hung {DEATHS} times; is there memory for it?"))
+                self.failed.append((task.name, f"its worker died or hung {DEATHS} times; is there memory for it?"))
 
     def limit(self) -> float:
         if self.deadline is not None:
@@ -215,9 +215,9 @@ class _Run:
 
     def hand_out(self, alive: list[str], tasks: Iterator) -> bool:
         """Give each worker with room a task that it has not refused; False when there are no more to take."""
-        more, usable = True, [each for each in alive if each not in self.banned]
+        more, usable = True, [worker for worker in alive if worker not in self.banned]
         for worker in usable:
-            while self.slots > sum(each.worker == worker for each in self.begun):
+            while self.slots > sum(begun.worker == worker for begun in self.begun):
                 task, more = self.next_for(worker, tasks)
                 if task is None:
                     break
@@ -235,40 +235,43 @@ class _Run:
             if worker not in task.refused:
                 self.again.remove(task)
                 return task, True
-        given = next(tasks, _END)
-        return (None if given in (None, _END) else _Task(*given)), given is not _END
+        following: Any = next(tasks, _END)
+        if following is None or following is _END:
+            return None, following is None
+        return _Task(*following), True
 
-    def settle(self, each: _Begun) -> Iterator[tuple[str, object]]:
+    def settle(self, begun: _Begun) -> Iterator[tuple[str, object]]:
         """The result of a task that has come to an end, or what follows from its failure."""
-        task, error = each.task, None
+        task, worker = begun.task, begun.worker
+        error: Exception | None = None
         try:
-            result = each.future.result(timeout=60)
+            result = begun.future.result(timeout=60)
         except Exception as failure:
             error = failure
         if error is None:
-            self.strikes[each.worker] = 0
-            self.seconds.append(time.monotonic() - each.since)
+            self.strikes[worker] = 0
+            self.seconds.append(time.monotonic() - begun.since)
             yield task.name, result
         elif isinstance(error, VersionsDiffer):
-            raise ClusterError(f"the worker {each.worker} has other versions: {error}; install the same everywhere")
+            raise ClusterError(f"the worker {worker} has other versions: {error}; install the same everywhere")
         elif isinstance(error, OSError | MemoryError) and not _lost(error):
-            self.refuse(each, error)
+            self.refuse(begun, error)
         elif _lost(error):
             task.deaths += 1
             self.again.append(task)
         else:
             self.failed.append((task.name, f"{type(error).__name__}: {error}"))
 
-    def refuse(self, each: _Begun, error: Exception) -> None:
+    def refuse(self, begun: _Begun, error: Exception) -> None:
         """A worker could not: another may, once."""
-        task, worker = each.task, each.worker
+        task, worker = begun.task, begun.worker
         task.refused[worker] = error
         self.strikes[worker] = self.strikes.get(worker, 0) + 1
         why = f"{worker} could not do {task.name}, {type(error).__name__}: {error}"
         tqdm.write(why, file=sys.stderr)
         if self.strikes[worker] >= STRIKES:
             self.banned[worker] = f"at last {why}"
-        others = [each for each in self.client.nthreads() if each not in {*task.refused, *self.banned}]
+        others = [other for other in self.client.nthreads() if other not in {*task.refused, *self.banned}]
         if others and len(task.refused) < STRIKES:
             self.again.append(task)
         else:

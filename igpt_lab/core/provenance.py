@@ -26,7 +26,7 @@ PACKAGES = (
     "pillow",
     "matplotlib",
 )
-MAKER = "features/extraction"  # the module that makes stored numbers, with what it imports
+MAKER = "features/on_cluster"  # the module that makes stored numbers, with what it imports
 # What it imports without a stored number depending on it, and why.
 NOT_NUMBERS = {
     "core/cluster": "where and when a part is computed",
@@ -35,6 +35,7 @@ NOT_NUMBERS = {
     "core/provenance": "names of stores, and how a file comes to be whole",
     "core/storage": "where files lie, and who may write them",
     "features/manifest": "what a store notes of its parts",
+    "features/store": "reads what is stored",
 }
 STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 

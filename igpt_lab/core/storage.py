@@ -1,4 +1,8 @@
-"""Locks that die with their process, in files beside what they guard: of a store, or of one of its parts."""
+"""Where stores lie: local folders with locks that die with their process, and object stores, which need none.
+
+A lock is a file beside what it guards: a store, or one of its parts. `Remote` has the methods of a path that stores and
+image sets use, by pyarrow's filesystems.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,15 @@ from filelock import FileLock, Timeout
 from pyarrow import fs
 
 
-def lock_of(store: Path, part: str = "") -> FileLock:
-    """A lock that dies with its process, in a file beside the store: the store's own files are the same ever."""
+def lock_of(store: Place, part: str = "") -> FileLock | NoLock:
+    """A lock that dies with its process; its file is beside the store, whose own files are then always the same."""
     if isinstance(store, Remote):
         return NoLock()
     store.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(store.with_name(f".{store.name}{part}.lock"), thread_local=False)
 
 
-def locks_of(store: Path) -> list[Path]:
+def locks_of(store: Place) -> list[Path]:
     """Lock files of a store, held or left behind."""
     return [] if isinstance(store, Remote) else sorted(store.parent.glob(f".{store.name}.*lock"))
 
@@ -47,7 +51,7 @@ def drop_lock(file: Path) -> bool:
     return True
 
 
-def unlink(lock: FileLock) -> None:
+def unlink(lock: FileLock | NoLock) -> None:
     """Remove the file of a lock that we hold: who waits for it sees that it is gone, and makes a new one."""
     with suppress(OSError):  # Windows keeps open files
         os.unlink(lock.lock_file)
@@ -73,16 +77,21 @@ class NoLock:
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
-def place(path: str | Path | Remote) -> Path | Remote:
+def place(path: str | Place) -> Place:
     """A local path, or the place on an object store that an address names."""
     if isinstance(path, Remote):
         return path
     return Remote.of(path) if isinstance(path, str) and ADDRESS.match(path) else Path(path)
 
 
-def readable(path: Path | Remote) -> Path | pa.NativeFile:
+def readable(path: Place) -> Path | pa.NativeFile:
     """What pyarrow reads Parquet from."""
     return path.system.open_input_file(path.key) if isinstance(path, Remote) else path
+
+
+def size_of(path: Place) -> int:
+    """Bytes of a file or an object."""
+    return path.info().size if isinstance(path, Remote) else path.stat().st_size
 
 
 class Remote:
@@ -98,7 +107,8 @@ class Remote:
             system, key = fs.FileSystem.from_uri(address)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{address}: {error}; expected a path, s3://bucket/... or gs://bucket/...") from error
-        return cls(system, key, ADDRESS.match(address)[0])
+        scheme, _, _ = address.partition("://")
+        return cls(system, key, f"{scheme}://")
 
     def __truediv__(self, name: str | PurePosixPath) -> Remote:
         return Remote(self.system, f"{self.key}/{name}", self.root)
@@ -162,7 +172,10 @@ class Remote:
 
     def glob(self, pattern: str) -> Iterator[Remote]:
         """Objects under this prefix whose names below it match; `*` does not stop at a slash."""
-        found = self.system.get_file_info(fs.FileSelector(self.key, allow_not_found=True, recursive=True))
-        for each in found:
-            if each.is_file and fnmatchcase(each.path[len(self.key) + 1 :], pattern):
-                yield Remote(self.system, each.path, self.root)
+        objects = self.system.get_file_info(fs.FileSelector(self.key, allow_not_found=True, recursive=True))
+        for info in objects:
+            if info.is_file and fnmatchcase(info.path[len(self.key) + 1 :], pattern):
+                yield Remote(self.system, info.path, self.root)
+
+
+Place = Path | Remote

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from igpt_lab.models.losses import align
+from igpt_lab.models.losses import align, check_alignment
 
 POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
 # point -> (module of the block, is it that module's input?); "" is the block itself
@@ -114,7 +114,7 @@ def record(
     handles = [backbone.register_forward_pre_hook(lambda *_: pooled._begin())]
     try:
         if alignment is not None:
-            align(torch.zeros(1, 1, dtype=torch.long), alignment, model.config)
+            check_alignment(alignment, model.config)
             handles.append(backbone.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
         for place in places:
             handles.append(_attach(backbone, *place, reduce, pooled, place == last))

@@ -1,19 +1,21 @@
-"""What a feature store is of, and what it lists: the key, and the manifest that says which parts are whole."""
+"""What a feature store is of, and what it lists: the key, the manifest, and the folder of parts that both belong to."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from igpt_lab.core.provenance import digest, named
-from igpt_lab.core.storage import place
+from igpt_lab.core.storage import Place, Remote, place, readable
 
 FORMAT = 1
+_READING = threading.Lock()  # of manifests, by the threads of this process
 
 
 class StoreError(ValueError):
@@ -51,13 +53,13 @@ class FeatureKey:
         """`<model>-<images>-<key8>`, safe as a folder's name."""
         return named(self.model, self.images, key=self.plain())
 
-    def nearest(self, root: str | Path) -> tuple[Path, list[tuple[str, object, object]]] | None:
+    def nearest(self, root: str | Place) -> tuple[Place, list[tuple[str, object, object]]] | None:
         """Of the stores under `root` the one that differs in the fewest fields, with (field, ours, its) of each."""
-        found = []
+        stores = []
         for path in stores_in(root):
             with suppress(StoreError):
-                found.append((path, self._differing(read_manifest(path)["key"])))
-        return min(found, key=lambda each: len(each[1]), default=None)
+                stores.append((path, self._differing(read_manifest(path)["key"])))
+        return min(stores, key=lambda store: len(store[1]), default=None)
 
     def differences(self, other: dict) -> str:
         """`pool is "mean", there "max"; ...` for the key of another manifest, '' where they are equal."""
@@ -68,7 +70,85 @@ class FeatureKey:
         return [(name, ours[name], other.get(name)) for name in ours if ours[name] != other.get(name)]
 
 
-def explain_miss(root: str | Path, key: FeatureKey) -> str:
+class StoreFolder:
+    """A store's folder: its manifest, and the parts that the manifest lists. Readers and writers share it.
+
+    `path` is where the folder is, and `manifest` what its manifest.json held when it was read last.
+    """
+
+    def __init__(self, path: str | Place, manifest: dict):
+        self.path, self.manifest = place(path), manifest
+        self._seen: tuple | None = None  # of the manifest's file, when it was read last
+
+    @property
+    def key(self) -> dict:
+        """The fields of `FeatureKey` that made this store."""
+        return self.manifest["key"]
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        return list(self.manifest["splits"])
+
+    @property
+    def layers(self) -> dict[str, list[int]]:
+        """Layers at each point."""
+        return self.key["layers"]
+
+    def listed(self, split: str) -> list[dict | None]:
+        """What the manifest lists of each part of a split, None while it is not finished; KeyError for no split."""
+        if split not in self.splits:
+            raise KeyError(f"{self.path.name} has no split {split!r}; it has {self.splits}")
+        return self.manifest["splits"][split]
+
+    def rows_covered(self, split: str) -> int:
+        """Rows of the source that the listed parts of a split stand for."""
+        return sum(covers(part) for part in self.listed(split) if part)
+
+    def part(self, split: str, number: int) -> Place:
+        """Path of a part, whether it exists or not."""
+        return self.path / split / f"part-{number:05d}-of-{len(self.manifest['splits'][split]):05d}.parquet"
+
+    def has(self, split: str, number: int, *, verify: bool = True) -> bool:
+        """Is this part listed, by whichever process, there and unaltered? The digest is computed where `verify`."""
+        self.refresh()
+        listed, path = self.manifest["splits"][split][number], self.part(split, number)
+        if listed is None or not path.is_file():
+            return False
+        # The digest first: what has it is Parquet.
+        return not verify or (
+            digest(path) == listed["sha256"] and pq.read_metadata(readable(path)).num_rows == listed["rows"]
+        )
+
+    def problems(self, *, verify: bool = True) -> list[str]:
+        """One line for each part that does not count, and for each split whose parts do not give its rows."""
+        lines = []
+        for split in self.splits:
+            numbers = range(len(self.listed(split)))
+            bad = [number for number in numbers if not self.has(split, number, verify=verify)]
+            for number in bad:
+                why = "missing or not as listed" if self.listed(split)[number] else "not finished"
+                lines.append(f"{self.part(split, number)} is {why}")
+            covered, rows = self.rows_covered(split), self.key["splits"][split][1]
+            if not bad and covered != rows:
+                differing = f"{covered} rows in its parts, {rows} in its key"
+                lines.append(f"{self.path / 'manifest.json'} is stale: {split} has {differing}")
+        return lines
+
+    def refresh(self, *, always: bool = False) -> None:
+        """Take over what the manifest on disk lists, where it is of this key and these parts."""
+        with _READING:  # else a thread could put back what it read before another listed a part
+            stamp = _stamp(self.path / "manifest.json")
+            if stamp == self._seen and not always:
+                return
+            with suppress(StoreError):
+                on_disk = read_manifest(self.path)
+                if on_disk["key"] == self.key and _counts(on_disk) == _counts(self.manifest):
+                    self.manifest = on_disk
+            self._seen = stamp
+
+
+def explain_miss(root: str | Place, key: FeatureKey) -> str:
     """What is new about `key`, by the nearest store under `root`; '' when it has a store or there is none."""
     nearest = None if (place(root) / key.folder()).exists() else key.nearest(root)
     if nearest is None:
@@ -84,21 +164,21 @@ def _told(differing: list[tuple[str, object, object]]) -> str:
 def _short(value: object) -> str:
     """A key's field for a message: digests by their first 8 digits, 0, 1, ..., 12 as 0..12."""
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_short(each)}" for name, each in value.items())
+        return ", ".join(f"{name}: {_short(item)}" for name, item in value.items())
     if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
         return f"{value[0]}..{value[-1]}"
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", json.dumps(value))
 
 
-def stores_in(root: str | Path) -> list[Path]:
+def stores_in(root: str | Place) -> list[Place]:
     """Folders under `root` that have a manifest, by name; or `root` itself."""
-    root = place(root)
-    if (root / "manifest.json").is_file():
-        return [root]
-    return sorted(file.parent for file in root.glob("*/manifest.json"))
+    folder = place(root)
+    if (folder / "manifest.json").is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.glob("*/manifest.json"))
 
 
-def read_manifest(path: Path) -> dict:
+def read_manifest(path: Place) -> dict:
     """The manifest of a store, checked for its form; StoreError when it is none, or not of this folder's key."""
     file = path / "manifest.json"
     if not file.is_file():
@@ -106,15 +186,13 @@ def read_manifest(path: Path) -> dict:
     again = f"delete {path} and extract again"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        found, key8 = manifest["key"]["format"], digest(manifest["key"])[:8]
+        version, key8 = manifest["key"]["format"], digest(manifest["key"])[:8]
     except (ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{file} is not a manifest ({error!r}); {again}") from error
-    if found != FORMAT:
-        raise StoreError(f"{file} has format {found}; this version reads {FORMAT}. Extract again")
+    if version != FORMAT:
+        raise StoreError(f"{file} has format {version}; this version reads {FORMAT}. Extract again")
     try:
-        rows = {split: count + 0 for split, (_, count) in manifest["key"]["splits"].items()}
-        for part in (part for parts in manifest["splits"].values() for part in parts if part is not None):
-            _ = part["sha256"] + "", covers(part) + 0, part["stats"].items()
+        rows = _rows_of(manifest)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"{file} is not a manifest ({error!r}); {again}") from error
     ends = re.search(r"-([0-9a-f]{8})$", path.resolve().name)
@@ -125,6 +203,32 @@ def read_manifest(path: Path) -> dict:
     return manifest
 
 
+def _rows_of(manifest: dict) -> dict[str, int]:
+    """Rows of each split by the key; an error of Python's where this, or what is listed, has not its form."""
+    rows = {split: count + 0 for split, (_, count) in manifest["key"]["splits"].items()}
+    for parts in manifest["splits"].values():
+        for part in parts:
+            if part is not None:
+                _ = part["sha256"] + "", covers(part) + 0, part["stats"].items()
+    return rows
+
+
 def covers(part: dict) -> int:
     """Rows of the source that a listed part stands for."""
     return part["rows"] + len(part.get("skipped", ()))
+
+
+def _counts(manifest: dict) -> dict[str, int]:
+    """The number of parts of each split."""
+    return {split: len(parts) for split, parts in manifest["splits"].items()}
+
+
+def _stamp(file: Place) -> tuple | None:
+    """Changes when another manifest is renamed over this one; None when there is none."""
+    if isinstance(file, Remote):
+        return (object(),)  # its time is in whole seconds
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igpt_lab.core.provenance import digest
-from igpt_lab.core.storage import drop_lock, held, locks_of
+from igpt_lab.core.storage import Place, drop_lock, held, locks_of
 from igpt_lab.features import extraction
 from igpt_lab.features.manifest import FORMAT, StoreError, read_manifest, stores_in
+from igpt_lab.features.settings import ExtractionSettings, extraction_key
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
 from igpt_lab.models import loading
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
 OURS = re.compile(r"manifest\.json|[^/]+/part-\d{5}-of-\d{5}\.parquet|([^/]+/)?\.[^/]+\.tmp")
@@ -34,7 +36,7 @@ def list_stores(root: str | Path) -> pd.DataFrame:
 
     No digest is computed. Raises ValueError when there is no such folder.
     """
-    rows = []
+    rows: list[tuple] = []
     for path in stores_in(_folder(root)):
         try:
             store = FeatureStore(path, read_manifest(path))
@@ -62,8 +64,9 @@ def verify(path: str | Path) -> list[tuple[str, int, str]]:
         parts = store.manifest["splits"][split]
         for number in range(len(parts)):
             problems += [(split, number, problem) for problem in _problems_of(store, split, number, before)]
-        if all(parts) and store._rows(split) != store.key["splits"][split][1]:
-            problem = f"{split} has {store._rows(split)} rows in its parts, {store.key['splits'][split][1]} in its key"
+        if all(parts) and store.rows_covered(split) != store.key["splits"][split][1]:
+            covered, rows = store.rows_covered(split), store.key["splits"][split][1]
+            problem = f"{split} has {covered} rows in its parts, {rows} in its key"
             problems += [(split, number, problem) for number in range(len(parts))]
     return problems
 
@@ -77,8 +80,9 @@ def _problems_of(store: FeatureStore, split: str, number: int, before: set[int])
     if not path.is_file():
         yield f"{path} is missing"
         return
-    if (found := digest(path)) != listed["sha256"]:
-        yield f"{path} has the digest {found[:8]}, the manifest lists {listed['sha256'][:8]}"
+    sha256 = digest(path)
+    if sha256 != listed["sha256"]:
+        yield f"{path} has the digest {sha256[:8]}, the manifest lists {listed['sha256'][:8]}"
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
@@ -114,26 +118,42 @@ def _wrong_columns(schema: pa.Schema, store: FeatureStore) -> str:
 def repair(path: str | Path, problems: list[tuple[str, int, str]]) -> FeatureStore:
     """Recompute the parts that `verify` named, from the model and the images that the manifest names.
 
-    Raises StoreError, and leaves everything as it is, where those are not named, or are no longer what they were.
+    A manifest may be a stranger's: of its options only the fields of `ExtractionSettings` are used, so it names no
+    cluster and no folder. Raises StoreError, and leaves everything as it is, where model, images or settings are not
+    named, or are no longer what they were.
     """
     path = Path(path).resolve()
     store = FeatureStore(path, read_manifest(path))
-    source = store.manifest.get("source") or {}
-    images, options = source.get("images") or {}, source.get("options")
-    if not source.get("model") or not all(images.get(split) for split in store.splits) or not options:
-        raise StoreError(f"{path} does not say where its model and images are; run the same extraction again")
-    model = dict(source["model"])
-    model = loading.load_model(model.pop("name"), **model)
-    splits = [load_images(**images[split], split=split) for split in store.splits]
-    names = {"layers": store.layers, "pool": options["pool"], "alignment": options["alignment"]}
-    key = extraction._key(model, {each.split: each for each in splits}, **names, dtype=options["dtype"])
+    model, splits, settings = _sources_of(store)
+    try:
+        key = extraction_key(model, splits, settings)
+    except ValueError as error:
+        raise StoreError(f"{path} cannot be repaired: {error}; nothing was changed") from error
     if differs := key.differences(store.key):
         raise StoreError(f"{path} cannot be repaired: of its model and images, {differs}; nothing was changed")
     if path.name != key.folder():
         raise StoreError(f"{path} was renamed; a repair needs its own name, {key.folder()}")
     for split, number, _ in problems:
         store.part(split, number).unlink(missing_ok=True)
-    return extraction.extract(model, splits, store=path.parent, **options)
+    return extraction.extract(model, splits, store=path.parent, **settings.options())
+
+
+def _sources_of(
+    store: FeatureStore,
+) -> tuple[ImageGPTForCausalImageModeling, list[ImageSet | TokenSet], ExtractionSettings]:
+    """Model, splits and settings that a store's manifest names; StoreError where it does not."""
+    source = store.manifest.get("source") or {}
+    about, images, options = source.get("model"), source.get("images") or {}, source.get("options")
+    if not about or not all(images.get(split) for split in store.splits) or not options:
+        raise StoreError(f"{store.path} does not say where its model and images are; run the same extraction again")
+    try:
+        settings = ExtractionSettings.from_options(options)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoreError(f"{store.path} cannot be repaired: its options are wrong, {error}") from error
+    about = dict(about)
+    model = loading.load_model(about.pop("name"), **about)
+    splits = [load_images(**images[split], split=split) for split in store.splits]
+    return model, splits, settings
 
 
 @dataclass(frozen=True)
@@ -154,17 +174,17 @@ def leftovers(root: str | Path) -> list[Leftover]:
 
     A store that a living process is at is left out, and so is one of another format, and every file that is not ours.
     """
-    found = []
+    useless = []
     for path in sorted(path for path in _folder(root).iterdir() if path.is_dir() and not path.is_symlink()):
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         ours = [file for file in files if OURS.fullmatch(file.relative_to(path).as_posix())]
         begun = (path / "manifest.json").is_file() or (FOLDER.fullmatch(path.name) and len(ours) == len(files))
         if begun and not any(map(held, locks_of(path))):
-            found += _leftovers_of(path, ours)
+            useless += _leftovers_of(path, ours)
     locks = [file for file in sorted(Path(root).glob(".*.lock")) if LOCK.fullmatch(file.name) and not held(file)]
-    found += [Leftover("lock of a process that is gone", file, (file,)) for file in locks]
+    useless += [Leftover("lock of a process that is gone", file, (file,)) for file in locks]
     tokens = [file for file in sorted(Path(root).glob("tokens/*/.*.tmp")) if time.time() - file.stat().st_mtime > HOUR]
-    return found + [Leftover("temporary file", file, (file,)) for file in tokens]
+    return useless + [Leftover("temporary file", file, (file,)) for file in tokens]
 
 
 def _leftovers_of(path: Path, ours: list[Path]) -> list[Leftover]:
@@ -175,7 +195,7 @@ def _leftovers_of(path: Path, ours: list[Path]) -> list[Leftover]:
         store = FeatureStore.open(path, verify=False)
     except StoreError:
         return [Leftover("incomplete store", path, tuple(ours))]
-    listed = {path / "manifest.json"}
+    listed: set[Place] = {path / "manifest.json"}
     listed |= {store.part(split, n) for split in store.splits for n in range(len(store.manifest["splits"][split]))}
     kinds = {".tmp": "temporary file", ".parquet": "part that the manifest does not list"}
     return [Leftover(kinds[file.suffix], file, (file,)) for file in ours if file not in listed]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from igpt_lab.core.provenance import atomic_write, digest, named
-from igpt_lab.core.storage import readable
+from igpt_lab.core.storage import Place, readable
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 
 
@@ -36,11 +36,7 @@ def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, p
     if isinstance(images, TokenSet):
         fits = (processor.side**2, len(processor.clusters)) if processor else (images.tokens.shape[1], 1 << 16)
         return images.encoded(*fits)
-    if processor is None:
-        raise ValueError(
-            f"{images.name} {images.split} holds images, and they need a palette to become tokens: the model's folder "
-            "has no preprocessor_config.json; put it there, or convert the weights again with a palette"
-        )
+    check_palette(images, processor)
     tokens = []
     with tqdm(total=len(images), desc=f"tokens of {images.name} {images.split}", disable=not progress) as bar:
         for batch in images.batches(batch_size):
@@ -49,8 +45,51 @@ def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, p
     return np.concatenate(tokens)
 
 
+def check_palette(images: ImageSet | TokenSet, processor) -> None:
+    """ValueError where images would need a palette to become tokens, and there is none as `processor` is None."""
+    if processor is None and isinstance(images, ImageSet):
+        raise ValueError(
+            f"{images.name} {images.split} holds images, and they need a palette to become tokens: the model's folder "
+            "has no preprocessor_config.json; put it there, or convert the weights again with a palette"
+        )
+
+
 CHUNK = 128  # images that a worker decodes at a time
 AHEAD = 2  # parts that are made before they are asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Part `number`, from 0, of the `count` that a split is cut into: what is made, kept and sent as a whole.
+
+    `images` are those of the whole split, and `span` the positions of this part's in it.
+    """
+
+    split: str
+    number: int
+    count: int
+    span: range
+    images: ImageSet | TokenSet
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 (n,), of the part's images in the split."""
+        return np.arange(self.span.start, self.span.stop)
+
+    @property
+    def selected(self) -> ImageSet | TokenSet:
+        """The part's images alone."""
+        return self.images.select(self.positions)
+
+
+def parts_of(images: ImageSet | TokenSet, rows: int) -> list[Part]:
+    """A split in parts of `rows` images, the last with what is left."""
+    count = -(-len(images) // rows)
+    spans = [range(start, min(start + rows, len(images))) for start in range(0, len(images), rows)]
+    return [Part(images.split, number, count, span, images) for number, span in enumerate(spans)]
 
 
 class Tokens(NamedTuple):
@@ -62,42 +101,42 @@ class Tokens(NamedTuple):
 
 
 def cached_tokens(
-    splits: dict[str, ImageSet | TokenSet], processor, parts: dict[str, list[np.ndarray]],
-    wanted: Iterable[tuple[str, int] | None], *, root: Path, fits: tuple[int, int], skip_bad: bool = False,
+    parts: Iterable[Part | None], processor, *, root: Place, fits: tuple[int, int], skip_bad: bool = False,
     workers: int | None = None,
-) -> Iterator[tuple[str, int, Tokens]]:  # fmt: skip
-    """(split, number, tokens) of those `parts`, positions in each split, that are `wanted`; made ahead of their use.
+) -> Generator[tuple[Part, Tokens], None, None]:  # fmt: skip
+    """Each of `parts` with its tokens, made ahead of their use.
 
-    None among the `wanted` means that none can be had now. What is not under `root` yet is decoded by `workers` threads
+    None among the parts means that none can be had now. What is not under `root` yet is decoded by `workers` threads
     and kept there. An image that cannot be read raises ValueError with its row and path, or is left out with
     `skip_bad`. Raises ValueError for a token set that does not fit a model that `fits` (positions, colours).
     """
-    pictures = {split: images for split, images in splits.items() if isinstance(images, ImageSet)}
-    folders = {split: root / "tokens" / _name(images, processor) for split, images in pictures.items()}
     ahead, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
 
-    def make(split: str, n: int) -> Tokens:
-        images, positions = splits[split], parts[split][n]
+    def make(part: Part) -> Tokens:
+        images, positions = part.images, part.positions
         if isinstance(images, TokenSet):
             return Tokens(positions, images.select(positions).encoded(*fits), [])
-        path = folders[split] / f"part-{n:05d}-of-{len(parts[split]):05d}.parquet"
+        folder = root / "tokens" / _name(images, processor)
+        path = folder / f"part-{part.number:05d}-of-{part.count:05d}.parquet"
         return _read(path, images, positions) or _make(path, images, processor, positions, pool)
 
-    coming, wanted, ended = deque(), iter(wanted), False
+    coming: deque[tuple[Part, Future[Tokens]]] = deque()
+    wanted: Iterator[Any] = iter(parts)
+    ended = False
     try:
         while True:
             while not ended and len(coming) < AHEAD:
                 part = next(wanted, _END)
-                if part is None:
+                ended = part is _END
+                if ended or part is None:
                     break
-                if ended := part is _END:
-                    break
-                coming.append((part, ahead.submit(make, *part)))
+                coming.append((part, ahead.submit(make, part)))
             if coming:
-                part, tokens = coming[0][0], coming.popleft()[1].result()
+                part, making = coming.popleft()
+                tokens = making.result()
                 if tokens.skipped and not skip_bad:
                     raise ValueError(f"{tokens.skipped[0][1]} (on_bad_image='skip' leaves such images out)")
-                yield *part, tokens
+                yield part, tokens
             elif ended:
                 return
     finally:
@@ -105,7 +144,7 @@ def cached_tokens(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-_END = object()
+_END: Any = object()
 
 
 def _name(images: ImageSet, processor) -> str:
@@ -114,7 +153,7 @@ def _name(images: ImageSet, processor) -> str:
     return named(images.name, images.split, key=[images.fingerprint, *made_by])
 
 
-def _read(path: Path, images: ImageSet, positions: np.ndarray) -> Tokens | None:
+def _read(path: Place, images: ImageSet, positions: np.ndarray) -> Tokens | None:
     """A part from the disk, or None where it is not there, is damaged, or of other rows."""
     try:
         file = pq.ParquetFile(readable(path), pre_buffer=False, page_checksum_verification=True)
@@ -130,7 +169,7 @@ def _read(path: Path, images: ImageSet, positions: np.ndarray) -> Tokens | None:
     return Tokens(kept, tokens, [(row, why) for row, why in skipped])
 
 
-def _make(path: Path, images: ImageSet, processor, positions: np.ndarray, pool: ThreadPoolExecutor) -> Tokens:
+def _make(path: Place, images: ImageSet, processor, positions: np.ndarray, pool: ThreadPoolExecutor) -> Tokens:
     """Decode and quantise a part, and keep it."""
     chunks = [positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK)]
     made = list(pool.map(lambda chunk: _encode(images, processor, chunk), chunks))

@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 
 def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
     """Pixels (N, T) -> the model's input (N, T): `sos` prepends SOS and drops the last pixel, `raw` changes nothing."""
+    check_alignment(alignment, config)
     if alignment == "raw":
         return tokens
-    if alignment != "sos":
-        raise ValueError(f"alignment {alignment!r}; expected 'sos' or 'raw'")
-    if getattr(config, "bidirectional", False):
-        raise ValueError("alignment 'sos': a bidirectional model has no SOS; use 'raw'")
     return torch.cat([torch.full_like(tokens[:, :1], config.vocab_size - 1), tokens[:, :-1]], dim=1)
+
+
+def check_alignment(alignment: str, config: ImageGPTConfig | None = None) -> None:
+    """ValueError for an alignment that there is not, or that a model of this `config`, if it is given, cannot have."""
+    if alignment not in ("sos", "raw"):
+        raise ValueError(f"alignment {alignment!r}; expected 'sos' or 'raw'")
+    if alignment == "sos" and getattr(config, "bidirectional", False):
+        raise ValueError("alignment 'sos': a bidirectional model has no SOS; use 'raw'")
 
 
 def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, *, reduction: str = "mean") -> Tensor:

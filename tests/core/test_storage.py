@@ -7,8 +7,9 @@ import pytest
 
 from igpt_lab.core.storage import Remote, place
 from igpt_lab.features import extraction
-from igpt_lab.features.extraction import extract
+from igpt_lab.features.extraction import extract, extract_share
 from igpt_lab.features.manifest import StoreError, stores_in
+from igpt_lab.features.on_cluster import extract_on_cluster
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import load_images
 
@@ -52,15 +53,15 @@ def content(store):
     return [path.read_bytes() for path in parts]
 
 
-@pytest.mark.parametrize("engine", ["local", "dask"])
+@pytest.mark.parametrize("engine", [extract, extract_on_cluster])
 def test_images_and_store_in_a_bucket_have_the_bytes_of_the_disk(
     engine, tiny_folder, sets, bucket, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(extraction, "ROWS", 25)
     here, there = ([load_images(name, split) for split in ("train", "test")] for name in sets)
     whole = extract(tiny_folder, here, store=tmp_path / "stores", **LOCAL)
-    address = f"{bucket}/{engine}"
-    store = extract(tiny_folder, there, store=address, engine=engine, **LOCAL)
+    address = f"{bucket}/{engine.__name__}"
+    store = engine(tiny_folder, there, store=address, **LOCAL)
     assert isinstance(store.path, Remote) and str(store.path) == f"{address}/{whole.path.name}"
     assert content(store) == content(whole) and store.manifest["splits"] == whole.manifest["splits"]
     assert [str(path) for path in stores_in(address)] == [str(store.path)]
@@ -77,8 +78,8 @@ def test_images_and_store_in_a_bucket_have_the_bytes_of_the_disk(
 
 def test_what_cannot_be_done_is_told(tiny, sets, bucket):
     images = load_images(sets[1], "test")
-    with pytest.raises(ValueError, match="needs locks, and s3://lab/x is on an object store; engine='dask'"):
-        extract(tiny, images, store=f"{bucket}/x", part=(1, 2), **LOCAL)
+    with pytest.raises(ValueError, match="needs locks, and s3://lab/x is on an object store; extract_on_cluster"):
+        extract_share(tiny, images, store=f"{bucket}/x", share=(1, 2), **LOCAL)
     with pytest.raises(ValueError, match="has no split 'dev'; it has test, train"):
         load_images(sets[1], "dev")
     with pytest.raises(ValueError, match="expected a path, s3://bucket"):

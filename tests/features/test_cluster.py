@@ -17,11 +17,13 @@ import pytest
 from PIL import Image
 
 from igpt_lab.core import cluster
-from igpt_lab.features import extraction, store
-from igpt_lab.features.extraction import extract
-from igpt_lab.features.manifest import StoreError
+from igpt_lab.features import extraction, writing
+from igpt_lab.features.extraction import extract, extract_share
+from igpt_lab.features.manifest import FeatureKey, StoreError, read_manifest
+from igpt_lab.features.on_cluster import extract_on_cluster
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.upkeep import verify
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import load_images
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.probes import Features, probe_layers
@@ -103,16 +105,25 @@ def test_what_fails_for_its_own_reason_is_told_after_the_rest_and_what_hangs_goe
 
 
 def test_the_bytes_are_those_of_the_local_engine(tiny, train, test, tmp_path, two_workers):
-    how = {"engine": "dask", "scheduler": two_workers.scheduler_address, **LOCAL}
+    how = {"scheduler": two_workers.scheduler_address, **LOCAL}
     local = extract(tiny, [train, test], store=tmp_path / "local", **LOCAL)
-    there = extract(tiny, [train, test], store=tmp_path / "dask", **how)
+    there = extract_on_cluster(tiny, [train, test], store=tmp_path / "dask", **how)
     assert files(there) == files(local) and len(files(local)) == 11
     assert sorted(path.name for path in (tmp_path / "dask").iterdir()) == [there.path.name, "tokens"]
     before = {path: path.stat().st_mtime_ns for path in there.path.rglob("*.parquet")}
     there.part("train", 2).write_bytes(b"damaged")
-    assert files(extract(tiny, [train, test], store=tmp_path / "dask", **how)) == files(local)
+    assert files(extract_on_cluster(tiny, [train, test], store=tmp_path / "dask", **how)) == files(local)
     after = {path: path.stat().st_mtime_ns for path in there.path.rglob("*.parquet")}
     assert [path for path in before if before[path] != after[path]] == [there.part("train", 2)]
+
+
+def test_shares_on_a_cluster_by_the_new_call_and_by_the_old_one(tiny, train, tmp_path, two_workers):
+    how = {"store": tmp_path / "dask", "scheduler": two_workers.scheduler_address, **LOCAL}
+    some = extract_on_cluster(tiny, train, share=(1, 2), **how)
+    assert [some.has("train", number) for number in range(6)] == [True, False] * 3
+    with pytest.warns(DeprecationWarning, match=r"extract\(engine=, part=, scheduler=\).* use lab.extract_on_cluster"):
+        whole = extract(tiny, train, engine="dask", part=(2, 2), **how)
+    assert files(whole) == files(extract(tiny, train, store=tmp_path / "local", **LOCAL))
 
 
 def test_probes_on_workers_are_those_of_one_process(tiny, train, test, tmp_path, two_workers):
@@ -132,19 +143,19 @@ def test_probes_on_workers_are_those_of_one_process(tiny, train, test, tmp_path,
 
 
 def test_other_weights_images_and_versions_are_refused(tiny, tiny_folder, train, tmp_path, two_workers, monkeypatch):
-    how = {"store": tmp_path, "engine": "dask", "scheduler": two_workers.scheduler_address, **LOCAL}
+    how = {"store": tmp_path, "scheduler": two_workers.scheduler_address, **LOCAL}
     tiny.transformer.h[0].mlp.c_fc.weight.data += 1
     with pytest.raises(cluster.ClusterError, match="(?s)6 failed.*part 0: ValueError: tiny has other weights"):
-        extract(tiny, train, **how)
+        extract_on_cluster(tiny, train, **how)
     tiny = load_model(tiny_folder)
     with pytest.raises(cluster.ClusterError, match="is not the same on this worker"):
-        extract(tiny, train.select(np.arange(59, -1, -1)), **how)
+        extract_on_cluster(tiny, train.select(np.arange(59, -1, -1)), **how)
     monkeypatch.setattr(cluster, "made_by", lambda: {"torch": "1.0"})
     with pytest.raises(cluster.ClusterError, match="torch is 1.0, there"):
-        extract(tiny, train, **how)
+        extract_on_cluster(tiny, train, **how)
     tiny.source = None
     with pytest.raises(ValueError, match="loads model and images on every worker"):
-        extract(tiny, train, **how)
+        extract_on_cluster(tiny, train, **how)
 
 
 def test_a_bad_image_is_told_with_its_part_and_row_after_the_others(tiny_folder, tmp_path, two_workers):
@@ -154,32 +165,32 @@ def test_a_bad_image_is_told_with_its_part_and_row_after_the_others(tiny_folder,
         Image.new("L", (4, 4), i).save(folder / f"{i:02d}.png")
     (folder / "17.png").write_bytes(b"no image")
     images = load_images(tmp_path / "images", "train")
-    how = {"store": tmp_path / "s", "engine": "dask", "scheduler": two_workers.scheduler_address, **LOCAL}
+    how = {"store": tmp_path / "s", "scheduler": two_workers.scheduler_address, **LOCAL}
     with pytest.raises(cluster.ClusterError, match="(?s)1 failed.*train part 1: ValueError: images train row 17 "):
-        extract(tiny_folder, images, **how)
+        extract_on_cluster(tiny_folder, images, **how)
     assert len(list((tmp_path / "s").glob("tiny-*/train/*.parquet"))) == 3
-    skipping = extract(tiny_folder, images, on_bad_image="skip", **how | {"store": tmp_path / "skipping"})
+    skipping = extract_on_cluster(tiny_folder, images, on_bad_image="skip", **how | {"store": tmp_path / "skipping"})
     local = extract(tiny_folder, images, store=tmp_path / "l", on_bad_image="skip", **LOCAL)
     assert files(skipping) == files(local) and list(skipping.skipped("train").row) == [17]
 
 
 def test_a_store_begun_by_another_version_is_refused(tiny, train, tmp_path, monkeypatch):
-    real = store.made_by()
-    extract(tiny, train, store=tmp_path, part=(1, 3), **LOCAL)
+    real = writing.made_by()
+    extract_share(tiny, train, store=tmp_path, share=(1, 3), **LOCAL)
     for name in ("torch", "code"):
-        monkeypatch.setattr(store, "made_by", lambda name=name: real | {name: "older"})
+        monkeypatch.setattr(writing, "made_by", lambda name=name: real | {name: "older"})
         with pytest.raises(StoreError, match=f"begun by other versions: {name} is older, there .*; finish it with"):
             extract(tiny, train, store=tmp_path, **LOCAL)
-    monkeypatch.setattr(store, "made_by", lambda: real | {"matplotlib": "older"})
+    monkeypatch.setattr(writing, "made_by", lambda: real | {"matplotlib": "older"})
     extract(tiny, train, store=tmp_path, **LOCAL)
 
 
 def test_two_versions_that_begin_at_once_do_not_mix(tiny, train, tmp_path, monkeypatch):
-    real = store.made_by()
+    real = writing.made_by()
     whole = extract(tiny, train, store=tmp_path / "whole", **LOCAL)
-    target = FeatureStore.create(tmp_path, store.FeatureKey(**whole.key), {"train": 6})
-    extract(tiny, train, store=tmp_path, part=(1, 6), **LOCAL)
-    monkeypatch.setattr(store, "made_by", lambda: real | {"torch": "older"})
+    target = StoreWriter.create(tmp_path, FeatureKey(**whole.key), {"train": 6})
+    extract_share(tiny, train, store=tmp_path, share=(1, 6), **LOCAL)
+    monkeypatch.setattr(writing, "made_by", lambda: real | {"torch": "older"})
     with pytest.raises(StoreError, match="begun by other versions"):
         features = {f"ln_1.{layer}": np.zeros((10, 8), np.float32) for layer in range(4)}
         target.write_part("train", 1, np.arange(10, 20), None, features, {})
@@ -190,11 +201,11 @@ def test_two_versions_that_begin_at_once_do_not_mix(tiny, train, tmp_path, monke
 def test_shares_in_any_order_fill_one_store(tiny, train, test, tmp_path, order):
     whole = extract(tiny, [train, test], store=tmp_path / "whole", **LOCAL)
     for number in order:
-        with_some = extract(tiny, [train, test], store=tmp_path / "shares", part=(number, 3), **LOCAL)
+        with_some = extract_share(tiny, [train, test], store=tmp_path / "shares", share=(number, 3), **LOCAL)
         assert bool(with_some.problems()) == (number != order[-1])
     assert files(with_some) == files(whole)
-    with pytest.raises(ValueError, match=r"part=\(4, 3\); expected"):
-        extract(tiny, train, store=tmp_path, part=(4, 3), **LOCAL)
+    with pytest.raises(ValueError, match=r"share=\(4, 3\); expected"):
+        extract_share(tiny, train, store=tmp_path, share=(4, 3), **LOCAL)
 
 
 def test_shares_of_processes_at_once(tiny_folder, many, tmp_path):
@@ -210,7 +221,7 @@ def test_shares_of_processes_at_once(tiny_folder, many, tmp_path):
 
 def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeypatch):
     images, killed, ended = load_images(many, "train"), [], threading.Event()
-    listed, list_part = [], FeatureStore.list_part
+    listed, list_part = [], StoreWriter.list_part
 
     def in_step(self, split, number, entry):
         """However fast the machine is, the twentieth comes before the sixtieth part."""
@@ -230,13 +241,13 @@ def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeyp
                     killed.append(victim.pid)
                     psutil.wait_procs([victim], timeout=5)
 
-    monkeypatch.setattr(FeatureStore, "list_part", in_step)
+    monkeypatch.setattr(StoreWriter, "list_part", in_step)
     monkeypatch.setattr(cluster, "DEATHS", 21)  # chance may take one part's worker five times of twenty
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        how = {"engine": "dask", "scheduler": two_workers.scheduler_address}
-        there = extract(tiny_folder, images, store=tmp_path / "dask", **how, **LOCAL)
+        how = {"scheduler": two_workers.scheduler_address}
+        there = extract_on_cluster(tiny_folder, images, store=tmp_path / "dask", **how, **LOCAL)
     finally:
         ended.set()
         killer.join()
@@ -249,11 +260,12 @@ DRIVER = """
 import sys
 from igpt_lab import load_images
 from igpt_lab.features import extraction
+from igpt_lab.features.on_cluster import extract_on_cluster
 extraction.ROWS = 10
 if __name__ == "__main__":
     model, images, store, address = sys.argv[1:]
-    extraction.extract(model, load_images(images, "train"), store=store, engine="dask", scheduler=address, device="cpu",
-                       progress=False)
+    images = load_images(images, "train")
+    extract_on_cluster(model, images, store=store, scheduler=address, device="cpu", progress=False)
 """
 
 
@@ -266,7 +278,7 @@ def test_a_killed_driver_goes_on_where_it_was(tiny_folder, many, tmp_path, two_w
         time.sleep(0.01)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL and 10 <= len(finished) < 60
-    listed = FeatureStore(finished[0].parents[1], store.read_manifest(finished[0].parents[1]))
+    listed = FeatureStore(finished[0].parents[1], read_manifest(finished[0].parents[1]))
     done = [listed.part("train", n) for n in range(60) if listed.has("train", n)]
     before = {path: path.stat().st_mtime_ns for path in done}
     assert done and subprocess.run([sys.executable, tmp_path / "driver.py", *where]).returncode == 0
@@ -295,7 +307,7 @@ def test_a_full_disk_on_one_worker(tiny_folder, train, tmp_path, capsys):
         try:
             with distributed.Client(pool) as client:
                 client.wait_for_workers(2, timeout=60)
-            there = extract(tiny_folder, train, store=target, engine="dask", scheduler=pool.scheduler_address, **LOCAL)
+            there = extract_on_cluster(tiny_folder, train, store=target, scheduler=pool.scheduler_address, **LOCAL)
         finally:
             for job in jobs:
                 job.terminate()

@@ -1,5 +1,6 @@
 """Stored features against a plain forward pass, and extractions that were stopped."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -10,8 +11,11 @@ import torch
 from PIL import Image
 
 from igpt_lab.features import extraction
-from igpt_lab.features.extraction import extract
+from igpt_lab.features.extraction import extract, extract_share
 from igpt_lab.features.hooks import Pooled
+from igpt_lab.features.manifest import StoreError
+from igpt_lab.features.runner import Runner
+from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.images.image_sets import ImageSet, load_images, load_tokens
 from igpt_lab.images.tokens import tokenize
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -56,7 +60,7 @@ def test_found_again_and_kept_apart(tiny, tiny_folder, test, tmp_path, monkeypat
     assert len({each.path for each in (store, *others)}) == 6
     tiny.config = replace(tiny.config, activation_function="gelu")
     assert extract(tiny, test, **options).path not in {each.path for each in (store, *others)}
-    monkeypatch.setattr(extraction._Runner, "over", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(Runner, "over", lambda *_, **__: pytest.fail("computed again"))
     tiny.config = replace(load_model(tiny_folder).config, resid_pdrop=0.5, id2label={0: "cat", 1: "dog"})
     assert extract(tiny, test, **options).path == store.path
 
@@ -65,7 +69,7 @@ def test_a_stopped_extraction_goes_on(tiny, train, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "ROWS", 25)
     options = {"device": "cpu", "progress": False}
     whole = extract(tiny, train, store=tmp_path / "whole", **options)
-    over, calls = extraction._Runner.over, []
+    over, calls = Runner.over, []
 
     def stops(self, *arguments):
         calls.append(1)
@@ -73,7 +77,7 @@ def test_a_stopped_extraction_goes_on(tiny, train, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return over(self, *arguments)
 
-    monkeypatch.setattr(extraction._Runner, "over", stops)
+    monkeypatch.setattr(Runner, "over", stops)
     with pytest.raises(KeyboardInterrupt):
         extract(tiny, train, store=tmp_path / "stopped", **options)
     again = extract(tiny, train, store=tmp_path / "stopped", **options)
@@ -214,6 +218,65 @@ def test_a_palette_of_another_model_is_refused(tiny, tmp_path):
         load_model(tmp_path)
 
 
+# Settings
+
+
+def test_settings_check_themselves():
+    assert ExtractionSettings().options() == {
+        "points": ["ln_1"], "layers": None, "pool": "mean", "alignment": None, "dtype": None, "batch_size": None,
+        "on_bad_image": "error",
+    }  # fmt: skip
+    for values, message in (
+        ({"points": "ln_1"}, r"points='ln_1'; expected a list, such as \['ln_1'\]"),
+        ({"pool": "median"}, "expected one of"),
+        ({"alignment": "shift"}, "expected 'sos' or 'raw'"),
+        ({"dtype": "float16"}, "overflows"),
+        ({"batch_size": 0}, "expected at least 1"),
+        ({"on_bad_image": "drop"}, "expected 'error' or 'skip'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExtractionSettings(**values)
+
+
+def test_settings_are_settled_by_model_and_device_and_come_back_from_a_manifest(tiny):
+    asked = ExtractionSettings(["mlp_out"], layers=np.array([2, 0]), batch_size=3)
+    cpu, cuda = (asked.settled(tiny.config, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert (cpu.alignment, cpu.dtype, cuda.dtype, cpu.batch_size) == ("sos", "float32", "bfloat16", 3)
+    assert cpu.settled(replace(tiny.config, n_layer=9), torch.device("cuda")) == cpu
+    kept = json.loads(json.dumps(cpu.options()))
+    assert kept["layers"] == [2, 0] and ExtractionSettings.from_options(kept | {"engine": "dask"}) == cpu
+    del kept["on_bad_image"]  # as older stores
+    assert ExtractionSettings.from_options(kept) == cpu
+
+
+def test_a_misspelt_option_gets_the_closest_right_name(tiny, test, tmp_path):
+    for call in (extract, lambda *where, **named: extract_share(*where, share=(1, 2), **named)):
+        with pytest.raises(TypeError, match="no option 'poolling'; did you mean 'pool'?"):
+            call(tiny, test, store=tmp_path, poolling="max")
+
+
+def test_the_options_that_have_calls_of_their_own_warn_and_still_work(tiny, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "ROWS", 25)
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    with pytest.warns(DeprecationWarning, match=r"extract\(part=\) goes .* use lab.extract_share") as told:
+        some = extract(tiny, train, part=(2, 3), **options)
+    assert told[0].filename == __file__
+    assert [some.has("train", number) for number in range(3)] == [False, True, False]
+    with pytest.warns(DeprecationWarning, match=r"extract\(engine=\) goes .* leave that out"):
+        assert extract(tiny, train, engine="local", **options).problems() == []
+    with pytest.raises(ValueError, match="expected 'local', or 'dask' with its scheduler"):
+        extract(tiny, train, scheduler="tcp://nowhere:1", **options)
+
+
+def test_a_store_with_parts_to_come_is_read_when_they_are_there(tiny, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "ROWS", 25)
+    store = extract_share(tiny, train, share=(1, 3), store=tmp_path, device="cpu", progress=False)
+    assert len(store.problems()) == 2 and "rows {'train': 25}" in repr(store)
+    for read in (lambda: store.layer("ln_1", 0, "train"), lambda: store.labels("train")):
+        with pytest.raises(StoreError, match="part-00001-of-00003.parquet is not finished; run the same extraction"):
+            read()
+
+
 # Only what is asked
 
 
@@ -232,7 +295,7 @@ def test_layers_below_are_those_of_a_full_pass_and_the_blocks_above_do_not_run(t
 
 def test_a_model_in_training_mode_is_put_into_eval_mode_and_is_never_measured_otherwise(tiny, test, tmp_path):
     tiny.train()
-    runner = extraction._Runner(tiny, ["ln_1"], None, "mean", "sos", "float32", 8)
+    runner = Runner(tiny, ExtractionSettings(alignment="sos", dtype="float32", batch_size=8))
     with pytest.raises(RuntimeError, match="training mode"):
         runner.over(np.zeros((2, 16), np.uint16))
     extract(tiny, test, store=tmp_path, device="cpu", progress=False)
@@ -278,7 +341,8 @@ def test_where_memory_runs_out_batches_are_halved(tiny, test, tmp_path, monkeypa
 
 @pytest.mark.parametrize(("pool", "vectors"), [("mean", 1), ("last", 1), ("max", 1), ("grid:2", 4), ("at:9,0,9", 3)])
 def test_a_pass_runs_on_the_meta_device(tiny, pool, vectors, monkeypatch):
-    runner = extraction._Runner(tiny.to("meta"), ["ln_1", "mlp_out"], None, pool, "sos", "float32", 8)
+    settings = ExtractionSettings(["ln_1", "mlp_out"], pool=pool, alignment="sos", dtype="float32", batch_size=8)
+    runner = Runner(tiny.to("meta"), settings)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.zeros_like(self, device="cpu"))  # the one way out
     features, _ = runner.over(np.zeros((20, 16), np.uint16))
     assert features["ln_1.3"].shape == (20, 8 * vectors) and len(features) == 7

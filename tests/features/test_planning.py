@@ -6,7 +6,9 @@ import pytest
 
 from igpt_lab.app.cli import main
 from igpt_lab.features.planning import DEVICES, IMAGES, SHARE, describe, plan
-from igpt_lab.models.config import SIZES
+from igpt_lab.models.config import SIZES, ImageGPTConfig
+from igpt_lab.models.cost import block_weights
+from igpt_lab.models.imagegpt import ImageGPTModel
 
 
 @pytest.mark.parametrize("size", ["S", "M", "L"])
@@ -16,6 +18,14 @@ def test_flops_are_those_of_the_shapes(size):
     one = config.n_layer * (24 * t * d**2 + 2 * t * (t + 1) * d)  # 12 D^2 weights, and half of T x T twice
     assert found["flops"] == pytest.approx(1000 * one, rel=1e-12)
     assert found["seconds"] == pytest.approx(found["flops"] / (DEVICES["A100"][0] * SHARE))
+
+
+@pytest.mark.parametrize("n_inner", [None, 24])
+def test_weights_are_those_of_a_model_s_matrices(n_inner):
+    config = ImageGPTConfig(vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2, n_inner=n_inner)
+    model = ImageGPTModel(config)
+    assert block_weights(config) == sum(weight.numel() for weight in model.h.parameters() if weight.ndim == 2)
+    assert n_inner or block_weights(config) == 12 * 3 * 8**2
 
 
 def test_imagenet_at_size_l():

@@ -20,6 +20,7 @@ from igpt_lab.features import extraction
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.manifest import StoreError
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import load_images
 
 # A server that has torch imported, and no threads, forks each process.
@@ -35,7 +36,7 @@ def fill(model, images, root, pause=0.0, together=None):
     """One process's extraction of both splits; `pause` seconds a part; begins `together` with others."""
     torch.set_num_threads(1)
     extraction.ROWS = ROWS
-    write = FeatureStore.write_part
+    write = StoreWriter.write_part
 
     def slowly(self, *arguments, **named):
         time.sleep(pause)
@@ -43,7 +44,7 @@ def fill(model, images, root, pause=0.0, together=None):
         with (root / f"parts-{os.getpid()}").open("a") as log:
             log.write("1")
 
-    FeatureStore.write_part = slowly
+    StoreWriter.write_part = slowly
     if together:
         together.wait(60)
     extract(model, [load_images(images, split) for split in ("train", "test")], store=root / "stores", **OPTIONS)
@@ -155,8 +156,8 @@ def test_damage_is_found_and_that_part_alone_made_again(damage, store, tiny, tra
     DAMAGE[damage](store.part("train", 1))
     with pytest.raises(StoreError, match=r"part-00001-of-00003.parquet is missing or not as listed \(1 such\)"):
         FeatureStore.open(store.path)
-    written, write = [], FeatureStore.write_part
-    monkeypatch.setattr(FeatureStore, "write_part", lambda self, *a, **k: written.append(a[:2]) or write(self, *a, **k))
+    written, write = [], StoreWriter.write_part
+    monkeypatch.setattr(StoreWriter, "write_part", lambda self, *a, **k: written.append(a[:2]) or write(self, *a, **k))
     extract(tiny, train, store=tmp_path, **OPTIONS)
     assert written == [("train", 1)] and content(tmp_path) == before
 

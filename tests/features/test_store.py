@@ -13,9 +13,10 @@ import pytest
 
 from igpt_lab.core import provenance
 from igpt_lab.core.storage import held, lock_of
-from igpt_lab.features import store as store_module
+from igpt_lab.features import manifest as manifest_module
 from igpt_lab.features.manifest import FeatureKey, StoreError, explain_miss
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 
 KEY = FeatureKey(
     model="tiny", weights="w", palette="p", size=4, resample="bilinear", crop="squash", images="a/b c",
@@ -26,8 +27,8 @@ VALUES = {name: RANDOM.normal(size=(5, 3)).astype(np.float32) for name in ("ln_1
 STATS = {"ln_1.0": [3.0, 0.5, 0], "ln_1.2": [4.0, 0.0, 1]}
 
 
-def fill(root, parts=(0, 1)) -> FeatureStore:
-    store = FeatureStore.create(root, KEY, {"train": 2})
+def fill(root, parts=(0, 1)) -> StoreWriter:
+    store = StoreWriter.create(root, KEY, {"train": 2})
     for n in parts:
         rows = slice(0, 3) if n == 0 else slice(3, 5)
         values = {name: values[rows] for name, values in VALUES.items()}
@@ -48,7 +49,8 @@ def test_round_trip(tmp_path):
 
 
 def test_row_groups_one_by_one(tmp_path):
-    store = fill(tmp_path)
+    writer = fill(tmp_path)
+    store = writer.reader()
     assert store.row_groups("train") == [(0, 0, 3), (1, 0, 2)]
     found = [store.row_group("train", *each[:2], ["label", "index", "ln_1.2"]) for each in store.row_groups("train")]
     whole = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
@@ -58,12 +60,12 @@ def test_row_groups_one_by_one(tmp_path):
     pq.write_table(table, store.part("train", 1), row_group_size=2)  # as another writer may
     assert store.row_groups("train")[1:] == [(1, 0, 2), (1, 1, 2), (1, 2, 1)]
     np.testing.assert_array_equal(store.row_group("train", 1, 1, ["ln_1.0"])["ln_1.0"], VALUES["ln_1.0"][2:4])
-    store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    writer.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
     assert store.row_group("train", 0, 0, ["label"])["label"].tolist() == [-1, -1, -1]
 
 
 def test_any_parquet_reader(tmp_path):
-    store = fill(tmp_path)
+    store = fill(tmp_path).reader()
     table = pd.concat([pd.read_parquet(path) for path in sorted(store.path.rglob("*.parquet"))])
     np.testing.assert_array_equal(np.stack(table["ln_1.2"].to_list()), VALUES["ln_1.2"])
     np.testing.assert_array_equal(np.stack(store.table("train")["ln_1.0"].to_list()), VALUES["ln_1.0"])
@@ -89,7 +91,7 @@ def test_unfinished_altered_and_missing_parts_are_named(tmp_path):
     with pytest.raises(StoreError, match="part-00000-of-00002.parquet is missing or not as listed"):
         FeatureStore.open(store.path)
     store.part("train", 1).unlink()
-    assert len(FeatureStore.create(tmp_path, KEY, {"train": 2}).problems()) == 2
+    assert len(StoreWriter.create(tmp_path, KEY, {"train": 2}).problems()) == 2
 
 
 def test_no_half_written_file(tmp_path, monkeypatch):
@@ -122,7 +124,7 @@ def test_not_a_store(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"key": {"format": 99}, "splits": {}}))
     with pytest.raises(StoreError, match="format 99"):
         FeatureStore.open(tmp_path)
-    store = fill(tmp_path)
+    store = fill(tmp_path).reader()
     with pytest.raises(KeyError, match="no ln_1.1"):
         store.layer("ln_1", 1, "train")
     with pytest.raises(KeyError, match="no split 'test'"):
@@ -161,7 +163,7 @@ def test_the_nearest_store_is_the_one_named(tmp_path):
     near = dataclasses.replace(KEY, layers={"ln_1": [0, 1, 2, 3]})
     for key in (far, near):
         values = {f"ln_1.{layer}": VALUES["ln_1.0"] for layer in key.layers["ln_1"]}
-        FeatureStore.create(tmp_path, key, {"train": 1}).write_part("train", 0, np.arange(5), None, values, {})
+        StoreWriter.create(tmp_path, key, {"train": 1}).write_part("train", 0, np.arange(5), None, values, {})
     assert explain_miss(tmp_path, KEY).endswith("layers is ln_1: [0, 2], there ln_1: 0..3")
     other = dataclasses.replace(far, weights="b" * 64)
     assert explain_miss(tmp_path, other).endswith(': weights is "bbbbbbbb", there "aaaaaaaa"')
@@ -171,11 +173,11 @@ def test_the_nearest_store_is_the_one_named(tmp_path):
 def test_a_change_that_cannot_matter_is_a_hit(tmp_path):
     same = dataclasses.replace(KEY, layers={"ln_1": [2, 0, 2]}, splits={"train": ["f", 5]})
     assert same == dataclasses.replace(KEY, splits={"train": ["f", 5]}) and same.folder() == KEY.folder()
-    assert FeatureStore.create(tmp_path, same, {"train": 2}).path == fill(tmp_path).path
+    assert StoreWriter.create(tmp_path, same, {"train": 2}).path == fill(tmp_path).path
 
 
 def test_two_writers_with_their_own_view_make_one_store(tmp_path):
-    first, second = (FeatureStore.create(tmp_path / "two", KEY, {"train": 2}) for _ in range(2))
+    first, second = (StoreWriter.create(tmp_path / "two", KEY, {"train": 2}) for _ in range(2))
     for store, n in ((first, 0), (second, 1)):
         rows = slice(3 * n, 3 * n + 3)
         values = {name: each[rows] for name, each in VALUES.items()}
@@ -188,24 +190,24 @@ def test_two_writers_with_their_own_view_make_one_store(tmp_path):
 
 
 def test_a_thread_sees_what_another_process_listed_while_its_sibling_still_reads(tmp_path, monkeypatch):
-    mine, theirs, seen, read = fill(tmp_path, ()), fill(tmp_path, ()), [], store_module.read_manifest
+    mine, theirs, seen, read = fill(tmp_path, ()), fill(tmp_path, ()), [], manifest_module.read_manifest
     theirs.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
 
     def slow(path):
-        monkeypatch.setattr(store_module, "read_manifest", read)
+        monkeypatch.setattr(manifest_module, "read_manifest", read)
         sibling.start()  # a second thread asks while the first is here
         sibling.join(0.2)
         return read(path)
 
     sibling = threading.Thread(target=lambda: seen.append(mine.has("train", 0)))
-    monkeypatch.setattr(store_module, "read_manifest", slow)
+    monkeypatch.setattr(manifest_module, "read_manifest", slow)
     assert mine.has("train", 0)
     sibling.join(30)
     assert seen == [True]
 
 
 def test_a_part_is_claimed_by_one(tmp_path):
-    first, second = (FeatureStore.create(tmp_path, KEY, {"train": 2}) for _ in range(2))
+    first, second = (StoreWriter.create(tmp_path, KEY, {"train": 2}) for _ in range(2))
     mine = first.claims([("train", 0), ("train", 1)])
     assert next(mine) == ("train", 0)
     theirs = second.claims([("train", 0), ("train", 1)])
@@ -217,7 +219,7 @@ def test_a_part_is_claimed_by_one(tmp_path):
 
 
 def test_claims_are_held_after_the_loop_s_end_until_their_part_is_written(tmp_path):
-    store, each = FeatureStore.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
+    store, each = StoreWriter.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
     locks = [Path(lock_of(store.path, f".train.{n}").lock_file) for n in (0, 1)]
     assert list(store.claims(each)) == each and all(map(held, locks))
     store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
@@ -234,7 +236,7 @@ def test_stale_manifests_are_found_and_mended(tmp_path):
         file.write_text(json.dumps(good | changes))
         with pytest.raises(StoreError, match=message):
             FeatureStore.open(store.path)
-        again = FeatureStore.create(tmp_path, KEY, {"train": 2})
+        again = StoreWriter.create(tmp_path, KEY, {"train": 2})
         fill(tmp_path, [n for n in (0, 1) if not again.has("train", n)])
         assert json.loads(file.read_text()) == good
         FeatureStore.open(store.path)
@@ -253,7 +255,7 @@ def test_stale_manifests_are_found_and_mended(tmp_path):
     file.write_bytes(b"\xff{")
     with pytest.raises(StoreError, match="is not a manifest.*delete .* and extract again"):
         FeatureStore.open(store.path)
-    assert not FeatureStore.create(tmp_path, KEY, {"train": 2}).has("train", 0)
+    assert not StoreWriter.create(tmp_path, KEY, {"train": 2}).has("train", 0)
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
@@ -262,17 +264,17 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
     left += [tmp_path / f".{store.path.name}.train.0.lock", tmp_path / f".{store.path.name}.lock"]
     for file in left:
         file.touch()
-    other = FeatureStore.create(tmp_path, KEY, {"train": 2})
+    other = StoreWriter.create(tmp_path, KEY, {"train": 2})
     assert not any(file.exists() for file in left) and not other.has("train", 1)
     busy = store.claims([("train", 1)])
     next(busy)
-    FeatureStore.create(tmp_path, KEY, {"train": 2})
+    StoreWriter.create(tmp_path, KEY, {"train": 2})
     assert (tmp_path / f".{store.path.name}.train.1.lock").exists()  # held
 
 
 def test_rows_without_features_are_listed(tmp_path):
     key = dataclasses.replace(KEY, splits={"train": ("f", 7)})
-    store = FeatureStore.create(tmp_path, key, {"train": 3})
+    store = StoreWriter.create(tmp_path, key, {"train": 3})
     empty = {name: values[:0] for name, values in VALUES.items()}
     store.write_part("train", 0, np.arange(4), None, {n: v[:4] for n, v in VALUES.items()}, STATS, [(4, "cut short")])
     store.write_part("train", 1, np.arange(0), None, empty, {}, skipped=[(5, "no image")])
@@ -285,7 +287,7 @@ def test_rows_without_features_are_listed(tmp_path):
 
 
 def test_one_layer_and_no_other(tmp_path, monkeypatch):
-    store = fill(tmp_path)
+    store = fill(tmp_path).reader()
     np.testing.assert_array_equal(store.layer("ln_1", -1, "train"), VALUES["ln_1.2"])
     np.testing.assert_array_equal(store.layer("ln_1", -2, "train"), VALUES["ln_1.0"])
     assert list(store.table("train", [-1])) == ["index", "label", "ln_1.2"]
@@ -305,14 +307,20 @@ def test_open_without_digests(tmp_path):
 
 
 def test_overflow_is_kept_as_json(tmp_path):
-    store = FeatureStore.create(tmp_path, KEY, {"train": 1})
+    store = StoreWriter.create(tmp_path, KEY, {"train": 1})
     stats = {"ln_1.0": [float("inf"), 0.0, 3], "ln_1.2": [float("nan"), 0.0, 3]}
     store.write_part("train", 0, np.arange(5), None, VALUES, stats)
     json.loads((store.path / "manifest.json").read_text(), parse_constant=pytest.fail)
     assert FeatureStore.open(store.path).stats().max_abs.tolist() == pytest.approx([np.inf, np.nan], nan_ok=True)
 
 
+def test_the_old_name_of_a_writer_warns(tmp_path):
+    with pytest.warns(DeprecationWarning, match="use StoreWriter.create"):
+        writer = FeatureStore.create(tmp_path, KEY, {"train": 2})
+    assert isinstance(writer, StoreWriter) and writer.path == fill(tmp_path).path
+
+
 def test_features_of_another_key_are_refused(tmp_path):
-    store = FeatureStore.create(tmp_path, KEY, {"train": 1})
+    store = StoreWriter.create(tmp_path, KEY, {"train": 1})
     with pytest.raises(ValueError, match="the key of tiny-b-c-.* has"):
         store.write_part("train", 0, np.arange(5), None, {"ln_1.0": VALUES["ln_1.0"]}, STATS)

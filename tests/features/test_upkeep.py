@@ -15,6 +15,7 @@ from igpt_lab.core.provenance import digest
 from igpt_lab.features import extraction, upkeep
 from igpt_lab.features.manifest import FeatureKey, StoreError
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import load_images
 from igpt_lab.models import loading
 
@@ -74,8 +75,8 @@ def test_a_repair_makes_the_bad_parts_alone(store, monkeypatch):
     good = {path: path.read_bytes() for path in store.path.rglob("*.*")}
     replaced(store, 1, pq.read_table(store.part("train", 1)).drop_columns(["label"]))
     store.part("train", 2).unlink()
-    written, write = [], FeatureStore.write_part
-    monkeypatch.setattr(FeatureStore, "write_part", lambda self, *a, **k: written.append(a[1]) or write(self, *a, **k))
+    written, write = [], StoreWriter.write_part
+    monkeypatch.setattr(StoreWriter, "write_part", lambda self, *a, **k: written.append(a[1]) or write(self, *a, **k))
     upkeep.repair(store.path, upkeep.verify(store.path))
     assert written == [1, 2] and {path: path.read_bytes() for path in store.path.rglob("*.*")} == good
 
@@ -131,6 +132,35 @@ def test_what_is_asked_is_repaired_too(tiny, train, test, tmp_path):
         upkeep.repair(store.path, [("train", 0, "bad")])
 
 
+def test_of_a_stranger_s_manifest_only_settings_are_used(store, monkeypatch):
+    part, file = store.part("train", 1), store.path / "manifest.json"
+    good, manifest = part.read_bytes(), json.loads(file.read_text())
+    options = manifest["source"]["options"]
+    hostile = {
+        "engine": "dask",
+        "scheduler": "tcp://stranger:8786",
+        "part": [1, 2],
+        "store": "/elsewhere",
+        "device": "x",
+    }
+    monkeypatch.setattr("igpt_lab.core.cluster.connected", lambda *_: pytest.fail("a cluster was asked"))
+    called, extract = [], extraction.extract
+    monkeypatch.setattr(extraction, "extract", lambda *a, **named: called.append(named) or extract(*a, **named))
+    file.write_text(json.dumps(manifest | {"source": manifest["source"] | {"options": options | hostile}}))
+    part.unlink()
+    upkeep.repair(store.path, upkeep.verify(store.path))
+    assert part.read_bytes() == good and called == [options | {"store": store.path.parent}]
+    for wrong, message in (({"pool": "none"}, "its options"), ({"layers": [5]}, "layer 5 at ln_1"), ({"pool": 3}, "")):
+        file.write_text(json.dumps(manifest | {"source": manifest["source"] | {"options": options | wrong}}))
+        part.write_bytes(b"bad")
+        with pytest.raises(StoreError, match=f"cannot be repaired: {message}"):
+            upkeep.repair(store.path, [("train", 1, "bad")])
+        assert part.read_bytes() == b"bad"
+    file.write_text(json.dumps(manifest | {"source": manifest["source"] | {"options": options | {"layers": [0]}}}))
+    with pytest.raises(StoreError, match="layers is .*; nothing was changed"):  # other layers than the key's
+        upkeep.repair(store.path, [("train", 1, "bad")])
+
+
 def test_stores_are_listed(store, tmp_path):
     shutil.copytree(store.path, tmp_path / "stores" / "garbage-12345678")
     (tmp_path / "stores/garbage-12345678/manifest.json").write_text("{")
@@ -152,7 +182,7 @@ def test_nothing_of_use_is_pruned(store, tmp_path):
     (newer / "manifest.json").write_text(json.dumps({"key": {"format": 99}}))
     (other / "manifest.txt").write_text("mine")
     key = FeatureKey(**store.key)
-    unfinished = FeatureStore.create(root, dataclasses.replace(key, pool="max"), {"train": 3})
+    unfinished = StoreWriter.create(root, dataclasses.replace(key, pool="max"), {"train": 3})
     table = {f"ln_1.{layer}": store.layer("ln_1", layer, "train")[:25] for layer in range(4)}
     unfinished.write_part("train", 0, np.arange(25), None, table, {})
     (unfinished.path / "notes.txt").write_text("mine")

@@ -64,12 +64,23 @@ def _share(text: str) -> tuple[int, int]:
 )
 def extract(
     model: str, images: str, split: list[str] | None, limit: int | None, store: str, random: bool,
-    revision: str | None, point: list[str] | None, **options: Any,
+    revision: str | None, point: list[str] | None, engine: str, scheduler: str | None, deadline: float | None,
+    part: tuple[int, int] | None, **options: Any,
 ) -> None:  # fmt: skip
     """Pooled features of every layer of a model over an image set, into a feature store."""
+    if scheduler and engine != "dask":
+        raise ValueError(f"--scheduler {scheduler} is of --engine dask; give both, or neither")
     splits = [lab.load_images(images, name, limit=limit) for name in split or SPLITS]
     loaded = lab.load_model(model, revision=revision, random=random)
-    print(lab.extract(loaded, splits, store=store, points=point or POINTS, **options).path)
+    options |= {"store": store, "points": point or POINTS}
+    if engine == "dask":
+        options |= {"scheduler": scheduler, "deadline": deadline, "share": part}
+        filled = lab.extract_on_cluster(loaded, splits, **options)
+    elif part:
+        filled = lab.extract_share(loaded, splits, share=part, **options)
+    else:
+        filled = lab.extract(loaded, splits, **options)
+    print(filled.path)
 
 
 @command(MODEL, argument("--images", help=f"{IMAGES.help} (default: random tokens)"), SPLIT, DEVICE)

@@ -1,0 +1,133 @@
+"""The forward passes of an extraction: tokens in, pooled states of every layer out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from igpt_lab.features.hooks import pooling, record
+from igpt_lab.features.settings import ExtractionSettings, default_batch
+from igpt_lab.models.cost import inner_width
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+
+Features = dict[str, np.ndarray]  # `<point>.<layer>` -> float32 (N, D)
+Stats = dict[str, list[float]]  # `<point>.<layer>` -> [max |x|, share of exact zeros, count of non-finite values]
+
+
+class Runner:
+    """A model with the settings of an extraction, and the size of its batches, which shrinks where memory runs out."""
+
+    def __init__(self, model: ImageGPTForCausalImageModeling, settings: ExtractionSettings):
+        self.model, self.settings = model, settings
+        self.batch_size = settings.batch_size or default_batch(model.config, model.device)
+
+    def over(self, tokens: np.ndarray, bar: tqdm | None = None) -> tuple[Features, Stats]:
+        """Palette indices (N, T) -> the features, and the statistics that the store keeps with them.
+
+        Where memory runs out, all of them again in batches of half the size. Raises MemoryError where there is none for
+        a single image, and RuntimeError for a model in training mode.
+        """
+        if any(module.training for module in self.model.modules()):
+            raise RuntimeError("the model is in training mode; call model.eval()")
+        while True:
+            done = 0 if bar is None else bar.n
+            try:
+                return self._run(tokens, bar)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise MemoryError(
+                        f"no memory for a single image of {tokens.shape[1]} positions on {self.model.device}"
+                    ) from error
+            self._halve()
+            if bar is not None:
+                bar.update(done - bar.n)
+
+    def _halve(self) -> None:
+        self.batch_size //= 2
+        tqdm.write(f"out of memory: going on with batches of {self.batch_size}", file=sys.stderr)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _run(self, tokens: np.ndarray, bar: tqdm | None) -> tuple[Features, Stats]:
+        if not len(tokens):  # a part without an image that can be read
+            return self._nothing()
+        settings, device = self.settings, self.model.device
+        pixels = torch.as_tensor(tokens.astype(np.int32))
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)  # the kernels behind it wait for it
+        values: dict[str, list[Tensor]] = {point: [] for point in settings.points}
+        stats: dict[str, list[Tensor]] = {point: [] for point in settings.points}
+        recording = record(
+            self.model, settings.points, layers=settings.layers, pool=settings.pool, alignment=settings.alignment
+        )
+        with self._precision(), recording as pooled:
+            for batch in pixels.split(self.batch_size):
+                pooled.run(batch.to(device).long(), use_cache=False)
+                for point in values:
+                    values[point].append(pooled[point])
+                    stats[point].append(pooled.stats(point))
+                if bar is not None:
+                    bar.update(len(batch))
+        return self._by_layer(values, stats, pooled.layers, tokens.size * self.model.config.n_embd)
+
+    def _precision(self) -> AbstractContextManager:
+        """A block in which matrix products have the dtype that the settings ask for."""
+        if self.settings.dtype == "bfloat16":
+            return torch.autocast(self.model.device.type, torch.bfloat16)
+        return nullcontext()
+
+    @staticmethod
+    def _by_layer(
+        values: dict[str, list[Tensor]], stats: dict[str, list[Tensor]], layers: dict[str, list[int]], states: int
+    ) -> tuple[Features, Stats]:
+        """What the batches left, as one array and one list for each layer; `states` is the count of numbers pooled."""
+        features: Features = {}
+        summary: Stats = {}
+        for point, numbers in layers.items():
+            pooled = torch.cat(values[point]).cpu().numpy()  # (N, layers, D)
+            measured = torch.stack(stats[point]).cpu().double().numpy()  # (batches, layers, 3)
+            for i, layer in enumerate(numbers):
+                features[f"{point}.{layer}"] = pooled[:, i]
+                largest, zeros, bad = measured[:, i].T
+                summary[f"{point}.{layer}"] = [float(largest.max()), float(zeros.sum() / states), int(bad.sum())]
+        return features, summary
+
+    def _nothing(self) -> tuple[Features, Stats]:
+        """Of no image: arrays of no rows, as wide as the pooling makes them."""
+        config = self.model.config
+        rows = np.zeros((0, pooling(self.settings.pool).width(config.n_embd)), np.float32)
+        layers = self.settings.layers_at(config)
+        names = [f"{point}.{layer}" for point, numbers in layers.items() for layer in numbers]
+        return dict.fromkeys(names, rows), {name: [0.0, 0.0, 0] for name in names}
+
+    def estimate(self, rows: int, part_rows: int) -> str:
+        """What `rows` images in parts of `part_rows` will take: bytes and memory by arithmetic, seconds by a batch."""
+        config, size = self.model.config, min(self.batch_size, rows)
+        tokens = np.random.default_rng(0).integers(config.n_colours, size=(size, config.n_positions))
+        features, _ = self.over(tokens[:4])
+        begun = time.perf_counter()
+        self.over(tokens)
+        seconds = (time.perf_counter() - begun) * rows / size
+        row = 4 * sum(values.shape[1] for values in features.values())
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        width = 8 * config.n_embd + 2 * inner_width(config)  # of what a block holds at once
+        part = min(rows, part_rows) * row * 5  # in batches, together, as columns, as a file and its copy
+        memory = weights + size * config.n_positions * width * 4 + part
+        return (
+            f"{rows * (16 + row) / 1e6:,.3g} MB, {memory / 1e9:,.2g} GB of memory, about {seconds:,.0f} s on "
+            f"{self.model.device}"
+        )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA says so by its class, a CPU's allocator in words alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
