@@ -18,6 +18,7 @@ from igpt_lab.features.hooks import record
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.tokens import tokenize
 from igpt_lab.models.config import ACTIVATIONS
+from igpt_lab.models.cost import block_weights
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, KeyValueCache
 from igpt_lab.models.loading import load_model
 from igpt_lab.models.losses import align
@@ -85,7 +86,7 @@ def _checks(
 def _tokens(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet | np.ndarray | None) -> Tensor:
     """Palette indices int64 (N, T) on the model's device: random ones, or the first of those given."""
     config = model.config
-    weights = 12 * config.n_layer * config.n_embd**2
+    weights = block_weights(config)
     count = int(min(32, max(2, FLOPS // (2 * weights * config.n_positions))))
     if images is None:
         drawn = torch.randint(config.n_colours, (count, config.n_positions), generator=torch.Generator().manual_seed(0))

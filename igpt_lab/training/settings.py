@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 
 from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.cost import block_weights
 
 WORTH_COMPILING = 5e13  # multiply-adds, times 2, of a run: minutes on two CPU cores, where compiling takes half of one
 Settings = TypeVar("Settings", bound=type)
@@ -109,7 +110,7 @@ class TrainConfig(ABC):
             gains = on_cuda or on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False)
             dtype = "bfloat16" if gains else "float32"
         if compiled is None:
-            weights = 12 * config.n_layer * config.n_embd**2
+            weights = block_weights(config)
             pays = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
             has_compiler = on_cuda or on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None
             compiled = pays and has_compiler
