@@ -1,11 +1,17 @@
 """igpt-lab: what does a network that learned only to predict the next pixel know about its image, and at which depth?
 
-import igpt_lab as lab offers the main names; each is imported when it is first used.
+import igpt_lab as lab offers the main names; each is imported when it is first used, and nothing global is changed.
+In a notebook, %load_ext igpt_lab puts a line of advice before the traceback of an error that comes out of this package.
 """
+
+from __future__ import annotations
 
 import difflib
 import importlib
-import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __version__ = "0.1.0"
 
@@ -90,5 +96,11 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "IPython" in sys.modules:  # in a notebook a failing cell says first what to do
-    importlib.import_module("igpt_lab.core.display").explain_errors()
+def load_ipython_extension(ipython: InteractiveShell) -> None:
+    """%load_ext igpt_lab: from now on a failing cell says first what to do."""
+    importlib.import_module("igpt_lab.core.display").explain_errors(ipython)
+
+
+def unload_ipython_extension(ipython: InteractiveShell) -> None:
+    """%unload_ext igpt_lab: errors are shown as ever."""
+    importlib.import_module("igpt_lab.core.display").leave_errors(ipython)

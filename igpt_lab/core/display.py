@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.core.interactiveshell import InteractiveShell
 
 MODEL = "model"  # in the column `control` of a table: the row is of the model itself
 CELL = 'style="text-align:left;padding:0 1em 0 0;border:0;background:none"'
@@ -39,7 +39,8 @@ def spark(values: Sequence[float], marked: int, *, words: str) -> str:
     low, high = min(values), max(values)
     step, span = 190 / max(len(values) - 1, 1), high - low or 1
     places = [(5 + i * step, 35 - 30 * (value - low) / span) for i, value in enumerate(values)]
-    line, (x, y) = " ".join(f"{a:.1f},{b:.1f}" for a, b in places), places[marked]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    x, y = places[marked]
     return (
         f'<svg role="img" aria-label="{html.escape(words)}" viewBox="0 0 200 40" style="width:16em;height:3.2em">'
         f'<g fill="none" stroke="currentColor"><polyline points="{line}" stroke-width="1.5"/>'
@@ -50,8 +51,8 @@ def spark(values: Sequence[float], marked: int, *, words: str) -> str:
 def picture(png: bytes, *, words: str) -> str:
     """A png as HTML, its pixels left square; `words` for those who do not see it."""
     data = base64.b64encode(png).decode()
-    look = "height:56px;image-rendering:pixelated"
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="{look}"/>'
+    style = "height:56px;image-rendering:pixelated"
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="{style}"/>'
 
 
 def control_names(column: pd.Series) -> pd.Series:
@@ -76,17 +77,22 @@ def span(layers: Sequence[int]) -> str:
 
 
 MEMORY = "out of memory; give a smaller batch_size, or fewer images with limit"
+EXPLAINED = (Exception,)  # by this very tuple a shell is known to show errors through this module
 
 
-def explain_errors() -> None:
-    """In IPython, put a line of advice before the traceback of an error that comes out of this package.
+def explain_errors(shell: InteractiveShell) -> None:
+    """Put a line of advice before the traceback of an error that comes out of this package.
 
     Errors from elsewhere are shown as ever. Where somebody else has set a handler of exceptions, it stays.
     """
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and not shell.custom_exceptions:
-        shell.set_custom_exc((Exception,), _show)
+    if not shell.custom_exceptions:
+        shell.set_custom_exc(EXPLAINED, _show_error)
+
+
+def leave_errors(shell: InteractiveShell) -> None:
+    """Undo `explain_errors`; another's handler stays."""
+    if shell.custom_exceptions is EXPLAINED:
+        shell.set_custom_exc((), None)
 
 
 def advice(error: BaseException) -> str | None:
@@ -104,17 +110,24 @@ def advice(error: BaseException) -> str | None:
 
 def _inside(trace: TracebackType | None) -> tuple[str | None, bool]:
     """The last function of this package that a traceback passes through, and whether it ends there."""
-    found, innermost = None, False
+    name, innermost = None, False
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
         innermost = module.split(".")[0] == "igpt_lab"
         if innermost:
-            found = f"{module}.{trace.tb_frame.f_code.co_name}"
+            name = f"{module}.{trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
-    return found, innermost
+    return name, innermost
 
 
-def _show(shell, kind, error, trace, tb_offset=None) -> None:
+def _show_error(
+    shell: InteractiveShell,
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+    tb_offset: int | None = None,
+) -> None:
+    """A handler of exceptions as `set_custom_exc` takes it."""
     line = advice(error)
     if line is None:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset, running_compiled_code=True)

@@ -13,7 +13,7 @@ from igpt_lab.core.display import advice
 from igpt_lab.figures import gallery, save_figure
 
 CELLS = [
-    "import igpt_lab as lab; import igpt_lab.figures",
+    "%load_ext igpt_lab\nimport igpt_lab as lab; import igpt_lab.figures",
     "lab.figures.layer_curve(3)",
     "lab.load_modl('fashion-xs')",
     "1 / 0",
@@ -71,12 +71,35 @@ def test_what_the_line_says(tmp_path, monkeypatch):
     assert advice(raised(int, "x")) is None
 
 
+def in_a_shell(code: str, tmp_path) -> list[str]:
+    """What a process prints that runs this code beside an IPython shell `s`."""
+    begin = "from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance(); "
+    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", begin + code], capture_output=True, text=True, env=environment)
+    assert not done.returncode, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_import_alone_changes_nothing(tmp_path):
+    code = (
+        "before = s.CustomTB; import igpt_lab, igpt_lab.core.display; print(s.custom_exceptions, s.CustomTB == before)"
+    )
+    assert in_a_shell(code, tmp_path) == ["() True"]
+
+
+def test_the_extension_is_loaded_and_unloaded(tmp_path):
+    code = (
+        "[(s.run_line_magic(name, 'igpt_lab'), print(s.custom_exceptions)) "
+        "for name in ('load_ext', 'reload_ext', 'unload_ext', 'load_ext')]"
+    )
+    loaded = "(<class 'Exception'>,)"
+    assert in_a_shell(code, tmp_path) == [loaded, loaded, "()", loaded]
+
+
 def test_another_s_handler_stays(tmp_path):
     code = (
-        "from IPython.core.interactiveshell import InteractiveShell as S; s = S.instance(); "
-        "s.set_custom_exc((ValueError,), lambda *a, **k: None); before = s.CustomTB; import igpt_lab; "
+        "s.set_custom_exc((ValueError,), lambda *a, **k: None); before = s.CustomTB; "
+        "s.run_line_magic('load_ext', 'igpt_lab'); s.run_line_magic('unload_ext', 'igpt_lab'); "
         "print(s.custom_exceptions, s.CustomTB == before)"
     )
-    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "(<class 'ValueError'>,) True"
+    assert in_a_shell(code, tmp_path) == ["(<class 'ValueError'>,) True"]
