@@ -90,7 +90,7 @@ def peer_name() -> str:
 def model_of(config: lab.ImageGPTConfig) -> lab.ImageGPTForCausalImageModeling:
     """Random weights at the port's scales: at the original's the head is zero, and every colour equally probable."""
     generator = torch.Generator().manual_seed(0)
-    return lab.ImageGPTForCausalImageModeling(config, init="port", generator=generator).eval()
+    return lab.ImageGPTForCausalImageModeling(config, init="transformers", generator=generator).eval()
 
 
 # Makers: each is called in a process of its own.

@@ -5,7 +5,9 @@ Hub.
 
 A file that is fetched arrives as `FILE.part` beside its place and is renamed when it is whole, so a file that exists is
 whole. Beside it, `FILE.version` notes which version of the server's file it is a part of: the rest is asked for with
-`Range` and `If-Range` (RFC 9110), so that no file is ever put together from two versions.
+`Range` and `If-Range` (RFC 9110), so that no file is ever put together from two versions. This is our own, as
+OpenAI's files lie at plain https addresses: the Hub's downloader takes repositories of the Hub alone, and requests
+resumes nothing.
 """
 
 from __future__ import annotations
@@ -58,12 +60,10 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
 
 def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
     """The folder with the JSON files, and the weights of the first of `kinds` that there is."""
-    from huggingface_hub import snapshot_download
-
     folder = None
     try:
         for kind in kinds or ("",):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", *filter(None, [kind])]))
+            folder = snapshot(name, revision=revision, allow_patterns=["*.json", *filter(None, [kind])])
             if kind and any(folder.glob(kind)):
                 break
     except Exception as error:  # the Hub client raises a different class for each way to have no network
@@ -74,6 +74,16 @@ def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
             f"model.safetensors (or pytorch_model.bin) of {name} into a folder and give its path"
         ) from error
     return folder
+
+
+def snapshot(name: str, **options) -> Path:
+    """The folder of a repository's files from the Hub, or from its cache: `huggingface_hub.snapshot_download`.
+
+    `options` are its own. It raises a different class for each way to have no network, so a caller catches all.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, **options))
 
 
 def read_json(path: Path) -> dict:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from igpt_lab.core import hub
 from igpt_lab.core.hub import BUNDLED
 from igpt_lab.core.storage import Remote, place, readable
 from igpt_lab.images.columns import columns_of, labels_of
@@ -84,8 +85,6 @@ def title_of(name: str) -> str:
 
 def _download(name: str, split: str) -> Path:
     """A folder with the Parquet files of one split from the Hub, or what its cache holds where the Hub is silent."""
-    from huggingface_hub import snapshot_download
-
     failure, tries = None, [{"revision": revision, "local_files_only": True} for revision in REVISIONS]
     try:
         splits, revision = _on_hub(name)
@@ -97,7 +96,7 @@ def _download(name: str, split: str) -> Path:
         tries = [{"revision": revision, "allow_patterns": [str(file) for file in _pick(splits, split, name)]}]
     for options in tries:
         try:
-            return Path(snapshot_download(name, repo_type="dataset", **options))
+            return hub.snapshot(name, repo_type="dataset", **options)
         except Exception as error:
             failure = failure or error
     raise ValueError(

@@ -1,8 +1,8 @@
 """A name or a folder <-> a config dict and a state dict. Never executes what a file contains.
 
-Three kinds of source: a model bundled with the package (`fashion-xs`), a folder in the port's layout (`config.json` and
-`model.safetensors`, or the older `pytorch_model.bin`, read with `weights_only=True`; either may be in shards, listed in
-an index beside them), and a name on the Hub.
+Three kinds of source: a model bundled with the package (`fashion-xs`), a folder in transformers' layout (`config.json`
+and `model.safetensors`, or the older `pytorch_model.bin`, read with `weights_only=True`; either may be in shards,
+listed in an index beside them), and a name on the Hub.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolv
 from igpt_lab.core.provenance import atomic_write
 
 HEADS = ("lm_head.weight", "score.weight")
-# Causal masks, which older versions of the port saved with the weights.
+# Causal masks, which older versions of transformers saved with the weights.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".crossattention.bias", ".crossattention.masked_bias")
 
 
@@ -91,7 +91,7 @@ def match(
 ) -> dict[str, torch.Tensor]:
     """`state` with exactly the names and shapes of `expected`, or an error that names all that does not fit.
 
-    A checkpoint with a head loads into the trunk (`base`) and the other way round. A head that is absent, or with
+    A checkpoint with a head loads into the backbone (`base`) and the other way round. A head that is absent, or with
     `ignore_mismatched_sizes` one of another shape, starts at zero, with a UserWarning.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}

@@ -86,7 +86,7 @@ class ImageGPTConfig:
                 raise ValueError(f"{name} is {value!r}; expected a fraction from 0 to 1")
         if not isinstance(self.layer_norm_epsilon, int | float) or not 0 < self.layer_norm_epsilon < math.inf:
             raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; expected a number above 0")
-        if all(name == f"LABEL_{k}" for k, name in labels.items()):  # the port's names of classes without names
+        if all(name == f"LABEL_{k}" for k, name in labels.items()):  # transformers' names of classes without names
             labels = {k: f"LABEL_{k}" for k in range(self.num_labels)}
         object.__setattr__(self, "id2label", labels)
         if self.num_labels != len(labels):
@@ -122,7 +122,7 @@ class ImageGPTConfig:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def to_dict(self) -> dict:
-        """As `config.json` of the port."""
+        """As `config.json` of transformers."""
         return {"model_type": "imagegpt", **asdict(self), "label2id": self.label2id}
 
     @classmethod
@@ -132,7 +132,7 @@ class ImageGPTConfig:
         return config_of(hub.read_json(where), changes, where)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` as the port reads it; returns the folder."""
+        """Write `config.json` as transformers reads it; returns the folder."""
         hub.write_json(Path(folder) / "config.json", self.to_dict())
         return Path(folder)
 
@@ -169,7 +169,7 @@ ACTIVATIONS = {
     "relu6": F.relu6, "leaky_relu": F.leaky_relu, "silu": F.silu, "swish": F.silu, "mish": F.mish, "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }  # fmt: skip
-"""By the port's names."""
+"""By transformers' names."""
 
 SIZES = {
     "S": ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),

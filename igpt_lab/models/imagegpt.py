@@ -5,7 +5,7 @@ Three things differ from GPT-2: the norm keeps the mean and has a gain only, the
 a learned start token (SOS, the last row of `wte`) takes the place of the last pixel, so that position i holds pixel
 i - 1 and predicts pixel i.
 
-Classes, arguments, outputs, and the names and shapes of the weights are those of the port in Hugging Face transformers,
+Classes, arguments, outputs, and the names and shapes of the weights are those of Hugging Face's ImageGPT,
 so its code runs and its checkpoints load: linear maps are stored (in, out), and have biases, which are zero in the
 released weights because the original has none.
 
@@ -39,7 +39,7 @@ FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions
 
 
 class Output(dict):
-    """What a forward pass gives: fields by attribute, key or index, as the outputs of the port.
+    """What a forward pass gives: fields by attribute, key or index, as the outputs of transformers.
 
     A field that was not asked for is None as an attribute, and absent as a key and in `to_tuple()`; setting one to
     None takes it away.
@@ -125,7 +125,7 @@ class KeyValueCache:
         return cache
 
     def get_seq_length(self) -> int:
-        """Positions that it holds; the name is the port's."""
+        """Positions that it holds; the name is transformers'."""
         return self.filled
 
     def check(self, batch: int, tokens: int) -> None:
@@ -326,11 +326,14 @@ class _Pretrained(nn.Module):
 
         `original`, as the paper's code: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention output
         1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. (Not so a head that is tied to the
-        tokens: it is drawn as they are.) `port`, as transformers: all `initializer_range`, but for the outputs of
+        tokens: it is drawn as they are.) `transformers`, as there: all `initializer_range`, but for the outputs of
         attention and MLP, which have it over sqrt(2 L).
         """
-        if init not in ("original", "port"):
-            raise ValueError(f"init {init!r}; expected 'original' or 'port'")
+        if init == "port":
+            warnings.warn("init='port' is now called 'transformers'", DeprecationWarning, stacklevel=3)
+            init = "transformers"
+        if init not in ("original", "transformers"):
+            raise ValueError(f"init {init!r}; expected 'original' or 'transformers'")
         d, blocks = self.config.n_embd, self.config.n_layer
         if init == "original":
             usual = 0.02
@@ -361,7 +364,7 @@ class _Pretrained(nn.Module):
         ignore_mismatched_sizes: bool = False,
         **changes,
     ) -> Self:
-        """A model in eval mode on the CPU, from a bundled name, a folder in the port's layout or a Hub name.
+        """A model in eval mode on the CPU, from a bundled name, a folder in transformers' layout or a Hub name.
 
         `revision` is a branch, tag or commit on the Hub. `config` takes the place of `config.json`. `changes` are
         fields of the configuration: `num_labels=10`. `dtype`, or as it was called `torch_dtype`, is a type, its name,
@@ -388,7 +391,7 @@ class _Pretrained(nn.Module):
         return self
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-        """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in the port's layout."""
+        """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in transformers' layout."""
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
         tied = {TIED} if self.config.tie_word_embeddings else set()
         state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in self.state_dict().items() if n not in tied}
@@ -412,7 +415,7 @@ def _dtype(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> 
 class ImageGPTModel(_Pretrained):
     """The backbone: tokens (N, T) int64 -> states (N, T, D).
 
-    `init`: "original" or "port", see `initialise`; None leaves the weights unset, for whoever sets them all.
+    `init`: "original" or "transformers", see `initialise`; None leaves the weights unset, for whoever sets them all.
     """
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
@@ -451,9 +454,9 @@ class ImageGPTModel(_Pretrained):
         of `wte`. `position_ids` (1 or N, T). `encoder_hidden_states` (N, S, D) with `encoder_attention_mask` (N, S) is
         what `add_cross_attention` looks at. `masked` bool (N, T), of a bidirectional model: these tokens are hidden.
 
-        Ids of other axes, (T,) or (N, 1, T), are taken as (N, T), and the last state has their axes, as in the port.
+        Ids of other axes, (T,) or (N, 1, T), are taken as (N, T); the last state has their axes, as in transformers.
 
-        `hidden_states`, L + 1 of (N, T, D), are as the port counts them: [l] is the UN-normed input of block l for
+        `hidden_states`, L + 1 of (N, T, D), are as transformers counts them: [l] is the UN-normed input of block l for
         l < L, and the normed last state for l = L. `attentions` and `cross_attentions` are L of (N, heads, T, S).
         """
         config = self.config
@@ -541,7 +544,7 @@ class ImageGPTModel(_Pretrained):
 def _hide(mask: Tensor | None, x: Tensor) -> Tensor | None:
     """(N, S), 0 where nobody may look -> what is added to scores (N, heads, T, S); four axes are taken as they are.
 
-    The lowest finite number hides, as in the port: minus infinity would make a row that sees nothing NaN.
+    The lowest finite number hides, as in transformers: minus infinity would make a row that sees nothing NaN.
     """
     if mask is None or mask.ndim == 4:
         return mask
@@ -557,7 +560,7 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
 
 
 class ImageGPTForCausalImageModeling(_Pretrained):
-    """The backbone and an untied head over the V colours (V + 1 rows with `tie_word_embeddings`, as in the port)."""
+    """The backbone and an untied head over V colours (V + 1 rows with `tie_word_embeddings`, as in transformers)."""
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
@@ -587,8 +590,8 @@ class ImageGPTForCausalImageModeling(_Pretrained):
     ) -> Output | tuple:
         """`logits` (N, T, V), `loss` in nats where there are labels, and what `ImageGPTModel` gives.
 
-        `labels` int64 (N, T) are shifted inside as in the port: logits at i score label i + 1; -100 is left out. That
-        leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`. Those of a
+        `labels` int64 (N, T) are shifted inside as in transformers: logits at i score label i + 1; -100 is left out.
+        That leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`. Those of a
         bidirectional model are not shifted, and scored where `masked` only.
         """
         out = self.transformer(
@@ -627,8 +630,8 @@ class ImageGPTForCausalImageModeling(_Pretrained):
         The most probable token each time, or one drawn with `do_sample`: logits over `temperature`, all but the `top_k`
         largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
         in the paper. A row that reached `eos_token_id` (by default the configuration's) goes on with `pad_token_id`, or
-        else with the first of the former, until all have. Arguments are the port's; `inputs` is `input_ids`. An image
-        is SOS and T pixels: max_length = n_positions + 1. Raises ValueError for more.
+        else with the first of the former, until all have. Arguments are transformers'; `inputs` is `input_ids`. An
+        image is SOS and T pixels: max_length = n_positions + 1. Raises ValueError for more.
         """
         if (input_ids is None) == (inputs is None):
             raise ValueError("expected either input_ids or inputs; got both or none")
@@ -763,7 +766,7 @@ def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     Ties with the k-th stay. The nucleus is the smallest set of the most probable tokens whose sum reaches `top_p`
     (Holtzman et al., 2020); the most probable one always stays.
     """
-    if top_k:  # 0 leaves nothing out, as in the port
+    if top_k:  # 0 leaves nothing out, as in transformers
         if top_k < 0:
             raise ValueError(f"top_k={top_k}; expected a whole number above 0, or None to leave nothing out")
         smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]

@@ -20,7 +20,7 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTFor
 def load_model(
     source: str | Path, *, revision: str | None = None, random: bool = False, seed: int = 0
 ) -> ImageGPTForCausalImageModeling:
-    """A model with its `name` and image `processor`, from a bundled name, a folder in the port's layout or a Hub name.
+    """A model with its `name` and image `processor`, by a bundled name, a folder in transformers' layout or a Hub name.
 
     `revision` is a branch, tag or commit on the Hub. Without a palette, in its `preprocessor_config.json`, the
     processor is None: then token sets are all that can be fed. `random=True` keeps the shape and draws the weights anew

@@ -2,7 +2,9 @@
 
 `PREFIX.index` is a LevelDB table whose values are protocol buffers: a BundleHeaderProto under the empty key, and under
 each variable's name a BundleEntryProto, which says where in which `PREFIX.data-00007-of-00032` its values lie. Sources:
-tensor_bundle.h, tensor_bundle.proto and types.proto of TensorFlow; table_format.md of LevelDB; RFC 3720 for CRC-32C.
+tensor_bundle.h, tensor_bundle.proto and types.proto of TensorFlow; table_format.md of LevelDB.
+
+Our own, as what else reads these files is TensorFlow itself: half a gigabyte of packages for one conversion.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 
 from igpt_lab.core.hub import CheckpointError
@@ -23,7 +25,6 @@ FOOTER = 48  # bytes: two block handles, padding, the magic number
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 19: "<f2"}
 FLOATS = {1, 2, 14, 19}
 BFLOAT16 = 14  # NumPy has no such type: its two bytes are the upper half of a float32
-POLYNOMIAL = 0x82F63B78  # CRC-32C, bits reversed
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Bundle:
         if not entry.size:
             return np.zeros(entry.shape, np.float32 if dtype.kind == "f" else dtype)
         values = np.memmap(self.shards[entry.shard], np.uint8, "r", entry.offset, (entry.size,))
-        if entry.crc is not None and _masked(crc32c(values)) != entry.crc:
+        if entry.crc is not None and _masked(google_crc32c.value(values)) != entry.crc:
             raise CheckpointError(f"{self.shards[entry.shard]} is damaged: the checksum of {name} differs")
         array = values.view(dtype).reshape(entry.shape)
         if entry.dtype == BFLOAT16:
@@ -143,7 +144,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of a table block; a key gives only what differs from the one before it."""
     kind, (crc,) = data[offset + size], struct.unpack_from("<I", data, offset + size + 1)
-    if _masked(crc32c(np.frombuffer(data[offset : offset + size + 1], np.uint8))) != crc:
+    if _masked(google_crc32c.value(data[offset : offset + size + 1])) != crc:
         raise ValueError("a block's checksum differs")
     if kind:
         raise CheckpointError(f"a block is compressed (kind {kind}); TensorFlow writes them uncompressed")
@@ -179,51 +180,5 @@ def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _masked(crc: int) -> int:
-    """TensorFlow's disguise of a checksum: rotated by 15 bits, plus a constant."""
+    """TensorFlow's disguise of a CRC-32C: rotated by 15 bits, plus a constant."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@cache
-def _table() -> np.ndarray:
-    """uint32 (65536,): the register after each 16-bit word, from zero."""
-    table = np.arange(1 << 16, dtype=np.uint32)
-    for _ in range(16):
-        table = table >> 1 ^ (table & 1) * np.uint32(POLYNOMIAL)
-    return table
-
-
-def crc32c(data: np.ndarray) -> int:
-    """CRC-32C of uint8 (N,), at hundreds of megabytes a second.
-
-    The bytes are cut into lanes that run side by side. A register is linear in the bytes it has seen, so the lanes'
-    registers are joined in pairs: move the left one past the right one's bytes, and add it.
-    """
-    table = _table()
-    if len(data) < 4:
-        register = 0xFFFFFFFF
-        for byte in data.tolist():
-            register = register >> 8 ^ int(table[((register ^ byte) & 255) << 8])
-        return register ^ 0xFFFFFFFF
-    lanes = 1 << min(13, len(data).bit_length() // 2)
-    columns = -(-len(data) // (2 * lanes))
-    padded = np.zeros(2 * lanes * columns, np.uint8)  # zeros in front leave a register that begins at zero
-    padded[-len(data) :] = data
-    padded[len(padded) - len(data) :][:4] ^= 0xFF  # which is how it begins at 0xFFFFFFFF
-    words = padded.view("<u2").reshape(lanes, columns)
-
-    def run(registers: np.ndarray, words: np.ndarray) -> np.ndarray:
-        for column in words.T:
-            registers = registers >> 16 ^ table[registers & 0xFFFF ^ column]
-        return registers
-
-    def move(registers: np.ndarray) -> np.ndarray:
-        chosen = np.where(registers[:, None] >> bits & 1, shift, 0)
-        return np.bitwise_xor.reduce(chosen, axis=1).astype(np.uint32)
-
-    bits = np.arange(32, dtype=np.uint32)
-    shift = run(np.uint32(1) << bits, np.zeros((32, columns), np.uint16))  # what each bit becomes past one lane
-    registers = run(np.zeros(lanes, np.uint32), words)
-    while len(registers) > 1:
-        registers = move(registers[0::2]) ^ registers[1::2]
-        shift = move(shift)
-    return int(registers[0]) ^ 0xFFFFFFFF

@@ -34,14 +34,14 @@ class Decoder:
         self.model, self.config, self.batch = model, config, batch
         how = {"device": model.device, "dtype": model.dtype}
         self.cache = KeyValueCache.of(config, batch, config.n_positions, **how)
-        width, heads, trunk = config.n_embd, config.n_head, model.transformer
+        width, heads, backbone = config.n_embd, config.n_head, model.transformer
         self.state, self.mixed, self.query = (torch.empty(batch, width, **how) for _ in range(3))
-        inner = trunk.h[0].mlp.c_fc.weight.shape[1]
+        inner = backbone.h[0].mlp.c_fc.weight.shape[1]
         self.qkv, self.inner, self.logits = (
             _Product(torch.empty(batch, size, **how)) for size in (3 * width, inner, config.n_colours)
         )
         self.residual = _Product(self.state, add=True)
-        self.blocks = [_weights(block, batch) for block in trunk.h]
+        self.blocks = [_weights(block, batch) for block in backbone.h]
         self.head = _laid_out(model.lm_head.weight[: config.n_colours].t(), batch)
         self.positions = torch.arange(config.n_positions, device=model.device)
         # Views of the buffers that every block uses: (3, N, heads, 1, D / heads), (N heads, 1, D / heads).
@@ -73,18 +73,18 @@ class Decoder:
         nothing read by the host, so that the step can be captured in a CUDA graph. With `seen`, which must be the
         position + 1, it reads what is filled and no more: faster where operations have no fixed shapes to keep.
         """
-        trunk, state, room = self.model.transformer, self.state, self.cache.room
+        backbone, state, room = self.model.transformer, self.state, self.cache.room
         later = None if seen else (self.positions > position)[None, None]
-        torch.add(trunk.wte.weight.index_select(0, tokens), trunk.wpe.weight.index_select(0, position), out=state)
+        torch.add(backbone.wte.weight.index_select(0, tokens), backbone.wpe.weight.index_select(0, position), out=state)
         keys, values = (half.flatten(1, 2)[..., :seen, :].unbind(0) for half in room.unbind(1))
         slots = room[..., seen - 1 : seen, :].unbind(0) if seen else room.unbind(0)
-        for block, weights, *memory in zip(trunk.h, self.blocks, slots, keys, values, strict=True):
+        for block, weights, *memory in zip(backbone.h, self.blocks, slots, keys, values, strict=True):
             self.qkv(block.ln_1(state), *weights[0])
             self._attend(block.attn.scale, position if seen is None else None, later, *memory)
             self.residual(self.mixed, *weights[1])
             inner = self.inner(block.ln_2(state), *weights[2])
             self.residual(block.mlp.act(inner), *weights[3])
-        return self.logits(trunk.ln_f(state), self.head, None)
+        return self.logits(backbone.ln_f(state), self.head, None)
 
     def _attend(
         self, scale: float, position: Tensor | None, later: Tensor | None, slot: Tensor, keys: Tensor, values: Tensor

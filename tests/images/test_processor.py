@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from PIL import Image
+from transformers_peer import few, transformers
 
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.palette import fit_palette
 from igpt_lab.images.processor import ImageGPTImageProcessor, ImageGPTImageProcessorPil, to_rgb
-from port import few, transformers
 
 GENERATOR = np.random.default_rng(0)
 PALETTE = GENERATOR.uniform(-1, 1, (40, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Where this package differs from transformers' ImageGPT ("the port"), and that it does: each shown on both.
+"""Where this package differs from transformers' ImageGPT, and that it does: each shown on both.
 
 Accidents are those of transformers 5.23. A test that fails after an update of transformers on a line that says what the
 port does has found a mended accident: then its row leaves the README.
@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers_peer import Case, same, same_output, transformers, twin
 
 import igpt_lab as lab
 from igpt_lab.core.hub import bundled
 from igpt_lab.features.hooks import record
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, KeyValueCache, Norm
 from igpt_lab.models.losses import align, next_pixel_loss
-from port import Case, same, same_output, transformers, twin
 
 CONFIG = lab.ImageGPTConfig(
     vocab_size=17, n_positions=16, n_embd=24, n_layer=3, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
@@ -32,7 +32,7 @@ def case_of(**changes) -> Case:
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The port draws from the global generator."""
+    """transformers draws from the global generator."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -103,7 +103,7 @@ def test_hidden_states_mix_two_kinds_and_recorded_ones_do_not():
 
 @torch.no_grad()
 def test_the_port_drops_out_by_default_and_bundled_models_do_not(port):
-    """The original has no dropout. Defaults are the port's, so that its code means the same here."""
+    """The original has no dropout. Defaults are transformers', so that its code means the same here."""
     names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
     assert {getattr(config(), name) for config in (port.ImageGPTConfig, lab.ImageGPTConfig) for name in names} == {0.1}
     tokens = case_of().tokens()
@@ -134,7 +134,7 @@ def test_init_port_draws_at_the_scales_of_the_port_and_the_original_at_others(po
     shape = {"vocab_size": 257, "n_positions": 256, "n_embd": 128, "n_layer": 4, "n_head": 4, "num_labels": 100}
     given = shape | {"add_cross_attention": True}
     theirs = dict(getattr(port, cls.__name__)(port.ImageGPTConfig(**given)).named_parameters())
-    ours = dict(cls(lab.ImageGPTConfig(**given), init="port").named_parameters())
+    ours = dict(cls(lab.ImageGPTConfig(**given), init="transformers").named_parameters())
     original = dict(cls(lab.ImageGPTConfig(**given)).named_parameters())
     assert set(ours) == set(theirs)
     for name, weight in theirs.items():
@@ -335,7 +335,7 @@ def test_the_port_reads_a_mask_of_four_axes_as_zeros_and_ones_and_ours_adds_it()
 
 
 def with_encoder(length: int = 16) -> tuple:
-    """A model with cross-attention, the port's as it is, tokens and an encoder's states."""
+    """A model with cross-attention, transformers' as it is, tokens and an encoder's states."""
     case = case_of(add_cross_attention=True)
     model = case.model(Causal)
     return model, twin(model, mend=False), case.tokens(), case.normal(2, length, CONFIG.n_embd)
@@ -400,7 +400,7 @@ def test_without_an_encoder_a_port_with_cross_attention_gives_no_attentions_and_
 
 @torch.no_grad()
 def test_the_port_s_first_labels_decide_for_all_later_ones_and_ours_decide_each_time():
-    """The port writes the kind of problem that it guessed into its configuration."""
+    """transformers writes the kind of problem that it guessed into its configuration."""
     case = case_of(num_labels=3, id2label=None)
     model, tokens = case.model(ImageGPTForImageClassification), case.tokens()
     theirs, several = twin(model), torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])

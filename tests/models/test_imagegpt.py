@@ -1,4 +1,4 @@
-"""`model` against the original TensorFlow graph, laws, and cases solved by hand; `test_parity` has the port."""
+"""`model` against the original TensorFlow graph, laws, and cases solved by hand; `test_parity` has transformers."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers_peer import Case, same, transformers
 
 from igpt_lab.core.devices import product
 from igpt_lab.core.hub import CheckpointError
@@ -26,7 +27,6 @@ from igpt_lab.models.imagegpt import (
 )
 from igpt_lab.models.losses import align, masked_pixel_loss, next_pixel_loss
 from igpt_lab.models.tensorflow_bundle import Bundle
-from port import Case, same, transformers
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared" / "openai-oracle"
 TINY = ImageGPTConfig(vocab_size=17, n_positions=16, n_embd=24, n_layer=3, n_head=4, num_labels=5)
@@ -65,7 +65,7 @@ def oracle():
 
 
 def oracle_state():
-    """The original variables under the port's names: linear maps (in, out), SOS the last row of `wte`."""
+    """The original variables under transformers' names: linear maps (in, out), SOS the last row of `wte`."""
     bundle = Bundle(ORACLE / "model.ckpt-1000000")
     given = {name.removeprefix("model/"): bundle.read(name) for name in bundle.entries}
     state = {"wte.weight": np.concatenate([given["wte"], given["sos"][None]]), "wpe.weight": given["wpe"]}
@@ -527,7 +527,7 @@ def test_a_configuration_and_a_type_are_given_while_loading(tmp_path):
         assert ImageGPTModel.from_pretrained(tmp_path, dtype=given).dtype == want
         assert ImageGPTModel.from_pretrained(tmp_path, torch_dtype=given).dtype == want
     values = json.loads((tmp_path / "config.json").read_text())
-    for name in ("dtype", "torch_dtype"):  # as newer and older versions of the port write it
+    for name in ("dtype", "torch_dtype"):  # as newer and older versions of transformers write it
         (tmp_path / "config.json").write_text(json.dumps(values | {name: "float16"}))
         assert ImageGPTModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
     for given in ("float23", "int8", "nn"):
@@ -542,7 +542,7 @@ def test_a_tied_head_is_the_embedding(tmp_path):
     model.save_pretrained(tmp_path)
     for one in (model, ImageGPTForCausalImageModeling.from_pretrained(tmp_path)):
         assert one.lm_head.weight is one.transformer.wte.weight
-        assert one(tokens_of()).logits.shape == (3, 16, 17)  # SOS has a column too, as in the port
+        assert one(tokens_of()).logits.shape == (3, 16, 17)  # SOS has a column too, as in transformers
         same(one(tokens_of()).logits, model(tokens_of()).logits, 0)
         assert one.generate(tokens_of(n=1, length=1), max_new_tokens=9).max() < 16, "SOS was drawn"
 

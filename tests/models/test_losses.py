@@ -20,7 +20,7 @@ def tokens():
 
 def changed(tiny, **changes):
     """A random model of another configuration, whose head is not zero."""
-    model = ImageGPTForCausalImageModeling(replace(tiny.config, **changes), init="port").eval()
+    model = ImageGPTForCausalImageModeling(replace(tiny.config, **changes), init="transformers").eval()
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, 0, 0.5, generator=torch.Generator().manual_seed(len(name)))

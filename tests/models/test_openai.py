@@ -29,7 +29,7 @@ from igpt_lab.models.config import SIZES
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from igpt_lab.models.losses import align
 from igpt_lab.models.losses import next_pixel_loss as next_pixel_loss_of
-from igpt_lab.models.tensorflow_bundle import Bundle, crc32c
+from igpt_lab.models.tensorflow_bundle import Bundle
 
 DATA = Path(__file__).parents[1] / "data"
 AR, BERT = DATA / "openai-ar" / "model.ckpt-7", DATA / "openai-bert" / "model.ckpt-131000"
@@ -95,11 +95,7 @@ def bitwise_crc(data: bytes) -> int:
 
 
 def test_checksum():
-    assert crc32c(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283  # RFC 3720's check value
-    generator = np.random.default_rng(0)
-    for length in [*range(40), 1000, 4097, 70_001]:
-        values = generator.integers(0, 256, length, dtype=np.uint8)
-        assert crc32c(values) == bitwise_crc(values.tobytes()), length
+    assert bitwise_crc(b"123456789") == 0xE3069283  # RFC 3720's check value
 
 
 # Checkpoints that are damaged

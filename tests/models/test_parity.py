@@ -1,4 +1,4 @@
-"""`model` against transformers ("the port") and against plain NumPy, over random small configurations.
+"""`model` against transformers and against plain NumPy, over random small configurations.
 
 Asked of both: the same numbers to 1e-5 in float32, of every output, loss and gradient. Asked of NumPy in float64: that
 the distance shrinks with the precision. Noise does that, a bug does not.
@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
+from transformers_peer import CLASSES, Case, cases, few, same, same_output, same_value, transformers, twin
 
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import (
@@ -22,7 +23,6 @@ from igpt_lab.models.imagegpt import (
     cut,
 )
 from igpt_lab.models.losses import masked_pixel_loss, next_pixel_loss
-from port import CLASSES, Case, cases, few, same, same_output, same_value, transformers, twin
 
 FLOATING = ("inputs_embeds", "encoder_hidden_states")
 each_class = pytest.mark.parametrize("cls", CLASSES)
@@ -68,7 +68,7 @@ class Call(Case):
         if self.encoder(cls):
             given["encoder_hidden_states"] = self.normal(self.n, 5, config.n_embd)
             given["encoder_attention_mask"] = (torch.arange(5) < 1 + torch.arange(self.n)[:, None]).long()
-        # The port cannot give attentions of a model with cross-attention and without an encoder: IndexError.
+        # transformers cannot give attentions of a model with cross-attention and without an encoder: IndexError.
         given["output_attentions"] = self.attentions and self.encoder(cls) == config.add_cross_attention
         return given | {"output_hidden_states": self.states}
 
@@ -182,7 +182,7 @@ def test_nobody_sees_padding_or_the_future(call):
 def test_the_causal_loss_is_that_of_the_port(call, share):
     cls = ImageGPTForCausalImageModeling
     model, labels = call.model(cls), call.tokens()
-    labels[torch.rand(labels.shape, generator=call.generator()) < share] = -100  # all of them: nan, as in the port
+    labels[torch.rand(labels.shape, generator=call.generator()) < share] = -100  # all of them: nan, as in transformers
     ours, theirs = model(**call.arguments(cls), labels=labels), twin(model)(**call.arguments(cls), labels=labels)
     same_output(ours, theirs)
     same(ours.loss, theirs.loss)
@@ -251,7 +251,7 @@ def same_gradients(ours, theirs):
 def sighted(call: Call) -> Call:
     """The same call without padding on the left, whose positions see nothing.
 
-    All their scores are the lowest number, whatever they are made of: what is the gradient of that? The port says
+    All their scores are the lowest number, whatever they are made of: what is the gradient of that? transformers says
     nothing for a pixel in the future and one for the others; ours says one for all. Their states are the same.
     """
     return replace(call, mask="random" if call.mask == "left" else call.mask)
@@ -398,7 +398,7 @@ def test_generation_ends_where_that_of_the_port_does(case, ends, pad, told, cach
     how = {"eos_token_id": ends, "pad_token_id": pad}
     case = case if told else replace(case, config=replace(case.config, **how))
     model, start = case.model(ImageGPTForCausalImageModeling), case.tokens(1)
-    assume(pad is None or pad not in start)  # the port hides it then, see `test_differences`
+    assume(pad is None or pad not in start)  # transformers hides it then, see `test_differences`
     how = (how if told else {}) | {"max_length": case.config.n_positions + 1, "use_cache": cached}
     theirs = twin(model).generate(inputs=start, do_sample=False, **how)
     assert torch.equal(model.generate(inputs=start, **how), theirs)
@@ -563,7 +563,7 @@ def test_masked_pixel_prediction_by_hand_in_float64(case, share):
 @few
 @torch.no_grad()
 def test_a_mask_of_four_axes_is_added_to_the_scores(case, images, heads, rows, written):
-    """By hand, because the port flattens every mask to two axes and reads it as 0 and 1."""
+    """By hand, because transformers flattens every mask to two axes and reads it as 0 and 1."""
     shape = (case.n if images else 1, case.config.n_head if heads else 1, case.t if rows else 1, case.t)
     model, tokens, bias = case.model(ImageGPTForCausalImageModeling), case.tokens(), case.normal(*shape) * 3
     want = by_hand(weights_of(model), case.config, tokens.numpy(), bias=bias.double().numpy())

@@ -168,7 +168,7 @@ def test_images_come_through_the_palette(tiny, test):
     expected = complete(tiny, lab.tokenize(test, tiny.processor, **QUIET)[:2], **QUIET)
     np.testing.assert_array_equal(complete(tiny, test.select([0, 1]), **QUIET).tokens, expected.tokens)
     other = ImageGPTForCausalImageModeling(
-        ImageGPTConfig(vocab_size=3, n_positions=64, n_embd=8, n_layer=1, n_head=1), init="port"
+        ImageGPTConfig(vocab_size=3, n_positions=64, n_embd=8, n_layer=1, n_head=1), init="transformers"
     )
     pictures = ImageGPTImageProcessorPil([[-1, -1, -1], [1, 1, 1]], 8).decode(sample(other, 2, **QUIET).tokens)
     drawn = complete(tiny, pictures, keep=0.25, **QUIET).tokens

@@ -282,7 +282,7 @@ def test_attention_in_parts_runs_on_any_device(dtype):
 
 
 def test_training_leaves_out_biases_that_are_zero_and_no_others(tmp_path):
-    model = ImageGPTForCausalImageModeling(TINY, init="port").train()
+    model = ImageGPTForCausalImageModeling(TINY, init="transformers").train()
     some = model.transformer.h[1].mlp.c_fc
     torch.nn.init.normal_(some.bias)
     pixels, loss = torch.as_tensor(TOKENS[:4]).long(), lambda pixels: next_pixel_loss(model, pixels)

@@ -1,4 +1,4 @@
-"""Random small models, and their twins in transformers ("the port"), for the tests against it."""
+"""Random small models, and their twins in transformers, for the tests against it."""
 
 from dataclasses import asdict, dataclass
 
@@ -15,7 +15,7 @@ few = settings(deadline=None, max_examples=25, derandomize=True, suppress_health
 
 
 def transformers():
-    """The port's package, or the test is skipped."""
+    """transformers' package, or the test is skipped."""
     return pytest.importorskip("transformers", reason="transformers, the independent answer, is not installed")
 
 
@@ -48,7 +48,7 @@ class Case:
 
 @st.composite
 def cases(draw, *, least_t: int = 1, **fixed) -> Case:
-    """Small configurations with `fixed` fields, of everything that the port's have but dropout."""
+    """Small configurations with `fixed` fields, of everything that transformers' have but dropout."""
     heads, positions = draw(st.integers(1, 4)), draw(st.integers(max(2, least_t), 10))
     fields = {
         "vocab_size": draw(st.integers(4, 20)),
@@ -71,11 +71,11 @@ def cases(draw, *, least_t: int = 1, **fixed) -> Case:
 
 
 def twin(model, *, mend: bool = True):
-    """The port's model of the same class, with the same weights loaded strictly, and its cross-attention mended.
+    """transformers' model of the same class, with the same weights loaded strictly, and its cross-attention mended.
 
     As it is, the cross-attention (5.23) gets the mask of the self-attention, drops the encoder's own, ends in an
-    UnboundLocalError with the cache that the port itself makes, and with an `EncoderDecoderCache` doubles the encoder's
-    keys at each step. Here it gets its own mask and no cache. `test_differences` shows what happens without.
+    UnboundLocalError with the cache that transformers makes, and with an `EncoderDecoderCache` doubles the
+    encoder's keys at each step. Here it gets its own mask and no cache. `test_differences` shows what happens without.
     """
     port = transformers()
     values = {name: value for name, value in asdict(model.config).items() if name != "bidirectional"}

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers_peer import transformers
 
 import igpt_lab as lab
-from port import transformers
 
 SIDE, COLOURS = 4, 8
 HUB_NAME = "openai/imagegpt-small"
-doctest.register_optionflag("IGNORE_RESULT")  # the port's documentation uses one that Python has not
+doctest.register_optionflag("IGNORE_RESULT")  # transformers' documentation uses one that Python has not
 
 
 def example(documented) -> str:
-    """The example in a docstring of the port, as source, importing from this package instead."""
+    """The example in a docstring of transformers, as source, importing from this package instead."""
     lines = [one.source for one in doctest.DocTestParser().get_examples(documented.__doc__)]
     (place,) = (i for i, line in enumerate(lines) if line.startswith("from transformers import"))
     line = lines[place].replace("from transformers import", "from igpt_lab import")
