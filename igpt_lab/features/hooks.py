@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,9 @@ def record(
     hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
     pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
     """
-    backbone = getattr(model, "transformer", model)
+    backbone: Any = getattr(model, "transformer", model)
     backbone = getattr(backbone, "_orig_mod", backbone)
+    config: Any = model.config
     wanted = {point: layers_of(point, len(backbone.h), layers) for point in points}
     reduce, pooled = pooling(pool), Pooled(backbone, wanted)
     places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
@@ -114,8 +116,8 @@ def record(
     handles = [backbone.register_forward_pre_hook(lambda *_: pooled._begin())]
     try:
         if alignment is not None:
-            check_alignment(alignment, model.config)
-            handles.append(backbone.register_forward_pre_hook(_aligned(alignment, model.config), with_kwargs=True))
+            check_alignment(alignment, config)
+            handles.append(backbone.register_forward_pre_hook(_aligned(alignment, config), with_kwargs=True))
         for place in places:
             handles.append(_attach(backbone, *place, reduce, pooled, place == last))
         handles.append(backbone.register_forward_hook(lambda *_: pooled._end()))
@@ -239,7 +241,7 @@ POOLINGS: dict[str, tuple[str, Callable[..., Pooling]]] = {
 POOLS = tuple(POOLINGS)
 
 
-def _attach(backbone: nn.Module, point: str, layer: int, reduce, pooled: Pooled, last: bool):
+def _attach(backbone: Any, point: str, layer: int, reduce, pooled: Pooled, last: bool):
     """Register the hook of one point of one layer; returns its handle."""
     name, is_input = PLACES[point]
     block = backbone.h[layer] if layer < len(backbone.h) else None

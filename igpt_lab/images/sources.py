@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +86,8 @@ def title_of(name: str) -> str:
 
 def _download(name: str, split: str) -> Path:
     """A folder with the Parquet files of one split from the Hub, or what its cache holds where the Hub is silent."""
-    failure, tries = None, [{"revision": revision, "local_files_only": True} for revision in REVISIONS]
+    failure: Exception | None = None
+    tries: list[dict[str, Any]] = [{"revision": revision, "local_files_only": True} for revision in REVISIONS]
     try:
         splits, revision = _on_hub(name)
     except LookupError as error:
@@ -237,5 +239,5 @@ def _images_in(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
