@@ -82,8 +82,9 @@ def compare_fine_tuning(
     before = probe_layers(train, test, progress=progress)
     last = model.config.n_layer
     few = probe_few_labels(train, test, ks=[per_class], draws=draws, layers=[last], progress=progress)
-    rows, pairs, classified = _probe_rows(before, few, last), {}, {}
-    curves = [before.table]
+    rows, curves = _probe_rows(before, few, last), [before.table]
+    pairs: dict[str, dict] = {}
+    classified: dict[str, Classified] = {}
     runs = _runs(settings, max(1, before.chosen), per_class, draws)
     for method, tuning in tqdm(runs, desc="fine-tuning", unit="run", disable=not progress):
         with tempfile.TemporaryDirectory() as folder:
@@ -92,13 +93,14 @@ def compare_fine_tuning(
             result = classify(folder, test_images, progress=False)
             labels = "all" if tuning.per_class is None else str(per_class)
             rows.append({"method": method, "labels": labels, "draw": tuning.draw, **result.accuracy()})
-            if tuning.per_class is None:
-                classified[method] = result
-                pairs[method] = compare(result.correct, before.correct[before.chosen]).to_dict()
-                if method in (BOTH, ALONE):
-                    tuned = load_model(f"{folder}/causal")
-                    train, test = _features(tuned, train_images, test_images, f"{folder}/stores", progress=False)
-                    curves.append(probe_layers(train, test, control=f"after {method}", progress=False).table)
+            if tuning.per_class is not None:
+                continue
+            classified[method] = result
+            pairs[method] = compare(result.correct, before.correct[before.chosen]).to_dict()
+            if method in (BOTH, ALONE):
+                tuned = load_model(f"{folder}/causal")
+                train, test = _features(tuned, train_images, test_images, f"{folder}/stores", progress=False)
+                curves.append(probe_layers(train, test, control=f"after {method}", progress=False).table)
     table, paired = pd.DataFrame(rows), pd.DataFrame.from_dict(pairs, orient="index")
     return FineTuningComparison(table, paired, before, pd.concat(curves, ignore_index=True), classified, settings)
 
@@ -131,6 +133,7 @@ def _from_scratch(model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalIma
     """A network of the same shape with weights drawn anew."""
     scratch = ImageGPTForCausalImageModeling(model.config, generator=torch.Generator().manual_seed(0))
     scratch.name, scratch.processor = f"{model.name}-random", model.processor
+    scratch.source = {**model.source, "random": True, "seed": 0}
     return scratch
 
 

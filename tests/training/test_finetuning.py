@@ -319,3 +319,12 @@ def test_the_commands(tiny_folder, tiny_images, tmp_path, capsys):
     assert lines[1].startswith(files[1]) and lines[1].split()[1] == "light"
     assert cli.main(["classify", str(out), str(tmp_path / "none.png")]) == 1
     assert classify(out, lab.load_images(tiny_images, "test"), progress=False).correct.mean() == right
+
+
+def test_images_without_labels_have_no_confusion_and_a_class_that_is_never_met_has_its_row():
+    chances = np.eye(3, dtype=np.float32)[[0, 2]]
+    unlabelled = Classified(chances, ("a", "b", "c"), None, np.arange(2))
+    with pytest.raises(ValueError, match="no labels"):
+        unlabelled.confusion()
+    counts = replace(unlabelled, labels=np.array([0, 0])).confusion()
+    assert counts.values.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]] and list(counts.index) == ["a", "b", "c"]
