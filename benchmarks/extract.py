@@ -21,9 +21,9 @@ import torch
 
 import igpt_lab as lab
 from benchmarks.harness import Result, in_turns, matmul, race, rate, row
-from igpt_lab.features.extraction import default_batch
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.planning import flops
+from igpt_lab.features.settings import default_batch
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.models.losses import align
