@@ -54,4 +54,4 @@ def warm(model: Path, tokens: Path, store: Path, scheduler: str) -> None:
 def extracted(model: Path, tokens: Path, store: Path, scheduler: str, limit: int | None = None) -> FeatureStore:
     """The store of at most `limit` images; the workers open the model again for each, which is counted."""
     images = lab.load_images(tokens, "test", limit=limit)
-    return lab.extract(model, images, store=store, engine="dask", scheduler=scheduler, device="cpu", progress=False)
+    return lab.extract_on_cluster(model, images, store=store, scheduler=scheduler, device="cpu", progress=False)

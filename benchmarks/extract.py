@@ -25,6 +25,7 @@ from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.planning import flops
 from igpt_lab.features.settings import default_batch
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.models.losses import align
 
@@ -297,7 +298,7 @@ def key_of(count: int, layers: int) -> FeatureKey:
 
 def write_store(folder: Path, key: FeatureKey, values: np.ndarray, parts: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
-    target = FeatureStore.create(folder, key, {"train": parts})
+    target = StoreWriter.create(folder, key, {"train": parts})
     for number, rows in enumerate(np.array_split(np.arange(values.shape[1]), parts)):
         features = {f"ln_1.{i}": layer[rows[0] : rows[-1] + 1] for i, layer in enumerate(values)}
         target.write_part("train", number, rows, None, features, dict.fromkeys(features, [0.0, 0.0, 0]))

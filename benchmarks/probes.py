@@ -27,6 +27,7 @@ import igpt_lab as lab
 from benchmarks.extract import key_of
 from benchmarks.harness import race, row
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.probing.solvers.logistic import fit_logistic
 
 CIFAR, CACHE = Path(__file__).resolve().parents[2] / "shared/cifar10", Path("runs/benchmarks")
@@ -167,7 +168,7 @@ def write_store(root: Path, n: int, layers: int, width: int) -> Path:
     random, size = np.random.default_rng(0), 2000
     key = dataclasses.replace(key_of(n, layers), splits={"train": ("", n), "test": ("", n // 10)})
     means, scale = random.standard_normal((10, width)) * 0.1, np.arange(1, width + 1) ** -1.0
-    store = FeatureStore.create(root, key, {"train": -(-n // size), "test": -(-n // 10 // size)})
+    store = StoreWriter.create(root, key, {"train": -(-n // size), "test": -(-n // 10 // size)})
     for split, count in (("train", n), ("test", n // 10)):
         for number, begin in enumerate(range(0, count, size)):
             index = np.arange(begin, min(begin + size, count))

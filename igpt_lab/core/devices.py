@@ -23,7 +23,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether torch multiplies with MKL on a processor with AVX-512 that is not Intel's: oneDNN takes half the time."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict = getattr(torch.cpu, "get_capabilities", dict)()
     with_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return with_both and known.get("avx512_f", False) and "Intel" not in known["cpu_name"]
 
@@ -35,7 +35,8 @@ def widened(x: Tensor) -> Tensor:
 
 def best_device() -> torch.device:
     """The accelerator of this machine (CUDA, MPS, ...), or the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 @contextmanager

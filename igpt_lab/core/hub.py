@@ -60,7 +60,6 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
 
 def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
     """The folder with the JSON files, and the weights of the first of `kinds` that there is."""
-    folder = None
     try:
         for kind in kinds or ("",):
             folder = snapshot(name, revision=revision, allow_patterns=["*.json", *filter(None, [kind])])

@@ -71,7 +71,7 @@ def digest(value: bytes | Path | object) -> str:
     if isinstance(value, Path):
         with value.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    if hasattr(value, "put"):
+    if hasattr(value, "put") and hasattr(value, "read_bytes"):  # an object of a store
         value = value.read_bytes()
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -80,8 +80,8 @@ def digest(value: bytes | Path | object) -> str:
 
 def named(*names: str, key: object) -> str:
     """`<name>-<name>-<first 8 digits of the key's digest>`, safe as a folder's name."""
-    names = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in names)
-    return "-".join([*names, digest(key)[:8]])
+    safe = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in names)
+    return "-".join([*safe, digest(key)[:8]])
 
 
 def versions() -> dict[str, str]:
@@ -121,7 +121,7 @@ def _flatten(node: object, words: list[str], imports: list[str]) -> None:
 
     In place of `ast.dump`, which writes empty fields or not by the version of Python.
     """
-    if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "igpt_lab":
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "igpt_lab":
         inside = node.module.split(".")[1:]
         imports += ["/".join(inside), *("/".join([*inside, alias.name]) for alias in node.names)]
     elif isinstance(node, ast.Import):

@@ -45,7 +45,8 @@ def _shards(index: Path) -> dict[str, torch.Tensor]:
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
         raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}")
-    state, lacking = {}, []
+    state: dict[str, torch.Tensor] = {}
+    lacking: list[str] = []
     for file in files:
         found = _tensors(index.parent / file)
         lacking += [f"{name!r} in {file}" for name, at in where.items() if at == file and name not in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
@@ -47,8 +48,8 @@ class ImageGPTConfig:
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = field(default=None, hash=False)
-    num_labels: int | None = None
-    id2label: dict[int, str] | None = field(default=None, hash=False)
+    num_labels: int = None  # type: ignore[assignment]  # as `id2label` has, or else 2
+    id2label: dict[int, str] = field(default=None, hash=False)  # type: ignore[arg-type]  # LABEL_0, LABEL_1, ...
     problem_type: str | None = None
     output_attentions: bool = False
     output_hidden_states: bool = False
@@ -164,7 +165,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 _gelu_tanh = functools.partial(F.gelu, approximate="tanh")
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "relu": F.relu,
     "relu6": F.relu6, "leaky_relu": F.leaky_relu, "silu": F.silu, "swish": F.silu, "mish": F.mish, "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,

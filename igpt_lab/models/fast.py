@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from igpt_lab.core.devices import product, widened
 from igpt_lab.models.config import quick_gelu
+
+if TYPE_CHECKING:
+    from igpt_lab.models.imagegpt import Block, Linear, Pretrained
 
 CHUNK = 128  # queries that training on a CPU attends with at a time
 FUSED_FROM = 1024  # positions from which on the fused kernel is as fast in float32, and takes less memory
@@ -58,18 +62,18 @@ def contiguous(x: Tensor) -> Tensor:
     return x.contiguous() if applies(x) else x
 
 
-def prepare_training(model: nn.Module, *, bfloat16: bool) -> set[str]:
+def prepare_training(model: Pretrained, *, bfloat16: bool) -> set[str]:
     """See `prepare_training` of the models."""
-    zero = set()
+    zero: set[str] = set()
     for name, weight in model.named_parameters():
         if name.endswith(".bias"):
-            layer = model.get_submodule(name.removesuffix(".bias"))
+            layer = cast("Linear", model.get_submodule(name.removesuffix(".bias")))
             layer.biased = bool(weight.any())
             zero |= set() if layer.biased else {name}
     positions = model.config.n_positions
     written_out = model.device.type == "cpu" and (positions < FUSED_FROM or bfloat16)
     for block in model.backbone.h:
-        block.attn.chunks = math.ceil(positions / CHUNK) if written_out else 0
+        cast("Block", block).attn.chunks = math.ceil(positions / CHUNK) if written_out else 0
     return zero
 
 
@@ -103,10 +107,10 @@ class ChunkedAttention(torch.autograd.Function):
             later = position[begin:end, None] < position[:end]
             weights.append(scores.masked_fill(later, -math.inf).softmax(dim=-1).to(value.dtype))
             mixed.append(weights[-1] @ value[:, :, :end])
-        mixed = torch.cat(mixed, dim=2)
-        ctx.save_for_backward(query, key, value, mixed, *weights)
+        output = torch.cat(mixed, dim=2)
+        ctx.save_for_backward(query, key, value, output, *weights)
         ctx.scale, ctx.edges = scale, edges
-        return mixed
+        return output
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -247,13 +247,14 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x)), weights, cross_weights
 
 
-class _Pretrained(nn.Module):
+class Pretrained(nn.Module):
     """Initialisation, loading and saving, shared by the three classes."""
 
-    # What `loading` adds to a model that it reads.
-    name: str
+    transformer: ImageGPTModel
+    lm_head: nn.Linear
+    name: str  # these three where `load_model` made it
+    source: dict
     processor: ImageGPTImageProcessorPil | None
-    source: dict[str, str | bool | int]
 
     def __init__(self, config: ImageGPTConfig):
         super().__init__()
@@ -270,7 +271,7 @@ class _Pretrained(nn.Module):
     @property
     def backbone(self) -> ImageGPTModel:
         """The model without its head."""
-        return getattr(self, "transformer", self)
+        return self.transformer
 
     @property
     def trunk(self) -> ImageGPTModel:
@@ -376,7 +377,7 @@ class _Pretrained(nn.Module):
         dtype = _dtype(torch_dtype or dtype, found, state)
         config = config_of(found if config is None else config.to_dict(), changes, where.parent / "config.json")
         with torch.device("meta"):
-            model = cls(config, init=None)
+            model = cls(config, init=None)  # type: ignore[call-arg]  # which all three take
         expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}
         state = checkpoints.match(
             state, expected, base=cls is ImageGPTModel, where=where, ignore_mismatched_sizes=ignore_mismatched_sizes
@@ -412,7 +413,7 @@ def _dtype(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> 
     return found
 
 
-class ImageGPTModel(_Pretrained):
+class ImageGPTModel(Pretrained):
     """The backbone: tokens (N, T) int64 -> states (N, T, D).
 
     `init`: "original" or "transformers", see `initialise`; None leaves the weights unset, for whoever sets them all.
@@ -428,6 +429,10 @@ class ImageGPTModel(_Pretrained):
         self.gradient_checkpointing = False
         if init:
             self.initialise(init, generator)
+
+    @property
+    def backbone(self) -> ImageGPTModel:
+        return self
 
     def forward(
         self,
@@ -462,12 +467,12 @@ class ImageGPTModel(_Pretrained):
         config = self.config
         weighed = config.output_attentions if output_attentions is None else output_attentions
         keep = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if (input_ids is None) == (inputs_embeds is None):
+        if input_ids is not None and inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids.view(-1, input_ids.shape[-1]))
+        elif input_ids is not None or inputs_embeds is None:
             raise ValueError("expected either input_ids or inputs_embeds; got both or none")
         if encoder_hidden_states is not None and not config.add_cross_attention:
             raise ValueError("encoder_hidden_states need a model with cross-attention: set add_cross_attention=True")
-        if inputs_embeds is None:
-            inputs_embeds = self.wte(input_ids.view(-1, input_ids.shape[-1]))
         n, t = inputs_embeds.shape[:2]
         if not isinstance(past_key_values, KeyValueCache | None):
             kind = type(past_key_values).__name__
@@ -485,14 +490,14 @@ class ImageGPTModel(_Pretrained):
 
         explicit = weighed or config.reorder_and_upcast_attn
         bias, causal = self._bias(x, start, attention_mask, explicit)
-        how = {
+        options: dict[str, Any] = {
             "bias": bias, "causal": causal, "cache": cache, "explicit": explicit, "encoder": encoder_hidden_states,
             "encoder_bias": _hide(encoder_attention_mask, x),
         }  # fmt: skip
         states, attentions, crossed = [], [], []
         for block in self.h:
             states.append(x if keep else None)
-            x, *weights = checkpoint(block, x, use_reentrant=False, **how) if checkpointing else block(x, **how)
+            x, *weights = checkpoint(block, x, use_reentrant=False, **options) if checkpointing else block(x, **options)
             attentions.append(weights[0])
             crossed.append(weights[1])
         if cache is not None:
@@ -559,7 +564,7 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
-class ImageGPTForCausalImageModeling(_Pretrained):
+class ImageGPTForCausalImageModeling(Pretrained):
     """The backbone and an untied head over V colours (V + 1 rows with `tie_word_embeddings`, as in transformers)."""
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
@@ -633,15 +638,15 @@ class ImageGPTForCausalImageModeling(_Pretrained):
         else with the first of the former, until all have. Arguments are transformers'; `inputs` is `input_ids`. An
         image is SOS and T pixels: max_length = n_positions + 1. Raises ValueError for more.
         """
-        if (input_ids is None) == (inputs is None):
+        begun = inputs if input_ids is None else input_ids
+        if begun is None or (input_ids is not None and inputs is not None):
             raise ValueError("expected either input_ids or inputs; got both or none")
         if (max_length is None) == (max_new_tokens is None):
             raise ValueError("expected either max_length or max_new_tokens; got both or none")
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}; expected a number above 0")
-        input_ids = inputs if input_ids is None else input_ids
-        count, given = input_ids.shape
-        length = max_length if max_new_tokens is None else given + max_new_tokens
+        given = begun.shape[1]
+        length = given + (max_new_tokens or 0) if max_length is None else max_length
         longest = self.config.n_positions + 1
         if not given < length <= longest:
             raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
@@ -656,7 +661,7 @@ class ImageGPTForCausalImageModeling(_Pretrained):
         ends = [ends] if isinstance(ends, int) else ends
         pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
         # Made outside of inference mode, so that what is returned may be trained on.
-        tokens = F.pad(input_ids, (0, length - given), value=self.config.sos_token_id)
+        tokens = F.pad(begun, (0, length - given), value=self.config.sos_token_id)
         ending = _until(pick, ends, ends[0] if pad is None else pad) if ends else pick
         return self.continue_(tokens, given, ending, use_cache=use_cache)
 
@@ -673,13 +678,14 @@ class ImageGPTForCausalImageModeling(_Pretrained):
         if self.config.bidirectional:
             raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
         count, length = tokens.shape
-        was_training, cache = self.training, None
+        was_training = self.training
+        cache: KeyValueCache | None = None
         if use_cache:
             cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
         self.eval()
         try:
             for column in progress(given, length):
-                fed = tokens[:, (cache.filled if use_cache else 0) : column]
+                fed = tokens[:, (0 if cache is None else cache.filled) : column]
                 states = self.transformer(fed, cache, use_cache=use_cache, return_dict=True).last_hidden_state[:, -1]
                 picked = pick(self.lm_head(states)[:, : self.config.n_colours], column)
                 if picked is None:
@@ -690,7 +696,7 @@ class ImageGPTForCausalImageModeling(_Pretrained):
         return tokens
 
 
-class ImageGPTForImageClassification(_Pretrained):
+class ImageGPTForImageClassification(Pretrained):
     """The backbone and a linear head over the mean of its T normed last states."""
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):

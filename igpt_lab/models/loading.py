@@ -37,7 +37,7 @@ def load_model(
     model.processor = processor = processor_of(source, revision)
     if processor is not None and not _fit(processor, model.config):
         raise ValueError(
-            f"{source}: the palette has {len(processor.clusters)} colours, its images {processor.side} pixels a side; "
+            f"{source}: the palette has {_colours(processor)} colours, its images {processor.side} pixels a side; "
             f"the model has {model.config.n_colours} colours and {model.config.n_positions} positions; they do not fit"
         )
     return model
@@ -53,7 +53,11 @@ def processor_of(source: str | Path, revision: str | None) -> ImageGPTImageProce
 
 
 def _fit(processor: ImageGPTImageProcessorPil, config: ImageGPTConfig) -> bool:
-    return len(processor.clusters) == config.n_colours and processor.side**2 == config.n_positions
+    return _colours(processor) == config.n_colours and processor.side**2 == config.n_positions
+
+
+def _colours(processor: ImageGPTImageProcessorPil) -> int:
+    return 0 if processor.clusters is None else len(processor.clusters)
 
 
 def tokens_of(

@@ -212,7 +212,7 @@ def _processor(bundle: Bundle, palette: str | Path | None, config: ImageGPTConfi
     side = _side_of(config)
     if not side:
         raise CheckpointError(f"{config.n_positions} positions are no square; a palette is for square images")
-    return ImageGPTImageProcessorPil(clusters=centres, size=side)
+    return ImageGPTImageProcessorPil(clusters=centres, size=int(side))
 
 
 def _write(bundle: Bundle, shapes: dict[str, tuple[int, ...]], path: Path, progress: bool) -> None:
@@ -220,7 +220,8 @@ def _write(bundle: Bundle, shapes: dict[str, tuple[int, ...]], path: Path, progr
 
     The format: the header's length in 8 bytes, the header in JSON, the values in the header's order.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, shape in shapes.items():
         begin, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -117,8 +118,8 @@ def _entry(value: bytes, shards: int) -> Entry:
     dims = [int(dict(_message(dim)).get(1, 0)) for number, dim in _message(fields.get(2, b"")) if number == 2]
     if math.prod(max(1, dim) for dim in dims) >= 1 << 48:
         raise ValueError(f"shape {dims}")
-    numbers = (int(fields.get(i, 0)) for i in (3, 4, 5))
-    entry = Entry(int(fields[1]), tuple(dims), *numbers, fields.get(6), 7 in fields)
+    shard, offset, size = (int(fields.get(i, 0)) for i in (3, 4, 5))
+    entry = Entry(int(fields[1]), tuple(dims), shard, offset, size, fields.get(6), 7 in fields)
     if entry.shard >= shards:
         raise ValueError(f"data file {entry.shard} of {shards}")
     return entry
@@ -160,8 +161,9 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         yield key, data[at - length : at]
 
 
-def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protocol-buffer message."""
+def _message(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a protocol-buffer message: a number or bytes."""
+    value: int | bytes
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

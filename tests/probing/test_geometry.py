@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore, StoredLayers
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.probing import geometry, neighbours
 from igpt_lab.probing.geometry import (
     cka,
@@ -241,7 +242,7 @@ def stored(root, name, layers, index, fingerprint="f" * 64):
     splits = {"train": (fingerprint, len(index))}
     points = {"ln_1": list(layers), "ln_2": [0]}
     key = FeatureKey(name, "w", "p", 4, "r", "c", "i", splits, points, "mean", "sos", "float32")
-    store = FeatureStore.create(root, key, {"train": 2})
+    store = StoreWriter.create(root, key, {"train": 2})
     columns = {f"ln_1.{layer}": x for layer, x in layers.items()} | {"ln_2.0": layers[0]}
     stats = dict.fromkeys(columns, [1.0, 0.0, 0])
     for number, rows in enumerate(np.array_split(np.arange(len(index)), 2)):

@@ -15,6 +15,7 @@ from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing import choosing, few_labels, neighbours, probes
 from igpt_lab.probing.few_labels import probe_few_labels
@@ -234,7 +235,7 @@ def test_a_large_store_is_read_a_layer_at_a_time_with_the_same_result(monkeypatc
         splits={"train": ("", 300), "test": ("", 240)}, layers={"ln_1": [0, 1, 2]}, pool="mean", alignment="sos",
         dtype="float32",
     )  # fmt: skip
-    store = FeatureStore.create(tmp_path, key, {"train": 1, "test": 1})
+    store = StoreWriter.create(tmp_path, key, {"train": 1, "test": 1})
     for split, each in (("train", TRAIN), ("test", TEST)):
         features = {f"ln_1.{layer}": x for layer, x in each.layers.items()}
         store.write_part(split, 0, each.index, each.labels, features, dict.fromkeys(features, [0.0, 0.0, 0]))

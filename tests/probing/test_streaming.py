@@ -23,6 +23,7 @@ from igpt_lab.core import cluster
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.writing import StoreWriter
 from igpt_lab.figures import LAYER_COLUMNS
 from igpt_lab.probing import probes
 from igpt_lab.probing.solvers import row_reader, sgd
@@ -53,7 +54,7 @@ def write(root: Path, train, test, parts: int = 7) -> FeatureStore:
         splits={split: ("", n) for split, n in sizes.items()}, layers={"ln_1": [0, 1, 2]}, pool="mean",
         alignment="sos", dtype="float32",
     )  # fmt: skip
-    store = FeatureStore.create(root, key, {"train": parts, "test": 2})
+    store = StoreWriter.create(root, key, {"train": parts, "test": 2})
     for split, (layers, labels), count in (("train", train, parts), ("test", test, 2)):
         ends = (len(labels) * (np.arange(count + 1) / count) ** 1.2).astype(int)
         for n, rows in enumerate(map(slice, ends, ends[1:])):
