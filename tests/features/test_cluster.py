@@ -96,7 +96,7 @@ def test_what_fails_for_its_own_reason_is_told_after_the_rest_and_what_hangs_goe
     found = {}
     with pytest.raises(cluster.ClusterError, match="(?s)1 failed, all others.*task 5: ValueError: row 17 is no image"):
         for name, result in cluster.run(
-            Given(squared), tasks, scheduler=two_workers.scheduler_address, deadline=4, workers=2
+            Given(squared), tasks, scheduler=two_workers.scheduler_address, deadline=12, workers=2
         ):
             found[name] = result
     assert found == {f"task {n}": n**2 for n in range(10) if n != 5}
