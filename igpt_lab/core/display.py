@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,12 @@ def picture(png: bytes, *, words: str) -> str:
     data = base64.b64encode(png).decode()
     look = "height:56px;image-rendering:pixelated"
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="{look}"/>'
+
+
+@cache
+def say_once(text: str) -> None:
+    """One line on stderr, the first time that there is this to say."""
+    print(text, file=sys.stderr)
 
 
 def control_names(column: pd.Series) -> pd.Series:

@@ -7,12 +7,22 @@ import of `datasets` takes seconds.
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from igpt_lab.core.storage import Remote
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+WORDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 def _features(schema: pa.Schema) -> dict[str, dict]:
@@ -29,11 +39,30 @@ def columns_of(schema: pa.Schema, name: str) -> tuple[str, str | None]:
     kinds = {column: feature.get("_type") for column, feature in _features(schema).items()}
     images = [column for column in schema.names if kinds[column] == "Image"]
     images = images or [field.name for field in schema if kinds[field.name] is None and _holds_images(field)]
-    labels = [column for column in LABEL_COLUMNS if column in schema.names]
-    labels = labels or [column for column in schema.names if kinds[column] == "ClassLabel"]
     if not images:
         raise ValueError(f"{name} has no column with the image; name one 'image'. {_names(schema)}")
-    return _usual(images, "image", schema, name), _usual(labels, "label", schema, name) if labels else None
+    return _usual(images, "image", schema, name), label_column(schema, name)
+
+
+def label_column(schema: pa.Schema, name: str) -> str | None:
+    """The column of the labels, or None."""
+    labels = [column for column in LABEL_COLUMNS if column in schema.names]
+    labels = labels or [column for column, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
+    return _usual(labels, "label", schema, name) if labels else None
+
+
+def unchosen(schema: pa.Schema, chosen: str | None) -> list[str]:
+    """A note on columns that may hold labels too, unless the chosen one is named 'label'."""
+    kinds = {column: feature.get("_type") for column, feature in _features(schema).items()}
+    others = [
+        column
+        for column in schema.names
+        if column != chosen and (kinds[column] == "ClassLabel" or re.search(r"(^|_)labels?$", column.lower()))
+    ]
+    if not others or chosen == "label":
+        return []
+    taken = f"labels are those of the column {chosen}" if chosen else "no labels are read"
+    return [f"{taken}; {', '.join(others)} may hold labels too: name a column 'label' to choose it"]
 
 
 def _usual(candidates: list[str], kind: str, schema: pa.Schema, name: str) -> str:
@@ -54,31 +83,99 @@ def _holds_images(field: pa.Field) -> bool:
     return field.name in IMAGE_COLUMNS and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
 
 
-def labels_of(table: pa.Table, column: str, title: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels int64 (N,), or None where no row has one, and their names; words are numbered in alphabetical order.
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one split: `codes` int64 (N,) into `classes`, -1 where a row has none.
 
-    Raises ValueError, which begins with `title`, for other types and where only some rows have a label.
+    `noted`: the order of `classes` is that of a ClassLabel, and some of them may have no row here.
     """
-    values = table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    names = _features(table.schema)[column].get("names")
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        words = values.to_pylist()
-        names = sorted({word for word in words if word is not None})
-        number = {word: label for label, word in enumerate(names)}
-        labels = np.array([number.get(word, -1) for word in words], np.int64)
-    elif pa.types.is_integer(values.type):
-        labels = values.fill_null(-1).to_numpy().astype(np.int64)
-    else:
-        raise ValueError(f"{title}: column {column!r} is {values.type}; expected integers or words as labels")
-    if (labels < 0).all():  # the Hub's way to withhold the labels of a test split
-        return None, tuple(names or ())
-    names = tuple(names or map(str, range(labels.max() + 1)))
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if wrong.size:
-        raise ValueError(f"{title} row {wrong[0]} has no label among its {len(names)} classes: {values[wrong[0]]}")
-    return fixed(labels), names
+
+    codes: np.ndarray
+    classes: tuple[int | str, ...]
+    noted: bool = False
+
+    def numbered(self, names: Sequence[str]) -> np.ndarray:
+        """int64 (N,): each row's class as its place in `names`, -1 where it has none."""
+        number = {name: place for place, name in enumerate(names)}
+        places = np.array([*(number[str(label)] for label in self.classes), -1], np.int64)
+        return places[self.codes]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One split as its source has it: a table of images and labels, whose relative paths start at `root`.
+
+    `others`: what reads the labels of the source's other splits; `notes`: what was chosen and left out, in words.
+    """
+
+    table: pa.Table
+    root: Path | Remote
+    split: str
+    others: Mapping[str, Callable[[], Labels | None]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_labels(table: pa.Table, column: str, title: str) -> Labels:
+    """The labels in a column: integers, words, booleans, or whole numbers as floats; negative is no label.
+
+    Raises ValueError, which begins with `title`, for other types.
+    """
+    names = class_label(table.schema, column)
+    values = _plain(table[column], f"{title}: column {column!r}")
+    if names and pa.types.is_integer(values.type):
+        codes = values.fill_null(-1).to_numpy()
+        return Labels(np.where((codes >= 0) & (codes < len(names)), codes, -1), names, noted=True)
+    distinct = [value for value in values.unique().to_pylist() if value is not None]
+    classes = sorted(value for value in distinct if isinstance(value, str) or value >= 0)
+    codes = pc.index_in(values, pa.array(classes, values.type)).fill_null(-1).to_numpy()
+    return Labels(codes.astype(np.int64), tuple(classes))
+
+
+def _plain(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """int64, or strings in the Unicode form NFC, of any type that says the same; ValueError begins with `where`."""
+    kind = values.type
+    try:
+        if pa.types.is_dictionary(kind):
+            values = values.cast(kind.value_type)
+        if pa.types.is_boolean(values.type):
+            return pc.if_else(values, "True", "False")
+        if pa.types.is_integer(values.type):
+            return values.cast(pa.int64())
+        if pa.types.is_floating(values.type):
+            values = values.cast(pa.float64())
+            return pc.if_else(pc.is_nan(values), None, values).cast(pa.int64())
+        if pa.types.is_null(values.type):
+            return values.cast(pa.int64())
+        if any(is_kind(values.type) for is_kind in WORDS):
+            return pc.utf8_normalize(values.cast(pa.string()), "NFC")
+    except pa.ArrowException:  # a fraction, or more than int64 holds
+        pass
+    raise ValueError(f"{where} is {kind}; expected integers or words as labels")
+
+
+def class_label(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The names of a ClassLabel, () where `datasets` noted none."""
+    names = _features(schema)[column].get("names")
+    return tuple(unicodedata.normalize("NFC", str(name)) for name in names) if isinstance(names, list) else ()
+
+
+def class_names(splits: Sequence[Labels], title: str) -> tuple[str, ...]:
+    """The names of the classes of all splits together, whose places are the classes' numbers.
+
+    Those of a ClassLabel keep its order, the first split's where they differ; others follow, by number or alphabet.
+    Raises ValueError where two splits write a class in two ways, in capitals and not.
+    """
+    noted = [label for labels in splits if labels.noted for label in labels.classes]
+    others = {label for labels in splits if not labels.noted for label in labels.classes}
+    in_order = sorted(others, key=lambda label: (isinstance(label, str), label))
+    names = tuple(dict.fromkeys(map(str, [*noted, *in_order])))
+    by_split, alike = [set(map(str, labels.classes)) for labels in splits], {}
+    for name in names:
+        alike.setdefault(name.casefold(), []).append(name)
+    for pair in (pair for same in alike.values() for pair in combinations(same, 2)):
+        if not any(set(pair) <= present for present in by_split):
+            raise ValueError(f"{title}: its splits have the classes {pair[0]!r} and {pair[1]!r}; write them alike")
+    return names
 
 
 def fixed(array: np.ndarray) -> np.ndarray:

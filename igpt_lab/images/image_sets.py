@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from igpt_lab.core.display import card, picture
+from igpt_lab.core.display import card, picture, say_once
 from igpt_lab.core.storage import Remote
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
 from igpt_lab.images.processor import to_rgb
@@ -96,9 +96,10 @@ class ImageSet(_Rows):
     column: pa.ChunkedArray  # encoded images of the whole split: bytes, a path, or a struct of both
     root: Path | Remote  # where a relative path in `column` starts
     source: dict | None = None  # the arguments of `load_images` that load these images again
+    notes: tuple[str, ...] = ()  # what was chosen and what was left out, in words
 
     def _repr_html_(self) -> str:
-        return card(self._title(), self._facts(), below=_thumbnails(self))
+        return card(self._title(), self._facts() | {"notes": "; ".join(self.notes)}, below=_thumbnails(self))
 
     def __getitem__(self, position: int) -> Image.Image:
         """The image at `position`, mode RGB; ValueError names its row when it cannot be read."""
@@ -226,22 +227,27 @@ def _thumbnails(images: ImageSet, count: int = 12) -> str:
 
 
 def load_images(
-    name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0
+    name: str | Path, split: str | None = None, *, limit: int | None = None, seed: int = 0
 ) -> ImageSet | TokenSet:
     """One split of an image set; `limit` keeps at most so many images, a seeded draw that is stratified over labels.
 
     `name` is a bundled name; a folder of class folders, with or without `train/` and `test/` above them; a Parquet file
     or a folder of them, as the Hub has; a folder saved by `datasets`; or a Hub name `owner/name`. A source without
-    splits is served whole under any split's name. What `load_tokens` takes gives a token set. Raises ValueError, which
-    names the culprit.
+    splits is served whole under any split's name. `split` is "test" by default, or what a folder of classes is named
+    after. Classes are numbered over all splits together, by name. What `load_tokens` takes gives a token set. What was
+    chosen and left out is said on stderr. Raises ValueError, which names the culprit.
     """
     if token_sets(Path(name).expanduser()):
-        return load_tokens(name, split, limit=limit, seed=seed)
+        return load_tokens(name, split or "test", limit=limit, seed=seed)
     name = str(name)
-    column, root, labels, label_names = read(name, split)
-    index = fixed(np.arange(len(column)))
-    source = _source(name, limit, seed)
-    images = ImageSet(title_of(name), split, index, labels, label_names, column, root, source)
+    read_split = read(name, split)
+    index = fixed(np.arange(len(read_split.column)))
+    if read_split.notes:
+        say_once(f"{name}: {'; '.join(read_split.notes)}")
+    images = ImageSet(
+        title_of(name), read_split.split, index, read_split.labels, read_split.label_names, read_split.column,
+        read_split.root, _source(name, limit, seed), read_split.notes,
+    )  # fmt: skip
     return images._limited(limit, seed)
 
 

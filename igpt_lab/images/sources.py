@@ -6,29 +6,28 @@ source is executed.
 `datasets` opens the folders that it saved, where they lie. The others are read here, because its `load_dataset` first
 writes a copy of the images into a cache, also with `keep_in_memory`, and of a Hub repository it prepares every split.
 It also reads splits out of file names, and drops all labels where one image lies beside the class folders.
+
+The classes are numbered over all splits of a source together, by name: see `columns.class_names`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from igpt_lab.core import hub
 from igpt_lab.core.hub import BUNDLED
-from igpt_lab.core.storage import Remote, place, readable
-from igpt_lab.images.columns import columns_of, labels_of
+from igpt_lab.core.storage import Remote, place
+from igpt_lab.images.columns import Labels, Opened, class_names, columns_of, fixed, read_labels
+from igpt_lab.images.folders import read_folders, split_of
+from igpt_lab.images.tables import first_line, is_saved, is_split, open_parquet, open_saved, pick, split_files
 
-SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.parquet)")
 REVISIONS = ("main", "refs/convert/parquet")  # the Hub keeps a Parquet copy of sets in other formats in the second
 PATIENCE = 5  # seconds to wait for the Hub's first answer
@@ -39,17 +38,71 @@ def bundled() -> list[str]:
     return sorted({path.parent.name for path in BUNDLED.glob("*/*.parquet")})
 
 
-def read(name: str, split: str) -> tuple[pa.ChunkedArray, Path | Remote, np.ndarray | None, tuple[str, ...]]:
-    """Encoded images (N,), where relative paths among them start, labels int64 (N,) or None, and the classes' names.
+@dataclass(frozen=True)
+class Source:
+    """One split: encoded images (N,), where relative paths among them start, and their labels int64 (N,) or None.
 
-    An image is bytes, a path, or a struct of both. Raises ValueError, which names the culprit.
+    An image is bytes, a path, or a struct of both. `label_names`: the classes of all splits, in the order of their
+    numbers. `notes`: what was chosen, and what was left out, in words.
     """
-    table, root = _open(_locate(name, split), split, name)
+
+    split: str
+    column: pa.ChunkedArray
+    root: Path | Remote
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read(name: str, split: str | None) -> Source:
+    """One split of what a name names; None is the split that a folder is named after, or else "test".
+
+    Raises ValueError, which names the culprit.
+    """
+    opened = _open(_locate(name, split or "test"), split, name)
+    table, title = opened.table, f"{name} {opened.split}"
     if not len(table):
-        raise ValueError(f"{name} {split} has no images")
+        raise ValueError(f"{title} has no images")
     image, label = columns_of(table.schema, name)
-    labels, label_names = labels_of(table, label, f"{name} {split}") if label else (None, ())
-    return table[image], root, labels, label_names
+    numbers: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    if label is not None:
+        labels = read_labels(table, label, title)
+        if not labels.noted and _is_on_hub(name):  # which gave this split alone, and words are numbered over all
+            opened = _open(_download(name, None), opened.split, name)
+        names = _names_over(labels, opened, name)
+        numbers = labels.numbered(names)
+        wrong = np.flatnonzero(numbers < 0)
+        if len(wrong) == len(table):  # the Hub's way to withhold the labels of a test split
+            numbers = None
+        elif wrong.size:
+            cell = table[label][int(wrong[0])]
+            raise ValueError(f"{title} row {wrong[0]} has no label among its {len(names)} classes: {cell}")
+    labels_of_rows = None if numbers is None else fixed(numbers)
+    return Source(opened.split, table[image], opened.root, labels_of_rows, names, opened.notes)
+
+
+def _names_over(labels: Labels, opened: Opened, name: str) -> tuple[str, ...]:
+    """Names of the classes over all splits, train first; a split that cannot be read matters to words alone."""
+    splits = {opened.split: labels}
+    for other, read_other in opened.others.items():
+        try:
+            labels_of_other = read_other()
+        except ValueError:
+            if not labels.noted:
+                raise
+            continue
+        if labels_of_other is not None:
+            splits[other] = labels_of_other
+    in_order = sorted(splits, key=lambda word: (split_of(word) != "train", word))
+    return class_names([splits[word] for word in in_order], name)
+
+
+def _open(path: Path | Remote, split: str | None, name: str) -> Opened:
+    if isinstance(path, Path) and is_saved(path):
+        return open_saved(path, split or "test", name)
+    opened = open_parquet(path, split or "test", name)
+    return opened or read_folders(Path(str(path)), split, name)
 
 
 def _locate(name: str, split: str) -> Path | Remote:
@@ -60,11 +113,15 @@ def _locate(name: str, split: str) -> Path | Remote:
     path = Path(name).expanduser()
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
-    if HUB_NAME.fullmatch(name):
+    if _is_on_hub(name):
         return _download(name, split)
     raise ValueError(
         f"no image set {name!r}: {_hint(path)}bundled are {bundled()}; or give a folder, a Parquet file or owner/name"
     )
+
+
+def _is_on_hub(name: str) -> bool:
+    return bool(HUB_NAME.fullmatch(name)) and name not in bundled() and not Path(name).expanduser().exists()
 
 
 def _hint(path: Path) -> str:
@@ -81,11 +138,11 @@ def title_of(name: str) -> str:
     path = Path(name).expanduser().resolve()
     if name in bundled() or not path.is_file():
         return path.name
-    return path.parent.name if _split_of(path) in SPLITS else path.stem
+    return path.parent.name if is_split(path) else path.stem
 
 
-def _download(name: str, split: str) -> Path:
-    """A folder with the Parquet files of one split from the Hub, or what its cache holds where the Hub is silent."""
+def _download(name: str, split: str | None) -> Path:
+    """A folder with the Parquet files of one split, or of all, from the Hub; its cache's where the Hub is silent."""
     failure: Exception | None = None
     tries: list[dict[str, Any]] = [{"revision": revision, "local_files_only": True} for revision in REVISIONS]
     try:
@@ -95,7 +152,8 @@ def _download(name: str, split: str) -> Path:
     except Exception as error:  # the Hub client raises a different class for each way to have no network
         failure = error
     else:
-        tries = [{"revision": revision, "allow_patterns": [str(file) for file in _pick(splits, split, name)]}]
+        files = pick(splits, split, name) if split else [file for files in splits.values() for file in files]
+        tries = [{"revision": revision, "allow_patterns": [str(file) for file in files]}]
     for options in tries:
         try:
             return hub.snapshot(name, repo_type="dataset", **options)
@@ -114,130 +172,10 @@ def _on_hub(name: str) -> tuple[dict[str, list[PurePath]], str]:
 
     for revision in REVISIONS:
         found = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).siblings or []
-        if splits := _split_files(PurePath(file.rfilename) for file in found):
+        if splits := split_files(PurePath(file.rfilename) for file in found):
             return splits, revision
     raise LookupError("it has no Parquet files")
 
 
-def _open(path: Path | Remote, split: str, name: str) -> tuple[pa.Table, Path | Remote]:
-    """Image and label columns of one split, with `datasets` features in the schema; and where relative paths start."""
-    if isinstance(path, Remote) and not path.is_file():
-        keys = [PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet")]
-        files = [path / file.as_posix() for file in _pick(_split_files(keys), split, name)]
-        return _read_parquet(files, name), path
-    if isinstance(path, Remote) or path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
-        if _split_of(path) in SPLITS:
-            _pick({_split_of(path): [path]}, split, name)
-        return _read_parquet([path], name), path.parent
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, split, name), path
-    below = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
-    splits = _split_files(file for file in below if not str(file).startswith("."))
-    if splits:
-        return _read_parquet([path / file for file in _pick(splits, split, name)], name), path
-    return _read_folders(path, split, name), path
-
-
-def _split_of(file: PurePath | Remote) -> str:
-    """The split that a Parquet file's name tells: `test.parquet`, `test-00000-of-00002.parquet`, `test/0.parquet`."""
-    file = PurePath(file)
-    shard = SHARD.fullmatch(file.stem)
-    stem = shard[1] if shard else file.stem
-    return file.parent.name if stem.isdigit() or stem == "part" else stem
-
-
-def _split_files(files: Iterable[PurePath]) -> dict[str, list[PurePath]]:
-    splits: dict[str, list[PurePath]] = {}
-    for file in files:
-        if file.suffix == ".parquet":
-            splits.setdefault(_split_of(file), []).append(file)
-    return splits
-
-
-def _pick(splits: dict[str, list], split: str, name: str) -> list:
-    """The files or folder of a split; ValueError when there is none, when some are missing, or when two sets mix."""
-    if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    files = sorted(splits[split])
-    if len({file.parent for file in files}) > 1:
-        folders = ", ".join(sorted({str(file.parent) for file in files}))
-        raise ValueError(f"{name} has the split {split!r} in several folders: {folders}; give the path of one")
-    shards = [shard for file in files if (shard := SHARD.fullmatch(file.stem))]
-    if shards and len(files) != int(shards[0][3]):
-        present = ", ".join(file.name for file in files)
-        raise ValueError(f"{name} {split} has {len(files)} files where their names say {int(shards[0][3])}: {present}")
-    return files
-
-
-def _read_parquet(files: Sequence[Path | Remote], name: str) -> pa.Table:
-    tables = []
-    for path in files:
-        try:
-            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-                columns = [column for column in columns_of(file.schema_arrow, str(path)) if column]
-                # One thread: with more, some interpreters abort at exit (pyarrow 26).
-                tables.append(file.read(columns=columns, use_threads=False))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read as Parquet, is it cut short? {first_line(error)}") from error
-    if any(table.schema != tables[0].schema for table in tables):
-        raise ValueError(f"{name}: its Parquet files differ in their columns: {', '.join(map(str, files))}")
-    return pa.concat_tables(tables)
-
-
-def _read_saved(path: Path, split: str, name: str) -> pa.Table:
-    """A split of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
-    import datasets
-
-    several = (path / "dataset_dict.json").is_file()
-    try:
-        noted = json.loads((path / ("dataset_dict.json" if several else "state.json")).read_text(encoding="utf-8"))
-        splits = noted["splits"] if several else [noted.get("_split") or split]
-        if split in splits:
-            saved = datasets.load_from_disk(str(path / split if several else path))
-            return saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
-    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
-
-
-def _read_folders(root: Path, split: str, name: str) -> pa.Table:
-    """ROOT[/split]/class/image.png -> paths and labels; classes are numbered over all splits together, by name."""
-    splits = {folder.name: [folder] for folder in _visible(root) if folder.is_dir() and folder.name in SPLITS}
-    base = _pick(splits, split, name)[0] if splits else root
-    classes, loose = _class_folders(base), _images_in(base.iterdir())
-    if loose and classes:
-        raise ValueError(f"{loose[0]} lies beside the class folders; put each image into the folder of its class")
-    if not loose and not classes:
-        raise ValueError(f"{base} has no images; expected Parquet files, or folders of images named after their class")
-    features: dict = {"image": {"_type": "Image"}}
-    columns: dict = {"image": [file.relative_to(root).as_posix() for file in loose]}
-    if classes:
-        bases = [folders[0] for folders in splits.values()] or [root]
-        names = sorted({label for folder in bases for label in _class_folders(folder)})
-        files = [file for label in names for file in classes.get(label, ())]
-        features["label"] = {"_type": "ClassLabel", "names": names}
-        columns["image"] = [file.relative_to(root).as_posix() for file in files]
-        columns["label"] = [number for number, label in enumerate(names) for _ in classes.get(label, ())]
-    return pa.table(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
-
-
-def _class_folders(base: Path) -> dict[str, list[Path]]:
-    """The images in each folder of `base` that has any, at any depth, by the folder's name."""
-    files = {folder.name: _images_in(folder.rglob("*")) for folder in _visible(base) if folder.is_dir()}
-    return {label: images for label, images in files.items() if images}
-
-
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _images_in(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def first_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

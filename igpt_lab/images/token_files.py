@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from igpt_lab.images.columns import fixed
+from igpt_lab.images.columns import Labels, class_names, fixed
 
 TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")
 TOKEN_SPLITS = {"train": "tr", "validation": "va", "valid": "va", "val": "va", "dev": "va", "test": "te"}
@@ -38,17 +38,26 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
         raise ValueError(f"{name} has no NAME_trX.npy, _vaX, _teX")
     if len(sets) > 1:
         raise ValueError(f"{name} has several token sets: {', '.join(map(str, sets))}; give one")
-    files = {word: sets[0].with_name(f"{sets[0].name}_{short}X.npy") for word, short in TOKEN_SPLITS.items()}
-    if split not in files or not files[split].is_file():
-        present = ", ".join(word for word in ("train", "validation", "test") if files[word].is_file())
-        raise ValueError(f"{name} has no split {split!r}; it has {present}")
-    file = files[split]
+    by_split = {short: sets[0].with_name(f"{sets[0].name}_{short}X.npy") for short in ("tr", "va", "te")}
+    if split not in TOKEN_SPLITS or not by_split[TOKEN_SPLITS[split]].is_file():
+        there = ", ".join(word for word in ("train", "validation", "test") if by_split[TOKEN_SPLITS[word]].is_file())
+        raise ValueError(f"{name} has no split {split!r}; it has {there}")
+    file = by_split[TOKEN_SPLITS[split]]
     tokens = _array(file)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
         raise ValueError(f"{file} is {tokens.dtype} {tokens.shape}; expected integers (images, tokens)")
-    classes = file.with_name(f"{file.name.removesuffix('X.npy')}Y.npy")
-    labels, label_names = _classes_of(classes, len(tokens)) if classes.is_file() else (None, ())
-    return sets[0].name, tokens, labels, label_names
+    labels = {path: _labels_beside(path) for path in by_split.values() if path.is_file()}
+    own, present = labels[file], [some for some in labels.values() if some is not None]
+    if own is None:
+        return sets[0].name, tokens, None, ()
+    label_names = class_names(present, str(name))
+    return sets[0].name, tokens, fixed(own.numbered(label_names)), label_names
+
+
+def _labels_beside(tokens: Path) -> Labels | None:
+    """The labels in the Y file beside an X file, None where there is none."""
+    classes = tokens.with_name(f"{tokens.name.removesuffix('X.npy')}Y.npy")
+    return _labels_of(classes, len(_array(tokens))) if classes.is_file() else None
 
 
 def _array(path: Path) -> np.ndarray:
@@ -62,22 +71,24 @@ def _array(path: Path) -> np.ndarray:
     return array
 
 
-def _classes_of(path: Path, rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels int64 (N,) and the classes' names, their numbers, of a Y file: numbers (N,), or one-hot rows (N, K)."""
+def _labels_of(path: Path, rows: int) -> Labels:
+    """The classes of a Y file: whole numbers (N,), or one-hot rows (N, K), whose columns are all classes."""
     classes = _array(path)
-    if classes.ndim not in (1, 2) or len(classes) != rows or classes.dtype.kind not in "iufb":
+    if classes.ndim not in (1, 2) or len(classes) != rows or not classes.size or classes.dtype.kind not in "iufb":
         raise ValueError(f"{path} is {classes.dtype} {classes.shape}; expected classes of {rows} images")
-    count = classes.shape[1] if classes.ndim == 2 else int(np.nan_to_num(classes.max())) + 1
-    if not 0 < count < 1_000_000:
-        raise ValueError(f"{path} has the class {count - 1}; expected classes from 0 on")
     labels = np.empty(rows, np.int64)
     for start in range(0, rows, ROWS):
         some = classes[start : start + ROWS]
         with np.errstate(invalid="ignore"):  # NaN becomes an integer, which differs from it below
             numbers = (some if some.ndim == 1 else some.argmax(axis=1)).astype(np.int64)
-        back = numbers if some.ndim == 1 else np.eye(count)[numbers]
+        back = numbers if some.ndim == 1 else np.eye(some.shape[1])[numbers]
         wrong = (some != back).reshape(len(some), -1).any(axis=1) | (numbers < 0)
         if wrong.any():
             raise ValueError(f"{path} row {start + wrong.argmax()} names no class: {some[wrong.argmax()]}")
         labels[start : start + len(some)] = numbers
-    return fixed(labels), tuple(map(str, range(count)))
+    if classes.ndim == 2:
+        return Labels(labels, tuple(range(classes.shape[1])), noted=True)
+    distinct, codes = np.unique(labels, return_inverse=True)
+    if distinct[-1] >= 1_000_000:
+        raise ValueError(f"{path} has the class {distinct[-1]}; expected classes from 0 on")
+    return Labels(codes, tuple(distinct.tolist()))

@@ -1,0 +1,241 @@
+"""Folders of images: which of them are splits and which classes, labels beside the images, and what is left out.
+
+The words for splits and the files with labels, metadata.csv and metadata.jsonl, are those of `datasets`' imagefolder.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from functools import cache, partial
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from igpt_lab.images.columns import Labels, Opened, label_column, read_labels, unchosen
+
+WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF_WORD = {word: split for split, words in WORDS.items() for word in words}
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+METADATA = ("metadata.csv", "metadata.jsonl")
+JUNK = ("__MACOSX", "@eaDir")  # what other systems put beside images, besides what is hidden
+Parts = tuple[str, ...]  # of a path below the root
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name means: one of its words does, as in seg_train; None where none, or several do.
+
+    >>> split_of("Training"), split_of("seg_train"), split_of("trains"), split_of("train-test")
+    ('train', 'train', None, None)
+    """
+    splits = {SPLIT_OF_WORD[word] for word in re.split(r"[\W\d_]+", name.lower()) if word in SPLIT_OF_WORD}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def read_folders(root: Path, split: str | None, name: str) -> Opened:
+    """ROOT[/split]/class/image.png -> paths and labels; a metadata file's labels stand above those of the folders.
+
+    `split` None is the split that the root is named after, or else "test". Raises ValueError.
+    """
+    images, left_out = _scan(root)
+    splits, notes = _split_folders(images, name)
+    bases: dict[str, Parts] = {folder: _unwrapped((folder,), images) for folder in splits}
+    if splits:
+        split = split or "test"
+        chosen = _chosen(splits, split, name)
+        base = bases.pop(chosen)
+        ignored = [folder for folder, word in splits.items() if folder != chosen and word == splits[chosen]]
+        outside = sum(len(parts) == 1 for parts in images)
+        left_out |= Counter({f"folder {folder}, also named after {splits[chosen]}": 1 for folder in ignored})
+        left_out |= Counter({"image beside the splits": outside} if outside else {})
+    else:
+        split, base = split or split_of(root.name) or "test", ()
+    inside = [parts for parts in images if parts[: len(base)] == base]
+    if not inside:
+        raise ValueError(
+            f"{root} has no images; expected Parquet files, or folders of images named after their class. "
+            f"{_told(left_out)}".strip()
+        )
+    table, more = _labelled(root, base, inside, name)
+    others = {folder: partial(_labels_of, root, other, images, name) for folder, other in bases.items()}
+    told = [_told(left_out)] if left_out else []
+    return Opened(table, root, split, others, (*notes, *more, *told))
+
+
+def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
+    """The images below a folder, sorted, and what else there is, counted; deep links to folders are left out."""
+    images: list[Parts] = []
+    left_out: Counter[str] = Counter()
+    waiting: list[tuple[Parts, str]] = [((), str(root))]
+    while waiting:
+        above, folder = waiting.pop()
+        for entry in os.scandir(folder):
+            parts = (*above, entry.name)
+            if entry.name.startswith(".") or entry.name in JUNK:
+                if entry.is_dir() or _suffix(entry.name) in _suffixes():
+                    left_out["hidden"] += 1
+            elif entry.is_dir():
+                if entry.is_symlink() and (len(above) > 1 or _leads_up(entry.path)):
+                    left_out["linked folder"] += 1
+                else:
+                    waiting.append((parts, entry.path))
+            elif entry.name not in METADATA and (reason := _reason(entry)):
+                left_out[reason] += 1
+            elif entry.name not in METADATA:
+                images.append(parts)
+    return sorted(images), left_out
+
+
+def _leads_up(path: str) -> bool:
+    """Is this a link to a folder that it lies in?"""
+    return Path(path).parent.resolve().is_relative_to(Path(path).resolve())
+
+
+def _reason(entry: os.DirEntry) -> str:
+    """Why a file is left out, '' for an image."""
+    if not entry.is_file():
+        return "link to nothing, or no file"
+    suffix = _suffix(entry.name)
+    if suffix in _suffixes():
+        return ""
+    return f"{suffix} file" if suffix else "file without a suffix"
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+@cache
+def _suffixes() -> set[str]:
+    """Of the formats that Pillow reads by itself and that run nothing."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def _told(left_out: Counter[str]) -> str:
+    return "left out: " + ", ".join(f"{count} x {what}" for what, count in sorted(left_out.items())) if left_out else ""
+
+
+def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Folders that are splits, and the split of each; {} where all are classes. And notes.
+
+    Raises ValueError where they may be either.
+    """
+    folders = sorted({parts[0] for parts in images if len(parts) > 1})
+    splits = {folder: split for folder in folders if (split := split_of(folder))}
+    others = [folder for folder in folders if folder not in splits]
+    if not splits or not others:
+        return splits, ()
+    flat = {parts[0] for parts in images if len(parts) == 2}  # folders with images of their own, as classes have
+    if len(set(splits.values())) > 1 and not flat & set(splits):
+        return splits, (f"left out: the folders {', '.join(others)} beside the splits {', '.join(splits)}",)
+    if len(splits) == 1 and flat == set(folders):
+        return {}, (f"the folder {', '.join(splits)} is taken for a class, as it lies among {', '.join(others)}",)
+    raise ValueError(
+        f"{name} has {', '.join(splits)}, which may be splits, beside {', '.join(others)}, which are none; move or "
+        "rename some, that all of them are splits or all of them classes"
+    )
+
+
+def _chosen(splits: dict[str, str], split: str, name: str) -> str:
+    """The folder of a split: the one of its very name, or else the only one that means it."""
+    same = [split] if split in splits else [folder for folder, word in splits.items() if word == split_of(split)]
+    if len(same) > 1:
+        raise ValueError(f"{name} has several folders for the split {split!r}: {', '.join(same)}; give the name of one")
+    if not same:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
+    return same[0]
+
+
+def _unwrapped(base: Parts, images: list[Parts]) -> Parts:
+    """A split's folder, or the one of the same name that is all it holds, as archives often unpack."""
+    depth = len(base)
+    below = {parts[depth] if len(parts) > depth + 1 else "" for parts in images if parts[:depth] == base}
+    return _unwrapped((*base, base[-1]), images) if below == {base[-1]} else base
+
+
+def _labelled(root: Path, base: Parts, images: list[Parts], name: str) -> tuple[pa.Table, tuple[str, ...]]:
+    """Table of the images below `base`, by class and path, with their labels if any; and notes."""
+    features = b'{"info": {"features": {"image": {"_type": "Image"}}}}'
+    metadata, notes = _metadata(root, base, images, name)
+    if metadata is not None:
+        columns = {"image": pa.array("/".join(parts) for parts in images), "label": metadata}
+        return pa.table(columns, metadata={b"huggingface": features}), notes
+    loose = [parts for parts in images if len(parts) == len(base) + 1]
+    if loose and len(loose) < len(images):
+        stray = root.joinpath(*loose[0])
+        raise ValueError(f"{stray} lies beside the class folders; put each image into the folder of its class")
+    columns = {"image": pa.array("/".join(parts) for parts in images)}
+    if not loose:
+        by_class = sorted((_class_of(parts, base), parts) for parts in images)
+        columns["image"] = pa.array("/".join(parts) for _, parts in by_class)
+        columns["label"] = pa.array(label for label, _ in by_class)
+    return pa.table(columns, metadata={b"huggingface": features}), notes
+
+
+def _class_of(parts: Parts, base: Parts) -> str:
+    """The class of an image: the name of its folder below the split's, in the Unicode form NFC."""
+    return unicodedata.normalize("NFC", parts[len(base)])
+
+
+def _labels_of(root: Path, base: Parts, images: list[Parts], name: str) -> Labels | None:
+    """The labels of another split; None where it has none."""
+    inside = [parts for parts in images if parts[: len(base)] == base]
+    metadata, _ = _metadata(root, base, inside, name)
+    if metadata is not None:
+        return read_labels(pa.table({"label": metadata}), "label", f"{name} {'/'.join(base)}")
+    classes = {_class_of(parts, base) for parts in inside if len(parts) > len(base) + 1}
+    return read_labels(pa.table({"label": sorted(classes)}), "label", name) if classes else None
+
+
+def _metadata(
+    root: Path, base: Parts, images: list[Parts], name: str
+) -> tuple[pa.ChunkedArray | None, tuple[str, ...]]:
+    """The labels that a metadata file beside the images gives them, in their order; None without one. And notes."""
+    files = [root.joinpath(*where, file) for where in dict.fromkeys((base, ())) for file in METADATA]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        return None, ()
+    if len(files) > 1:
+        raise ValueError(f"{name} has {files[0]} and {files[1]}; leave one")
+    file, where = files[0], files[0].parent.relative_to(root).parts
+    table = _read_metadata(file)
+    label = label_column(table.schema, str(file))
+    if label is None:
+        return None, (f"{file} has no label column; name it 'label'",)
+    rows = {_path_of(where, cell): row for row, cell in enumerate(table["file_name"].to_pylist())}
+    if len(rows) < len(table):
+        raise ValueError(f"{file} names a file twice in its column file_name; expected a row for each image")
+    for parts in images:
+        if "/".join(parts) not in rows:
+            raise ValueError(f"{file} has no row for {'/'.join(parts[len(where) :])}; expected one for each image")
+    labels = table[label].take(pa.array([rows["/".join(parts)] for parts in images]))
+    return labels, (f"labels are those of {file.name}, column {label}", *unchosen(table.schema, label))
+
+
+def _path_of(where: Parts, cell: str) -> str:
+    return posixpath.normpath("/".join([*where, str(cell)]))
+
+
+def _read_metadata(file: Path) -> pa.Table:
+    """A CSV or JSON Lines table with a column file_name; ValueError where it is none."""
+    from pyarrow import csv, json
+
+    try:
+        if file.suffix == ".jsonl":
+            table = json.read_json(file, json.ReadOptions(use_threads=False))
+        else:
+            text = csv.ConvertOptions(column_types={"file_name": pa.string()})
+            table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    if "file_name" not in table.column_names:
+        raise ValueError(f"{file} has no column file_name; its columns are {', '.join(table.column_names)}")
+    return table

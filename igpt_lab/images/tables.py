@@ -1,0 +1,172 @@
+"""Image sets in tables: Parquet files, and folders that `datasets` saved; and the labels of their other splits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path, PurePath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from igpt_lab.core.storage import Remote, readable
+from igpt_lab.images.columns import Labels, Opened, class_label, columns_of, label_column, read_labels, unchosen
+
+SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of files that mean a split
+SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
+
+
+def open_parquet(path: Path | Remote, split: str, name: str) -> Opened | None:
+    """A split of a Parquet file, or of a folder of them; None where the folder has none."""
+    if path.is_file() and path.suffix != ".parquet":
+        raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
+    root, splits = _files_of(path)
+    if not splits and isinstance(path, Path) and path.is_dir():
+        return None
+    if path.is_file() and not is_split(path):
+        return Opened(_read([path], name), root, split, notes=_notes(path, name))
+    if path.is_file():
+        pick({split_in(path): [path]}, split, name)
+    files = [root / file.as_posix() for file in pick(splits, split, name)]
+    others = {other: partial(_labels_of, root, other, splits, name) for other in splits if other != split}
+    return Opened(_read(files, name), root, split, others, _notes(files[0], name))
+
+
+def _files_of(path: Path | Remote) -> tuple[Path | Remote, dict[str, list[PurePath]]]:
+    """The folder of a source and its Parquet files by split; of a file that is one split, those that lie beside it."""
+    if path.is_file():
+        beside = split_files(PurePath(file.name) for file in path.parent.glob("*.parquet"))
+        return path.parent, {split: files for split, files in beside.items() if split in SPLITS}
+    if isinstance(path, Remote):
+        return path, split_files(PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet"))
+    below = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
+    return path, split_files(file for file in below if not any(part.startswith(".") for part in file.parts))
+
+
+def split_in(file: PurePath | Remote) -> str:
+    """The split that a Parquet file's name tells: `test.parquet`, `test-00000-of-00002.parquet`, `test/0.parquet`."""
+    file = PurePath(file)
+    shard = SHARD.fullmatch(file.stem)
+    stem = shard[1] if shard else file.stem
+    return file.parent.name if stem.isdigit() or stem == "part" else stem
+
+
+def is_split(file: PurePath | Remote) -> bool:
+    """Is this Parquet file named after a split?"""
+    return split_in(file) in SPLITS
+
+
+def split_files(files: Iterable[PurePath]) -> dict[str, list[PurePath]]:
+    """Parquet files by split."""
+    splits: dict[str, list[PurePath]] = {}
+    for file in files:
+        if file.suffix == ".parquet":
+            splits.setdefault(split_in(file), []).append(file)
+    return splits
+
+
+def pick(splits: dict[str, list], split: str, name: str) -> list:
+    """The files of a split; ValueError when there is none, when some are missing, or when two sets mix."""
+    if split not in splits:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
+    files = sorted(splits[split])
+    if len({file.parent for file in files}) > 1:
+        folders = ", ".join(sorted({str(file.parent) for file in files}))
+        raise ValueError(f"{name} has the split {split!r} in several folders: {folders}; give the path of one")
+    shards = [shard for file in files if (shard := SHARD.fullmatch(file.stem))]
+    if shards and len(files) != int(shards[0][3]):
+        present = ", ".join(file.name for file in files)
+        raise ValueError(f"{name} {split} has {len(files)} files where their names say {int(shards[0][3])}: {present}")
+    return files
+
+
+def _read(files: Sequence[Path | Remote], name: str, columns: list[str] | None = None) -> pa.Table:
+    """These columns of the files, or those of the image and the label."""
+    tables = []
+    for path in files:
+        try:
+            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
+                chosen = columns or [column for column in columns_of(file.schema_arrow, str(path)) if column]
+                # One thread: with more, some interpreters abort at exit (pyarrow 26).
+                tables.append(file.read(columns=chosen, use_threads=False))
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+    if any(table.schema != tables[0].schema for table in tables):
+        raise ValueError(f"{name}: its Parquet files differ in their columns: {', '.join(map(str, files))}")
+    return pa.concat_tables(tables)
+
+
+def _schema_of(path: Path | Remote) -> pa.Schema:
+    try:
+        with pq.ParquetFile(readable(path), pre_buffer=False) as file:
+            return file.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | Remote, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as Parquet, is it cut short? {first_line(error)}")
+
+
+def _notes(path: Path | Remote, name: str) -> tuple[str, ...]:
+    schema = _schema_of(path)
+    return tuple(unchosen(schema, label_column(schema, name)))
+
+
+def _labels_of(root: Path | Remote, split: str, splits: dict[str, list[PurePath]], name: str) -> Labels | None:
+    """The labels of another split, of which a ClassLabel needs the names alone; None where it has none."""
+    schema = _schema_of(root / sorted(splits[split])[0].as_posix())
+    try:
+        _, label = columns_of(schema, name)
+    except ValueError:  # it is no split of images
+        return None
+    if label is None:
+        return None
+    if names := class_label(schema, label):
+        return Labels(np.zeros(0, np.int64), names, noted=True)
+    files = [root / file.as_posix() for file in pick(splits, split, name)]
+    return read_labels(_read(files, name, [label]), label, f"{name} {split}")
+
+
+def open_saved(path: Path, split: str, name: str) -> Opened:
+    """A split of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    several = (path / "dataset_dict.json").is_file()
+    try:
+        noted = json.loads((path / ("dataset_dict.json" if several else "state.json")).read_text(encoding="utf-8"))
+        splits = noted["splits"] if several else [noted.get("_split") or split]
+        if split in splits:
+            table = _saved(path / split if several else path)
+            others = {other: partial(_labels_of_saved, path / other, name) for other in splits if other != split}
+            return Opened(table, path, split, others, tuple(unchosen(table.schema, label_column(table.schema, name))))
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
+    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
+
+
+def _saved(path: Path) -> pa.Table:
+    import datasets
+
+    saved = datasets.load_from_disk(str(path))
+    return saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
+
+
+def _labels_of_saved(path: Path, name: str) -> Labels | None:
+    try:
+        table = _saved(path)
+        label = label_column(table.schema, name)
+        return read_labels(table, label, f"{name} {path.name}") if label else None
+    except (pa.ArrowException, OSError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
+
+
+def is_saved(path: Path | Remote) -> bool:
+    """Did `datasets` save this folder?"""
+    return isinstance(path, Path) and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def first_line(error: Exception | None) -> str:
+    """What an error says, without what follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
