@@ -139,6 +139,10 @@ def prepare(
     settings = settings.settled(model.config, device)
     images = [images] if isinstance(images, ImageSet | TokenSet) else images
     splits = {split_images.split: split_images for split_images in images}
+    if len(splits) < len(images):
+        names = ", ".join(f"{split_images.name} {split_images.split}" for split_images in images)
+        raise ValueError(f"two image sets are of the same split: {names}; load each by the split that it is")
+    _check_classes(splits.values())
     root = place(store)
     if share is not None:
         _check_share(share, root)
@@ -146,6 +150,14 @@ def prepare(
         check_palette(split_images, model.processor)
     key = extraction_key(model, list(splits.values()), settings)
     return Extraction(model, splits, settings, root, device, key, share, ROWS)
+
+
+def _check_classes(splits: Iterable[ImageSet | TokenSet]) -> None:
+    """ValueError where a number means one class here and another there."""
+    named = {images.split: images.label_names for images in splits if images.labels is not None and images.label_names}
+    if len(set(named.values())) > 1:
+        classes = "; ".join(f"{split}: {', '.join(names[:5])}" for split, names in named.items())
+        raise ValueError(f"the splits number their classes in different ways ({classes}); load them from one source")
 
 
 def _check_share(share: tuple[int, int], root: Place) -> None:
@@ -190,9 +202,14 @@ class Extraction:
             "options": self.settings.options(),
         }
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers, () without labels."""
+        return next((images.label_names for images in self.splits.values() if images.labels is not None), ())
+
     def run(self, compute: Callable[[StoreWriter, list[Part]], None]) -> FeatureStore:
         """The store, after `compute` has written what is missing of this share; complete where no other share lacks."""
-        writer = StoreWriter.create(self.root, self.key, self.counts, source=self.source)
+        writer = StoreWriter.create(self.root, self.key, self.counts, source=self.source, classes=self.classes)
         parts = self.parts
         chosen = parts if self.share is None else parts[self.share[0] - 1 :: self.share[1]]
         todo = [part for part in chosen if not writer.has(part.split, part.number)]

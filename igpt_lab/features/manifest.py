@@ -86,6 +86,11 @@ class StoreFolder:
         return self.manifest["key"]
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers; () in a store without labels, or of an older version."""
+        return tuple(self.manifest.get("classes") or ())
+
+    @property
     def splits(self) -> list[str]:
         """Names of the splits."""
         return list(self.manifest["splits"])
@@ -144,7 +149,7 @@ class StoreFolder:
             with suppress(StoreError):
                 on_disk = read_manifest(self.path)
                 if on_disk["key"] == self.key and _counts(on_disk) == _counts(self.manifest):
-                    self.manifest = on_disk
+                    self.manifest = self.manifest | on_disk
             self._seen = stamp
 
 
@@ -206,6 +211,7 @@ def read_manifest(path: Place) -> dict:
 def _rows_of(manifest: dict) -> dict[str, int]:
     """Rows of each split by the key; an error of Python's where this, or what is listed, has not its form."""
     rows = {split: count + 0 for split, (_, count) in manifest["key"]["splits"].items()}
+    _ = [name + "" for name in manifest.get("classes") or ()]
     for parts in manifest["splits"].values():
         for part in parts:
             if part is not None:

@@ -32,8 +32,9 @@ class StoreWriter(StoreFolder):
 
     @classmethod
     def create(
-        cls, root: str | Place, key: FeatureKey, parts: dict[str, int], *, source: dict | None = None
-    ) -> StoreWriter:
+        cls, root: str | Place, key: FeatureKey, parts: dict[str, int], *, source: dict | None = None,
+        classes: Sequence[str] = (),
+    ) -> StoreWriter:  # fmt: skip
         """A writer for the store of `key` under `root`, with what is already in it.
 
         A manifest that is unreadable, or not of this key and these parts, is begun anew. What a killed writer left
@@ -44,9 +45,11 @@ class StoreWriter(StoreFolder):
             key: What the store is of.
             parts: Number of parts of each split.
             source: Where model and images came from, for a repair.
+            classes: Names of the classes in the order of their numbers.
         """
         splits = {split: [None] * count for split, count in parts.items()}
-        manifest = {"key": key.plain(), "versions": made_by(), "source": source, "splits": splits}
+        named = {"classes": list(classes)} if classes else {}
+        manifest = {"key": key.plain(), **named, "versions": made_by(), "source": source, "splits": splits}
         writer = cls(place(root) / key.folder(), manifest)
         writer.refresh()
         writer._forget_wrong_rows()

@@ -169,7 +169,8 @@ def class_names(splits: Sequence[Labels], title: str) -> tuple[str, ...]:
     others = {label for labels in splits if not labels.noted for label in labels.classes}
     in_order = sorted(others, key=lambda label: (isinstance(label, str), label))
     names = tuple(dict.fromkeys(map(str, [*noted, *in_order])))
-    by_split, alike = [set(map(str, labels.classes)) for labels in splits], {}
+    by_split = [set(map(str, labels.classes)) for labels in splits]
+    alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.casefold(), []).append(name)
     for pair in (pair for same in alike.values() for pair in combinations(same, 2)):

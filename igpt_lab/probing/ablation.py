@@ -10,7 +10,7 @@ others have published.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _probe(
 def _hidden_states(normed: Features, unnormed: Features, last: int) -> Features:
     """transformers' `output_hidden_states`: blocks' un-normed inputs, and at layer L the final norm."""
     layers = {layer: (normed if layer == last else unnormed).layers[layer] for layer in unnormed.layers}
-    return Features(layers, unnormed.labels, unnormed.index)
+    return replace(unnormed, layers=layers)
 
 
 def _named(setting: tuple) -> dict[str, str]:

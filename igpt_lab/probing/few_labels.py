@@ -18,6 +18,7 @@ from igpt_lab.probing.probes import (
     Features,
     check_known,
     check_same_layers,
+    matched,
     meet_test,
     stacks,
     test_layers,
@@ -112,7 +113,7 @@ def probe_few_labels(
             predictions[len(rows)] = classes[subset.predicted[layer]]
             sizes = {"n_train": len(subset.rows), "n_test": len(test.index), "seed": seed}
             rows.append({"control": control, **subset.row(rule, layer), **sizes})
-    correct = meet_test(predictions, test)
+    correct = meet_test(predictions, matched(train, test))
     table = pd.DataFrame(rows)
     table.insert(6, "test_accuracy", [right.mean() for right in correct.values()])
     used = {(subset.k, subset.draw): train.index[subset.rows] for subset in subsets}

@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
+from igpt_lab.core.display import MODEL, card, line, say_once, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
@@ -35,16 +35,22 @@ LOADED = 2**30  # bytes of a store up to which its features are kept in memory
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """`layers`: number -> float32 (N, D); `labels`: int64 (N,), from 0; `index`: int64 (N,), rows in the source."""
+    """`layers`: number -> float32 (N, D); `labels`: int64 (N,), from 0; `index`: int64 (N,), rows in the source.
+
+    `names`: the classes in the order of their numbers, by which those of train and test are matched; () for no names.
+    """
 
     layers: Mapping[int, np.ndarray]
     labels: np.ndarray
     index: np.ndarray
+    names: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.labels is None or np.min(self.labels, initial=0) < 0:
             which = "none" if self.labels is None else f"{np.sum(np.less(self.labels, 0))} rows without one"
             raise ValueError(f"a probe needs labels, and these features have {which}; use an image set that has them")
+        if self.names and np.max(self.labels, initial=0) >= len(self.names):
+            raise ValueError(f"the label {np.max(self.labels)} is none of the {len(self.names)} classes")
         if isinstance(self.layers, dict):
             for layer, values in self.layers.items():
                 _check_layer(layer, values, len(self.labels), len(self.index))
@@ -54,7 +60,7 @@ class Features:
         """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
         layers, labels = StoredLayers(store, split, point), store.labels(split)
         values = dict(layers) if store.size <= LOADED else layers
-        return cls(values, labels, layers.index)  # type: ignore[arg-type]  # None is refused with advice
+        return cls(values, labels, layers.index, store.classes)  # type: ignore[arg-type]  # None is refused with advice
 
     @classmethod
     def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
@@ -62,7 +68,8 @@ class Features:
         pixels = np.concatenate([processor.resize(batch) for batch in images.batches(256)])
         if (pixels[..., :1] == pixels).all():
             pixels = pixels[..., :1]
-        return cls({0: pixels.reshape(len(images), -1).astype(np.float32)}, images.require_labels(), images.index)
+        rows = pixels.reshape(len(images), -1).astype(np.float32)
+        return cls({0: rows}, images.require_labels(), images.index, images.label_names)
 
     def joined(self, layers: Sequence[int]) -> Features:
         """Several layers side by side as one, which has the number of the middle one: the paper's best five, say."""
@@ -72,10 +79,10 @@ class Features:
         )
 
     def relabelled(self, labels: np.ndarray) -> Features:
-        """The same rows with other labels, int (N,)."""
+        """The same rows with other labels, int (N,), of classes without names."""
         if np.shape(labels) != self.labels.shape:
             raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one a row")
-        return replace(self, labels=np.asarray(labels))
+        return replace(self, labels=np.asarray(labels), names=())
 
 
 def _check_layer(layer: int, values: np.ndarray, labels: int, rows: int) -> None:
@@ -233,9 +240,41 @@ class Labelled(Protocol):
     def labels(self) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class MatchedLabels:
+    """The labels of `test`, numbered as in train, which has the `classes` of the names `train_names`."""
+
+    test: Labelled
+    classes: np.ndarray
+    train_names: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 (N,); a class that train has not is said, and keeps a number of its own."""
+        labels, names = self.test.labels, self.test_names
+        if self.train_names and names and names != self.train_names:
+            names = tuple(dict.fromkeys([*self.train_names, *self.test_names]))
+            labels = np.array([names.index(name) for name in self.test_names])[labels]
+        unknown, counts = np.unique(labels[~np.isin(labels, self.classes)], return_counts=True)
+        if unknown.size:
+            told = ", ".join(names[label] if names else str(label) for label in unknown)
+            say_once(
+                f"classes without rows in train: {told}; the {counts.sum()} of {len(labels)} test images of these "
+                "count as wrong"
+            )
+        return labels
+
+
+def matched(train: Features, test: Features) -> MatchedLabels:
+    """The labels of test with those of train; nothing is read before they are asked for."""
+    return MatchedLabels(test, np.unique(train.labels), train.names, test.names)
+
+
 def meet_test(predictions: dict[int, np.ndarray], test: Labelled) -> dict[int, np.ndarray]:
     """Which predictions are right: the only place where test labels are read."""
-    return {key: predicted == test.labels for key, predicted in predictions.items()}
+    labels = test.labels
+    return {key: predicted == labels for key, predicted in predictions.items()}
 
 
 def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress: bool) -> ProbeResult:
@@ -250,7 +289,7 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
                 rows.append({"control": facts["control"], "layer": layer, **row, **sizes, "seed": facts["seed"]})
                 predictions[layer] = predicted
             bar.update(len(layers))
-    return result_of(rows, predictions, test)
+    return result_of(rows, predictions, matched(train, test))
 
 
 def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Labelled) -> ProbeResult:

@@ -31,7 +31,7 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.probing.probes import Features, ProbeResult, probe_layers, result_of
+from igpt_lab.probing.probes import Features, MatchedLabels, ProbeResult, probe_layers, result_of
 from igpt_lab.probing.solvers.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, predict, train_heads
 
@@ -111,7 +111,8 @@ def probe_streaming(
         }
         for i, layer in enumerate(layers)
     ]  # fmt: skip
-    return result_of(rows, dict(zip(layers, predicted, strict=True)), _Labels(store, test))
+    labels = MatchedLabels(_Labels(store, test), measured.classes, store.classes, store.classes)
+    return result_of(rows, dict(zip(layers, predicted, strict=True)), labels)
 
 
 def probe_on_cluster(
@@ -153,7 +154,9 @@ def probe_on_cluster(
             rows[row["layer"]], predicted[row["layer"]] = row, labels
             bar.update()
     in_order = [rows[layer] for layer in layers]
-    return result_of(in_order, {layer: predicted[layer] for layer in layers}, _Labels(store, test))
+    of_train = np.unique(_Labels(store, train).labels)
+    labels = MatchedLabels(_Labels(store, test), of_train, store.classes, store.classes)
+    return result_of(in_order, {layer: predicted[layer] for layer in layers}, labels)
 
 
 def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, Any]) -> None:
@@ -191,7 +194,7 @@ def _fit_layer(store: FeatureStore, layer: int, *, point: str, train: str, test:
     features = []
     for split in (train, test):
         labels, index = _Labels(store, split).labels, store.index(split)
-        features.append(Features({layer: store.layer(point, layer, split)}, labels, index))
+        features.append(Features({layer: store.layer(point, layer, split)}, labels, index, store.classes))
     return probe_layers(*features, **options)
 
 

@@ -84,6 +84,8 @@ def finetune(
 
     loaded = lab.load_model(model, revision=revision, random=random)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    if len(train) == len(test) and train.fingerprint == test.fingerprint:
+        raise ValueError(f"{train.name} gives the same images for train and test; it needs splits of its own")
     with parallel.together():
         lab.finetune(loaded, train, lab.FinetuneConfig(**tuning), out, device=device)
         if parallel.rank():

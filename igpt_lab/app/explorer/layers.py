@@ -6,7 +6,7 @@ L layers, N images shown, k neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -118,7 +118,8 @@ class RowSubset(Mapping):
 
 def take_rows(features: Features, rows: np.ndarray) -> Features:
     """The features of some rows."""
-    return Features(RowSubset(features.layers, rows), features.labels[rows], features.index[rows])
+    layers = RowSubset(features.layers, rows)
+    return replace(features, layers=layers, labels=features.labels[rows], index=features.index[rows])
 
 
 def open_source(store: FeatureStore, split: str) -> Source | str:
