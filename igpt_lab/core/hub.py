@@ -90,11 +90,20 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not a checkpoint: it has no {path.name}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; ValueError for a name that comes twice, of which Python's reader would drop the first."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} comes twice in an object")
     return value
 
 

@@ -74,7 +74,7 @@ class ImageGPTConfig:
 
     def _check(self) -> None:
         """Raise ValueError for a value that no model has; fill in `num_labels` and `id2label` from each other."""
-        labels = {int(k): str(name) for k, name in (self.id2label or {}).items()}
+        labels = _by_number(self.id2label or {})
         if self.num_labels is None:
             object.__setattr__(self, "num_labels", len(labels) or 2)
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
@@ -154,7 +154,26 @@ def own_names(values: dict) -> dict:
     numbers = values.pop("label2id", None)
     if numbers is not None and not values.get("id2label"):
         values["id2label"] = {k: name for name, k in numbers.items()}
+        if len(values["id2label"]) < len(numbers):
+            raise ValueError(
+                f"label2id gives {len(numbers)} classes {len(values['id2label'])} numbers; expected as many"
+            )
     return values
+
+
+def _by_number(names: dict) -> dict[int, str]:
+    """`id2label` in the order of its numbers; ValueError where these are not 0 to K - 1, each once."""
+    try:
+        numbers = [int(str(k)) for k in names]
+    except ValueError as error:
+        raise ValueError(f"id2label has the keys {', '.join(map(repr, names))[:80]}; expected 0, 1, 2, ...") from error
+    in_order = sorted(zip(numbers, names.values(), strict=True))
+    wrong = next((k for place, (k, _) in enumerate(in_order) if k != place), None)
+    if wrong is not None:
+        raise ValueError(
+            f"id2label has {len(names)} classes, and {wrong} out of turn; expected 0 to {len(names) - 1}, each once"
+        )
+    return {k: str(name) for k, name in in_order}
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -186,12 +205,13 @@ XL was never released and its number of heads never published: 16 is our guess, 
 
 def config_of(config: dict, changes: dict, where: Path) -> ImageGPTConfig:
     """A `config.json` dict, read from `where`, with some fields set anew; a misspelt one raises TypeError."""
-    config, changes = own_names(config), own_names(changes)
+    changes = own_names(changes)
     if unknown := set(changes) - {f.name for f in fields(ImageGPTConfig)}:
         ImageGPTConfig(**dict.fromkeys(unknown))
-    if {"num_labels", "id2label"} & set(changes):
-        config.pop("id2label", None), config.pop("num_labels", None)
     try:
+        config = own_names(config)
+        if {"num_labels", "id2label"} & set(changes):
+            config = {name: value for name, value in config.items() if name not in ("id2label", "num_labels")}
         return ImageGPTConfig.from_dict(config | changes)
     except ValueError as error:
         raise hub.CheckpointError(f"{where}: {error}") from error

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import pickle
 
 import pytest
@@ -32,6 +33,46 @@ def test_a_misspelt_field_gets_the_closest_name(wrong, right):
         ImageGPTConfig(**{wrong: 4})
     with pytest.raises(TypeError, match=wrong):
         dataclasses.replace(ImageGPTConfig(), **{wrong: 4})
+
+
+def test_classes_are_in_the_order_of_their_numbers(tmp_path):
+    names = {str(k): f"class {k}" for k in range(12)}
+    as_on_the_hub = dict(sorted(names.items()))
+    assert list(as_on_the_hub)[:4] == ["0", "1", "10", "11"]
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": as_on_the_hub}))
+    for config in (ImageGPTConfig(id2label=as_on_the_hub), ImageGPTConfig.from_pretrained(tmp_path)):
+        assert list(config.id2label.values()) == [f"class {k}" for k in range(12)]
+        assert list(config.label2id) == list(names.values())
+    backwards = ImageGPTConfig(label2id={"b": 1, "a": 0})
+    assert list(backwards.id2label.items()) == [(0, "a"), (1, "b")]
+
+
+def test_a_number_that_comes_twice_in_the_file_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "a", "1": "b", "1": "c"}}')
+    with pytest.raises(ValueError, match=r"config\.json is not JSON: the name '1' comes twice"):
+        ImageGPTConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label has 2 classes, and 2 out of turn; expected 0 to 1"),
+        ({"id2label": {"1": "a", "2": "b"}}, "and 1 out of turn"),
+        ({"id2label": {"0": "a", "00": "b"}}, "and 0 out of turn"),
+        ({"id2label": {"1": "a", " 1": "b", "0": "c"}}, "and 1 out of turn"),
+        ({"id2label": {"-1": "a", "0": "b"}}, "and -1 out of turn"),
+        ({"id2label": {"cat": 0}}, "id2label has the keys 'cat'; expected 0, 1, 2"),
+        ({"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2, but id2label names 1 classes"),
+        ({"label2id": {"a": 0, "b": 0}}, "label2id gives 2 classes 1 numbers"),
+        ({"label2id": {"a": 0, "b": 2}}, "and 2 out of turn"),
+    ],
+)
+def test_numbers_of_classes_that_are_refused(fields, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        ImageGPTConfig(**fields)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{words}"):
+        ImageGPTConfig.from_pretrained(tmp_path)
 
 
 def test_it_is_a_dataclass_as_any_other():
