@@ -16,10 +16,12 @@ from igpt_lab.features.hooks import Pooled
 from igpt_lab.features.manifest import StoreError
 from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings
+from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, load_images, load_tokens
 from igpt_lab.images.tokens import tokenize
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
+from igpt_lab.probing.probes import Features
 
 
 def plain(model, images, alignment="sos"):
@@ -429,3 +431,36 @@ def test_bad_activations_are_named_by_layer(tiny, test, tmp_path):
     with pytest.warns(UserWarning, match="resid_pre: layers 2, 3 have states that are not finite"):
         store = extract(tiny, test, store=tmp_path, points=["resid_pre"], device="cpu", progress=False)
     assert store.stats().set_index("layer").non_finite.tolist() == [0, 0, 640, 5120]
+
+
+def test_two_sets_of_one_split_are_refused(tiny, tiny_images, tmp_path):
+    named = [load_images(tiny_images / split) for split in ("train", "test")]
+    assert [images.split for images in named] == ["train", "test"]
+    with pytest.raises(ValueError, match="one store holds the splits of one image set; got"):
+        extract(tiny, named, store=tmp_path, device="cpu", progress=False)
+    both = [load_images(tiny_images / split, "test") for split in ("train", "test")]
+    with pytest.raises(ValueError, match="two image sets are of the same split: train test, test test; load each by"):
+        extract(tiny, both, store=tmp_path, device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_splits_with_other_numbers_are_refused(tiny, train, test, tmp_path):
+    swapped = replace(test, label_names=test.label_names[::-1])
+    with pytest.raises(ValueError, match=r"\(train: dark, light; test: light, dark\); load them from one source"):
+        extract(tiny, [train, swapped], store=tmp_path, device="cpu", progress=False)
+
+
+def test_a_store_names_its_classes_and_its_key_does_not(tiny, train, tmp_path):
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    store = extract(tiny, train, **options)
+    assert store.classes == ("dark", "light") and "classes" not in store.key
+    file = store.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["classes"]
+    file.write_text(json.dumps(manifest))  # as an older version wrote it
+    old = extract(tiny, train, **options)
+    assert old.path == store.path and old.classes == ()
+    assert Features.from_store(old, "train").names == () and Features.from_store(store, "train").names == store.classes
+    file.write_text(json.dumps(manifest | {"classes": [1]}))
+    with pytest.raises(StoreError, match="is not a manifest"):
+        FeatureStore.open(store.path)

@@ -1,6 +1,8 @@
 """Probes against scikit-learn's own pipeline, tests of significance against cases solved by hand."""
 
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from igpt_lab.core.display import MODEL
+from igpt_lab.core.display import MODEL, say_once
 from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
@@ -107,6 +109,34 @@ def test_shuffled_test_labels_change_no_choice_and_no_prediction(monkeypatch):
     for before, after in ((seen[0], seen[1]), (seen[2], seen[3])):
         assert len(before) > 0
         np.testing.assert_equal(before, after)
+
+
+@pytest.mark.parametrize("probe", [probe_layers, probe_neighbours, partial(probe_few_labels, ks=(4,), draws=2)])
+def test_classes_are_matched_by_name(probe, capsys):
+    """Test's classes in another order, one of which train has not: the answers are those of the same numbers."""
+    say_once.cache_clear()
+    train, test = (replace(features, names=("ant", "bee", "cat")) for features in (TRAIN, TEST))
+    back = np.array([2, 0, 1])  # from the numbers of `names` to those of `others`
+    others = ("bee", "cat", "ant")
+    shifted = replace(test, labels=back[test.labels], names=others)
+    right, same = probe(train, test, **QUIET), probe(train, shifted, **QUIET)
+    np.testing.assert_equal(same.correct, right.correct)
+    assert capsys.readouterr().err == ""
+    dog = replace(shifted, names=("bee", "dog", "ant"))
+    wrong = probe(train, dog, **QUIET)
+    cats = test.labels == 2
+    for layer in range(len(right.correct)):
+        np.testing.assert_array_equal(wrong.correct[layer], right.correct[layer] & ~cats)
+    told = f"classes without rows in train: dog; the {cats.sum()} of {len(cats)} test images of these count as wrong\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_class_without_training_rows_is_said(capsys):
+    few = TEST.labels.copy()
+    few[:7] = 9
+    result = probe_layers(TRAIN, replace(TEST, labels=few), **QUIET)
+    assert not any(correct[:7].any() for correct in result.correct.values())
+    assert "classes without rows in train: 9; the 7 of 240 test images" in capsys.readouterr().err
 
 
 def test_permuted_labels_fall_to_chance():

@@ -321,6 +321,13 @@ def test_the_commands(tiny_folder, tiny_images, tmp_path, capsys):
     assert classify(out, lab.load_images(tiny_images, "test"), progress=False).correct.mean() == right
 
 
+def test_the_command_refuses_to_test_on_its_training_images(tiny_folder, tiny_images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["finetune", str(tiny_folder), str(tiny_images / "train"), "--out", str(out), "--steps", "1"]) == 1
+    assert "gives the same images for train and test; it needs splits of its own" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_images_without_labels_have_no_confusion_and_a_class_that_is_never_met_has_its_row():
     chances = np.eye(3, dtype=np.float32)[[0, 2]]
     unlabelled = Classified(chances, ("a", "b", "c"), None, np.arange(2))
