@@ -71,7 +71,7 @@ def read_folders(root: Path, split: str | None, name: str) -> Opened:
 
 
 def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
-    """The images below a folder, sorted, and what else there is, counted; deep links to folders are left out."""
+    """The images below a folder, sorted, and what else there is, counted; only splits and classes may be links."""
     images: list[Parts] = []
     left_out: Counter[str] = Counter()
     waiting: list[tuple[Parts, str]] = [((), str(root))]
@@ -83,7 +83,8 @@ def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
                 if entry.is_dir() or _suffix(entry.name) in _suffixes():
                     left_out["hidden"] += 1
             elif entry.is_dir():
-                if entry.is_symlink() and (len(above) > 1 or _leads_up(entry.path)):
+                is_class = not above or (len(above) == 1 and split_of(above[0]) is not None)
+                if entry.is_symlink() and (not is_class or _leads_up(entry.path)):
                     left_out["linked folder"] += 1
                 else:
                     waiting.append((parts, entry.path))
@@ -232,7 +233,9 @@ def _read_metadata(file: Path) -> pa.Table:
         if file.suffix == ".jsonl":
             table = json.read_json(file, json.ReadOptions(use_threads=False))
         else:
-            text = csv.ConvertOptions(column_types={"file_name": pa.string()})
+            text = csv.ConvertOptions(
+                column_types={"file_name": pa.string()}, null_values=[""], strings_can_be_null=True
+            )
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error

@@ -444,6 +444,16 @@ def test_hub_names(rows, tmp_path, monkeypatch):
     assert hub.asked[-1] == ("main", None, True)
 
 
+def test_words_of_a_hub_name_are_numbered_over_all_its_splits(rows, tmp_path, monkeypatch):
+    hub = Hub(tmp_path, monkeypatch)
+    (tmp_path / "main").mkdir()
+    images, labels = rows["test"]
+    as_plain(tmp_path / "main", {"train": rows["train"], "test": (images[2:], labels[2:])})  # test has no cat
+    assert load_images("owner/name", "test").labels.tolist() == [1, 1, 2, 2]
+    assert hub.asked[0] == ("main", ["test.parquet"], False)
+    assert sorted(hub.asked[1][1]) == ["test.parquet", "train.parquet"]
+
+
 def test_hub_names_without_parquet(rows, tmp_path, monkeypatch):
     hub = Hub(tmp_path, monkeypatch)
     as_folders(tmp_path / "main", rows)

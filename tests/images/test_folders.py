@@ -1,0 +1,227 @@
+"""Folders of images: splits and classes by hand and as `datasets` reads them, labels beside, what is left out."""
+
+import json
+import os
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt_lab.images.folders import split_of
+from igpt_lab.images.image_sets import load_images
+
+
+def fill(root, *paths):
+    """An image at each path, none like another."""
+    for shade, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2), shade).save(root / path, "PNG" if "." not in (root / path).name[1:] else None)
+    return root
+
+
+def rows(images) -> list[tuple[int, str | None]]:
+    """Shade and class of each image."""
+    names = [None] * len(images) if images.labels is None else [images.label_names[label] for label in images.labels]
+    return [(image.getpixel((0, 0))[0], name) for image, name in zip(images.images(), names, strict=True)]
+
+
+PAIRS = [
+    ("Train", "Test"), ("training", "testing"), ("seg_train", "seg_test"), ("train_set", "test_set"), ("TRAIN", "eval"),
+    ("1-train", "2-test"), ("train images", "test.images"), ("train", "Evaluation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("train, test", PAIRS)
+def test_words_for_splits(train, test, tmp_path):
+    fill(tmp_path, f"{train}/cat/0.png", f"{train}/dog/1.png", f"{test}/dog/2.png")
+    assert rows(load_images(tmp_path, "train")) == [(0, "cat"), (1, "dog")]
+    assert rows(load_images(tmp_path, "test")) == rows(load_images(tmp_path, test)) == [(2, "dog")]
+    assert load_images(tmp_path, "test").label_names == ("cat", "dog")
+    with pytest.raises(ValueError, match=f"no split 'validation'; it has {', '.join(sorted([train, test]))}"):
+        load_images(tmp_path, "validation")
+
+
+@pytest.mark.parametrize(
+    "folder", ["train", "training", "my_train", "valid", "dev-2", "eval", "trains", "strain", "bus"]
+)
+def test_a_word_for_a_split_is_one_for_datasets_too(folder, tmp_path):
+    fill(tmp_path, f"{folder}/cat/0.png", f"{folder}/dog/1.png")
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path.parent / "cache"))
+    expected = split_of(folder) or "train"  # their name for what has no splits
+    assert list(theirs) == [expected]
+
+
+def test_the_split_is_named_by_its_folder(tmp_path):
+    fill(tmp_path, "seg_train/cat/0.png", "Validation/cat/1.png", "test/cat/2.png")
+    assert [load_images(tmp_path / name).split for name in ("seg_train", "Validation", "test")] == [
+        "train", "validation", "test",
+    ]  # fmt: skip
+    assert load_images(tmp_path).split == "test" and load_images(tmp_path / "test", "train").split == "train"
+
+
+def test_a_folder_within_one_of_its_own_name(tmp_path):
+    fill(tmp_path, "seg_train/seg_train/cat/0.png", "seg_train/seg_train/dog/1.png", "seg_test/seg_test/dog/2.png")
+    assert rows(load_images(tmp_path, "train")) == [(0, "cat"), (1, "dog")]
+    assert load_images(tmp_path, "test").labels.tolist() == [1]
+
+
+def test_a_class_named_like_a_split(tmp_path, capsys):
+    fill(tmp_path, "bus/0.png", "car/1.png", "train/2.png")
+    assert rows(load_images(tmp_path)) == [(0, "bus"), (1, "car"), (2, "train")]
+    assert "the folder train is taken for a class, as it lies among bus, car" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("bus/0.png", "train/cat/1.png"),
+        ("bus/red/0.png", "train/steam/1.png"),
+        ("extra/0.png", "train/1.png", "test/2.png"),
+        ("extra/0.png", "train/cat/1.png", "test/2.png"),
+    ],
+)
+def test_splits_or_classes_is_asked(paths, tmp_path):
+    fill(tmp_path, *paths)
+    with pytest.raises(ValueError, match="which may be splits, beside (bus|extra), which are none; move or rename"):
+        load_images(tmp_path, "train")
+
+
+def test_folders_beside_the_splits_are_told(tmp_path, capsys):
+    fill(tmp_path, "seg_pred/0.png", "seg_train/cat/1.png", "seg_test/cat/2.png", "cover.png")
+    images = load_images(tmp_path, "test")
+    assert rows(images) == [(2, "cat")]
+    line = capsys.readouterr().err
+    assert line.startswith(f"{tmp_path}: left out: the folders seg_pred beside the splits") and line.count("\n") == 1
+    assert "1 x image beside the splits" in line and "the folders seg_pred" in images._repr_html_()
+
+
+def test_two_folders_for_one_split(tmp_path, capsys):
+    fill(tmp_path, "val/cat/0.png", "validation/cat/1.png", "train/cat/2.png")
+    assert (
+        rows(load_images(tmp_path, "val")) == [(0, "cat")] and "also named after validation" in capsys.readouterr().err
+    )
+    with pytest.raises(ValueError, match="several folders for the split 'dev': val, validation; give the name of one"):
+        load_images(tmp_path, "dev")
+
+
+def test_one_class_in_two_unicode_forms(tmp_path):
+    fill(tmp_path, "train/bar/0.png", "train/caf\u00e9/1.png", "test/cafe\u0301/2.png")
+    assert (
+        load_images(tmp_path, "train").label_names == load_images(tmp_path, "test").label_names == ("bar", "caf\u00e9")
+    )
+    assert load_images(tmp_path, "test").labels.tolist() == [1]
+
+
+def test_classes_that_differ_in_capitals(tmp_path):
+    fill(tmp_path, "train/cat/0.png", "test/Cat/1.png")
+    with pytest.raises(ValueError, match="its splits have the classes 'Cat' and 'cat'; write them alike"):
+        load_images(tmp_path, "test")
+
+
+def test_what_is_left_out_is_told_once(tmp_path, capsys):
+    fill(tmp_path, "cat/0.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "dog/1.png", "dog/@eaDir/1.png")
+    fill(tmp_path, "__MACOSX/cat/._0.png", "cat/._0.png", "noext/IMG_1", ".cache/x.png")
+    for name in ("cat/a.heic", "cat/b.HEIC", "cat/.DS_Store", "dog/Thumbs.db", "dog/x.eps"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "dog/more").symlink_to(tmp_path / "cat")
+    (tmp_path / "dog/gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "dog/pipe.png")
+    images = load_images(tmp_path)
+    assert rows(images) == [(0, "cat"), (2, "dog")]
+    told = (
+        "left out: 1 x .db file, 1 x .eps file, 2 x .heic file, 1 x file without a suffix, 5 x hidden, "
+        "2 x link to nothing, or no file, 1 x linked folder"
+    )
+    load_images(tmp_path)
+    assert capsys.readouterr().err == f"{tmp_path}: {told}\n"
+    assert told in images._repr_html_()
+
+
+def test_links_to_folders(tmp_path, capsys):
+    fill(tmp_path / "far", "cat/0.png")
+    fill(tmp_path / "set", "dog/a/0.png")
+    (tmp_path / "set/cat").symlink_to(tmp_path / "far/cat")
+    (tmp_path / "set/dog/up").symlink_to(tmp_path / "set")
+    (tmp_path / "set/dog/a/deep").symlink_to(tmp_path / "far/cat")
+    assert rows(load_images(tmp_path / "set")) == [(0, "cat"), (0, "dog")]
+    assert "left out: 2 x linked folder\n" in capsys.readouterr().err
+
+
+def test_suffixes(tmp_path):
+    suffixes = ["jfif", "jpe", "avif", "tga", "jp2", "j2k", "dib", "apng", "pnm", "ico", "PNG", "webp"]
+    known = {suffix[1:] for suffix in Image.registered_extensions()}
+    names = [f"cat/{i}.{suffix}" for i, suffix in enumerate(suffixes) if suffix.lower() in known]
+    (tmp_path / "cat").mkdir()
+    for name in names:
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    assert len(load_images(tmp_path)) == len(names) >= 11
+
+
+METADATA = {
+    "metadata.csv": "file_name,label,caption\n{}0.png,eel,a\n{}1.png,cat,b\n",
+    "metadata.jsonl": '{{"file_name": "{}0.png", "label": "eel"}}\n{{"file_name": "{}1.png", "label": "cat"}}\n',
+}
+
+
+@pytest.mark.parametrize("place", ["train", "."])
+@pytest.mark.parametrize("file", METADATA)
+def test_labels_beside_the_images(file, place, tmp_path, capsys):
+    fill(tmp_path, "train/0.png", "train/1.png")
+    inner = "" if place == "train" else "train/"
+    (tmp_path / place / file).write_text(METADATA[file].format(inner, inner))
+    images = load_images(tmp_path, "train")
+    assert rows(images) == [(0, "eel"), (1, "cat")] and images.label_names == ("cat", "eel")
+    assert f"labels are those of {file}, column label" in capsys.readouterr().err
+    if place == "train":
+        theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / ".cache"))
+        assert sorted(theirs["train"]["label"]) == ["cat", "eel"]
+
+
+def test_metadata_of_two_splits(tmp_path):
+    fill(tmp_path, "train/0.png", "train/1.png", "test/b/2.png")
+    (tmp_path / "train/metadata.csv").write_text("file_name,label\n0.png,9\n1.png,10\n")
+    (tmp_path / "test/metadata.csv").write_text("file_name,label\nb/2.png,10\n")
+    assert load_images(tmp_path, "test").label_names == ("9", "10")
+    assert load_images(tmp_path, "test").labels.tolist() == [1]
+
+
+def test_metadata_without_labels_leaves_those_of_the_folders(tmp_path, capsys):
+    fill(tmp_path, "cat/0.png", "dog/1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\ncat/0.png,a\n")
+    assert rows(load_images(tmp_path)) == [(0, "cat"), (1, "dog")]
+    assert "metadata.csv has no label column; name it 'label'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("file_name,label\n0.png,a\n", "metadata.csv has no row for 1.png; expected one for each image"),
+        ("file_name,label\n0.png,a\n./0.png,b\n1.png,b\n", "names a file twice"),
+        ("name,label\n0.png,a\n", "metadata.csv has no column file_name; its columns are name, label"),
+        ("file_name,label\n0.png\n", "metadata.csv cannot be read: "),
+        ("", "metadata.csv cannot be read: "),
+        ("file_name,label\n0.png,0.5\n1.png,1\n", "is double; expected integers or words"),
+        ("file_name,label\n0.png,a\n1.png,\n", "row 1 has no label among its 1 classes: None"),
+    ],
+)
+def test_metadata_that_is_refused(text, words, tmp_path):
+    fill(tmp_path, "0.png", "1.png")
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_images(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_names_no_file_outside(tmp_path):
+    fill(tmp_path, "secret.png", "set/0.png")
+    rows_of = [{"file_name": name, "label": "a"} for name in ("0.png", "../secret.png", str(tmp_path / "secret.png"))]
+    (tmp_path / "set/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    images = load_images(tmp_path / "set")
+    assert len(images) == 1 and np.array_equal(images.index, [0])
+
+
+def test_a_folder_of_nothing_to_read_says_what_is_there(tmp_path):
+    fill(tmp_path, "cat/IMG_1", "cat/IMG_2")
+    with pytest.raises(ValueError, match="has no images; expected Parquet.*left out: 2 x file without a suffix"):
+        load_images(tmp_path)
