@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from igpt_lab.core.display import card, picture
 from igpt_lab.core.storage import Remote
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
-from igpt_lab.images.processor import to_rgb
-from igpt_lab.images.sources import bundled, first_line, read, title_of
+from igpt_lab.images.opening import decode, read_inside
+from igpt_lab.images.sources import bundled, read, title_of
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.images.token_files import read_tokens, token_sets
 
@@ -96,39 +98,46 @@ class ImageSet(_Rows):
     column: pa.ChunkedArray  # encoded images of the whole split: bytes, a path, or a struct of both
     root: Path | Remote  # where a relative path in `column` starts
     source: dict | None = None  # the arguments of `load_images` that load these images again
+    listed: bool = False  # the paths are those of files that lie under `root`, and not what a table says
+    seen: np.ndarray = field(default=None)  # type: ignore[assignment]  # uint64: what was read of each row, 0 as yet
+
+    def __post_init__(self):
+        if self.seen is None:  # selections share it
+            object.__setattr__(self, "seen", np.zeros(len(self.column), np.uint64))
 
     def _repr_html_(self) -> str:
         return card(self._title(), self._facts(), below=_thumbnails(self))
 
     def __getitem__(self, position: int) -> Image.Image:
-        """The image at `position`, mode RGB; ValueError names its row when it cannot be read."""
+        """The image at `position`, mode RGB; ValueError names its row where it cannot be read, BadImage is damaged."""
         data, path = self._encoded(position)
-        try:
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        except Exception as error:  # each of Pillow's formats raises classes of its own for a damaged file
-            unknown = isinstance(error, UnidentifiedImageError)
-            reason = "its format is unknown" if unknown else first_line(error)
-            raise ValueError(
-                f"{self._row(position, path)} is not a readable image, is it cut short? {reason} ({len(data):,} bytes)"
-            ) from error
-        try:
-            return to_rgb(image)
-        except Exception as error:
-            raise ValueError(f"{self._row(position, path)}: {first_line(error)}") from error
+        return decode(data, self._row(position, path))
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """The images in order, none of them held."""
+        return (self[position] for position in range(len(self)))
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
-        """The encoded image as the source has it, and its path or ''."""
-        cell = self.column[int(self.index[position])].as_py()
+        """The encoded image as the source has it, and its path or ''; ValueError where it is not what it once was."""
+        row = int(self.index[position])
+        cell = self.column[row].as_py()
         if not isinstance(cell, dict):
             cell = {"path": cell} if isinstance(cell, str) else {"bytes": cell}
         data, path = cell.get("bytes"), cell.get("path") or ""
-        if data is not None:
-            return data, path
-        try:
-            return (self.root / path).read_bytes(), path
-        except OSError as error:
-            raise ValueError(f"{self._row(position, path)} cannot be read: {error.strerror}") from error
+        if data is None and path and isinstance(path, str):
+            try:
+                data = read_inside(self.root, path, linked=self.listed)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ValueError(f"{self._row(position, path)} cannot be read: {reason}") from error
+        data = b"" if data is None else data
+        if not isinstance(data, bytes):
+            raise ValueError(f"{self._row(position, path)} is a {type(data).__name__}; expected an encoded picture")
+        check = np.uint64(1 + (len(data) << 32 | zlib.crc32(data)))
+        if self.seen[row] not in (0, check):
+            raise ValueError(f"{self._row(position, path)} has changed since it was first read; load the images again")
+        self.seen[row] = check
+        return data, path
 
     def _row(self, position: int, path: str) -> str:
         return f"{self.name} {self.split} row {self.index[position]}" + (f" ({path})" if path else "")
@@ -210,12 +219,11 @@ class TokenSet(_Rows):
 def _thumbnails(images: ImageSet, count: int = 12) -> str:
     """The first images beside each other, each at most 56 pixels a side; '' where one cannot be read."""
     try:
-        shown = images.images(range(min(count, len(images))))
+        shown = list(map(_small, islice(images, count)))
     except ValueError:
         return ""
     if not shown:
         return ""
-    shown = [ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image for image in shown]
     width, height = np.max([image.size for image in shown], axis=0).tolist()
     strip = Image.new("RGB", (len(shown) * (width + 1) - 1, height), (136, 136, 136))
     for i, image in enumerate(shown):
@@ -223,6 +231,10 @@ def _thumbnails(images: ImageSet, count: int = 12) -> str:
     buffer = io.BytesIO()
     strip.save(buffer, "png")
     return picture(buffer.getvalue(), words=f"the first {len(shown)} images")
+
+
+def _small(image: Image.Image) -> Image.Image:
+    return ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image
 
 
 def load_images(
@@ -238,10 +250,10 @@ def load_images(
     if token_sets(Path(name).expanduser()):
         return load_tokens(name, split, limit=limit, seed=seed)
     name = str(name)
-    column, root, labels, label_names = read(name, split)
+    column, root, labels, label_names, listed = read(name, split)
     index = fixed(np.arange(len(column)))
     source = _source(name, limit, seed)
-    images = ImageSet(title_of(name), split, index, labels, label_names, column, root, source)
+    images = ImageSet(title_of(name), split, index, labels, label_names, column, root, source, listed)
     return images._limited(limit, seed)
 
 

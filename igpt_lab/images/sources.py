@@ -39,17 +39,18 @@ def bundled() -> list[str]:
     return sorted({path.parent.name for path in BUNDLED.glob("*/*.parquet")})
 
 
-def read(name: str, split: str) -> tuple[pa.ChunkedArray, Path | Remote, np.ndarray | None, tuple[str, ...]]:
+def read(name: str, split: str) -> tuple[pa.ChunkedArray, Path | Remote, np.ndarray | None, tuple[str, ...], bool]:
     """Encoded images (N,), where relative paths among them start, labels int64 (N,) or None, and the classes' names.
 
-    An image is bytes, a path, or a struct of both. Raises ValueError, which names the culprit.
+    The last is true where the paths were found in a folder, and not read from a table, which may name any file. An
+    image is bytes, a path, or a struct of both. Raises ValueError, which names the culprit.
     """
-    table, root = _open(_locate(name, split), split, name)
+    table, root, listed = _open(_locate(name, split), split, name)
     if not len(table):
         raise ValueError(f"{name} {split} has no images")
     image, label = columns_of(table.schema, name)
     labels, label_names = labels_of(table, label, f"{name} {split}") if label else (None, ())
-    return table[image], root, labels, label_names
+    return table[image], root, labels, label_names, listed
 
 
 def _locate(name: str, split: str) -> Path | Remote:
@@ -119,25 +120,25 @@ def _on_hub(name: str) -> tuple[dict[str, list[PurePath]], str]:
     raise LookupError("it has no Parquet files")
 
 
-def _open(path: Path | Remote, split: str, name: str) -> tuple[pa.Table, Path | Remote]:
-    """Image and label columns of one split, with `datasets` features in the schema; and where relative paths start."""
+def _open(path: Path | Remote, split: str, name: str) -> tuple[pa.Table, Path | Remote, bool]:
+    """Image and label columns of one split, with `datasets` features in the schema; and as in `read`."""
     if isinstance(path, Remote) and not path.is_file():
         keys = [PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet")]
         files = [path / file.as_posix() for file in _pick(_split_files(keys), split, name)]
-        return _read_parquet(files, name), path
+        return _read_parquet(files, name), path, False
     if isinstance(path, Remote) or path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
         if _split_of(path) in SPLITS:
             _pick({_split_of(path): [path]}, split, name)
-        return _read_parquet([path], name), path.parent
+        return _read_parquet([path], name), path.parent, False
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, split, name), path
+        return _read_saved(path, split, name), path, False
     below = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
     splits = _split_files(file for file in below if not str(file).startswith("."))
     if splits:
-        return _read_parquet([path / file for file in _pick(splits, split, name)], name), path
-    return _read_folders(path, split, name), path
+        return _read_parquet([path / file for file in _pick(splits, split, name)], name), path, False
+    return _read_folders(path, split, name), path, True
 
 
 def _split_of(file: PurePath | Remote) -> str:
