@@ -38,6 +38,11 @@ class _Rows:
     index: np.ndarray
     labels: np.ndarray | None
     label_names: tuple[str, ...]
+    seen: np.ndarray | None = field(default=None, kw_only=True)  # uint64: what was read of each source row, 0 as yet
+
+    def __post_init__(self) -> None:
+        if self.seen is None:  # selections share it
+            object.__setattr__(self, "seen", np.zeros(int(self.index.max(initial=-1)) + 1, np.uint64))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -73,6 +78,17 @@ class _Rows:
         labels = b"no labels" if self.labels is None else self.labels.astype("<i8").tobytes()
         return labels + self.index.astype("<i8").tobytes()
 
+    def _name_of(self, row: int, path: str = "") -> str:
+        return f"{self.name} {self.split} row {row}" + (f" ({path})" if path else "")
+
+    def _note(self, row: int, data: bytes | memoryview, path: str = "") -> None:
+        """ValueError where a row of the source is not what it was when it was first read, for a fingerprint, say."""
+        assert self.seen is not None  # see __post_init__
+        check = np.uint64(1 + (len(data) << 32 | zlib.crc32(data)))
+        if self.seen[row] not in (0, check):
+            raise ValueError(f"{self._name_of(row, path)} has changed since it was first read; load the images again")
+        self.seen[row] = check
+
     def _facts(self) -> dict[str, str]:
         """What a notebook shows of the set, by name."""
         facts = {"images": f"{len(self):,}", "classes": "no labels"}
@@ -99,11 +115,6 @@ class ImageSet(_Rows):
     root: Path | Remote  # where a relative path in `column` starts
     source: dict | None = None  # the arguments of `load_images` that load these images again
     listed: bool = False  # the paths are those of files that lie under `root`, and not what a table says
-    seen: np.ndarray = field(default=None)  # type: ignore[assignment]  # uint64: what was read of each row, 0 as yet
-
-    def __post_init__(self):
-        if self.seen is None:  # selections share it
-            object.__setattr__(self, "seen", np.zeros(len(self.column), np.uint64))
 
     def _repr_html_(self) -> str:
         return card(self._title(), self._facts(), below=_thumbnails(self))
@@ -111,7 +122,7 @@ class ImageSet(_Rows):
     def __getitem__(self, position: int) -> Image.Image:
         """The image at `position`, mode RGB; ValueError names its row where it cannot be read, BadImage is damaged."""
         data, path = self._encoded(position)
-        return decode(data, self._row(position, path))
+        return decode(data, self._name_of(self.index[position], path))
 
     def __iter__(self) -> Iterator[Image.Image]:
         """The images in order, none of them held."""
@@ -129,18 +140,12 @@ class ImageSet(_Rows):
                 data = read_inside(self.root, path, linked=self.listed)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise ValueError(f"{self._row(position, path)} cannot be read: {reason}") from error
+                raise ValueError(f"{self._name_of(row, path)} cannot be read: {reason}") from error
         data = b"" if data is None else data
         if not isinstance(data, bytes):
-            raise ValueError(f"{self._row(position, path)} is a {type(data).__name__}; expected an encoded picture")
-        check = np.uint64(1 + (len(data) << 32 | zlib.crc32(data)))
-        if self.seen[row] not in (0, check):
-            raise ValueError(f"{self._row(position, path)} has changed since it was first read; load the images again")
-        self.seen[row] = check
+            raise ValueError(f"{self._name_of(row, path)} is a {type(data).__name__}; expected an encoded picture")
+        self._note(row, data, path)
         return data, path
-
-    def _row(self, position: int, path: str) -> str:
-        return f"{self.name} {self.split} row {self.index[position]}" + (f" ({path})" if path else "")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,9 +186,16 @@ class TokenSet(_Rows):
         """SHA-256 over the tokens, the labels and the row numbers, in order."""
         sha = hashlib.sha256(f"tokens {self.tokens.shape[1]}".encode())
         for rows in np.array_split(self.index, len(self) // 10_000 + 1):
-            sha.update(self.tokens[rows].astype("<i8").tobytes())
+            sha.update(self._read(rows).astype("<i8").tobytes())
         sha.update(self._hashed())
         return sha.hexdigest()
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of `tokens`, which may lie on the disk; ValueError where one is not what it once was."""
+        chosen = np.ascontiguousarray(self.tokens[rows])
+        for row, tokens in zip(rows.tolist(), chosen, strict=True):
+            self._note(row, tokens.data)
+        return chosen
 
     def encoded(self, positions: int, colours: int) -> np.ndarray:
         """The tokens, uint16 (N, T), for a model of so many positions and colours; ValueError when they do not fit."""
@@ -191,7 +203,7 @@ class TokenSet(_Rows):
             raise ValueError(
                 f"{self.name} {self.split} has {self.tokens.shape[1]} tokens an image, the model {positions} positions"
             )
-        chosen = self.tokens[self.index]
+        chosen = self._read(self.index)
         wrong = np.argwhere((chosen < 0) | (chosen >= colours))
         if wrong.size:
             row, place = wrong[0]

@@ -95,7 +95,7 @@ def classify(
     else:
         if model.processor is None:
             raise ValueError(f"{model.name} has no palette (preprocessor_config.json): token sets are all it can take")
-        if getattr(images, "ndim", 4) < 3:
+        if isinstance(images, np.ndarray) and images.ndim < 3:
             raise ValueError(f"an array {images.shape}; expected images (N, H, W, 3), or a list of them")
         tokens = model.processor.encode(images)
         index = np.arange(len(tokens))

@@ -45,6 +45,21 @@ def test_the_fingerprint_of_a_token_set_by_hand(token_set):
     assert token_set.fingerprint == hashlib.sha256(content).hexdigest()
 
 
+def test_tokens_that_change_after_their_fingerprint_are_refused(tmp_path):
+    np.save(tmp_path / "x_trX.npy", np.zeros((5, 4), np.uint8))
+    images = load_images(tmp_path, "train")
+    some = images.select([4, 3])
+    assert images.fingerprint
+    file = np.load(tmp_path / "x_trX.npy", mmap_mode="r+")
+    file[3, 2] = 1
+    file.flush()
+    for use in (lambda: images.encoded(4, 8), lambda: some.encoded(4, 8), lambda: some.fingerprint):
+        with pytest.raises(ValueError, match="x train row 3 has changed since it was first read"):
+            use()
+    assert images.select([4]).encoded(4, 8).tolist() == [[0, 0, 0, 0]]
+    assert load_images(tmp_path, "train").encoded(4, 8)[3].tolist() == [0, 0, 1, 0]
+
+
 def test_a_token_set_has_no_pixels(token_set):
     for use in (token_set.images, lambda: token_set.batches(2), lambda: token_set[0]):
         with pytest.raises(ValueError, match="counted train holds tokens, and this needs the images"):
