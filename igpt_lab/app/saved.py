@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.figures import read_figure, read_table
+from igpt_lab.images.opening import open_image
 
 ALPHA = 0.05
 GROUPS = "control layer_rule recipe alignment point scaling solver method".split()
@@ -172,7 +172,7 @@ def _read(file: Path) -> SavedFigure | None:
     picture = image.read_bytes() if is_own(image) else b""
     if not is_own(png):
         return replace(figure, picture=picture)
-    with Image.open(png) as opened:
+    with open_image(png) as opened:
         return replace(figure, picture=picture, size=opened.size)
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from igpt_lab.core.provenance import atomic_write, digest
+from igpt_lab.images.opening import open_image
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SHA256 = {
@@ -110,7 +111,7 @@ def check(path: Path, expected: bytes) -> str:
 
 
 def _pixels(cell: dict) -> bytes:
-    return Image.open(io.BytesIO(cell["bytes"])).tobytes()
+    return open_image(cell["bytes"]).tobytes()
 
 
 def main() -> int:

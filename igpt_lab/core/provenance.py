@@ -96,15 +96,15 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def made_by() -> dict[str, str]:
-    """`versions`, and a digest of the code that a stored number depends on."""
-    return versions() | {"code": digest_of_code(Path(__file__).parents[1])[:16]}
+def made_by(maker: str = MAKER) -> dict[str, str]:
+    """`versions`, and a digest of the code that a number depends on which the module `maker` makes."""
+    return versions() | {"code": digest_of_code(Path(__file__).parents[1], maker)[:16]}
 
 
-def digest_of_code(package: Path) -> str:
-    """SHA-256 of what computes in the modules that make stored numbers: no comment, no docstring, no formatting."""
+def digest_of_code(package: Path, maker: str = MAKER) -> str:
+    """SHA-256 of what computes in a module and what it imports: no comment, no docstring, no formatting."""
     computing: dict[str, list[str]] = {}
-    todo = [MAKER]
+    todo = [maker]
     while todo:
         name = todo.pop()
         if (package / name / "__init__.py").is_file():

@@ -105,7 +105,8 @@ class Labels:
 class Opened:
     """One split as its source has it: a table of images and labels, whose relative paths start at `root`.
 
-    `others`: what reads the labels of the source's other splits; `notes`: what was chosen and left out, in words.
+    `others`: what reads the labels of the source's other splits; `notes`: what was chosen and left out, in words;
+    `listed`: the paths were found in a folder, and not read from a table.
     """
 
     table: pa.Table
@@ -113,6 +114,7 @@ class Opened:
     split: str
     others: Mapping[str, Callable[[], Labels | None]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    listed: bool = False
 
 
 def read_labels(table: pa.Table, column: str, title: str) -> Labels:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from igpt_lab.images.columns import Labels, Opened, label_column, read_labels, unchosen
+from igpt_lab.images.opening import formats
 
 WORDS = {
     "train": ("train", "training"),
@@ -24,7 +25,6 @@ WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF_WORD = {word: split for split, words in WORDS.items() for word in words}
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 METADATA = ("metadata.csv", "metadata.jsonl")
 JUNK = ("__MACOSX", "@eaDir")  # what other systems put beside images, besides what is hidden
 Parts = tuple[str, ...]  # of a path below the root
@@ -67,7 +67,7 @@ def read_folders(root: Path, split: str | None, name: str) -> Opened:
     table, more = _labelled(root, base, inside, name)
     others = {folder: partial(_labels_of, root, other, images, name) for folder, other in bases.items()}
     told = [_told(left_out)] if left_out else []
-    return Opened(table, root, split, others, (*notes, *more, *told))
+    return Opened(table, root, split, others, (*notes, *more, *told), listed=True)
 
 
 def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
@@ -116,8 +116,8 @@ def _suffix(name: str) -> str:
 
 @cache
 def _suffixes() -> set[str]:
-    """Of the formats that Pillow reads by itself and that run nothing."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    """Of the formats that are opened; a camera's MPO is a JPEG with others behind it."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*formats(), "MPO")}
 
 
 def _told(left_out: Counter[str]) -> str:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from igpt_lab.core.display import card, picture, say_once
 from igpt_lab.core.storage import Remote
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
-from igpt_lab.images.processor import to_rgb
-from igpt_lab.images.sources import bundled, first_line, read, title_of
+from igpt_lab.images.opening import decode, read_inside
+from igpt_lab.images.sources import bundled, read, title_of
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.images.token_files import read_tokens, token_sets
 
@@ -36,6 +38,11 @@ class _Rows:
     index: np.ndarray
     labels: np.ndarray | None
     label_names: tuple[str, ...]
+    seen: np.ndarray | None = field(default=None, kw_only=True)  # uint64: what was read of each source row, 0 as yet
+
+    def __post_init__(self) -> None:
+        if self.seen is None:  # selections share it
+            object.__setattr__(self, "seen", np.zeros(int(self.index.max(initial=-1)) + 1, np.uint64))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -71,6 +78,17 @@ class _Rows:
         labels = b"no labels" if self.labels is None else self.labels.astype("<i8").tobytes()
         return labels + self.index.astype("<i8").tobytes()
 
+    def _name_of(self, row: int, path: str = "") -> str:
+        return f"{self.name} {self.split} row {row}" + (f" ({path})" if path else "")
+
+    def _note(self, row: int, data: bytes | memoryview, path: str = "") -> None:
+        """ValueError where a row of the source is not what it was when it was first read, for a fingerprint, say."""
+        assert self.seen is not None  # see __post_init__
+        check = np.uint64(1 + (len(data) << 32 | zlib.crc32(data)))
+        if self.seen[row] not in (0, check):
+            raise ValueError(f"{self._name_of(row, path)} has changed since it was first read; load the images again")
+        self.seen[row] = check
+
     def _facts(self) -> dict[str, str]:
         """What a notebook shows of the set, by name."""
         facts = {"images": f"{len(self):,}", "classes": "no labels"}
@@ -97,42 +115,38 @@ class ImageSet(_Rows):
     root: Path | Remote  # where a relative path in `column` starts
     source: dict | None = None  # the arguments of `load_images` that load these images again
     notes: tuple[str, ...] = ()  # what was chosen and what was left out, in words
+    listed: bool = False  # the paths are those of files that lie under `root`, and not what a table says
 
     def _repr_html_(self) -> str:
         return card(self._title(), self._facts() | {"notes": "; ".join(self.notes)}, below=_thumbnails(self))
 
     def __getitem__(self, position: int) -> Image.Image:
-        """The image at `position`, mode RGB; ValueError names its row when it cannot be read."""
+        """The image at `position`, mode RGB; ValueError names its row where it cannot be read, BadImage is damaged."""
         data, path = self._encoded(position)
-        try:
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        except Exception as error:  # each of Pillow's formats raises classes of its own for a damaged file
-            unknown = isinstance(error, UnidentifiedImageError)
-            reason = "its format is unknown" if unknown else first_line(error)
-            raise ValueError(
-                f"{self._row(position, path)} is not a readable image, is it cut short? {reason} ({len(data):,} bytes)"
-            ) from error
-        try:
-            return to_rgb(image)
-        except Exception as error:
-            raise ValueError(f"{self._row(position, path)}: {first_line(error)}") from error
+        return decode(data, self._name_of(self.index[position], path))
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """The images in order, none of them held."""
+        return (self[position] for position in range(len(self)))
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
-        """The encoded image as the source has it, and its path or ''."""
-        cell = self.column[int(self.index[position])].as_py()
+        """The encoded image as the source has it, and its path or ''; ValueError where it is not what it once was."""
+        row = int(self.index[position])
+        cell = self.column[row].as_py()
         if not isinstance(cell, dict):
             cell = {"path": cell} if isinstance(cell, str) else {"bytes": cell}
         data, path = cell.get("bytes"), cell.get("path") or ""
-        if data is not None:
-            return data, path
-        try:
-            return (self.root / path).read_bytes(), path
-        except OSError as error:
-            raise ValueError(f"{self._row(position, path)} cannot be read: {error.strerror}") from error
-
-    def _row(self, position: int, path: str) -> str:
-        return f"{self.name} {self.split} row {self.index[position]}" + (f" ({path})" if path else "")
+        if data is None and path and isinstance(path, str):
+            try:
+                data = read_inside(self.root, path, linked=self.listed)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ValueError(f"{self._name_of(row, path)} cannot be read: {reason}") from error
+        data = b"" if data is None else data
+        if not isinstance(data, bytes):
+            raise ValueError(f"{self._name_of(row, path)} is a {type(data).__name__}; expected an encoded picture")
+        self._note(row, data, path)
+        return data, path
 
     @cached_property
     def fingerprint(self) -> str:
@@ -173,9 +187,16 @@ class TokenSet(_Rows):
         """SHA-256 over the tokens, the labels and the row numbers, in order."""
         sha = hashlib.sha256(f"tokens {self.tokens.shape[1]}".encode())
         for rows in np.array_split(self.index, len(self) // 10_000 + 1):
-            sha.update(self.tokens[rows].astype("<i8").tobytes())
+            sha.update(self._read(rows).astype("<i8").tobytes())
         sha.update(self._hashed())
         return sha.hexdigest()
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of `tokens`, which may lie on the disk; ValueError where one is not what it once was."""
+        chosen = np.ascontiguousarray(self.tokens[rows])
+        for row, tokens in zip(rows.tolist(), chosen, strict=True):
+            self._note(row, tokens.data)
+        return chosen
 
     def encoded(self, positions: int, colours: int) -> np.ndarray:
         """The tokens, uint16 (N, T), for a model of so many positions and colours; ValueError when they do not fit."""
@@ -183,7 +204,7 @@ class TokenSet(_Rows):
             raise ValueError(
                 f"{self.name} {self.split} has {self.tokens.shape[1]} tokens an image, the model {positions} positions"
             )
-        chosen = self.tokens[self.index]
+        chosen = self._read(self.index)
         wrong = np.argwhere((chosen < 0) | (chosen >= colours))
         if wrong.size:
             row, place = wrong[0]
@@ -211,12 +232,11 @@ class TokenSet(_Rows):
 def _thumbnails(images: ImageSet, count: int = 12) -> str:
     """The first images beside each other, each at most 56 pixels a side; '' where one cannot be read."""
     try:
-        shown = images.images(range(min(count, len(images))))
+        shown = list(map(_small, islice(images, count)))
     except ValueError:
         return ""
     if not shown:
         return ""
-    shown = [ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image for image in shown]
     width, height = np.max([image.size for image in shown], axis=0).tolist()
     strip = Image.new("RGB", (len(shown) * (width + 1) - 1, height), (136, 136, 136))
     for i, image in enumerate(shown):
@@ -224,6 +244,10 @@ def _thumbnails(images: ImageSet, count: int = 12) -> str:
     buffer = io.BytesIO()
     strip.save(buffer, "png")
     return picture(buffer.getvalue(), words=f"the first {len(shown)} images")
+
+
+def _small(image: Image.Image) -> Image.Image:
+    return ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image
 
 
 def load_images(
@@ -246,7 +270,7 @@ def load_images(
         say_once(f"{name}: {'; '.join(read_split.notes)}")
     images = ImageSet(
         title_of(name), read_split.split, index, read_split.labels, read_split.label_names, read_split.column,
-        read_split.root, _source(name, limit, seed), read_split.notes,
+        read_split.root, _source(name, limit, seed), read_split.notes, read_split.listed,
     )  # fmt: skip
     return images._limited(limit, seed)
 

@@ -43,7 +43,8 @@ class Source:
     """One split: encoded images (N,), where relative paths among them start, and their labels int64 (N,) or None.
 
     An image is bytes, a path, or a struct of both. `label_names`: the classes of all splits, in the order of their
-    numbers. `notes`: what was chosen, and what was left out, in words.
+    numbers. `notes`: what was chosen, and what was left out, in words. `listed`: the paths were found in a folder, and
+    not read from a table, which may name any file.
     """
 
     split: str
@@ -52,6 +53,7 @@ class Source:
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
+    listed: bool
 
 
 def read(name: str, split: str | None) -> Source:
@@ -79,7 +81,7 @@ def read(name: str, split: str | None) -> Source:
             cell = table[label][int(wrong[0])]
             raise ValueError(f"{title} row {wrong[0]} has no label among its {len(names)} classes: {cell}")
     labels_of_rows = None if numbers is None else fixed(numbers)
-    return Source(opened.split, table[image], opened.root, labels_of_rows, names, opened.notes)
+    return Source(opened.split, table[image], opened.root, labels_of_rows, names, opened.notes, opened.listed)
 
 
 def _names_over(labels: Labels, opened: Opened, name: str) -> tuple[str, ...]:

@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from tqdm.auto import tqdm
 
-from igpt_lab.core.provenance import atomic_write, digest, named
+from igpt_lab.core.provenance import STORED, atomic_write, digest, made_by, named
 from igpt_lab.core.storage import Place, readable
 from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.opening import BadImage
 
 
 def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
@@ -39,10 +41,29 @@ def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, p
     check_palette(images, processor)
     tokens = []
     with tqdm(total=len(images), desc=f"tokens of {images.name} {images.split}", disable=not progress) as bar:
-        for batch in images.batches(batch_size):
-            tokens.append(processor.encode(batch).astype(np.uint16))
+        for start in range(0, len(images), batch_size):
+            batch = range(start, min(start + batch_size, len(images)))
+            tokens.append(processor.encode(images[position] for position in batch).astype(np.uint16))
             bar.update(len(batch))
     return np.concatenate(tokens)
+
+
+def checked_tokens(tokens: Any, config: Any) -> np.ndarray:
+    """Tokens as they are, integers (S, t), of whole images or of their first pixels, for a model of this `config`.
+
+    Raises ValueError for what cannot be tokens: images or their pixels, floats, more positions or colours than it has.
+    """
+    tokens = tokens.numpy(force=True) if hasattr(tokens, "numpy") else np.asarray(tokens)
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] > config.n_positions:
+        raise ValueError(
+            f"tokens {tokens.dtype} {tokens.shape}; expected integers (S, {config.n_positions}) or fewer columns: "
+            "`tokenize` or the processor's `encode` make them of images"
+        )
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < config.n_colours:
+        raise ValueError(
+            f"tokens from {tokens.min()} to {tokens.max()}; the model's colours are 0 to {config.n_colours - 1}"
+        )
+    return tokens
 
 
 def check_palette(images: ImageSet | TokenSet, processor) -> None:
@@ -148,9 +169,11 @@ _END: Any = object()
 
 
 def _name(images: ImageSet, processor) -> str:
-    """`<images>-<split>-<key8>`, safe as a folder's name."""
-    made_by = [digest(processor.clusters.tobytes()), *processor.size.values(), processor.resampling, processor.crop]
-    return named(images.name, images.split, key=[images.fingerprint, *made_by])
+    """`<images>-<split>-<key8>`, safe as a folder's name; the key has all that changes a token."""
+    palette = digest(processor.clusters.tobytes())
+    makers = [made_by("images/tokens").get(name) for name in STORED]
+    made = [images.fingerprint, palette, *processor.size.values(), processor.resampling, processor.crop, *makers]
+    return named(images.name, images.split, key=made)
 
 
 def _read(path: Place, images: ImageSet, positions: np.ndarray) -> Tokens | None:
@@ -187,13 +210,21 @@ def _make(path: Place, images: ImageSet, processor, positions: np.ndarray, pool:
 
 
 def _encode(images: ImageSet, processor, positions: np.ndarray) -> Tokens:
-    """Tokens of a few images; those that cannot be read are left out with the reason."""
-    decoded, kept, skipped = [], [], []
-    for position in positions:
-        try:
-            decoded.append(images[position])
-            kept.append(position)
-        except ValueError as error:
-            skipped.append((int(images.index[position]), str(error)))
-    tokens = processor.encode(decoded) if decoded else np.zeros((0, processor.side**2))
+    """Tokens of a few images; those whose content is damaged are left out with the reason. One at a time is held."""
+    kept, skipped = [], []
+
+    def whole() -> Iterator[Image.Image]:
+        for position in positions:
+            try:
+                yield images[position]
+                kept.append(position)
+            except BadImage as error:
+                skipped.append((int(images.index[position]), str(error)))
+
+    try:
+        tokens = processor.encode(whole())
+    except ValueError:
+        if len(skipped) < len(positions):
+            raise
+        tokens = np.zeros((0, processor.side**2))
     return Tokens(np.array(kept, np.int64), tokens.astype(np.uint16), skipped)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import widened
+from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.config import ImageGPTConfig
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def masked_loss_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, masked: np.ndarray, *, batch_size: int = 64
 ) -> float:
     """`masked_pixel_loss` of images as palette indices (N, T), mean over all masked pixels, bool (N, T): in nats."""
+    tokens = checked_tokens(tokens, model.config)
     total: Tensor | float = 0.0
     with torch.no_grad():
         for start in range(0, len(tokens), batch_size):
@@ -123,6 +125,7 @@ def _over(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, loss: Callable, batch_size: int, progress: bool
 ) -> np.ndarray:
     """`loss(model, pixels)` of all images, a batch at a time."""
+    tokens = checked_tokens(tokens, model.config)
     starts = range(0, len(tokens), batch_size)
     bar = tqdm(starts, desc="loss", unit="batch", disable=not progress)
     losses = [loss(model, _on_device(model, tokens[start : start + batch_size])) for start in bar]

@@ -65,7 +65,7 @@ class Features:
     @classmethod
     def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
         """Raw pixels at the model's resolution as the only layer, 0; of grey images one channel."""
-        pixels = np.concatenate([processor.resize(batch) for batch in images.batches(256)])
+        pixels = processor.resize(iter(images))
         if (pixels[..., :1] == pixels).all():
             pixels = pixels[..., :1]
         rows = pixels.reshape(len(images), -1).astype(np.float32)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.hooks import record
+from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 LEVELS = 4  # of brightness in a 2 x 2 patch: 256 patterns
@@ -25,9 +26,12 @@ def features_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, layer: int | None = None, batch_size: int = 32,
     progress: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """`ln_1` of one layer (the middle one by default), mean over positions, start token in front: float32 (N, D)."""
+    """`ln_1` of one layer (the middle one by default), mean over positions, start token in front: float32 (N, D).
+
+    `tokens`: palette indices (N, T); ValueError for what cannot be any, such as images.
+    """
     layer = model.config.n_layer // 2 if layer is None else layer
-    tokens, found = torch.as_tensor(np.asarray(tokens, np.int64)), []
+    tokens, found = torch.as_tensor(checked_tokens(tokens, model.config).astype(np.int64)), []
     with torch.inference_mode(), record(model, layers=[layer], alignment="sos") as pooled:
         for batch in tqdm(tokens.split(batch_size), desc=f"layer {layer}", disable=not progress):
             pooled.run(batch.to(model.device), use_cache=False)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, cut
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import align
@@ -146,12 +147,9 @@ def _tokens(model: ImageGPTForCausalImageModeling, images) -> np.ndarray:
         raise ValueError("images need a palette to become tokens, and this model has none; give tokens (S, T)")
     else:
         tokens = model.processor.encode(images)
-    longest, colours = model.config.n_positions, model.config.n_colours
-    if tokens.dtype.kind not in "iu" or not 0 < len(tokens) or tokens.shape[1] > longest:
-        raise ValueError(f"tokens {tokens.dtype} {tokens.shape}; expected integers (S, {longest}) or fewer columns")
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < colours:
-        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}; the model's colours are 0 to {colours - 1}")
-    return tokens.astype(np.int64)
+    if not len(tokens):
+        raise ValueError(f"tokens {tokens.shape}; expected one image or more")
+    return checked_tokens(tokens, model.config).astype(np.int64)
 
 
 def _seeds(entropy: list[int], count: int) -> np.ndarray:

@@ -50,8 +50,10 @@ def _move_images(
 ) -> np.ndarray:
     """Tokens of the images, each of which has a size of its own, moved before they are resized."""
     flipped, corners = _moves(tuning, len(rows), step)
-    pictures = [np.asarray(picture)[None] for picture in images.images(rows)]
-    return processor.encode([moved(pictures[i], flipped[[i]], corners[[i]], tuning.pad)[0] for i in range(len(rows))])
+    pictures = (np.asarray(images[row])[None] for row in rows)
+    return processor.encode(
+        moved(picture, flipped[[i]], corners[[i]], tuning.pad)[0] for i, picture in enumerate(pictures)
+    )
 
 
 def moved(images: np.ndarray, flipped: np.ndarray, corners: np.ndarray, pad: int) -> np.ndarray:

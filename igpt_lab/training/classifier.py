@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +70,21 @@ class Classified:
 
 def classify(
     model: ImageGPTForImageClassification | str | Path,
-    images: ImageSet | TokenSet | Sequence[Image.Image | np.ndarray],
+    images: ImageSet | TokenSet | Iterable[Image.Image | np.ndarray],
     *,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Classified:
-    """What a fine-tuned model says of images, start token in front; labels are carried along, and not looked at."""
+    """What a fine-tuned model says of images, start token in front; labels are carried along, and not looked at.
+
+    `images` may be an iterator, of which no image is held. Raises ValueError for a model without a class head that was
+    trained, and for what is no image.
+    """
     model = load_classifier(model) if isinstance(model, str | Path) else model
+    if not isinstance(model, ImageGPTForImageClassification) or not model.score.weight.any():
+        raise ValueError(
+            f"{getattr(model, 'name', 'this model')} has no class head that was trained; expected what finetune wrote"
+        )
     names = tuple((model.config.id2label or {}).values())
     labels: np.ndarray | None = None
     if isinstance(images, ImageSet | TokenSet):
@@ -87,7 +95,10 @@ def classify(
     else:
         if model.processor is None:
             raise ValueError(f"{model.name} has no palette (preprocessor_config.json): token sets are all it can take")
-        tokens, index = model.processor.encode(images), np.arange(len(images))
+        if isinstance(images, np.ndarray) and images.ndim < 3:
+            raise ValueError(f"an array {images.shape}; expected images (N, H, W, 3), or a list of them")
+        tokens = model.processor.encode(images)
+        index = np.arange(len(tokens))
     logits = logits_of(model.eval(), tokens, batch_size, progress)
     return Classified(logits.softmax(1).numpy(), names, labels, index)
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
+from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of, masked_loss_of, next_pixel_loss
@@ -193,6 +194,7 @@ def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: PretrainConfig) -
         )
     if tokens.max() >= config.n_colours:
         raise ValueError(f"token {tokens.max()} >= {config.n_colours} colours; encode with the palette of this model")
+    checked_tokens(tokens, config)
     order = np.random.default_rng([recipe.seed, 1]).permutation(len(tokens))
     return tokens[np.sort(order[recipe.holdout :])], tokens[order[: recipe.holdout]]
 

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import weakref
 
 import hypothesis.strategies as st
 import numpy as np
@@ -439,6 +440,40 @@ def test_refused_in_one_line(cls, message):
     with pytest.raises(ValueError, match=message) as refused:
         cls(PALETTE, 4)(REFUSED[message])
     assert "\n" not in str(refused.value)
+
+
+@BOTH
+def test_a_palette_of_levels_is_refused(cls):
+    levels = np.float32([[0, 0, 0], [128, 128, 128], [255, 255, 255]])
+    for palette in (levels, levels.tolist(), levels / 64):
+        with pytest.raises(ValueError, match=r"a palette from 0 to .*; expected -1 to 1, where a level of 0 to 255 is"):
+            cls(palette, 4)
+    unscaled = cls(levels, 4, do_rescale=False, do_normalize=False)  # there levels are what pixels are compared with
+    assert unscaled.encode(levels.astype(np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2))[:, 0].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="a palette from 0 to 255; expected -1 to 1"):
+        unscaled.decode(np.zeros((1, 16), int))
+    wide = cls(np.float32([[-3, -3, -3], [3, 3, 3]]), 2, image_std=1 / 6)  # scaled pixels are in [-3, 3]
+    assert wide.encode([Image.new("RGB", (2, 2), "white")]).tolist() == [[1] * 4]
+
+
+@BOTH
+def test_an_iterator_gives_what_a_list_gives_and_no_image_is_held(cls):
+    processor = cls(PALETTE, 4)
+    made, alive = [], []
+
+    def decoded():
+        for seed in range(9):
+            alive.append(sum(image() is not None for image in made))
+            image = Image.fromarray(noise(9, 7 + seed, 3, seed=seed))
+            made.append(weakref.ref(image))
+            yield image
+            del image
+
+    expected = processor.encode([Image.fromarray(noise(9, 7 + seed, 3, seed=seed)) for seed in range(9)])
+    np.testing.assert_array_equal(processor.encode(decoded()), expected)
+    assert alive == [0] * 9
+    with pytest.raises(ValueError, match="no images; expected at least one"):
+        processor.encode(iter(()))
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import igpt_lab as lab
 from igpt_lab.sampling.likeness import _distance, compare_samples, features_of, nearest, palette_counts, patch_counts
@@ -19,6 +20,21 @@ def test_features_are_those_of_the_store(tiny, train, tmp_path):
     expected = lab.Features.from_store(store, "train")
     found = features_of(tiny, lab.tokenize(train, tiny.processor, **QUIET), layer=2, batch_size=7, **QUIET)
     np.testing.assert_allclose(found, expected.layers[2], atol=1e-6)
+
+
+def test_images_and_their_levels_are_no_tokens(tiny, train, tokens):
+    images = train.images()
+    pixels = tiny.processor.resize(images)
+    for use in (features_of, lab.surprisal):
+        for wrong in (images, pixels, torch.from_numpy(pixels), pixels[..., 0], tokens.astype(float), tokens[0]):
+            with pytest.raises(ValueError, match=r"expected integers \(S, 16\) or fewer columns: `tokenize`"):
+                use(tiny, wrong, **QUIET)
+        for wrong in (pixels[..., 0].reshape(-1, 16), tokens - 1):
+            with pytest.raises(ValueError, match="the model's colours are 0 to 7"):
+                use(tiny, wrong, **QUIET)
+    np.testing.assert_array_equal(
+        features_of(tiny, torch.from_numpy(tokens), **QUIET), features_of(tiny, tokens, **QUIET)
+    )
 
 
 def test_nearest_by_hand():

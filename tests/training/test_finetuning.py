@@ -300,6 +300,41 @@ def test_confusion_and_mistakes_by_hand():
     assert found.table().predicted.tolist() == ["a", "b", "a", "b"] and found.table()["index"].tolist()[0] == 10
 
 
+def test_a_model_without_a_trained_class_head_classifies_nothing(tiny, tiny_folder, train):
+    bare = lab.ImageGPTForImageClassification(TINY)
+    with pytest.warns(UserWarning, match="this head starts at zero"):
+        loaded = load_classifier(tiny_folder)
+    for model in (tiny, bare, loaded):
+        with pytest.raises(ValueError, match="has no class head that was trained; expected what finetune wrote"):
+            classify(model, train, progress=False)
+
+
+def test_images_reach_a_classifier_by_one_door(tiny, train, tmp_path, capsys):
+    """Grey of 16 bits, transparent and tokens: the command has the library's answers, and refuses what it refuses."""
+    torch.manual_seed(0)
+    model = lab.ImageGPTForImageClassification(TINY)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "model")
+    tiny.processor.save_pretrained(tmp_path / "model")
+    model = load_classifier(tmp_path / "model", device="cpu")
+    grey = Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8))
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    files = [str(tmp_path / name) for name in ("grey.png", "clear.png")]
+    for image, file in zip((grey, clear), files, strict=True):
+        image.save(file)
+    expected = classify(model, [grey, clear], progress=False).probabilities
+    assert cli.main(["classify", str(tmp_path / "model"), *files, "--top", "1", "--device", "cpu"]) == 0
+    for line, chances in zip(capsys.readouterr().out.splitlines(), expected, strict=True):
+        assert line.endswith(f"LABEL_{chances.argmax()} {chances.max():.1%}")
+    white = classify(model, [Image.new("RGB", (8, 8), "white")], progress=False).probabilities
+    np.testing.assert_array_equal(expected[1:], white)
+    grey.save(tmp_path / "moves.gif", save_all=True, append_images=[clear.convert("L")])
+    assert cli.main(["classify", str(tmp_path / "model"), str(tmp_path / "moves.gif")]) == 1
+    assert "moves.gif: an image of 2 frames; choose one" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"an array \(60, 16\); expected images"):
+        classify(model, lab.tokenize(train, tiny.processor, progress=False), progress=False)
+
+
 def test_the_commands(tiny_folder, tiny_images, tmp_path, capsys):
     out, given = tmp_path / "out", ["--pad", "1", "--batch-size", "16", "--learning-rate", "0.03", "--log-every", "10"]
     arguments = [str(tiny_folder), str(tiny_images), "--out", str(out), "--steps", "40", *given]

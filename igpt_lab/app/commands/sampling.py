@@ -80,9 +80,10 @@ def _primes(model: Any, images: str, split: str, limit: int) -> tuple[Any, dict[
     """Tokens (S, T) of a picture file or of an image set, and what they are."""
     from PIL import Image
 
+    from igpt_lab.images.opening import read_image
+
     if Path(images).is_file() and Path(images).suffix.lower() in Image.registered_extensions():
-        with Image.open(images) as picture:
-            return model.processor.encode([picture]), {"images": Path(images).name}
+        return model.processor.encode([read_image(images)]), {"images": Path(images).name}
     source = lab.load_images(images, split, limit=limit)
     tokens = lab.tokenize(source, model.processor, progress=False)
     return tokens, {"images": source.name, "split": split, "index": source.index.tolist()}

@@ -60,7 +60,7 @@ def _save_palette(source: Any, out: str, shape: dict[str, int]) -> None:
     if Path(out, "preprocessor_config.json").exists():
         return
     blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), shape["side"])
-    palette = lab.fit_palette(blank.resize(source.images()), shape["colours"])
+    palette = lab.fit_palette(blank.resize(iter(source)), shape["colours"])
     lab.ImageGPTImageProcessorPil(palette, shape["side"]).save_pretrained(out)
 
 
@@ -114,13 +114,9 @@ def finetune(
 )
 def classify(folder: str, files: list[str], top: int, device: str | None) -> None:
     """Print the most probable labels of picture files, by a model that `finetune` wrote."""
-    from PIL import Image
+    from igpt_lab.images.opening import read_image
 
-    model, pictures = lab.load_classifier(folder, device=device), []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(picture.convert("RGB"))
-    classified = lab.classify(model, pictures)
+    classified = lab.classify(lab.load_classifier(folder, device=device), map(read_image, files))
     for file, probabilities in zip(files, classified.probabilities, strict=True):
         best = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])[:top]
         print(f"{file}  " + "  ".join(f"{classified.names[k]} {probabilities[k]:.1%}" for k in best))

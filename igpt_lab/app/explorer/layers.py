@@ -93,8 +93,7 @@ class Source:
         if isinstance(self.images, TokenSet):
             pixels = self.processor.decode(self.images.tokens[self.images.index[positions]])
         else:
-            batches = np.array_split(positions, len(positions) // 256 + 1)
-            pixels = np.concatenate([self.processor.resize(self.images.images(batch)) for batch in batches])
+            pixels = self.processor.resize(self.images[position] for position in positions)
         is_grey = (pixels[..., :1] == pixels).all()
         return pixels[..., :1] if is_grey else pixels
 

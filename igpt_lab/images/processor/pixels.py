@@ -18,7 +18,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     The camera's orientation is applied. Greys are repeated, 16-bit greys divided by 257 and rounded, palettes looked
     up, CMYK and others converted as Pillow does; transparency is laid over white. Raises ValueError for an animation or
     several pages (but not for the extra pictures in a photograph's MPO file), for floating-point pixels and for mode I
-    with at most 255, whose ranges are unknown, and for an image without pixels.
+    with at most 255, whose ranges are unknown, for CIELab that only a profile tells, and for an image without pixels.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
@@ -27,6 +27,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"an image of {image.width} x {image.height} pixels is empty")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save them with 8 or 16 bits")
+    if image.mode != "LAB" and image.info.get("icc_profile", b"")[16:20] == b"Lab ":  # the data's colour space
+        raise ValueError(f"an image in CIELab that says mode {image.mode}; convert it to RGB")
     image.load()
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -49,10 +51,11 @@ def _eight_bit_greys(image: Image.Image) -> Image.Image:
 
 
 def flat(images: object) -> Iterator:
-    """The images or arrays in a (nested) list, in order, or the single one."""
-    if isinstance(images, list | tuple):
+    """The images or arrays in a (nested) list or of an iterator, in order and none of them held, or the single one."""
+    if isinstance(images, list | tuple | Iterator):
         for image in images:
             yield from flat(image)
+            del image  # before the next one is made
     else:
         yield images
 

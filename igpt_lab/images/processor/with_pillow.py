@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -77,6 +78,16 @@ class ImageGPTImageProcessorPil:
         if self.crop not in ("squash", "center"):
             raise ValueError(f"crop={self.crop!r}; expected 'squash' (as transformers) or 'center' (as the paper)")
         self._centres = None if clusters is None else _palette(clusters)
+        if self._centres is not None and self.do_rescale:  # without, pixels may have any range
+            self._check_range(self._centres)
+
+    def _check_range(self, centres: np.ndarray) -> None:
+        """ValueError for a palette of another range than that of scaled pixels: one colour would be nearest to all."""
+        ends = np.multiply([[0], [255]], self.rescale_factor)
+        if self.do_normalize:
+            ends = (ends - self.image_mean) / self.image_std
+        low, high = min(-1, ends.min()), max(1, ends.max())
+        _check_within(centres, low, high)
 
     @property
     def clusters(self) -> np.ndarray | None:
@@ -131,7 +142,7 @@ class ImageGPTImageProcessorPil:
         self, images, return_tensors: str | None = None, *, input_data_format: str | None = None,
         data_format: str | None = None, device: str | torch.device | None = None, **changes,
     ) -> Batch:  # fmt: skip
-        """An image, an array of several or a (nested) list -> {"input_ids": N x int64 (T,)}, raster order.
+        """An image, an array of several, a (nested) list or an iterator -> {"input_ids": N x int64 (T,)}, raster order.
 
         With `do_color_quantize=False` {"pixel_values": N x (3, H, W)}, or N x (H, W, 3) with the `data_format`
         "channels_last". Without `return_tensors` a list, with "np" or "pt" one array or tensor. `changes` are arguments
@@ -139,14 +150,14 @@ class ImageGPTImageProcessorPil:
         (C, H, W) or several of the latter two, C in 1, 3, 4 (RGBA); `input_data_format` says "channels_first" or
         "channels_last" where the shape does not tell. Pixels are integers in [0, 255], uint16, or floats in [0, 255],
         which with `do_rescale=False` are in [0, 1] if they are resized. Raises ValueError for others. `device` is for
-        the class with torch.
+        the class with torch. Of an iterator each image is resized before the next one is taken.
         """
         if return_tensors not in (None, "np", "pt"):
             raise ValueError(f"return_tensors={return_tensors!r}; expected None, 'np' or 'pt'")
         if data_format not in (None, *LAYOUTS):
             raise ValueError(f"data_format={data_format!r}; expected 'channels_first' or 'channels_last'")
         processor = self._changed(changes) if changes else self
-        groups = processor._process(list(flat(images)), input_data_format, device)
+        groups = processor._process(images, input_data_format, device)
         name = "input_ids" if processor.do_color_quantize else "pixel_values"
         if name == "pixel_values" and data_format == "channels_last":
             groups = [group.swapaxes(1, 2).swapaxes(2, 3) for group in groups]
@@ -176,6 +187,7 @@ class ImageGPTImageProcessorPil:
         """Palette indices (N, T) -> uint8 (N, height, width, 3), square where T is not that of `size`."""
         tokens = tokens.numpy(force=True) if isinstance(tokens, torch.Tensor) else np.asarray(tokens)
         centres = self._palette()
+        _check_within(centres, -1, 1)
         height, width = self.size.values()
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}; expected integers (images, tokens an image)")
@@ -201,15 +213,19 @@ class ImageGPTImageProcessorPil:
             raise ValueError("a palette is needed: give `clusters` (colours, 3), or pass do_color_quantize=False")
         return self._centres
 
-    def _process(self, images: list, layout: str | None, device: str | torch.device | None) -> list[Pixels]:
+    def _process(self, images: Any, layout: str | None, device: str | torch.device | None) -> list[Pixels]:
         """Palette indices (n, T) or pixel values (n, 3, H, W), in order, of as many images at once as can be."""
-        if not images:
-            raise ValueError("no images; expected at least one")
-        device = device or next((image.device for image in images if isinstance(image, torch.Tensor)), "cpu")
+        held = () if isinstance(images, Iterator) else flat(images)
+        device = device or next((image.device for image in held if isinstance(image, torch.Tensor)), "cpu")
         height, width = self.size.values()
         size = (height, width) if self.do_resize else None
-        read = partial(read_pixels, layout=layout, rescale=self.do_rescale, size=size)
-        groups = [self._fit(read(image), device) for image in images]
+
+        def fit(image: Any) -> Pixels:
+            return self._fit(read_pixels(image, layout, rescale=self.do_rescale, size=size), device)
+
+        groups = list(map(fit, flat(images)))  # a loop would hold an image while the next one is made
+        if not groups:
+            raise ValueError("no images; expected at least one")
         if len({(group.shape[1:], group.dtype) for group in groups}) == 1:
             groups = [self._concatenate(groups)] if len(groups) > 1 else groups
         return [self._ids(group) if self.do_color_quantize else self._pixel_values(group) for group in groups]
@@ -282,6 +298,16 @@ def _three(value: Any, name: str) -> tuple[float, float, float]:
         if np.isfinite([red, green, blue]).all():
             return red, green, blue
     raise ValueError(f"{name}={value!r}; expected a number, or one for each of 3 channels")
+
+
+def _check_within(centres: np.ndarray, low: float, high: float) -> None:
+    """ValueError for a palette that lies out of a range by more than rounding."""
+    slack = (high - low) / 100
+    if centres.min() < low - slack or centres.max() > high + slack:
+        raise ValueError(
+            f"a palette from {centres.min():g} to {centres.max():g}; expected {low:g} to {high:g}, "
+            "where a level of 0 to 255 is level / 127.5 - 1"
+        )
 
 
 def _palette(clusters: Any) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Pictures from strangers: opened by formats that run nothing, and read only from inside the folder of their set.
+
+No other file of the package opens a picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import stat
+from pathlib import Path, PurePath
+
+from PIL import Image, UnidentifiedImageError
+
+from igpt_lab.core.storage import Place, Remote
+from igpt_lab.images.tables import first_line
+
+# Pillow decodes these in its own process; others start programs (EPS), load plugins, or are not images.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+LARGEST = 1 << 31  # bytes of a file: more than Pillow's limit of pixels takes uncompressed
+JP2_LAB = re.compile(rb"colr\x01..\0\0\0\x0e", re.DOTALL)  # JPEG 2000 part 1, I.5.3.3; Pillow reads it as RGB
+
+
+class BadImage(ValueError):
+    """The content of an image is damaged or no picture: it will be so the next time, where a read error may pass."""
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(source: bytes | Path) -> Image.Image:
+    """A picture whose header alone is read, for a `with` block; raises what Pillow does."""
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats())
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """An encoded picture -> mode RGB, upright, see `to_rgb`; BadImage, which begins with `name`, where it is none."""
+    from igpt_lab.images.processor.pixels import to_rgb  # with torch, which a reader of headers does without
+
+    try:
+        image = open_image(data)
+        image.load()
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{name} is too large: {first_line(error)}") from error
+    except UnidentifiedImageError as error:
+        raise BadImage(
+            f"{name} is not a readable image, is it cut short? its format is unknown ({len(data):,} bytes); "
+            f"expected {', '.join(formats())}"
+        ) from error
+    except Exception as error:  # each of Pillow's formats raises classes of its own for a damaged file
+        raise BadImage(
+            f"{name} is not a readable image, is it cut short? {first_line(error)} ({len(data):,} bytes)"
+        ) from error
+    if image.format == "JPEG2000" and JP2_LAB.search(data[:4096]):
+        raise BadImage(f"{name} is a JPEG 2000 picture in CIELab; convert it to RGB")
+    try:
+        return to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadImage(f"{name}: {first_line(error)}") from error
+
+
+def read_image(file: str | Path) -> Image.Image:
+    """A picture file that the user named -> mode RGB, see `decode`."""
+    return decode(Path(file).read_bytes(), str(file))
+
+
+def read_inside(root: Place, path: str, *, linked: bool = False) -> bytes:
+    """The content of the regular file at `path`, from `root` on; with `linked` a link may lead out of `root`.
+
+    Raises OSError where it cannot be read, and ValueError where it is a device, a pipe or a folder, or lies outside.
+    """
+    outside = f"its path leads out of {root}; expected a file inside: copy it there"
+    if isinstance(root, Remote):
+        if path.startswith("/") or ".." in PurePath(path).parts:
+            raise ValueError(outside)
+        return (root / path).read_bytes()
+    file = root / path
+    if not linked:
+        file = Path(os.path.realpath(file))
+        if not file.is_relative_to(os.path.realpath(root)):
+            raise ValueError(outside)
+    about = file.stat()  # before it is opened, as a pipe would wait
+    if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+        raise ValueError(f"{file} is no regular file of at most {LARGEST:,} bytes")
+    return file.read_bytes()
