@@ -20,7 +20,8 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import hub
-from igpt_lab.core.hub import CheckpointError, fetch
+from igpt_lab.core.downloads import fetch
+from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.models.config import SIZES, ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
