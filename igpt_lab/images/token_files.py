@@ -51,6 +51,16 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
     return sets[0].name, tokens, labels, label_names
 
 
+class Mapped(np.memmap):
+    """An array on the disk; ValueError where its file was cut meanwhile, which would end the process."""
+
+    def __getitem__(self, index):
+        mapped = self._mmap
+        if mapped is not None and mapped.size() < len(mapped):
+            raise ValueError(f"{self.filename} was cut to {mapped.size():,} bytes while it is in use; load it again")
+        return super().__getitem__(index)
+
+
 def _array(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped from the disk."""
     try:
@@ -59,7 +69,7 @@ def _array(path: Path) -> np.ndarray:
         raise ValueError(f"{path} cannot be read as a .npy file of numbers, is it cut short?") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive; expected a .npy file")
-    return array
+    return array.view(Mapped)
 
 
 def _classes_of(path: Path, rows: int) -> tuple[np.ndarray, tuple[str, ...]]:

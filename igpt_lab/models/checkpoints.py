@@ -11,8 +11,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolve, write_json
 from igpt_lab.core.provenance import atomic_write
@@ -60,7 +60,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one file, by name."""
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = _safetensors(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, EOFError, OSError) as error:
@@ -73,6 +73,22 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
     if strange := [name for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)]:
         raise CheckpointError(f"{path} is no state dict: {strange[0]!r} is no name, or of no dense tensor with values")
+    return state
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file in safetensors' format, read into memory of their own.
+
+    Mapped ones change when the file is written over, and end the process when it is cut.
+    """
+    state = {}
+    with safe_open(path, "pt") as mapped, path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))  # the length of the header, the header, then the values
+        for name in mapped.offset_keys():
+            state[name] = tensor = torch.empty_like(mapped.get_tensor(name))
+            values = tensor.reshape(-1).view(torch.uint8).numpy()
+            if file.readinto(values) != values.size:
+                raise EOFError(f"the values of {name!r} end too early")
     return state
 
 

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import shutil
 import struct
 import threading
@@ -882,6 +883,17 @@ def test_token_sets_that_are_damaged(tokens):
         lab.load_images(tokens.parent, "train")
     with pytest.raises(ValueError, match="has no NAME_trX.npy"):
         data.load_tokens(tokens.parent.parent)
+
+
+def test_a_token_set_that_is_cut_while_it_is_in_use_is_an_error(tokens, tiny):
+    train, path = lab.load_images(tokens, "train"), tokens.with_name("shades_trX.npy")
+    before = train.fingerprint, lab.tokenize(train, tiny.processor)
+    path.rename(path.with_name("elsewhere"))  # a file that is replaced stays what it was
+    assert (lab.tokenize(train, tiny.processor) == before[1]).all()
+    os.truncate(path.with_name("elsewhere"), 200)  # a plain mapping would end the process
+    for read in (lambda: lab.tokenize(train, tiny.processor), lambda: train.select(np.arange(3)).fingerprint):
+        with pytest.raises(ValueError, match="shades_trX.npy was cut to 200 bytes while it is in use"):
+            read()
 
 
 # The commands
