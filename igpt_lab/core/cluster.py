@@ -57,7 +57,7 @@ def run(
     as ClusterError when the rest is finished. Raises ClusterError at once for a worker of another version or a script
     that its own workers would run again, OSError where no worker is left.
     """
-    if not scheduler:
+    if scheduler is None:
         _check_guard()
     return _run(work, tasks, scheduler, workers, slots, deadline)
 

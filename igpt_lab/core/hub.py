@@ -16,6 +16,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 INDEX = ".index.json"  # behind a weights file's name: the index of its shards
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
+LARGEST = 1 << 26  # bytes of a JSON file that is read
+
 
 class CheckpointError(ValueError):
     """A source that is not a checkpoint, or one whose content does not fit; the message names the culprit."""
@@ -77,9 +79,11 @@ def read_json(path: Path) -> dict:
     """A JSON object from a file; errors name the file."""
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not a checkpoint: it has no {path.name}")
+    if path.stat().st_size > LARGEST:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; expected a JSON file of at most {LARGEST:,}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")

@@ -8,6 +8,7 @@ listed in an index beside them), and a name on the Hub.
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import save
 
 from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolve, write_json
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.models.config import ImageGPTConfig
 
 HEADS = ("lm_head.weight", "score.weight")
 # Causal masks, which older versions of transformers saved with the weights.
@@ -39,10 +41,12 @@ def _shards(index: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
     files = sorted(set(where.values()))
     suffix = Path(index.name.removesuffix(INDEX)).suffix
-    strange = [name for name in files if Path(name).name != name or not name.endswith(suffix)]
+    plain = {name: Path(name).name == name and name.isprintable() and name.endswith(suffix) for name in files}
+    strange = [name for name in files if not plain[name]]
     if strange:
         raise CheckpointError(f"{index} names {strange[0]!r}; expected {suffix} files beside it")
-    absent = [name for name in files if not (index.parent / name).is_file()]
+    beside = {path.name for path in index.parent.iterdir() if path.is_file()}
+    absent = [name for name in files if name not in beside]
     if absent:
         raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}")
     state: dict[str, torch.Tensor] = {}
@@ -62,6 +66,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state = _safetensors(path)
         else:
+            if zipfile.is_zipfile(path) and any(entry.compress_type for entry in zipfile.ZipFile(path).infolist()):
+                raise ValueError("compressed, as torch saves no file")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read, is it cut short? {error}") from error
@@ -71,6 +77,9 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
+    unfolded, size = sum(tensor.nbytes for tensor in state.values() if _is_plain(tensor)), path.stat().st_size
+    if unfolded > 2 * size:  # twice, as two tensors may be one: views that repeat their values have no such limit
+        raise CheckpointError(f"{path} has {size:,} bytes, and its tensors {unfolded:,}; it is not loaded")
     if strange := [name for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)]:
         raise CheckpointError(f"{path} is no state dict: {strange[0]!r} is no name, or of no dense tensor with values")
     return state
@@ -96,6 +105,14 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is dense, of real numbers, and has them."""
     special = tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
     return tensor.layout == torch.strided and not special
+
+
+def check_layers(config: ImageGPTConfig, state: dict[str, torch.Tensor], where: Path) -> None:
+    """CheckpointError for more blocks than the file has tensors, before any block is made."""
+    if config.n_layer > max(100, len(state)):
+        raise CheckpointError(
+            f"{where.parent / 'config.json'}: n_layer is {config.n_layer:,}, and {where.name} has {len(state)} tensors"
+        )
 
 
 def match(
