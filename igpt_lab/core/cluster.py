@@ -3,19 +3,25 @@
 A task is given to one worker, and to another where that one is gone, too slow, or fails for want of a file, room or
 memory. Slurm, Kubernetes and clouds all start such workers; without a scheduler's address they are processes of this
 machine. Whoever calls sees to it that a task that was begun twice does no harm.
+
+A scheduler runs whatever those who reach it ask for. One that is started here therefore talks TLS, with a key that only
+this process and its workers have; the security of another is that of Dask's own configuration (`tls://` addresses).
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 import statistics
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +33,9 @@ DEATHS = 5  # of workers at one task, after which it is thought to kill them
 STRIKES = 2  # failures of one worker, one after another, for its own reasons
 PACE = 0.2  # seconds between looks at the workers
 PATIENCE = 600  # seconds: without any worker, and the least deadline that is not given
+
+
+MODULE = "<module>"  # Python's name of a file's own level in a stack
 
 
 class ClusterError(ValueError):
@@ -45,11 +54,35 @@ def run(
     `deadline` seconds for each; when None, 20 times the median of those finished, and 10 minutes at least.
 
     OSError and MemoryError are a worker's own: the task goes to another. Any other error is the task's, and is raised
-    as ClusterError when the rest is finished. Raises ClusterError at once for a worker of another version, OSError
-    where no worker is left.
+    as ClusterError when the rest is finished. Raises ClusterError at once for a worker of another version or a script
+    that its own workers would run again, OSError where no worker is left.
     """
+    if scheduler is None:
+        _check_guard()
+    return _run(work, tasks, scheduler, workers, slots, deadline)
+
+
+def _run(work, tasks, scheduler, workers, slots, deadline) -> Generator[tuple[str, Any], None, None]:
     with connected(scheduler, workers, slots) as client:
         yield from _Run(client, work, slots, deadline).over(iter(tasks))
+
+
+def _check_guard() -> None:
+    """ClusterError where the main script calls from outside an `if __name__ == "__main__":`.
+
+    A worker process imports the main script, as all that multiprocessing spawns do, and would run that call again.
+    """
+    main = vars(sys.modules["__main__"])
+    lines = [n for frame, n in traceback.walk_stack(None) if frame.f_globals is main and frame.f_code.co_name == MODULE]
+    script, spec = Path(str(main.get("__file__"))), main.get("__spec__")
+    if not lines or not script.is_file() or spec and spec.name.endswith("__main__"):
+        return  # a notebook, `python -c`, `python -m package`: multiprocessing imports none of them
+    before = "\n".join(script.read_text(errors="replace").splitlines()[: max(lines)])
+    if not re.search(r"^\s*if\b.*__name__", before, re.MULTILINE):
+        raise ClusterError(
+            f"{script} line {max(lines)} starts worker processes, which import this script: put what it does under "
+            f'`if __name__ == "__main__":`, or give the address of a scheduler'
+        )
 
 
 def distributed():
@@ -74,7 +107,7 @@ def connected(scheduler: str | None, workers: int, slots: int):
     with (
         dask.LocalCluster(
             n_workers=workers, threads_per_worker=slots, host="127.0.0.1", dashboard_address=None, memory_limit=0,
-            silence_logs="CRITICAL",
+            silence_logs="CRITICAL", security=True,
         ) as cluster,
         dask.Client(cluster, set_as_default=False) as client,
     ):  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,21 @@ def best_device() -> torch.device:
     """The accelerator of this machine (CUDA, MPS, ...), or the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def device_of(name: str | torch.device | None, *, here: bool = True) -> torch.device:
+    """A device of this machine by name, `best_device` for None; ValueError, which lists what there is, for another.
+
+    Where it is not `here`, as with a cluster's, any kind will do that torch knows.
+    """
+    best = best_device()
+    numbers = range(torch.accelerator.device_count()) if best.type != "cpu" else ()
+    there = ["cpu", *(f"{best.type}:{number}" for number in numbers)]
+    with suppress(RuntimeError, TypeError, ValueError):
+        device = best if name is None else torch.device(name)
+        if device.type == "cpu" or not here or f"{device.type}:{device.index or 0}" in there:
+            return device
+    raise ValueError(f"device {str(name)[:40]!r} is not there; this machine has {', '.join(there)}")
 
 
 @contextmanager

@@ -66,7 +66,8 @@ def extract_on_cluster(
         OSError: No worker is left.
         ImportError: The package `distributed` is not installed.
     """
-    extraction = prepare(model, images, settings_of(settings), store=store, device=device, share=share)
+    here = scheduler is None
+    extraction = prepare(model, images, settings_of(settings), store=store, device=device, share=share, here=here)
     count = workers or max(1, torch.cuda.device_count() * (extraction.device.type == "cuda"))
     run = partial(_run, extraction, scheduler=scheduler, workers=count, deadline=deadline, progress=progress)
     return extraction.run(run)

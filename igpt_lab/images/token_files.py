@@ -60,6 +60,16 @@ def _labels_beside(tokens: Path) -> Labels | None:
     return _labels_of(classes, len(_array(tokens))) if classes.is_file() else None
 
 
+class Mapped(np.memmap):
+    """An array on the disk; ValueError where its file was cut meanwhile, which would end the process."""
+
+    def __getitem__(self, index):
+        mapped = self._mmap
+        if mapped is not None and mapped.size() < len(mapped):
+            raise ValueError(f"{self.filename} was cut to {mapped.size():,} bytes while it is in use; load it again")
+        return super().__getitem__(index)
+
+
 def _array(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped from the disk."""
     try:
@@ -68,7 +78,7 @@ def _array(path: Path) -> np.ndarray:
         raise ValueError(f"{path} cannot be read as a .npy file of numbers, is it cut short?") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive; expected a .npy file")
-    return array
+    return array.view(Mapped)
 
 
 def _labels_of(path: Path, rows: int) -> Labels:

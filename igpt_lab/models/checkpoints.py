@@ -8,14 +8,16 @@ listed in an index beside them), and a name on the Hub.
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolve, write_json
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.models.config import ImageGPTConfig
 
 HEADS = ("lm_head.weight", "score.weight")
 # Causal masks, which older versions of transformers saved with the weights.
@@ -39,10 +41,12 @@ def _shards(index: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
     files = sorted(set(where.values()))
     suffix = Path(index.name.removesuffix(INDEX)).suffix
-    strange = [name for name in files if Path(name).name != name or not name.endswith(suffix)]
+    plain = {name: Path(name).name == name and name.isprintable() and name.endswith(suffix) for name in files}
+    strange = [name for name in files if not plain[name]]
     if strange:
         raise CheckpointError(f"{index} names {strange[0]!r}; expected {suffix} files beside it")
-    absent = [name for name in files if not (index.parent / name).is_file()]
+    beside = {path.name for path in index.parent.iterdir() if path.is_file()}
+    absent = [name for name in files if name not in beside]
     if absent:
         raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}")
     state: dict[str, torch.Tensor] = {}
@@ -60,8 +64,10 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one file, by name."""
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = _safetensors(path)
         else:
+            if zipfile.is_zipfile(path) and any(entry.compress_type for entry in zipfile.ZipFile(path).infolist()):
+                raise ValueError("compressed, as torch saves no file")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read, is it cut short? {error}") from error
@@ -71,8 +77,27 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
+    unfolded, size = sum(tensor.nbytes for tensor in state.values() if _is_plain(tensor)), path.stat().st_size
+    if unfolded > 2 * size:  # twice, as two tensors may be one: views that repeat their values have no such limit
+        raise CheckpointError(f"{path} has {size:,} bytes, and its tensors {unfolded:,}; it is not loaded")
     if strange := [name for name, tensor in state.items() if not isinstance(name, str) or not _is_plain(tensor)]:
         raise CheckpointError(f"{path} is no state dict: {strange[0]!r} is no name, or of no dense tensor with values")
+    return state
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file in safetensors' format, read into memory of their own.
+
+    Mapped ones change when the file is written over, and end the process when it is cut.
+    """
+    state = {}
+    with safe_open(path, "pt") as mapped, path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))  # the length of the header, the header, then the values
+        for name in mapped.offset_keys():
+            state[name] = tensor = torch.empty_like(mapped.get_tensor(name))
+            values = tensor.reshape(-1).view(torch.uint8).numpy()
+            if file.readinto(values) != values.size:
+                raise EOFError(f"the values of {name!r} end too early")
     return state
 
 
@@ -80,6 +105,14 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is dense, of real numbers, and has them."""
     special = tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
     return tensor.layout == torch.strided and not special
+
+
+def check_layers(config: ImageGPTConfig, state: dict[str, torch.Tensor], where: Path) -> None:
+    """CheckpointError for more blocks than the file has tensors, before any block is made."""
+    if config.n_layer > max(100, len(state)):
+        raise CheckpointError(
+            f"{where.parent / 'config.json'}: n_layer is {config.n_layer:,}, and {where.name} has {len(state)} tensors"
+        )
 
 
 def match(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt_lab.core import hub
+from igpt_lab.core.values import check
 
 
 @dataclass(frozen=True, init=False)  # its own `__init__` knows the aliases
@@ -70,6 +71,9 @@ class ImageGPTConfig:
             raise TypeError(f"ImageGPTConfig has no field {name!r}{hint}")
         for name, value in (defaults | values).items():
             object.__setattr__(self, name, value)
+        for f in fields(self):
+            kind = f"{f.type} | None" if f.default is None else str(f.type)
+            check(f.name, getattr(self, f.name), kind, *LIMITS.get(f.name, ()))
         self._check()
 
     def _check(self) -> None:
@@ -77,16 +81,6 @@ class ImageGPTConfig:
         labels = _by_number(self.id2label or {})
         if self.num_labels is None:
             object.__setattr__(self, "num_labels", len(labels) or 2)
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number above 0")
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}; expected a fraction from 0 to 1")
-        if not isinstance(self.layer_norm_epsilon, int | float) or not 0 < self.layer_norm_epsilon < math.inf:
-            raise ValueError(f"layer_norm_epsilon is {self.layer_norm_epsilon!r}; expected a number above 0")
         if all(name == f"LABEL_{k}" for k, name in labels.items()):  # transformers' names of classes without names
             labels = {k: f"LABEL_{k}" for k in range(self.num_labels)}
         object.__setattr__(self, "id2label", labels)
@@ -95,9 +89,10 @@ class ImageGPTConfig:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; choose one that is")
         if self.activation_function not in ACTIVATIONS:
-            raise ValueError(f"activation_function {self.activation_function!r}; expected one of {sorted(ACTIVATIONS)}")
+            name = reprlib.repr(self.activation_function)
+            raise ValueError(f"activation_function {name}; expected one of {sorted(ACTIVATIONS)}")
         if self.problem_type not in (None, *PROBLEMS):
-            raise ValueError(f"problem_type {self.problem_type!r}; expected None or one of {PROBLEMS}")
+            raise ValueError(f"problem_type {reprlib.repr(self.problem_type)}; expected None or one of {PROBLEMS}")
 
     @property
     def n_colours(self) -> int:
@@ -118,7 +113,7 @@ class ImageGPTConfig:
     def from_dict(cls, values: dict) -> ImageGPTConfig:
         """From a `config.json` dict; what is no field of an ImageGPT is passed over."""
         if values.get("model_type", "imagegpt") != "imagegpt":
-            raise ValueError(f"model_type {values['model_type']!r} in config.json; expected 'imagegpt'")
+            raise ValueError(f"model_type {reprlib.repr(values['model_type'])} in config.json; expected 'imagegpt'")
         values = own_names(values)
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
@@ -144,6 +139,19 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
+
+
+def _size(most: int) -> tuple[float, float, str]:
+    return 1, most, f"a whole number above 0, at most {most:,}"
+
+
+FRACTION = 0, 1, "a fraction from 0 to 1"
+LIMITS: dict[str, tuple[float, float, str]] = {  # far above any model, and of what a machine can still hold
+    "vocab_size": _size(2**24), "n_positions": _size(2**24), "n_embd": _size(2**20), "n_layer": _size(10_000),
+    "n_head": _size(2**20), "n_inner": _size(2**24), "num_labels": _size(10**6), "resid_pdrop": FRACTION,
+    "embd_pdrop": FRACTION, "attn_pdrop": FRACTION, "layer_norm_epsilon": (1e-300, 1e300, "a number above 0"),
+    "initializer_range": (0, 1e6, "a number from 0 on"),
+}  # fmt: skip
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -151,6 +159,7 @@ def own_names(values: dict) -> dict:
     """Fields by their names: without aliases, which win as in transformers, and `label2id` as the `id2label` it is."""
     aliased = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
     values = {name: value for name, value in values.items() if name not in ALIASES} | aliased
+    check("label2id", values.get("label2id"), "dict[str, int] | None")
     numbers = values.pop("label2id", None)
     if numbers is not None and not values.get("id2label"):
         values["id2label"] = {k: name for name, k in numbers.items()}

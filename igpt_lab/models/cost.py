@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
+
 from igpt_lab.models.config import ImageGPTConfig
 
 
@@ -13,6 +17,16 @@ def inner_width(config: ImageGPTConfig) -> int:
 def block_weights(config: ImageGPTConfig) -> int:
     """Numbers in the matrices of all L blocks, without biases and norms: 12 L D^2 where the MLP is 4 D wide."""
     return config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * inner_width(config))
+
+
+def check_room(config: ImageGPTConfig) -> None:
+    """ValueError for a model whose weights this machine has no memory for, before any is made."""
+    vectors = 2 * config.vocab_size + config.n_positions + config.num_labels
+    needed = 4 * (block_weights(config) + vectors * config.n_embd)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > memory and not torch.empty(0).is_meta:
+        sizes = ", ".join(f"{n} {getattr(config, n)}" for n in ("n_layer", "n_embd", "vocab_size", "n_positions"))
+        raise ValueError(f"{sizes}: {needed / 1e9:,.1f} GB of weights, and this machine has {memory / 1e9:,.1f} GB")
 
 
 def flops(config: ImageGPTConfig, *, head: bool = False, square: bool = False) -> float:

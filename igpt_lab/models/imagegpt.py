@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from igpt_lab.core.devices import widened
 from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of
+from igpt_lab.models.cost import check_room
 from igpt_lab.models.losses import cross_entropy
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ class Pretrained(nn.Module):
     processor: ImageGPTImageProcessorPil | None
 
     def __init__(self, config: ImageGPTConfig):
+        check_room(config)
         super().__init__()
         self.config = config
 
@@ -376,6 +378,7 @@ class Pretrained(nn.Module):
         found, state, where = checkpoints.read(source, revision=revision)
         dtype = _dtype(torch_dtype or dtype, found, state)
         config = config_of(found if config is None else config.to_dict(), changes, where.parent / "config.json")
+        checkpoints.check_layers(config, state, where)
         with torch.device("meta"):
             model = cls(config, init=None)  # type: ignore[call-arg]  # which all three take
         expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}

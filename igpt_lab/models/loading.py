@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from igpt_lab.core import hub
-from igpt_lab.core.devices import best_device
+from igpt_lab.core.devices import device_of
 from igpt_lab.core.hub import resolve
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
@@ -36,8 +36,9 @@ def load_model(
     model.source = {"name": str(source if known else here.resolve()), "random": random, "seed": seed}
     model.processor = processor = processor_of(source, revision)
     if processor is not None and not _fit(processor, model.config):
-        raise ValueError(
-            f"{source}: the palette has {_colours(processor)} colours, its images {processor.side} pixels a side; "
+        height, width = processor.size.values()
+        raise hub.CheckpointError(
+            f"{source}: the palette has {_colours(processor)} colours, its images {height} x {width} pixels; "
             f"the model has {model.config.n_colours} colours and {model.config.n_positions} positions; they do not fit"
         )
     return model
@@ -53,7 +54,8 @@ def processor_of(source: str | Path, revision: str | None) -> ImageGPTImageProce
 
 
 def _fit(processor: ImageGPTImageProcessorPil, config: ImageGPTConfig) -> bool:
-    return _colours(processor) == config.n_colours and processor.side**2 == config.n_positions
+    height, width = processor.size.values()
+    return _colours(processor) == config.n_colours and height == width and height * width == config.n_positions
 
 
 def _colours(processor: ImageGPTImageProcessorPil) -> int:
@@ -76,7 +78,7 @@ def load_classifier(
     source: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
 ) -> ImageGPTForImageClassification:
     """A fine-tuned model with its `name` and image `processor` (None without a palette), for `classify`."""
-    model = ImageGPTForImageClassification.from_pretrained(source, revision=revision).to(device or best_device())
+    model = ImageGPTForImageClassification.from_pretrained(source, revision=revision).to(device_of(device))
     folder = resolve(source, revision=revision, weights=False)
     model.name = Path(source).name
     model.processor = ImageGPTImageProcessorPil.from_pretrained(folder) if (folder / CONFIG).is_file() else None

@@ -14,13 +14,15 @@ import struct
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import hub
-from igpt_lab.core.hub import CheckpointError, fetch
+from igpt_lab.core.downloads import fetch
+from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.models.config import SIZES, ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -115,11 +117,15 @@ def openai_config(bundle: Bundle) -> ImageGPTConfig:
     told = [f"{what} {', '.join(names[:6])}{', ...' * (len(names) > 6)}" for what, names in faults.items() if names]
     if told:
         raise CheckpointError(f"{bundle.index} is of another model: it {'; it '.join(told)}")
-    return ImageGPTConfig(
+    values: dict[str, Any] = dict(
         vocab_size=colours + 1, n_positions=positions, n_embd=width, n_layer=len(blocks), n_head=heads,
         n_inner=None if inner == 4 * width else inner, num_labels=classes or None,
         bidirectional="model/sos" not in shapes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
+    try:
+        return ImageGPTConfig(**values)
+    except ValueError as error:
+        raise CheckpointError(f"{bundle.index}: {error}") from error
 
 
 def _of_a_model(name: str, expected: dict) -> bool:

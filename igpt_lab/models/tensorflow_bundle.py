@@ -84,10 +84,14 @@ class Bundle:
             raise CheckpointError(f"{self.index}: {name} has shape {entry.shape} and {entry.size} bytes of {dtype}")
         if not entry.size:
             return np.zeros(entry.shape, np.float32 if dtype.kind == "f" else dtype)
-        values = np.memmap(self.shards[entry.shard], np.uint8, "r", entry.offset, (entry.size,))
+        with self.shards[entry.shard].open("rb") as file:
+            file.seek(entry.offset)
+            values = file.read(entry.size)
+        if len(values) != entry.size:
+            raise CheckpointError(f"{self.shards[entry.shard]} is cut short: it ends within {name}")
         if entry.crc is not None and _masked(google_crc32c.value(values)) != entry.crc:
             raise CheckpointError(f"{self.shards[entry.shard]} is damaged: the checksum of {name} differs")
-        array = values.view(dtype).reshape(entry.shape)
+        array = np.frombuffer(values, dtype).reshape(entry.shape)
         if entry.dtype == BFLOAT16:
             return (array.astype("<u4") << 16).view("<f4")
         return array.astype(np.float32, copy=False) if dtype.kind == "f" else array

@@ -1,5 +1,6 @@
 """Extraction on real worker processes against the local engine: the same bytes, whatever is done to the workers."""
 
+import asyncio
 import os
 import random
 import signal
@@ -285,6 +286,57 @@ def test_a_killed_driver_goes_on_where_it_was(tiny_folder, many, tmp_path, two_w
     assert before == {path: path.stat().st_mtime_ns for path in done}
     local = extract(tiny_folder, load_images(many, "train"), store=tmp_path / "local", **LOCAL)
     assert files(FeatureStore.open(listed.path)) == files(local)
+
+
+UNGUARDED = """
+from igpt_lab.core import cluster
+cluster._run = lambda *_: ["it ran"]
+def call():
+    return cluster.run(None, [])
+try:
+    call()
+except cluster.ClusterError as error:
+    print(error)
+if __name__ == "__main__":
+    print(*call())
+"""
+
+
+def test_a_script_that_its_own_workers_would_run_again_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        f"{script} line 7 starts worker processes, which import this script: put what it does under "
+        '`if __name__ == "__main__":`, or give the address of a scheduler',
+        "it ran",
+    ], done.stderr
+
+
+def test_nobody_else_reaches_the_scheduler_that_is_started_here():
+    with cluster.connected(None, 1, 1) as client:
+        scheduler, workers = client.scheduler.address, list(client.nthreads())
+        assert client.submit(abs, -1).result() == 1
+        for address in (scheduler, *workers):
+            assert address.startswith("tls://127.0.0.1:")
+            for other, security in (
+                (address.replace("tls:", "tcp:"), None),
+                (address, distributed.Security.temporary()),  # a key of its own
+                (address, None),
+            ):
+                with pytest.raises((OSError, TypeError)):  # refused, or nothing to talk TLS with
+                    asyncio.run(ask(other, security))
+
+
+async def ask(address, security):
+    """What a scheduler or worker says to a first message."""
+    how = security.get_connection_args("client") if security else {}
+    comm = await distributed.comm.connect(address, timeout=5, **how)
+    try:
+        await comm.write({"op": "identity", "reply": True})
+        return await comm.read()
+    finally:
+        comm.abort()
 
 
 def private_tmpfs():

@@ -418,6 +418,19 @@ def test_loading_shares_no_memory(folder):
 # Writing
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_model_does_not_depend_on_its_file(model, tmp_path, dtype):
+    file = model.save_pretrained(tmp_path / "m", dtype=dtype) / "model.safetensors"
+    loaded = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "m", dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    with file.open("r+b") as opened:  # the same file, as `cp` writes over it
+        opened.write(bytes(file.stat().st_size))
+    after = loaded.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    os.truncate(file, 0)  # mapped memory would now end the process
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.to(dtype))
+
+
 def test_what_is_written(model, folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     config = json.loads((folder / "config.json").read_text())

@@ -61,7 +61,7 @@ def test_a_number_that_comes_twice_in_the_file_is_refused(tmp_path):
         ({"id2label": {"0": "a", "00": "b"}}, "and 0 out of turn"),
         ({"id2label": {"1": "a", " 1": "b", "0": "c"}}, "and 1 out of turn"),
         ({"id2label": {"-1": "a", "0": "b"}}, "and -1 out of turn"),
-        ({"id2label": {"cat": 0}}, "id2label has the keys 'cat'; expected 0, 1, 2"),
+        ({"id2label": {"cat": "0"}}, "id2label has the keys 'cat'; expected 0, 1, 2"),
         ({"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2, but id2label names 1 classes"),
         ({"label2id": {"a": 0, "b": 0}}, "label2id gives 2 classes 1 numbers"),
         ({"label2id": {"a": 0, "b": 2}}, "and 2 out of turn"),

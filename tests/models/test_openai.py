@@ -4,11 +4,17 @@
 them again here, and so it does the reference in `shared`, which the original graph has run on.
 """
 
+import base64
+import gzip
+import hashlib
 import json
 import math
+import os
 import shutil
 import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +27,7 @@ from hypothesis import strategies as st
 import igpt_lab as lab
 from conftest import SHARED
 from igpt_lab.app import cli
-from igpt_lab.core import hub as downloads
+from igpt_lab.core import downloads
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images import image_sets as data
 from igpt_lab.models import openai
@@ -461,12 +467,17 @@ def test_the_original_graph_ran_on_the_same_weights(tmp_path):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path; `drops`: after how many bytes the next answers end; `log`: (method, path, range)."""
+    """Serves `files` by path; `drops`: after how many bytes the next answers end; `log`: (method, path, range).
+
+    `extra`: headers of every answer. `lies`: (status, headers, body) in place of a method's answers. `trusting`: ranges
+    are served whatever If-Range says. `gate`: what a GET waits for.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.drops, self.log, self.ranges, self.tag, self.broken = {}, [], [], True, '"1"', []
         self.broken_heads = []
+        self.extra, self.lies, self.trusting, self.gate = {}, {}, False, None
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -477,11 +488,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, asked = self.server, self.headers.get("Range")
         server.log.append((self.command, self.path, asked))
+        if self.command == "GET" and server.gate:
+            server.gate()
+        if self.command in server.lies:
+            return self.lie(*server.lies[self.command])
         faults = server.broken if self.command == "GET" else server.broken_heads
         if self.path not in server.files or faults:
             return self.send_error(faults.pop() if self.path in server.files else 404)
         content, begin = server.files[self.path], 0
-        if asked and server.ranges and self.headers.get("If-Range") == server.tag:
+        if asked and server.ranges and (server.trusting or self.headers.get("If-Range") == server.tag):
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))
             if begin >= len(content):
                 return self.send_error(416)
@@ -490,11 +505,21 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("ETag", server.tag)
+        for name, value in server.extra.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
         if self.command == "GET":
             drop = server.drops.pop(0) if server.drops else len(content)
             self.wfile.write(content[begin : begin + drop])
+
+    def lie(self, status, headers, body):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -595,6 +620,85 @@ def test_what_comes_in_place_of_an_older_file_counts_as_new(server, one, tmp_pat
     server.drops = [16_384] * 10  # more than the attempts without a new byte
     assert one().read_bytes() == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+LIES = [
+    (200, {"Content-Length": "9"}, b"too short"),
+    (200, {"Content-Length": "300000"}, b"cut off"),
+    (200, {"Content-Length": "9", "Content-Type": "text/html; charset=utf-8"}, b"<p>log in"),
+    (200, {"Content-Length": "0"}, b""),
+    (200, {}, CONTENT[:9]),
+    (200, {}, CONTENT + b"x"),
+    (200, {"Content-Encoding": "gzip"}, gzip.compress(CONTENT)),
+    (200, {"Content-Encoding": "gzip", "Content-Length": str(len(CONTENT))}, gzip.compress(bytes(10**8))),
+    (203, {"Content-Length": str(len(CONTENT))}, CONTENT),
+    (204, {}, b""),
+    (206, {"Content-Range": "bytes 9-17/300000", "Content-Length": "9"}, CONTENT[9:18]),
+    (206, {"Content-Range": "bytes 0-8/9", "Content-Length": "9"}, CONTENT[:9]),
+    (302, {"Content-Length": "0"}, b""),
+    (304, {}, b""),
+    (103, {"Content-Length": "0"}, b""),
+    (502, {"Content-Length": "9"}, b"no answer"),
+]
+
+
+@pytest.mark.parametrize(("method", "lie"), [*(("GET", lie) for lie in LIES), *(("HEAD", lie) for lie in LIES[2:])])
+def test_an_answer_that_is_not_the_file_never_counts_as_it(method, lie, server, one, tmp_path):
+    server.lies[method] = lie
+    with pytest.raises(OSError, match=f"{server.address}/f: ") as told:
+        one()
+    assert "\n" not in str(told.value) and not (tmp_path / "f").exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= len(CONTENT)
+    server.lies.clear()
+    assert one().read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("when", ["during a call", "between calls"])
+def test_the_rest_of_another_version_is_noticed(when, server, one, tmp_path):
+    server.trusting = True
+    if when == "between calls":
+        (tmp_path / "f.part").write_bytes(CONTENT[:163_840][::-1])
+        (tmp_path / "f.version").write_text('"0"')
+    else:
+        server.drops, server.files["/f"] = [163_840], CONTENT
+        tags = iter(['"0"', '"1"', '"1"'])
+        server.gate = lambda: setattr(server, "tag", next(tags))
+    assert one().read_bytes() == CONTENT
+    assert gets(server)[-2:] == ["bytes=163840-", None]
+
+
+def test_a_file_that_changes_its_length_is_not_fetched_for_what_was_announced(server, one, tmp_path):
+    server.gate = lambda: server.files.update({"/f": CONTENT + b"x"})
+    with pytest.raises(OSError, match="/f: 300001 bytes come, where 300000 were announced"):
+        one()
+    assert one().read_bytes() == CONTENT + b"x"
+
+
+def test_two_that_fetch_at_once_do_not_mix(server, one, tmp_path):
+    def gate():
+        while sum(method == "HEAD" for method, *_ in server.log) < 2:
+            time.sleep(0.01)
+
+    server.gate = gate
+    with ThreadPoolExecutor(2) as pool:
+        assert [path.read_bytes() for path in pool.map(lambda _: one(), range(2))] == [CONTENT] * 2
+    assert gets(server) == [None] and [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("header", ["Content-MD5", "x-ms-blob-content-md5", "x-goog-hash", "both"])
+def test_digests_that_the_server_names_are_compared(header, server, one, tmp_path):
+    md5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
+    crc = base64.b64encode(bitwise_crc(CONTENT).to_bytes(4)).decode()
+    server.extra = {"x-goog-hash" if header == "both" else header: md5}
+    if header in ("x-goog-hash", "both"):
+        server.extra = {"x-goog-hash": f"crc32c={crc}" + f", md5={md5}" * (header == "both")}
+    server.files["/f"] = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    with pytest.raises(OSError, match="/f: what came has not the (md5|crc32c) digest that the server names; 0 bytes"):
+        one()
+    assert len(gets(server)) == downloads.ATTEMPTS and not (tmp_path / "f").exists()
+    server.files["/f"] = CONTENT
+    assert one().read_bytes() == CONTENT
 
 
 def test_pauses_grow_while_nothing_comes(server, one, monkeypatch):
@@ -779,6 +883,17 @@ def test_token_sets_that_are_damaged(tokens):
         lab.load_images(tokens.parent, "train")
     with pytest.raises(ValueError, match="has no NAME_trX.npy"):
         data.load_tokens(tokens.parent.parent)
+
+
+def test_a_token_set_that_is_cut_while_it_is_in_use_is_an_error(tokens, tiny):
+    train, path = lab.load_images(tokens, "train"), tokens.with_name("shades_trX.npy")
+    before = train.fingerprint, lab.tokenize(train, tiny.processor)
+    path.rename(path.with_name("elsewhere"))  # a file that is replaced stays what it was
+    assert (lab.tokenize(train, tiny.processor) == before[1]).all()
+    os.truncate(path.with_name("elsewhere"), 200)  # a plain mapping would end the process
+    for read in (lambda: lab.tokenize(train, tiny.processor), lambda: train.select(np.arange(3)).fingerprint):
+        with pytest.raises(ValueError, match="shades_trX.npy was cut to 200 bytes while it is in use"):
+            read()
 
 
 # The commands

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,14 +14,20 @@ import torch
 from PIL import Image
 
 from igpt_lab.core import hub
+from igpt_lab.core.values import check
 from igpt_lab.images.palette import ColourTable, nearest_of
 from igpt_lab.images.processor.pixels import LAYOUTS, covering, flat, read_pixels
 
 CONFIG = "preprocessor_config.json"
+LARGEST_SIDE = 4096  # pixels of an image that a file may ask for
 DEFAULTS: dict[str, Any] = {
     "do_resize": True, "size": 256, "resample": Image.Resampling.BILINEAR, "do_rescale": True,
     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": 0.5, "image_std": 0.5, "do_color_quantize": True,
     "crop": "squash",
+}  # fmt: skip
+KINDS = {  # of arguments in a file
+    "clusters": "list[list[float]]", "resample": "int", "rescale_factor": "float", "crop": "str",
+    "image_mean": "float | list[float]", "image_std": "float | list[float]",
 }  # fmt: skip
 QUANTISERS = {"clusters", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
 Pixels = Any  # an array of NumPy here, a tensor in the class with torch, which inherits these methods
@@ -126,7 +133,14 @@ class ImageGPTImageProcessorPil:
         if values["clusters"] is None and values["do_color_quantize"] is not False:
             raise hub.CheckpointError(f"{file} needs `clusters`, the palette (colours, 3)")
         try:
-            return cls(**values)
+            for name in {"clusters", *DEFAULTS} - {"size"}:  # of which `_size` tells more
+                check(name, saved.get(name), f"{KINDS.get(name, 'bool')} | None", -1e6, 1e6)
+            if len({len(row) for row in saved.get("clusters") or ()}) > 1:
+                raise ValueError("clusters has rows of several lengths; expected 3 numbers each")
+            processor = cls(**values)
+            for side, pixels in processor.size.items():
+                check(f"size, the {side},", pixels, "int", 1, LARGEST_SIDE)
+            return processor
         except ValueError as error:
             raise hub.CheckpointError(f"{file}: {error}") from error
 
@@ -287,7 +301,7 @@ def _size(size: Any) -> dict[str, int]:
         pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
     whole = [n for n in pair if isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0]
     if len(pair) != 2 or len(whole) != 2:
-        raise ValueError(f"size={size!r}; expected pixels as an int, or as {{'height': ..., 'width': ...}}")
+        raise ValueError(f"size={reprlib.repr(size)}; expected pixels as an int, or as {{'height': ..., 'width': ...}}")
     return {"height": int(pair[0]), "width": int(pair[1])}
 
 
