@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.parts import (
     check_columns,
+    check_room,
     controls_of,
     figure_of,
     finish,
@@ -88,6 +89,7 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     effects = effects.assign(others=with_empty_words(effects.others))
     settings, transformers = table[table.recipe == ""], table[table.recipe == "port"]
     alignments, places = (settings[name].unique() for name in ("alignment", "point"))
+    check_room("alignment and point", len(alignments) * len(places))
     figure = Figure(figsize=inches(1.5 * len(alignments) + 2.5), layout="constrained")
     upper, lower = stacked(figure, [1.5 * len(alignments) + 0.6, 1.9])
     panels = upper.subplots(len(alignments), len(places), sharex=True, sharey=True, squeeze=False)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from igpt_lab.figures.style import DPI, STYLES, Figure, plotting, points
+from igpt_lab.figures.style import DPI, STYLES, Figure, check_pixels, plotting, points
 
 STRIP = 20  # png pixels above an image for its title
 LETTER = 12  # png pixels that a letter beside an image may take
@@ -152,6 +152,7 @@ def _tile(images: np.ndarray, columns: int, scale: int, strip: int) -> tuple[np.
     height, width = (side * scale for side in images.shape[1:3])
     down, right = height + scale + strip, width + scale
     corners = [(strip + i // columns * down, i % columns * right) for i in range(len(images))]
+    check_pixels(columns * right, corners[-1][0] + height)
     array = np.full((corners[-1][0] + height, columns * right - scale, 3), 255, np.uint8)
     for image, (y, x) in zip(images, corners, strict=True):
         array[y : y + height, x : x + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -17,9 +17,12 @@ from matplotlib.axes import Axes
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.style import Keywords, letters, narrow, points
 
+NUMBERS = set("test_accuracy low high difference loss loss_error cka x y n n_test batches draw".split())
+ROOM = 1000  # lines, rows, panels or ticks of a figure, at most: each takes memory
+
 
 def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse what is no table, lacks one of `columns`, or has no rows."""
+    """Refuse what is no table, lacks one of `columns`, has no rows, or more different things than a figure shows."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
     missing = [name for name in columns if name not in table]
@@ -27,6 +30,14 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")
     if table.empty:
         raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
+    for name in set(columns) - NUMBERS:
+        check_room(name, table[name].nunique())
+
+
+def check_room(name: str, count: int) -> None:
+    """Refuse more lines, rows, panels or ticks than a figure has room for."""
+    if count > ROOM:
+        raise ValueError(f"{count:,} different values of {name}; a figure has room for {ROOM:,}")
 
 
 def checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -37,6 +37,7 @@ class Style:
 
 STYLES = {"paper": Style(3.5, 7, 1.0), "wide": Style(7.2, 7, 1.25), "talk": Style(5.2, 12, 1.55, legend=(2.0, 1.0))}
 DPI = 200  # png pixels per inch
+PIXELS = 10**8  # of a png, at most
 FONT = {"font.family": ["DejaVu Sans"], "axes.titleweight": "bold"}
 FRAME = {"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}
 FILES = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "igpt-lab"}
@@ -141,8 +142,15 @@ def axes(height: float) -> Axes:
     return Figure(figsize=inches(height), layout="constrained").add_subplot()
 
 
+def check_pixels(width: float, height: float) -> None:
+    """Refuse a figure of this many png pixels where they are too many, before any is made."""
+    if width * height > PIXELS:
+        raise ValueError(f"a figure of {width:,.0f} x {height:,.0f} pixels; expected at most {PIXELS:,}")
+
+
 def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
     """The figure as png, pdf or svg, without a date; its layout is computed once and then kept."""
+    check_pixels(*figure.get_size_inches() * DPI)
     with in_style(getattr(figure, "style", "paper")):
         if figure.get_layout_engine() is not None:  # each pass of an iterative layout moves things a little
             before = figure.dpi
