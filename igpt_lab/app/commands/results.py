@@ -6,7 +6,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import igpt_lab as lab
 from igpt_lab.app import notebooks, runs
@@ -114,9 +113,10 @@ def reproduce(
 )
 def open_lab(folder: str, port: int, browser: bool) -> None:
     """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
-    copied, there = notebooks.copy_notebooks(notebooks.notebooks(), Path(folder) / "notebooks")
-    print(f"{Path(folder) / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
-    notebooks.open_lab(Path(folder), first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
+    home = expanded(folder)
+    copied, there = notebooks.copy_notebooks(notebooks.notebooks(), home / "notebooks")
+    print(f"{home / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
+    notebooks.open_lab(home, first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
 
 
 def _tell(lines: Iterable[str]) -> None:
