@@ -36,11 +36,17 @@ def save_figure(
     json has the csv's SHA-256 and, of a figure by one of FIGURES, what `redraw` needs. A stem that ends in the suffix
     of one of the files, such as curve.png, is taken without it.
     """
-    data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
-    if data.empty:
-        raise ValueError(f"data of shape {data.shape}; expected what is plotted, at least one row and one column")
-    whole, csv = cast(matplotlib.figure.Figure, figure.get_figure(root=True)), _csv(data)
-    return _write(_stem(stem), _contents(whole, csv, record.to_dict() | _origin(whole, csv)))
+    whole = cast(matplotlib.figure.Figure, figure.get_figure(root=True))
+    try:
+        data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+        if data.empty:
+            raise ValueError(f"data of shape {data.shape}; expected what is plotted, at least one row and one column")
+        csv = _csv(data)
+        contents = _contents(whole, csv, record.to_dict() | _origin(whole, csv))
+    except UnicodeEncodeError as error:  # from data, record or a figure's arguments
+        words = error.object[max(0, error.start - 20) : error.end + 20]
+        raise ValueError(f"{words!r} is not UTF-8 text; give the name in it another way") from error
+    return _write(_stem(stem), contents)
 
 
 def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, style: str | None = None) -> list[Path]:
@@ -135,19 +141,11 @@ def _contents(figure: matplotlib.figure.Figure, csv: bytes, facts: dict) -> dict
     files = {kind: render(figure, kind) for kind in UNDATED} | {"csv": csv}
     facts = facts | {"csv_sha256": digest(csv)}
     text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return files | {"json": _utf8(text) + b"\n"}
+    return files | {"json": text.encode() + b"\n"}
 
 
 def _write(stem: Path, contents: dict[str, bytes]) -> list[Path]:
     return [atomic_write(f"{stem}.{kind}", content) for kind, content in contents.items()]
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        words = text[max(0, error.start - 20) : error.end + 20]
-        raise ValueError(f"{words!r} is not UTF-8 text; give the name in it another way") from error
 
 
 def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
@@ -160,7 +158,7 @@ def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    return _utf8(table.to_csv(index=table.index.name is not None, lineterminator="\n"))
+    return table.to_csv(index=table.index.name is not None, lineterminator="\n").encode()
 
 
 def _encoded(value: object, csv: bytes) -> object:

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 from igpt_lab import figures
 from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, changes
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.names import as_label
 from igpt_lab.probing.probes import Features
 
 NOTE = (
@@ -79,7 +80,7 @@ def layer_curve(view: View) -> tuple[Axes, pd.DataFrame]:
     table = table.assign(control=MODEL, chosen=table.layer == view.answers.chosen, n_test=n_test)
     ax = figures.layer_curve(table, title=view.title)
     ax.axvline(view.layer, color="black", linewidth=0.6, zorder=0.5)
-    ax.set_ylabel(f"accuracy on {view.of} (%)")
+    ax.set_ylabel(as_label(f"accuracy on {view.of} (%)", room=60))
     return ax, table
 
 
