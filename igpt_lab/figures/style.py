@@ -40,7 +40,11 @@ class Style:
 STYLES = {"paper": Style(3.5, 7, 1.0), "wide": Style(7.2, 7, 1.25), "talk": Style(5.2, 12, 1.55, legend=(2.0, 1.0))}
 DPI = 200  # png pixels per inch
 PIXELS = 10**8  # of a png, at most
-FONT: Keywords = {"font.family": ["DejaVu Sans"], "axes.titleweight": "bold", "text.parse_math": False}  # `$` is a dollar
+FONT: Keywords = {
+    "font.family": ["DejaVu Sans"],
+    "axes.titleweight": "bold",
+    "text.parse_math": False,
+}  # `$` is a dollar
 FRAME = {"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}
 FILES = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "igpt-lab"}
 UNDATED = {"png": "Software", "pdf": "CreationDate ModDate Producer Creator", "svg": "Date Creator"}  # left out

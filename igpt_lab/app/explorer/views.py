@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,12 @@ class View:
     def named(self, labels: np.ndarray) -> np.ndarray:
         """The classes' names of labels."""
         return np.array(self.names)[labels]
+
+
+def folder_name(name: str) -> str:
+    """A name as that of one folder, whatever a store calls its points and splits: what is no letter, digit, space, `.`,
+    `_` or `-` becomes its number after a %, and so does a leading dot."""
+    return re.sub(r"^\.|[^\w .-]", lambda letter: f"%{ord(letter[0]):02X}", name)
 
 
 def views(view: View) -> dict[str, tuple[Axes | Figure, pd.DataFrame]]:
