@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 
 import igpt_lab as lab
@@ -33,12 +35,26 @@ COMMANDS = (  # in the order of the help
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input ends in one line on stderr and exit code 1."""
+    """Run one command; bad input ends in one line on stderr and exit code 1, a closed pipe in exit code 141."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be UTF-8, and is printed as it is
+        sys.stdout.reconfigure(errors="surrogateescape")
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `igpt-lab ... | head`; Python would say so once more when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell says that SIGPIPE ended a program
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = vars(build_parser("".join(arguments[:1])).parse_args(arguments))
     run = options.pop("command")
     try:
         return run(**options) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
+import json
 import os
 import secrets
+import site
 import sys
 from pathlib import Path
 
@@ -29,12 +32,17 @@ MARKER = "papermill-error-cell-tag"  # of the cells that papermill adds to a not
 
 
 def notebooks() -> Path:
-    """The folder of the notebooks: of the checkout, in the working directory, or where the wheel put them."""
-    checkout = Path(__file__).resolve().parents[2] / "notebooks"
-    for folder in (checkout, Path("notebooks").resolve(), Path(sys.prefix) / "share/igpt-lab/notebooks"):
-        if (folder / f"{NOTEBOOKS[0]}.ipynb").is_file():
-            return folder
-    raise FileNotFoundError(f"no folder notebooks/ with {NOTEBOOKS[0]}.ipynb; run this in a clone of the repository")
+    """The folder of the package's own notebooks: of the checkout that it runs from, or of its installation."""
+    root = Path(__file__).resolve().parents[2]
+    is_checkout = (root / "pyproject.toml").is_file()
+    user = Path(site.getuserbase())  # where `pip install --user` puts packages and data
+    base = user if root.is_relative_to(user.resolve()) else Path(sys.prefix)
+    folder = root / "notebooks" if is_checkout else base / "share/igpt-lab/notebooks"
+    if not (folder / f"{NOTEBOOKS[0]}.ipynb").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {NOTEBOOKS[0]}.ipynb; install igpt-lab again, or run it from a clone of the repository"
+        )
+    return folder
 
 
 def parameters(name: str) -> dict:
@@ -121,20 +129,35 @@ def _tidy(notebook) -> None:
 def copy_notebooks(source: Path, folder: Path) -> tuple[list[Path], list[Path]]:
     """Copy the notebooks in `source` to `folder`, those that are not there; returns (copied, there already).
 
-    A file that is there is never touched: it may hold the user's edits. Deleted, it is copied anew.
+    A notebook that is there is never touched: it may hold the user's edits. Deleted, it is copied anew. One that is cut
+    or damaged, so that JupyterLab cannot open it, is kept under another name, which stderr tells.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     copied, there = [], []
-    for file in sorted(source.glob("*.ipynb")):
+    for file in sorted(source.glob("[!.]*.ipynb")):
         target = folder / file.name
-        try:
-            with target.open("xb") as written:  # fails where it is there, whoever put it there a moment ago
-                written.write(file.read_bytes())
-        except FileExistsError:
+        if os.path.lexists(target) and not _is_damaged(target):
             there.append(target)
-        else:
-            copied.append(target)
+            continue
+        if os.path.lexists(target):
+            kept = next(name for i in itertools.count() if not (name := folder / f"{file.name}.damaged{i}").exists())
+            target.rename(kept)
+            print(
+                f"igpt-lab: {target} is no whole notebook; it is now {kept.name}, a whole copy beside it",
+                file=sys.stderr,
+            )
+        copied.append(atomic_write(target, file.read_bytes()))
     return copied, there
+
+
+def _is_damaged(notebook: Path) -> bool:
+    """Whether it is a file but no json, as one whose copying was interrupted."""
+    if not notebook.is_file():
+        return False
+    try:
+        json.loads(notebook.read_bytes())
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def arguments(folder: Path, *, first: str, port: int, browser: bool) -> list[str]:

@@ -13,8 +13,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -22,11 +23,12 @@ import numpy as np
 import pandas as pd
 
 from igpt_lab.app import saved
-from igpt_lab.app.saved import SavedFigure
+from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.display import span
-from igpt_lab.core.provenance import atomic_write, digest
+from igpt_lab.core.provenance import atomic_write, digest, expanded
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+QUIET = "--host-resolver-rules=MAP * ~NOTFOUND"  # no host is found; scripts are off by the page itself
 FLAGS = (  # of a Chromium that asks for nothing by itself
     "--disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -67,22 +69,52 @@ class Table:
     rows: list[list[str]]
 
 
-def write_report(run: str | os.PathLike, out: str | os.PathLike | None = None, *, pdf: bool = True) -> list[Path]:
+def write_report(
+    run: str | os.PathLike | Results, out: str | os.PathLike | None = None, *, pdf: bool = True
+) -> list[Path]:
     """Write RUN/report.html, and report.pdf where a Chromium is installed; returns what was written.
 
-    The page is one file and reads nothing from elsewhere. The same folder gives the same bytes of HTML. A link that
-    leads out of the folder is not followed. Raises ValueError for a folder without figures, and OSError where the
-    browser makes no pdf.
+    `run` is a folder, or what `read` made of one. The page is one file, reads nothing from elsewhere and runs nothing.
+    The same folder gives the same bytes of HTML. Warns where the browser cannot print in a sandbox. Raises ValueError
+    for a folder without figures, and OSError where the browser makes no pdf.
     """
-    run = Path(run)
-    figures = sorted(saved.read_run(run), key=_place)
-    if not figures:
+    results = run if isinstance(run, Results) else read(run)
+    if not results.figures:
         raise ValueError(
-            f"{run} has no figures of its own (NAME.json beside NAME.csv); expected what `igpt-lab reproduce` writes"
+            f"{results.folder} has no figures of its own (NAME.json beside NAME.csv); expected what "
+            "`igpt-lab reproduce` writes"
         )
-    path = atomic_write(Path(out or run / "report.html"), page(run, figures))
+    target = expanded(out) if out else results.folder / "report.html"
+    path = atomic_write(target, page(results).encode(errors="replace"))  # a name that is not UTF-8 has question marks
     browser = chromium() if pdf else None
     return [path, _print(browser, path)] if browser else [path]
+
+
+def read(run: str | os.PathLike) -> Results:
+    """The results of a folder, without those of which no page can be made: each figure and table is tried alone."""
+    results, figures = saved.read_run(expanded(run)), []
+    for figure in results.figures:
+        if _can_be_shown(results, f"{figure.name}.json", figures=[figure]):
+            figures.append(figure)
+        else:  # its table may do on its own
+            results.tables[figure.name] = figure.table
+    tables, summary = sorted(results.tables.items()), results.summary
+    return replace(
+        results,
+        figures=figures,
+        tables={name: it for name, it in tables if _can_be_shown(results, f"{name}.csv", tables={name: it})},
+        summary=summary if _can_be_shown(results, "summary.json", summary=summary) else {},
+    )
+
+
+def _can_be_shown(results: Results, name: str, **alone) -> bool:
+    """Whether a page with these results alone can be made; why not goes to `results.odd`."""
+    try:
+        _values(Results(results.folder, **alone))
+    except Exception as error:  # a table may be anybody's, and leads to errors of any kind
+        results.odd[name] = saved.passed_over(name, error)
+        return False
+    return True
 
 
 def chromium() -> str | None:
@@ -90,11 +122,8 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def page(run: Path, figures: list[SavedFigure]) -> str:
-    """The whole page of a folder's figures as HTML."""
-    summary_file = run / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if saved.is_own(summary_file) else {}
-    stores = {digest(key): key for figure in figures for key in _stores(figure.facts["config"])}
+def page(results: Results) -> str:
+    """The whole page of a folder's results as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -103,20 +132,28 @@ def page(run: Path, figures: list[SavedFigure]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html").render(
-        title=_title(figures, stores, summary) or run.resolve().name,
-        folder=run.resolve().name,
-        headline=_headline(figures),
-        discrepancies=saved.discrepancies(run, figures),
-        unconverged=saved.unconverged(figures),
-        insignificant=saved.insignificant(figures) + saved.not_told_apart(run),
-        figures=list(map(_entry, figures)),
-        other_tables=_other_tables(run, figures),
-        origins=_origins(figures),
-        stores=_store_table(stores),
-        versions=_versions(figures),
-        summary={name: _plain(value) for name, value in summary.items()},
-    )
+    return environment.get_template("report.html").render(_values(results))
+
+
+def _values(results: Results) -> dict[str, object]:
+    """All that the template shows."""
+    figures = sorted(results.figures, key=_place)
+    stores = {digest(key): key for figure in figures for key in _stores(figure.facts["config"])}
+    folder = results.folder.resolve().name
+    return {
+        "title": _title(figures, stores, results.summary) or folder,
+        "folder": folder,
+        "headline": _headline(figures),
+        "discrepancies": saved.discrepancies(results),
+        "unconverged": saved.unconverged(figures),
+        "insignificant": saved.insignificant(figures) + saved.not_told_apart(results.tables),
+        "figures": list(map(_entry, figures)),
+        "other_tables": {name: _table(table) for name, table in results.tables.items()},
+        "origins": _origins(figures),
+        "stores": _store_table(stores),
+        "versions": _versions(figures),
+        "summary": {name: _plain(value) for name, value in results.summary.items()},
+    }
 
 
 def _place(figure: SavedFigure) -> tuple[int, bool, str]:
@@ -195,6 +232,9 @@ def _tile(name: str, row: pd.Series) -> dict[str, str]:
 
 
 def _table(frame: pd.DataFrame) -> Table:
+    """The first rows of a table; of one with too many columns, how many there are."""
+    if frame.shape[1] > BROAD:
+        return Table(["rows", "columns"], [list(map(str, frame.shape))])
     names = list(map(str, frame.columns))
     rows = frame.head(SHOWN).itertuples(index=False)
     return Table(names, [[_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows])
@@ -206,12 +246,6 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if name in PERCENT else f"{value:.4g}"
     return str(value)
-
-
-def _other_tables(run: Path, figures: list[SavedFigure]) -> dict[str, Table]:
-    """Tables that no figure shows, by name."""
-    drawn = {figure.name for figure in figures}
-    return {file.stem: _table(pd.read_csv(file)) for file in saved.own_files(run, "*.csv") if file.stem not in drawn}
 
 
 def _origins(figures: list[SavedFigure]) -> Table:
@@ -252,22 +286,32 @@ def _print(browser: str, path: Path) -> Path:
     """The page as a pdf beside it; OSError with the browser's last words where it makes none.
 
     The page has pictures from the folder, which may be a stranger's, so that the browser's sandbox is on. As root, the
-    user of most containers, Chromium does not start with a sandbox; only there a second try does without.
+    user of most containers, Chromium does not start with a sandbox; only there a second try does without, and warns.
     """
-    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    for flags in ([], ["--no-sandbox"]) if is_root else ([],):
-        pdf, words = _headless(browser, flags, path)
-        if pdf:
-            return atomic_write(path.with_suffix(".pdf"), pdf)
-    raise OSError(f"{browser} made no pdf of {path} ({words}); print the page from any browser")
+    pdf, words = _headless(browser, [], path)
+    if not pdf and hasattr(os, "geteuid") and os.geteuid() == 0:
+        warnings.warn(
+            f"{Path(browser).name} does not start with its sandbox as root, so {path.name} is printed without it; "
+            "give --no-pdf where you do not trust the folder",
+            stacklevel=3,
+        )
+        pdf, words = _headless(browser, ["--no-sandbox"], path)
+    if not pdf:
+        raise OSError(f"{browser} made no pdf of {path} ({words}); print the page from any browser")
+    return atomic_write(path.with_suffix(".pdf"), pdf)
 
 
 def _headless(browser: str, flags: list[str], path: Path) -> tuple[bytes, str]:
     """The pdf that a browser without a window makes, b"" where it makes none, and the browser's last line."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         pdf = Path(folder, "page.pdf")
         own = ["--headless", "--no-pdf-header-footer", f"--user-data-dir={folder}/user", f"--print-to-pdf={pdf}"]
-        command = [browser, *FLAGS, *flags, *own, path.resolve().as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        command = [browser, *FLAGS, QUIET, *flags, *own, path.resolve().as_uri()]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return b"", f"it took more than {SECONDS} seconds"
         words = done.stderr.strip().splitlines() or ["it said nothing"]
         return pdf.read_bytes() if pdf.is_file() else b"", words[-1]

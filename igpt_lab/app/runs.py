@@ -10,7 +10,7 @@ from pathlib import Path
 
 from igpt_lab.app import notebooks
 from igpt_lab.core.display import MODEL, control_names
-from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.provenance import atomic_write, expanded
 
 MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
 
@@ -46,11 +46,11 @@ def results_folder(
         ValueError: the folder is that of another model or image set whose name is the same.
     """
     if out is not None:
-        return str(out)
+        return str(expanded(out)) if str(out).startswith("~") else str(out)
     folder = Path(under) / run_name(model, images, quick=quick)
     run = {"images": _full(images), "model": _full(model)}
     note = folder / "run.json"
-    noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else run
+    noted = _noted(note) if note.is_file() else run
     if noted != run:
         raise ValueError(
             f"{folder} is of {noted['model']} on {noted['images']}, not of {run['model']} on {run['images']}; "
@@ -58,6 +58,18 @@ def results_folder(
         )
     atomic_write(note, json.dumps(run, indent=2) + "\n")
     return folder.as_posix()
+
+
+def _noted(note: Path) -> dict:
+    """What run.json says of whose results a folder has."""
+    try:
+        noted = json.loads(note.read_bytes())
+        return {name: noted[name] for name in ("images", "model")}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{note} does not say whose results these are (expected `images` and `model` in json); delete it where "
+            f"they are yours, or choose another folder as `out`"
+        ) from error
 
 
 def shipped(model: str, images: str) -> Path:
@@ -150,12 +162,13 @@ def renew(run: Path, target: Path) -> list[Path]:
     """
     kinds = {".csv", ".json", ".png", ".pdf", ".svg"}
     left = {"run.json", "reference.csv", "summary.json"}  # of this machine, or against the run that is replaced
-    copies = {file: target / file.name for file in run.iterdir() if file.suffix in kinds and file.name not in left}
+    own = [file for file in run.glob("[!.]*") if file.suffix in kinds and file.name not in left]
+    copies = {file: target / file.name for file in own}
     for file in (run / "notebooks").glob("*.ipynb"):
         if "injected-parameters" not in file.read_text(encoding="utf-8"):
             copies[file] = notebooks.notebooks() / file.name
     target.mkdir(parents=True, exist_ok=True)
-    written = [Path(shutil.copyfile(file, copy)) for file, copy in sorted(copies.items())]
+    written = [atomic_write(copy, file.read_bytes()) for file, copy in sorted(copies.items())]
     if (run / "summary.json").is_file():
         numbers = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         del numbers["reference"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import pandas as pd
 
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.figures import read_figure, read_table
-from igpt_lab.images.opening import open_image
+from igpt_lab.figures.saving import read_json, read_regular
 
 ALPHA = 0.05
 GROUPS = "control layer_rule recipe alignment point scaling solver method".split()
 READ = (".json", ".csv", ".svg", ".png")
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # what every png begins with; width and height follow
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,60 @@ class SavedFigure:
         return str(self.function).endswith("gallery")
 
 
-def read_run(run: Path) -> list[SavedFigure]:
-    """The figures of a folder in the order of their names: each NAME.json of a figure with a NAME.csv beside it."""
-    files = [file for file in own_files(run, "*.json") if is_own(file.with_suffix(".csv"))]
-    return list(filter(None, map(_read, files)))
+@dataclass
+class Results:
+    """A folder of results: its figures, the tables that no figure shows, and what summary.json says.
+
+    `odd` has a sentence for each file that was passed over, by the file's name.
+    """
+
+    folder: Path
+    figures: list[SavedFigure] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    summary: dict = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
 
 
-def own_files(run: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match a pattern, in the order of their names."""
-    return [file for file in sorted(run.glob(pattern)) if is_own(file)]
+def read_run(run: Path) -> Results:
+    """The figures (each NAME.json of a figure with its NAME.csv), tables and summary of a folder.
+
+    A file that cannot be read, is no regular one, or lies behind a link that leads out of the folder is passed over.
+    """
+    results = Results(run)
+    files, results.odd = own_files(run)
+    csvs: dict[str, bytes] = {}
+    for add, kind in ((_add_table, ".csv"), (_add_json, ".json")):
+        for file in files:
+            try:
+                if file.suffix == kind:
+                    add(results, csvs, file, files)
+            except Exception as error:  # a file may be anybody's, and any library that reads it fails in its own way
+                results.odd[file.name] = passed_over(file.name, error)
+    return results
 
 
-def is_own(file: Path) -> bool:
-    """Whether it is a file of its folder: what a link elsewhere leads to is not ours to put into a page."""
-    return file.is_file() and file.resolve().is_relative_to(file.parent.resolve())
+def own_files(run: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files of a folder of results in the order of their names, and why others of their kinds are none of it.
+
+    What begins with a dot is of a system or an editor.
+    """
+    own, odd = [], {}
+    for file in sorted(run.glob("*")):
+        if file.suffix not in READ or file.name.startswith("."):
+            continue
+        if not file.resolve().is_relative_to(file.parent.resolve()):
+            odd[file.name] = f"{file.name} is a link to a file outside this folder."
+        elif not file.is_file():
+            odd[file.name] = f"{file.name} is no regular file."
+        else:
+            own.append(file)
+    return own, odd
+
+
+def passed_over(name: str, error: Exception) -> str:
+    """The sentence for a file that an error makes us pass over."""
+    words = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {error}"
+    return f"{name} is passed over: {' '.join(words.split())}"
 
 
 def of_the_model(table: pd.DataFrame) -> pd.Series:
@@ -105,12 +146,11 @@ def in_words(name: str, comparison: Mapping) -> str:
     return f"{name}: {difference:+.1f} points [{low:+.1f}, {high:+.1f}]{end}"
 
 
-def discrepancies(run: Path, figures: list[SavedFigure]) -> list[tuple[str, str]]:
+def discrepancies(results: Results) -> list[tuple[str, str]]:
     """What is not as it was recorded: a word that sums it up ("" for less grave ones), and a sentence."""
+    figures = results.figures
     lines = [("Changed.", figure.altered) for figure in figures if figure.altered]
-    for file in sorted(run.iterdir()):
-        if file.suffix in READ and file.is_file() and not is_own(file):
-            lines.append(("Left out.", f"{file.name} is a link to a file outside this folder."))
+    lines += [("Left out.", sentence) for _, sentence in sorted(results.odd.items())]
     commits = {figure.facts.get("commit", "") for figure in figures}
     if any(commit.endswith("+changes") for commit in commits):
         lines.append(("Uncommitted.", "Files differed from the commit when a figure was made."))
@@ -147,33 +187,48 @@ def insignificant(figures: list[SavedFigure]) -> list[str]:
     return list(lines.values())
 
 
-def not_told_apart(run: Path) -> list[str]:
+def not_told_apart(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Measures of samples whose interval reaches into that of other real images."""
-    if not is_own(run / "likeness.csv"):
+    if "likeness" not in tables:
         return []
-    table = pd.read_csv(run / "likeness.csv")
+    table = tables["likeness"]
     near = table[(table.low <= table.floor_high) & (table.floor_low <= table.high)]
     return [f"likeness: samples and real images are not told apart by {', '.join(near.measure)}"] if len(near) else []
 
 
-def _read(file: Path) -> SavedFigure | None:
-    """The figure of a json; None where the json is of something else."""
-    facts, csv = json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".csv").read_bytes()
-    if not isinstance(facts, dict) or "csv_sha256" not in facts:
-        return None
+def _add_table(results: Results, csvs: dict[str, bytes], file: Path, files: list[Path]) -> None:
+    content = read_regular(file)
+    results.tables[file.stem], csvs[file.stem] = read_table(content), content
+
+
+def _add_json(results: Results, csvs: dict[str, bytes], file: Path, files: list[Path]) -> None:
+    """Add the figure of a json, of its table and picture, or the summary; a json of something else adds nothing."""
+    facts, csv = read_json(file), file.with_suffix(".csv").name
+    if file.name == "summary.json":
+        if not isinstance(facts, dict):
+            raise ValueError(f"a {type(facts).__name__} came; expected names with values")
+        results.summary = facts
+    if not isinstance(facts, dict) or "csv_sha256" not in facts or csv in results.odd:
+        return
+    if file.stem not in csvs:
+        raise ValueError(f"its table {csv} is missing")
+    figure = _read(file, facts, results.tables[file.stem], csvs[file.stem], files)
+    results.figures.append(figure)
+    del results.tables[file.stem]
+
+
+def _read(file: Path, facts: dict, table: pd.DataFrame, csv: bytes, files: list[Path]) -> SavedFigure:
+    """The figure of a json and its csv, with the picture among `files`."""
     altered = ""
     try:
         read_figure(file)
     except ValueError as error:
         altered = str(error)
-    figure = SavedFigure(file.stem, {"config": {}} | facts, read_table(csv), csv, altered=altered)
-    png, svg = file.with_suffix(".png"), file.with_suffix(".svg")
-    image = png if figure.is_gallery else svg
-    picture = image.read_bytes() if is_own(image) else b""
-    if not is_own(png):
-        return replace(figure, picture=picture)
-    with open_image(png) as opened:
-        return replace(figure, picture=picture, size=opened.size)
+    figure = SavedFigure(file.stem, {"config": {}} | facts, table, csv, altered=altered)
+    pictures = [file.with_suffix(kind) for kind in (".png", ".svg")]
+    png, svg = (read_regular(picture) if picture in files else b"" for picture in pictures)
+    size = struct.unpack(">II", png[16:24]) if png.startswith(PNG) and len(png) > 24 else figure.size
+    return replace(figure, picture=png if figure.is_gallery else svg, size=size)
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:

@@ -78,6 +78,14 @@ def digest(value: bytes | Path | object) -> str:
     return hashlib.sha256(value).hexdigest()
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """The path with a `~` in front as the home folder; ValueError for the home of a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
 def named(*names: str, key: object) -> str:
     """`<name>-<name>-<first 8 digits of the key's digest>`, safe as a folder's name."""
     safe = (re.sub(r"[^\w.]+", "-", Path(name).name).strip("-") for name in names)

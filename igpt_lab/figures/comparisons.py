@@ -13,8 +13,11 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL, control_names
+from igpt_lab.figures.names import as_label
 from igpt_lab.figures.parts import (
     check_columns,
+    check_room,
+    columns_of,
     controls_of,
     figure_of,
     finish,
@@ -62,12 +65,13 @@ def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     series = {"chosen layer": (own & chosen, LINE_STYLES[MODEL]), "last layer": (last, PURPLE)}
     controls = [name for name in dict.fromkeys(table.control) if name != MODEL]
     series |= {name: (chosen & (table.control == name), LINE_STYLES.get(name, AMBER)) for name in controls}
-    ax = axes(0.28 * len(models) + 1.2) if ax is None else ax
+    below = 0.16 * len(series) if columns_of(map(as_label, series), 2) == 1 else 0  # a legend of long names
+    ax = axes(0.28 * len(models) + 1.2 + below) if ax is None else ax
     bars: Keywords = {"linestyle": "", "markersize": points(3), "elinewidth": points(0.8), "capsize": points(1.5)}
     for i, (name, (shown, style)) in enumerate(series.items()):
         rows = table[shown]
         places = rows.model.map(models.index) + 0.6 * ((i + 0.5) / len(series) - 0.5)
-        ax.errorbar(100 * rows.test_accuracy, places, xerr=interval(rows), **style | bars, label=name)
+        ax.errorbar(100 * rows.test_accuracy, places, xerr=interval(rows), **style | bars, label=as_label(name))
     rows_downwards(ax, models)
     ax.set(xlabel="test accuracy (%)")
     return finish(ax, title, "")
@@ -88,12 +92,13 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     effects = effects.assign(others=with_empty_words(effects.others))
     settings, transformers = table[table.recipe == ""], table[table.recipe == "port"]
     alignments, places = (settings[name].unique() for name in ("alignment", "point"))
+    check_room("alignment and point", len(alignments) * len(places))
     figure = Figure(figsize=inches(1.5 * len(alignments) + 2.5), layout="constrained")
     upper, lower = stacked(figure, [1.5 * len(alignments) + 0.6, 1.9])
     panels = upper.subplots(len(alignments), len(places), sharex=True, sharey=True, squeeze=False)
     for ax, (alignment, point) in zip(panels.flat, itertools.product(alignments, places), strict=True):
         _plot_settings(ax, settings[(settings.alignment == alignment) & (settings.point == point)])
-        ax.set_title(f"{alignment}, {point}", loc="left", fontweight="normal", pad=points(3))
+        ax.set_title(as_label(f"{alignment}, {point}"), loc="left", fontweight="normal", pad=points(3))
     if len(transformers):
         _plot_setting(panels[-1, -1], "the port's recipe", TRANSFORMERS_STYLE, transformers)
     last = int(table.layer.max())
@@ -131,7 +136,7 @@ def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -
         label = "before" if name == MODEL else name
         _plot_tuned(depth, label, style, curves[curves.control == name].sort_values("layer"))
     depth.set(xlabel="layer", ylabel="accuracy of a probe (%)")
-    lower.legend(loc="outside lower center", ncols=2)
+    lower.legend(loc="outside lower center", ncols=columns_of(depth.get_legend_handles_labels()[1], 2))
     return figure
 
 
@@ -191,7 +196,7 @@ def _plot_methods(ax: Axes, table: pd.DataFrame) -> None:
         draws = rows.groupby("y")
         mean, lone = draws[["test_accuracy", "low", "high"]].mean(), draws.size() == 1
         ends = np.where(lone, interval(mean), 0)
-        ax.errorbar(100 * mean.test_accuracy, mean.index, xerr=ends, **style | bars, label=labels)
+        ax.errorbar(100 * mean.test_accuracy, mean.index, xerr=ends, **style | bars, label=as_label(labels))
         ax.plot(100 * rows.test_accuracy, rows.y, ".", color=style["color"], alpha=0.3, markersize=points(4))
     rows_downwards(ax, methods)
     ax.set(xlabel="test accuracy (%)")
@@ -203,5 +208,5 @@ def _plot_tuned(ax: Axes, label: str, style: Keywords, rows: pd.DataFrame) -> No
     ax.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, **band)
     y = 100 * rows.test_accuracy
     line: Keywords = {"linewidth": points(1), "markersize": points(2.2)}
-    ax.plot(rows.layer, y, **style, **line, label=label)
+    ax.plot(rows.layer, y, **style, **line, label=as_label(label))
     mark_not_converged(ax, rows.layer, y, rows, style)

@@ -12,6 +12,7 @@ from matplotlib import colormaps, patheffects, ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.parts import (
     check_columns,
     checked,
@@ -25,7 +26,7 @@ from igpt_lab.figures.parts import (
     mark_not_converged,
     suptitle,
 )
-from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, letters, plotting, points
+from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, plotting, points
 
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
@@ -163,10 +164,10 @@ def _plot_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
     band: Keywords = {"color": style["color"], "alpha": 0.12 * weight, "linewidth": 0}
     if name == "raw pixels" and len(rows) == 1:  # pixels have no layer: the same at every depth
         ax.axhspan(low.iloc[0], high.iloc[0], **band)
-        ax.axhline(y.iloc[0], **style | {"marker": ""}, label=name + _doubt(rows))
+        ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    label = "ImageGPT, 95 % interval" if name == MODEL else name
+    label = "ImageGPT, 95 % interval" if name == MODEL else as_label(name)
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
     ax.plot(rows.layer, y, **style, label=label, **line)
     mark_not_converged(ax, rows.layer, y, rows, style)
@@ -200,7 +201,7 @@ def _describe(name: str, rows: pd.DataFrame, low: float) -> tuple[str, str, str]
     """Side, words and colour for a control that is too far away to be plotted."""
     ends = sorted({f"{100 * value:.1f}" for value in (rows.test_accuracy.min(), rows.test_accuracy.max())}, key=float)
     side = "below" if 100 * rows.low.min() < low else "above"
-    return side, f"{name}: {' to '.join(ends)} %{_doubt(rows)}", LINE_STYLES.get(name, PURPLE)["color"]
+    return side, f"{as_label(name)}: {' to '.join(ends)} %{_doubt(rows)}", LINE_STYLES.get(name, PURPLE)["color"]
 
 
 def _sentence(comparison: Mapping, n_test: int) -> str:
@@ -237,7 +238,7 @@ def _plot_draws(ax: Axes, label: str, style: Keywords, rows: pd.DataFrame, aside
     ax.plot(x, y, linestyle="", marker=".", color=style["color"], alpha=0.3)
     bars: Keywords = {"fmt": "none", "ecolor": style["color"], "elinewidth": points(0.8), "capsize": points(1.5)}
     ax.errorbar(mean.index, mean, spread, **bars)
-    ax.plot(mean.index, mean, label=label, **style)
+    ax.plot(mean.index, mean, label=as_label(label), **style)
     mark_not_converged(ax, x, y, rows, style)
 
 
@@ -251,12 +252,12 @@ def _plot_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
     if len(rows) == 1 and name != MODEL:  # pixels have no layer: the same at every depth
         if has_interval:
             ax.axhspan(*(scale * rows[ends].iloc[0]), **band)
-        ax.axhline(scale * rows[measure].iloc[0], **style | {"marker": ""}, label=name)
+        ax.axhline(scale * rows[measure].iloc[0], **style | {"marker": ""}, label=as_label(name))
         return
     if has_interval:
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
-    ax.plot(rows.layer, scale * rows[measure], **style | line, label="ImageGPT" if name == MODEL else name)
+    ax.plot(rows.layer, scale * rows[measure], **style | line, label="ImageGPT" if name == MODEL else as_label(name))
 
 
 def _scale_measure(ax: Axes, measure: str) -> None:
@@ -284,13 +285,13 @@ def _dynamics_lines(table: pd.DataFrame) -> tuple[list[tuple], list[tuple]]:
 
 def _plot_over_loss(ax: Axes, name: str, style: Keywords, rows: pd.DataFrame) -> None:
     """A line of `training_dynamics` over the loss."""
-    bars: Keywords = {"elinewidth": points(0.8), "capsize": points(1.5), "label": name}
+    bars: Keywords = {"elinewidth": points(0.8), "capsize": points(1.5), "label": as_label(name)}
     ax.errorbar(rows.loss, 100 * rows.test_accuracy, interval(rows), xerr=1.96 * rows.loss_error, **style, **bars)
 
 
 def _plot_over_depth(ax: Axes, name: str, style: Keywords, rows: pd.DataFrame) -> None:
     """A curve of `training_dynamics` over depth, its chosen layer ringed."""
-    line: Keywords = {"linewidth": points(1), "markersize": points(1.8), "label": name}
+    line: Keywords = {"linewidth": points(1), "markersize": points(1.8), "label": as_label(name)}
     ax.plot(rows.layer, 100 * rows.test_accuracy, **style, **line)
     best = rows[rows.chosen.astype(bool)]
     ring: Keywords = {"markersize": points(6), "markerfacecolor": "none", "markeredgewidth": points(0.7)}

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from igpt_lab.figures.style import DPI, STYLES, Figure, plotting, points
+from igpt_lab.figures.names import as_label
+from igpt_lab.figures.style import DPI, STYLES, Figure, check_pixels, plotting, points
 
 STRIP = 20  # png pixels above an image for its title
 LETTER = 12  # png pixels that a letter beside an image may take
@@ -72,6 +73,7 @@ def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None 
     count, (height, width) = images.shape[1], images.shape[2:4]
     scale = max(1, round(64 / width)) if scale is None else scale
     array, corners = _tile(images.reshape(-1, *images.shape[2:]), count, scale, 0)
+    labels = list(map(as_label, labels))
     margin = LETTER * max(map(len, labels)) + LETTER
     ax = _show(np.pad(array, ((0, 0), (margin, 0), (0, 0)), constant_values=255), [], ax)
     for (y, _), label in zip(corners[::count], labels, strict=True):
@@ -152,6 +154,7 @@ def _tile(images: np.ndarray, columns: int, scale: int, strip: int) -> tuple[np.
     height, width = (side * scale for side in images.shape[1:3])
     down, right = height + scale + strip, width + scale
     corners = [(strip + i // columns * down, i % columns * right) for i in range(len(images))]
+    check_pixels(columns * right, corners[-1][0] + height)
     array = np.full((corners[-1][0] + height, columns * right - scale, 3), 255, np.uint8)
     for image, (y, x) in zip(images, corners, strict=True):
         array[y : y + height, x : x + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -170,5 +173,5 @@ def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axe
     ax.imshow(array, interpolation="none", aspect="equal")
     ax.set_axis_off()
     for x, y, text in titles:
-        ax.text(x, y - 5, text, ha="center", va="baseline", fontsize=points(6))
+        ax.text(x, y - 5, as_label(text), ha="center", va="baseline", fontsize=points(6))
     return ax

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from igpt_lab.figures.parts import check_columns, figure_of, head
+from igpt_lab.figures.names import as_label
+from igpt_lab.figures.parts import check_columns, columns_of, figure_of, head
 from igpt_lab.figures.style import Keywords, axes, narrow, plotting, points
 
 CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")
@@ -34,8 +35,8 @@ def cka_map(
     image = ax.imshow(grid, origin="lower", vmin=low, vmax=1, cmap="viridis", interpolation="none")
     for axis, layers, name in (ax.yaxis, grid.index, names[0]), (ax.xaxis, grid.columns, names[1]):
         step = math.ceil(len(layers) / 14)
-        axis.set_ticks(range(0, len(layers), step), layers[::step])
-        axis.set_label_text(name)
+        axis.set_ticks(range(0, len(layers), step), list(map(as_label, layers[::step])))
+        axis.set_label_text(as_label(name))
     ax.spines[:].set_visible(False)
     figure_of(ax).colorbar(image, ax=ax, label="linear CKA", shrink=0.8).outline.set_linewidth(points(0.6))
     n, batches = (int(table[name].iloc[0]) for name in ("n", "batches"))
@@ -61,8 +62,8 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", note: str = "", ax
     if len(table) <= 20:
         _write_counts(ax, counts.astype(int), shares)
     step = math.ceil(len(table) / 24)
-    ax.set_xticks(range(0, len(table), step), table.columns[::step], rotation=90)
-    ax.set_yticks(range(0, len(table), step), table.index[::step])
+    ax.set_xticks(range(0, len(table), step), list(map(as_label, table.columns[::step])), rotation=90)
+    ax.set_yticks(range(0, len(table), step), list(map(as_label, table.index[::step])))
     ax.set(xlabel="predicted", ylabel="true")
     ax.spines[:].set_visible(False)
     right = np.trace(counts) / counts.sum()
@@ -87,12 +88,14 @@ def feature_map(
         rows = table[table.label == name]
         style: Keywords = {"color": CLASS_COLOURS[i % 8], "marker": "os^D"[(i + i // 8) % 4]}
         if len(rows):
-            ax.scatter(rows.x, rows.y, s=points(3), linewidths=0, alpha=0.7, label=name, rasterized=True, **style)
+            ax.scatter(
+                rows.x, rows.y, s=points(3), linewidths=0, alpha=0.7, label=as_label(name), rasterized=True, **style
+            )
     ax.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     ax.set(**{f"{axis}label": f"{share:.0%} of the variance" for axis, share in zip("xy", explained, strict=True)})
     head(ax, title, note)
     if len(names) <= 32:
-        columns = 2 if narrow() else 4
+        columns = columns_of(map(as_label, names), 2 if narrow() else 4)
         figure_of(ax).legend(loc="outside lower center", ncols=columns, markerscale=2, columnspacing=1)
     return ax
 

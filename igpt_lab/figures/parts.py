@@ -15,11 +15,15 @@ from matplotlib import ticker, transforms
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL, control_names
-from igpt_lab.figures.style import Keywords, letters, narrow, points
+from igpt_lab.figures.names import as_label, as_lines, letters
+from igpt_lab.figures.style import Keywords, narrow, points
+
+NUMBERS = set("test_accuracy low high difference loss loss_error cka x y n n_test batches draw".split())
+ROOM = 1000  # lines, rows, panels or ticks of a figure, at most: each takes memory
 
 
 def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse what is no table, lacks one of `columns`, or has no rows."""
+    """Refuse what is no table, lacks one of `columns`, has no rows, or more different things than a figure shows."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
     missing = [name for name in columns if name not in table]
@@ -27,6 +31,14 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")
     if table.empty:
         raise ValueError(f"the table is empty; expected rows with {', '.join(columns)}")
+    for name in set(columns) - NUMBERS:
+        check_room(name, table[name].nunique())
+
+
+def check_room(name: str, count: int) -> None:
+    """Refuse more lines, rows, panels or ticks than a figure has room for."""
+    if count > ROOM:
+        raise ValueError(f"{count:,} different values of {name}; a figure has room for {ROOM:,}")
 
 
 def checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -78,7 +90,7 @@ def limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, str
         y += strip * counts[side] * (1 if side == "below" else -1)
         text: Keywords = {"ha": "right", "va": edge, "color": color, "transform": ax.transAxes}
         where = f" ({side} this axis)" if not narrow() else ""
-        ax.text(0.99, y, f"{arrow} {words}{where}", **text)
+        ax.text(0.99, y, f"{arrow} {as_lines(words, letters() - 20)}{where}", **text)
         counts[side] += 1
     ax.set_ylim(low - margin - strip * height * counts["below"], high + margin + strip * height * counts["above"])
 
@@ -91,7 +103,7 @@ def layer_axis(ax: Axes, last: int) -> None:
 
 def rows_downwards(ax: Axes, names: Iterable[str]) -> None:
     """The vertical axis with a name for each row, the first on top."""
-    names = list(names)
+    names = list(map(as_label, names))
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.5, -0.5))
 
@@ -108,7 +120,7 @@ def stacked(figure: matplotlib.figure.Figure, heights: Sequence[float]) -> list[
 
 def suptitle(figure: matplotlib.figure.FigureBase, title: str) -> None:
     """The title of a figure of several axes, on its left."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
+    figure.suptitle(_title(title), x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
 
 
 def finish(ax: Axes, title: str, note: str) -> Axes:
@@ -120,12 +132,24 @@ def finish(ax: Axes, title: str, note: str) -> Axes:
 
 def head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
     """Title, and the note below it; `beside`: letters' room that something to the right of the axes takes."""
+    title, note = _title(title), as_lines(note, 2 * letters())
     if narrow():
         room = letters() - 10 - beside
         title = textwrap.fill(title, int(0.75 * room))
         note = textwrap.fill(note, room)
     ax.set_title(title, loc="left", pad=points(4 + 9 * len(note.splitlines())))
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, points(5)), textcoords="offset points")
+
+
+def _title(title: str) -> str:
+    """A title in as many lines as it needs, of at most three times a line's letters."""
+    title = as_lines(title, 2 * letters())
+    return textwrap.fill(title, int(0.75 * letters())) if len(title) > letters() else title
+
+
+def columns_of(labels: Iterable[str], most: int) -> int:
+    """Columns of a legend: one where a name is as long as can be, `most` where none is."""
+    return 1 if any("…" in label for label in labels) else most
 
 
 def legend(ax: Axes) -> None:
@@ -135,5 +159,5 @@ def legend(ax: Axes) -> None:
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
         bbox_transform=ax.transAxes + down,
-        ncols=4 if letters() > 100 else 2,
+        ncols=columns_of(ax.get_legend_handles_labels()[1], 4 if letters() > 100 else 2),
     )

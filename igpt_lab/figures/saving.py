@@ -6,7 +6,9 @@ What is added to a figure after it was plotted is saved, but not plotted again b
 import base64
 import io
 import json
+import math
 import os
+import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +20,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import control_names
-from igpt_lab.core.provenance import RunRecord, atomic_write, digest
+from igpt_lab.core.provenance import RunRecord, atomic_write, digest, expanded
 from igpt_lab.figures.style import FIGURES, UNDATED, Figure, render
+
+LARGEST = 2**28  # bytes of a file, or of the arrays in it, that are read
 
 
 def save_figure(
@@ -29,38 +33,66 @@ def save_figure(
 
     `data` may also be a dict of columns or a 2-D array, such as tokens (N, T). The same figure, data and record give
     the same bytes. Each file is whole or absent; none is written when one cannot be made. Returns the five paths. The
-    json has the csv's SHA-256 and, of a figure by one of FIGURES, what `redraw` needs.
+    json has the csv's SHA-256 and, of a figure by one of FIGURES, what `redraw` needs. A stem that ends in the suffix
+    of one of the files, such as curve.png, is taken without it.
     """
-    data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
-    if data.empty:
-        raise ValueError(f"data of shape {data.shape}; expected what is plotted, at least one row and one column")
-    whole, csv = cast(matplotlib.figure.Figure, figure.get_figure(root=True)), _csv(data)
-    return _write(whole, Path(stem), csv, record.to_dict() | _origin(whole, csv))
+    whole = cast(matplotlib.figure.Figure, figure.get_figure(root=True))
+    try:
+        data = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+        if data.empty:
+            raise ValueError(f"data of shape {data.shape}; expected what is plotted, at least one row and one column")
+        csv = _csv(data)
+        contents = _contents(whole, csv, record.to_dict() | _origin(whole, csv))
+    except UnicodeEncodeError as error:  # from data, record or a figure's arguments
+        words = error.object[max(0, error.start - 20) : error.end + 20]
+        raise ValueError(f"{words!r} is not UTF-8 text; give the name in it another way") from error
+    return _write(_stem(stem), contents)
 
 
 def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, style: str | None = None) -> list[Path]:
     """Plot a saved figure again from its .json and the .csv beside it, in another `style` if one is given.
 
     Writes the five files of `stem`, by default over the old ones; in the same style, the same bytes. Raises ValueError
-    for a csv that has changed since, and for a figure that was not made by one of FIGURES.
+    for a csv that has changed since, for a figure that was not made by one of FIGURES, and for files of any other
+    content that cannot be plotted or unfolds to more than LARGEST bytes.
     """
+    file = expanded(file)
     facts, csv = read_figure(file)
-    stem = Path(file).with_suffix("") if stem is None else Path(stem)
     saved = facts.get("drawing")
     if saved is None:
         raise ValueError(f"{file} does not say which function plotted it; plot it anew and save it with save_figure")
-    if saved["function"] not in FIGURES:
-        raise ValueError(f"{file} was plotted by {saved['function']!r}; this version has {', '.join(FIGURES)}")
-    arguments = {name: _decoded(value, csv) for name, value in saved["arguments"].items()}
-    style = style or saved["style"]
-    figure = FIGURES[saved["function"]](**arguments, style=style).get_figure(root=True)
-    return _write(figure, stem, csv, facts | {"drawing": saved | {"style": style}})
+    try:
+        if saved["function"] not in FIGURES:
+            raise ValueError(f"it was plotted by {saved['function']!r}; this version has {', '.join(FIGURES)}")
+        style = style or saved["style"]
+        if (size := _unfolded(saved["arguments"])) > LARGEST:
+            raise ValueError(f"its arrays have {size:,} bytes; expected at most {LARGEST:,}")
+        arguments = {name: _decoded(value, csv) for name, value in saved["arguments"].items()}
+        figure = FIGURES[saved["function"]](**arguments, style=style).get_figure(root=True)
+        facts = facts | {"drawing": saved | {"style": style}}
+        contents = _contents(figure, csv, facts)
+    except Exception as error:  # the files may be anybody's, and any library that reads them fails in its own way
+        words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise ValueError(f"{file} cannot be plotted: {words}") from error
+    own = file.with_suffix("")
+    is_own = stem is None or expanded(stem).name == own.name  # a figure may have been saved as curve.png.png
+    return _write(own if stem is None else expanded(stem) if is_own else _stem(stem), contents)
+
+
+def read_regular(file: Path) -> bytes:
+    """The bytes of a regular file of at most LARGEST; ValueError for a folder, a pipe, a device, or a larger one."""
+    facts = file.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError(f"{file} is no regular file")
+    if facts.st_size > LARGEST:
+        raise ValueError(f"{file} has {facts.st_size:,} bytes; expected at most {LARGEST:,}")
+    return file.read_bytes()
 
 
 def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
     """What the .json of a saved figure says, and the bytes of its .csv; ValueError where the csv is not that one."""
-    path = Path(file)
-    facts, csv = json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".csv").read_bytes()
+    path = expanded(file)
+    facts, csv = read_json(path), read_regular(path.with_suffix(".csv"))
     if not isinstance(facts, dict) or "csv_sha256" not in facts:
         raise ValueError(f"{file} is not the json of a figure: it has no csv_sha256")
     if digest(csv) != facts["csv_sha256"]:
@@ -71,20 +103,49 @@ def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
     return facts, csv
 
 
+def read_json(file: Path) -> object:
+    """What a json file says; ValueError, with the file's name, for one that is none."""
+    try:
+        return json.loads(read_regular(file))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as json: {error}") from error
+
+
 def read_table(csv: bytes, **types) -> pd.DataFrame:
     """The table in a saved figure's .csv, from pandas 3.1 on to the last bit; no word but '' means no value.
 
-    In the column `control` of an older file '' means the model itself and becomes "model".
+    In the column `control` of an older file '' means the model itself and becomes "model". Raises ValueError for bytes
+    that are no table in UTF-8 with commas, and for rows that are so much shorter than the first one that the table
+    would take far more memory than the file.
     """
+    names, _, rows = csv.partition(b"\n")
+    cells = (names.count(b",") + 1) * (rows.count(b"\n") + 1)
+    if cells > max(len(csv), 10_000_000):
+        raise ValueError(f"a table of {cells:,} cells in {len(csv):,} bytes; expected rows as long as the first one")
+    if b"," not in names and (b";" in names or b"\t" in names):
+        raise ValueError(f"the columns are {names[:40]!r}; expected commas between them")
     table = pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"rows have more cells than there are names of columns, {', '.join(map(str, table.columns))}")
     return table.assign(control=control_names(table.control)) if "control" in table else table
 
 
-def _write(figure: matplotlib.figure.Figure, stem: Path, csv: bytes, facts: dict) -> list[Path]:
+def _stem(path: str | os.PathLike) -> Path:
+    """A path without the suffix of a file that is written there."""
+    path = expanded(path)
+    return path.with_suffix("") if path.suffix[1:] in (*UNDATED, "csv", "json") else path
+
+
+def _contents(figure: matplotlib.figure.Figure, csv: bytes, facts: dict) -> dict[str, bytes]:
+    """The five files of a figure by their suffixes."""
     files = {kind: render(figure, kind) for kind in UNDATED} | {"csv": csv}
     facts = facts | {"csv_sha256": digest(csv)}
-    files["json"] = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    return [atomic_write(f"{stem}.{kind}", content) for kind, content in files.items()]
+    text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return files | {"json": text.encode() + b"\n"}
+
+
+def _write(stem: Path, contents: dict[str, bytes]) -> list[Path]:
+    return [atomic_write(f"{stem}.{kind}", content) for kind, content in contents.items()]
 
 
 def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
@@ -130,5 +191,16 @@ def _decoded(value: object, csv: bytes) -> object:
         return table.set_index(table.columns[0])
     if "csv" in value:
         return read_table(csv if value["csv"] is None else value["csv"].encode())
-    flat = np.frombuffer(zlib.decompress(base64.b64decode(value["array"])), value["dtype"])
-    return flat.reshape(value["shape"])
+    content = zlib.decompressobj().decompress(base64.b64decode(value["array"]), _unfolded(value) + 1)
+    return np.frombuffer(content, value["dtype"]).reshape(value["shape"])
+
+
+def _unfolded(value: object) -> int:
+    """Bytes of all arrays in an encoded argument, by what it says of them."""
+    if isinstance(value, list):
+        return sum(map(_unfolded, value))
+    if not isinstance(value, dict):
+        return 0
+    if "array" not in value:
+        return sum(map(_unfolded, value.values()))
+    return np.dtype(value["dtype"]).itemsize * math.prod(map(abs, value["shape"]))

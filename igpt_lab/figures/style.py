@@ -19,8 +19,10 @@ import matplotlib.figure
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.style import context
+from matplotlib.text import Text
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.names import fonts_of, letters, words_of
 
 Keywords = dict[str, Any]  # of a matplotlib function
 
@@ -37,7 +39,12 @@ class Style:
 
 STYLES = {"paper": Style(3.5, 7, 1.0), "wide": Style(7.2, 7, 1.25), "talk": Style(5.2, 12, 1.55, legend=(2.0, 1.0))}
 DPI = 200  # png pixels per inch
-FONT = {"font.family": ["DejaVu Sans"], "axes.titleweight": "bold"}
+PIXELS = 10**8  # of a png, at most
+FONT: Keywords = {
+    "font.family": ["DejaVu Sans"],
+    "axes.titleweight": "bold",
+    "text.parse_math": False,
+}  # `$` is a dollar
 FRAME = {"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}
 FILES = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "igpt-lab"}
 UNDATED = {"png": "Software", "pdf": "CreationDate ModDate Producer Creator", "svg": "Date Creator"}  # left out
@@ -63,18 +70,23 @@ Result = TypeVar("Result", bound=Axes | matplotlib.figure.Figure)
 class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows as the png that `save_figure` writes, whatever backend is active.
 
-    `plotted_by`: the name of the function that made the whole figure, and its arguments; `style`: its style's name.
+    `plotted_by`: the name of the function that made the whole figure, and its arguments; `style`: its style's name;
+    `fonts`: families for letters of its names that DejaVu Sans lacks.
     """
 
     plotted_by: tuple[str, dict] | None = None
     style: str = "paper"
+    fonts: tuple[str, ...] = ()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "image/png": base64.b64encode(render(self, "png")).decode()}
 
 
-def in_style(name: str):
-    """A `with` block in which matplotlib plots in this style; the user's own settings come back after it."""
+def in_style(name: str, fonts: tuple[str, ...] = ()):
+    """A `with` block in which matplotlib plots in this style; the user's own settings come back after it.
+
+    Letters that DejaVu Sans lacks are from `fonts`.
+    """
     if name not in STYLES:
         close = difflib.get_close_matches(str(name), STYLES, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -83,7 +95,8 @@ def in_style(name: str):
     sizes = {key: value * style.letter / 7 for key, value in POINTS.items()}
     own = {"figure.figsize": (style.width, style.tall), "font.size": style.letter}
     own |= dict(zip(("legend.handlelength", "legend.columnspacing"), style.legend, strict=True))
-    return context(["default", FRAME | FONT | FILES | sizes | own])
+    family = {"font.family": [*FONT["font.family"], *fonts]}
+    return context(["default", FRAME | FONT | family | FILES | sizes | own])
 
 
 def points(size: float) -> float:
@@ -95,11 +108,6 @@ def inches(height: float) -> tuple[float, float]:
     """Width and height of a figure of the style: `height` is that on paper."""
     width, tall = rcParams["figure.figsize"]
     return width, height * tall
-
-
-def letters() -> int:
-    """How many letters fit beside each other into a figure of the style."""
-    return int(72 * rcParams["figure.figsize"][0] / (0.55 * rcParams["font.size"]))
 
 
 def narrow() -> bool:
@@ -120,13 +128,16 @@ def plotting(function: Callable[..., Result]) -> Callable[..., Result]:
     def plotted(*args, style: str = "paper", **options) -> Result:
         current = plotted.__wrapped__  # %autoreload puts the edited function there
         arguments = inspect.signature(current).bind(*args, **options).arguments
-        with in_style(style):
+        fonts = fonts_of("".join(words_of(arguments)))
+        with in_style(style, fonts):
             result = current(*args, **options)
         figure = cast(Figure, result.get_figure(root=True))
         if arguments.pop("ax", None) is None:
-            figure.plotted_by, figure.style = (current.__name__, arguments), style
+            figure.plotted_by, figure.style, figure.fonts = (current.__name__, arguments), style, fonts
         else:
             figure.plotted_by = None
+            for text in cast(list[Text], result.findobj(Text)):  # those of the user's axes were there before
+                text.set_parse_math(False)
         return result
 
     plotted.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -141,9 +152,16 @@ def axes(height: float) -> Axes:
     return Figure(figsize=inches(height), layout="constrained").add_subplot()
 
 
+def check_pixels(width: float, height: float) -> None:
+    """Refuse a figure of this many png pixels where they are too many, before any is made."""
+    if width * height > PIXELS:
+        raise ValueError(f"a figure of {width:,.0f} x {height:,.0f} pixels; expected at most {PIXELS:,}")
+
+
 def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
     """The figure as png, pdf or svg, without a date; its layout is computed once and then kept."""
-    with in_style(getattr(figure, "style", "paper")):
+    check_pixels(*figure.get_size_inches() * DPI)
+    with in_style(getattr(figure, "style", "paper"), getattr(figure, "fonts", ())):
         if figure.get_layout_engine() is not None:  # each pass of an iterative layout moves things a little
             before = figure.dpi
             figure.set_dpi(DPI)

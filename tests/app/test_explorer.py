@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -18,6 +20,7 @@ import igpt_lab as lab
 from igpt_lab.app.explorer import layers as explorer_layers
 from igpt_lab.app.explorer import widget as module
 from igpt_lab.app.explorer.layers import changes, survey
+from igpt_lab.app.explorer.views import folder_name
 from igpt_lab.app.explorer.widget import HELD, explore
 
 SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
@@ -167,6 +170,17 @@ def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
         "point": "ln_1", "split": "test", "count": 0, "layer": 1, "other": 3, "image": 5,
         "row": 5, "chosen": seen.facts["chosen"],
     }  # fmt: skip
+
+
+@given(st.text(min_size=1))
+@example("..")
+@example(".")
+@example("/etc/passwd")
+@example("a\\..\\b")
+def test_a_name_from_a_store_is_one_folder_inside_that_of_the_explorer(name):
+    assert Path("out", folder_name(name)).parts == ("out", folder_name(name))
+    assert not set(folder_name(name)) & {"/", "\\", "\0", ":"} and folder_name(name) not in (".", "..")
+    assert folder_name(name) == name or "%" in folder_name(name)
 
 
 def test_the_save_button(seen):

@@ -1,6 +1,8 @@
 """A folder of the user's own: what is copied into it, what is left alone, and how JupyterLab is opened on it."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,15 +21,56 @@ def test_edits_are_never_overwritten(tmp_path):
     source, mine = tmp_path / "source", tmp_path / "mine"
     source.mkdir()
     for name in ("a.ipynb", "b.ipynb", "notes.txt"):
-        (source / name).write_text(f"theirs {name}")
+        (source / name).write_text(json.dumps(f"theirs {name}"))
     copied, there = workbench.copy_notebooks(source, mine)
     assert [each.name for each in copied] == ["a.ipynb", "b.ipynb"] and there == []
-    (mine / "a.ipynb").write_text("edited")
+    (mine / "a.ipynb").write_text('"edited"')
     (mine / "b.ipynb").unlink()
     (source / "c.ipynb").write_text("new")
     copied, there = workbench.copy_notebooks(source, mine)
     assert [each.name for each in copied] == ["b.ipynb", "c.ipynb"] and [each.name for each in there] == ["a.ipynb"]
-    assert (mine / "a.ipynb").read_text() == "edited" and (mine / "b.ipynb").read_text() == "theirs b.ipynb"
+    assert (mine / "a.ipynb").read_text() == '"edited"' and (mine / "b.ipynb").read_text() == '"theirs b.ipynb"'
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"cells": [', b'{"cells": []}<<<<<<<', b"\0" * 9])
+def test_a_notebook_that_is_cut_does_not_count_as_the_user_s_and_is_kept(tmp_path, capsys, damaged):
+    source, mine = tmp_path / "source", tmp_path / "mine"
+    source.mkdir(), mine.mkdir()
+    for name in ("a.ipynb", "._a.ipynb"):
+        (source / name).write_text('{"cells": []}')
+    for i in range(2):
+        (mine / "a.ipynb").write_bytes(damaged)
+        copied, there = workbench.copy_notebooks(source, mine)
+        assert copied == [mine / "a.ipynb"] and not there
+        assert capsys.readouterr().err.startswith(f"igpt-lab: {mine / 'a.ipynb'} is no whole notebook; it is now")
+        assert (mine / "a.ipynb").read_text() == '{"cells": []}'
+        assert (mine / f"a.ipynb.damaged{i}").read_bytes() == damaged
+
+
+def test_a_copy_is_whole_or_absent(tmp_path, monkeypatch):
+    source, mine = tmp_path / "source", tmp_path / "mine"
+    source.mkdir()
+    (source / "a.ipynb").write_text("{}")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        workbench.copy_notebooks(source, mine)
+    assert list(mine.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes are files")
+def test_what_is_no_regular_file_is_left_alone(tmp_path):
+    source, mine = tmp_path / "source", tmp_path / "mine"
+    source.mkdir(), mine.mkdir()
+    for name in "abc":
+        (source / f"{name}.ipynb").write_text("{}")
+    (mine / "a.ipynb").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(mine / "b.ipynb")
+    (mine / "c.ipynb").mkdir()
+    assert [len(files) for files in workbench.copy_notebooks(source, mine)] == [0, 3]
 
 
 def test_loopback_and_a_token_of_its_own(tmp_path):
@@ -65,6 +108,12 @@ def test_each_model_and_image_set_has_its_own_folder(tmp_path, monkeypatch):
     folder = runs.results_folder("fashion-xs", "a/photos", under="results/mine")
     assert folder == "results/mine/fashion-xs-photos" and Path(folder).is_dir()
     assert folder == runs.results_folder("fashion-xs", str(tmp_path / "a/photos"), under="results/mine")
+    (tmp_path / folder / "run.json").write_text('{"images": ')
+    with pytest.raises(ValueError, match="run.json does not say whose results these are"):
+        runs.results_folder("fashion-xs", "a/photos", under="results/mine")
+    (tmp_path / folder / "run.json").unlink()
+    runs.results_folder("fashion-xs", "a/photos", under="results/mine")
+    assert runs.results_folder("fashion-xs", "a/photos", "~/out") == str(Path("~/out").expanduser())
     with pytest.raises(ValueError, match="is of fashion-xs on .*a/photos, not of fashion-xs on .*b/photos"):
         runs.results_folder("fashion-xs", "b/photos", under="results/mine")
     assert runs.results_folder("fashion-xs", "b/photos", "b/out") == "b/out"
@@ -177,6 +226,9 @@ def test_a_wheel_has_the_notebooks_and_the_front_end(tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "__file__", str(tmp_path / "site-packages/igpt_lab/app/notebooks.py"))
     monkeypatch.setattr(workbench.sys, "prefix", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "notebooks", tmp_path / "site-packages/notebooks"):  # a stranger's, where one works
+        folder.mkdir(parents=True)
+        (folder / f"{workbench.NOTEBOOKS[0]}.ipynb").write_text("{}")
     with pytest.raises(FileNotFoundError, match="clone of the repository"):
         workbench.notebooks()
     (installed / f"{workbench.NOTEBOOKS[0]}.ipynb").write_text("{}")

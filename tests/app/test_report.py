@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tomllib
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -43,10 +44,13 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.open, self.addresses, self.texts, self.tags, self.names = [], [], [], set(), set()
+        self.policy = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
+        if ("http-equiv", "Content-Security-Policy") in attributes:
+            self.policy = dict(attributes)["content"]
         self.names |= {name for name, value in attributes}
         self.addresses += [value for name, value in attributes if name in ("src", "href")]
         if tag not in ("img", "meta", "br"):
@@ -113,6 +117,9 @@ def test_it_is_one_file_that_reads_nothing_else_and_twice_the_same(run, tmp_path
     page = Page(first.decode())
     assert len(page.addresses) == 6 and all(address.startswith("data:") for address in page.addresses)
     assert b"url(" not in first and b"@import" not in first and b"<script" not in first
+    policy = dict(rule.split(" ", 1) for rule in page.policy.split("; "))
+    assert policy.pop("default-src") == "'none'" and policy.pop("img-src") == "data:"
+    assert policy == {"style-src": "'unsafe-inline'", "base-uri": "'none'", "form-action": "'none'"}
     drawn = [base64.b64decode(address.partition(",")[2]) for address in page.addresses]
     assert drawn[0] == (run / "layer_curve.svg").read_bytes() and drawn[1] == (run / "layer_curve.csv").read_bytes()
     assert (run / "samples.png").read_bytes() in drawn and (run / "samples.svg").read_bytes() not in drawn
@@ -138,7 +145,7 @@ def test_words_of_the_folder_never_become_markup(tmp_path):
     (folder / "summary.json").write_text(json.dumps({"images": HOSTILE, HOSTILE: [HOSTILE]}))
     page = Page(report.write_report(folder, pdf=False)[0].read_text(encoding="utf-8"))
     assert "evil" not in page.tags and page.open == []
-    assert page.names == set("lang charset name content class id src alt scope download href".split())
+    assert page.names == set("lang charset http-equiv name content class id src alt scope download href".split())
     assert f"{HOSTILE} on {HOSTILE}" in page.words and f"Folder {HOSTILE} , 2 figures" in page.words
     assert f"2 rows of 45 numbers in broad {HOSTILE}.csv." in page.words
     assert f"are not told apart by {HOSTILE}" in page.words and f"best layer {HOSTILE} against" in page.words
@@ -211,14 +218,18 @@ def test_the_sandbox_is_on_but_where_root_cannot_have_it(
     browser.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    if with_sandbox == "works" or (user == 0 and without == "works"):
-        assert report.write_report(run)[1].read_bytes() == b"%PDF-"
-    else:
-        words = "it said nothing" if user == 0 else "last words"
-        with pytest.raises(OSError, match=f"made no pdf of .*report.html .{words}.; print the page from any browser"):
-            report.write_report(run)
-        assert (run / "report.html").is_file() and not (run / "report.pdf").exists()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if with_sandbox == "works" or (user == 0 and without == "works"):
+            assert report.write_report(run)[1].read_bytes() == b"%PDF-"
+        else:
+            words = "it said nothing" if user == 0 else "last words"
+            with pytest.raises(OSError, match=f"no pdf of .*report.html .{words}.; print the page from any browser"):
+                report.write_report(run)
+            assert (run / "report.html").is_file() and not (run / "report.pdf").exists()
+    assert ["without" in str(warning.message) for warning in warned] == tries[1:]  # never silently
     calls = (tmp_path / "chromium.calls").read_text().splitlines()
+    assert all("--host-resolver-rules=MAP * ~NOTFOUND" in call for call in calls)
     assert ["--no-sandbox" in call.split() for call in calls] == tries
     assert all(call.split()[-1] == (run / "report.html").as_uri() for call in calls)
 

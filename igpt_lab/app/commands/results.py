@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+import warnings
+from collections.abc import Iterable
 
 import igpt_lab as lab
 from igpt_lab.app import notebooks, runs
 from igpt_lab.app.commands.options import IMAGES, MODEL, argument, command
+from igpt_lab.core.provenance import expanded
 
 
 @command(
@@ -18,18 +20,23 @@ from igpt_lab.app.commands.options import IMAGES, MODEL, argument, command
 )
 def figures(folder: str, style: str, out: str | None) -> int:
     """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
-    files = [file for file in sorted(Path(folder).glob("*.json")) if file.with_suffix(".csv").exists()]
-    if not files:
-        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
-    target = Path(out or Path(folder) / style)
-    undrawn = []
+    from igpt_lab.app import saved
+
+    source = expanded(folder)
+    own, odd = saved.own_files(source)
+    files = [file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own]
+    target = expanded(out) if out else source / style
     for file in files:
         try:
-            print(lab.figures.redraw(file, target / file.stem, style=style)[1])
-        except ValueError as error:
-            undrawn.append(f"igpt-lab: {error}")
-    print(*undrawn, sep="\n", end="\n" if undrawn else "", file=sys.stderr)
-    return int(bool(undrawn))
+            picture = lab.figures.redraw(file, target / file.stem, style=style)[1]
+        except (ValueError, OSError) as error:
+            odd[file.name] = str(error)
+        else:
+            print(picture)
+    _tell(odd.values())
+    if not files:
+        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
+    return int(bool(odd))
 
 
 @command(
@@ -37,16 +44,23 @@ def figures(folder: str, style: str, out: str | None) -> int:
     argument("--out", metavar="FILE", help="where the page goes (default: RUN/report.html)"),
     argument("--no-pdf", dest="pdf", action="store_false", help="the page only"),
 )
-def report(run: str, out: str | None, pdf: bool) -> None:
-    """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium."""
-    from igpt_lab.app.report import write_report
+def report(run: str, out: str | None, pdf: bool) -> int:
+    """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium.
 
-    written = write_report(run, out, pdf=pdf)
+    Exit code 1 where a file is passed over; the page says so, too.
+    """
+    from igpt_lab.app.report import read, write_report
+
+    results = read(run)
+    _tell(results.odd.values())
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        written = write_report(results, out, pdf=pdf)
     print(*written, sep="\n")
+    _tell(str(warning.message) for warning in warned)
     if pdf and len(written) == 1:
-        print(
-            "igpt-lab: no Chromium is installed, so there is no pdf; print the page from any browser", file=sys.stderr
-        )
+        _tell(["no Chromium is installed, so there is no pdf; print the page from any browser"])
+    return int(bool(results.odd))
 
 
 @command(
@@ -99,6 +113,13 @@ def reproduce(
 )
 def open_lab(folder: str, port: int, browser: bool) -> None:
     """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
-    copied, there = notebooks.copy_notebooks(notebooks.notebooks(), Path(folder) / "notebooks")
-    print(f"{Path(folder) / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
-    notebooks.open_lab(Path(folder), first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
+    home = expanded(folder)
+    copied, there = notebooks.copy_notebooks(notebooks.notebooks(), home / "notebooks")
+    print(f"{home / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
+    notebooks.open_lab(home, first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
+
+
+def _tell(lines: Iterable[str]) -> None:
+    """Each on a line of stderr."""
+    for line in lines:
+        print(f"igpt-lab: {line}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 from igpt_lab import figures
 from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, changes
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.names import as_label
 from igpt_lab.probing.probes import Features
 
 NOTE = (
@@ -60,6 +62,12 @@ class View:
         return np.array(self.names)[labels]
 
 
+def folder_name(name: str) -> str:
+    """A name as that of one folder, whatever a store calls its points and splits: what is no letter, digit, space, `.`,
+    `_` or `-` becomes its number after a %, and so does a leading dot."""
+    return re.sub(r"^\.|[^\w .-]", lambda letter: f"%{ord(letter[0]):02X}", name)
+
+
 def views(view: View) -> dict[str, tuple[Axes | Figure, pd.DataFrame]]:
     """name -> (figure, what is drawn in it as a table)."""
     drawn = {"accuracy": layer_curve(view), "confusion": _confusion(view), "features": _feature_map(view)}
@@ -79,7 +87,7 @@ def layer_curve(view: View) -> tuple[Axes, pd.DataFrame]:
     table = table.assign(control=MODEL, chosen=table.layer == view.answers.chosen, n_test=n_test)
     ax = figures.layer_curve(table, title=view.title)
     ax.axvline(view.layer, color="black", linewidth=0.6, zorder=0.5)
-    ax.set_ylabel(f"accuracy on {view.of} (%)")
+    ax.set_ylabel(as_label(f"accuracy on {view.of} (%)", room=60))
     return ax, table
 
 
