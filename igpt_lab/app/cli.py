@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = options.pop("command")
     try:
         return run(**options) or 0
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"igpt-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:

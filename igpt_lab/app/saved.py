@@ -13,9 +13,11 @@ from PIL import Image
 
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.figures import read_figure, read_table
+from igpt_lab.images.sources import first_line
 
 ALPHA = 0.05
 GROUPS = "control layer_rule recipe alignment point scaling solver method".split()
+KINDS = {"config": dict, "drawing": dict, "commit": str, "versions": dict}  # of what is read in a figure's json
 READ = (".json", ".csv", ".svg", ".png")
 
 
@@ -45,9 +47,11 @@ class SavedFigure:
 
 
 def read_run(run: Path) -> list[SavedFigure]:
-    """The figures of a folder in the order of their names: each NAME.json of a figure with a NAME.csv beside it."""
-    files = [file for file in own_files(run, "*.json") if is_own(file.with_suffix(".csv"))]
-    return list(filter(None, map(_read, files)))
+    """The figures of a folder in the order of their names: each NAME.json of a figure with a NAME.csv beside it.
+
+    One that cannot be read is left out; `discrepancies` names it.
+    """
+    return [figure for file in _records(run) if isinstance(figure := _tried(file), SavedFigure)]
 
 
 def own_files(run: Path, pattern: str) -> list[Path]:
@@ -79,7 +83,7 @@ def not_converged(table: pd.DataFrame) -> list[str]:
 def comparisons(config: object, name: str = "") -> Iterator[tuple[str, Mapping]]:
     """Every difference with its interval in a figure's configuration, and its name in words."""
     if isinstance(config, Mapping):
-        if {"difference", "low", "high"} <= set(config):
+        if all(isinstance(config.get(key), int | float) for key in ("difference", "low", "high")):
             yield _versus(config) or name, config
         else:
             for key, value in config.items():
@@ -91,8 +95,8 @@ def comparisons(config: object, name: str = "") -> Iterator[tuple[str, Mapping]]
 
 def significant(comparison: Mapping) -> bool:
     """By its p value where there is one, or else by its interval."""
-    p = comparison.get("p_value")
-    if p is None or np.isnan(p):
+    p = _p_value(comparison)
+    if np.isnan(p):
         return comparison["low"] > 0 or comparison["high"] < 0
     return p < ALPHA
 
@@ -100,9 +104,15 @@ def significant(comparison: Mapping) -> bool:
 def in_words(name: str, comparison: Mapping) -> str:
     """A difference of accuracies in percentage points, with its interval and its p value."""
     difference, low, high = (100 * comparison[key] for key in ("difference", "low", "high"))
-    p = comparison.get("p_value")
-    end = "" if p is None or np.isnan(p) else f", p = {p:.2g}"
+    p = _p_value(comparison)
+    end = "" if np.isnan(p) else f", p = {p:.2g}"
     return f"{name}: {difference:+.1f} points [{low:+.1f}, {high:+.1f}]{end}"
+
+
+def _p_value(comparison: Mapping) -> float:
+    """NaN where it has none."""
+    p = comparison.get("p_value")
+    return p if isinstance(p, int | float) else np.nan
 
 
 def discrepancies(run: Path, figures: list[SavedFigure]) -> list[tuple[str, str]]:
@@ -111,6 +121,10 @@ def discrepancies(run: Path, figures: list[SavedFigure]) -> list[tuple[str, str]
     for file in sorted(run.iterdir()):
         if file.suffix in READ and file.is_file() and not is_own(file):
             lines.append(("Left out.", f"{file.name} is a link to a file outside this folder."))
+    names = {figure.name for figure in figures}
+    for file in _records(run):
+        if file.stem not in names and isinstance(reason := _tried(file), str):
+            lines.append(("Left out.", f"{file.name} cannot be read: {reason}"))
     commits = {figure.facts.get("commit", "") for figure in figures}
     if any(commit.endswith("+changes") for commit in commits):
         lines.append(("Uncommitted.", "Files differed from the commit when a figure was made."))
@@ -156,11 +170,27 @@ def not_told_apart(run: Path) -> list[str]:
     return [f"likeness: samples and real images are not told apart by {', '.join(near.measure)}"] if len(near) else []
 
 
+def _records(run: Path) -> list[Path]:
+    """Each NAME.json of a folder with a NAME.csv beside it."""
+    return [file for file in own_files(run, "*.json") if is_own(file.with_suffix(".csv"))]
+
+
+def _tried(file: Path) -> SavedFigure | str | None:
+    """The figure of a json, or why it cannot be read; None where the json is of something else."""
+    try:
+        return _read(file)
+    except Exception as error:  # a damaged file makes json, pandas and Pillow raise classes of many kinds
+        return first_line(error)
+
+
 def _read(file: Path) -> SavedFigure | None:
     """The figure of a json; None where the json is of something else."""
     facts, csv = json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".csv").read_bytes()
     if not isinstance(facts, dict) or "csv_sha256" not in facts:
         return None
+    for name, kind in KINDS.items():
+        if name in facts and not isinstance(facts[name], kind):
+            raise ValueError(f"{name} is {facts[name]!r}, no {kind.__name__}")
     altered = ""
     try:
         read_figure(file)
@@ -172,7 +202,7 @@ def _read(file: Path) -> SavedFigure | None:
     picture = image.read_bytes() if is_own(image) else b""
     if not is_own(png):
         return replace(figure, picture=picture)
-    with Image.open(png) as opened:
+    with Image.open(png, formats=["PNG"]) as opened:
         return replace(figure, picture=picture, size=opened.size)
 
 

@@ -31,7 +31,7 @@ from igpt_lab.training.augmentation import augmentation
 from igpt_lab.training.classifier import logits_of
 from igpt_lab.training.heads import copied, norm_of, trained_weights, with_head
 from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
-from igpt_lab.training.settings import FinetuneConfig, PretrainConfig
+from igpt_lab.training.settings import FinetuneConfig, PretrainConfig, fitted
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
 
@@ -64,6 +64,7 @@ def finetune(
     again with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and
     names what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate.
     Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it after the step at hand, saved.
+    What else it raises is as of `pretrain`.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device = Path(out), torch.device(device or best_device())
@@ -175,13 +176,17 @@ def _checked(
 
 def _tenth(model: ImageGPTForCausalImageModeling) -> float:
     """A tenth of the learning rate that a model was pretrained with, or else of the recipe's."""
-    rate = PretrainConfig(steps=200).learning_rate
-    source = getattr(model, "source", {"name": ""})["name"]
+    usual = PretrainConfig(steps=200).learning_rate
     try:
-        rate = read_json(resolve(source, weights=False) / "training.json")["recipe"]["learning_rate"]
-    except (CheckpointError, KeyError, TypeError):
-        pass
-    return rate / 10
+        record = resolve(getattr(model, "source", {"name": ""})["name"], weights=False) / "training.json"
+    except CheckpointError:  # the model is of no folder
+        return usual / 10
+    recipe = read_json(record).get("recipe") if record.is_file() else None
+    rate = recipe.get("learning_rate", usual) if isinstance(recipe, dict) else usual
+    try:
+        return fitted(rate, float) / 10
+    except TypeError as error:
+        raise ValueError(f"{record}: learning_rate is {rate!r}; expected a number, or give a learning_rate") from error
 
 
 def _loss(
@@ -223,6 +228,8 @@ def _class_weights(labels: np.ndarray, classes: int, setting: str | Sequence[flo
         raise ValueError(f"class_weights={setting!r}; expected 'balanced', or a number for each of {classes} classes")
     else:
         weights = np.asarray(setting, float)
+    if not (weights * counts).sum() > 0:
+        raise ValueError(f"class_weights={setting!r} of {counts.tolist()} images; none is above 0 where images are")
     return torch.as_tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
 
 

@@ -57,7 +57,10 @@ def pretrain(
     with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and names
     what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate, so that a
     run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
-    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
+    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved. ValueError for
+    a folder that another run works in, or that holds something else than this run. CheckpointError for a state file
+    that is damaged, or of another run. FloatingPointError where the loss or weights are no numbers, or the loss jumps;
+    the state of the last save stays.
     """
     out, device = Path(out), torch.device(device or best_device())
     tokens = np.ascontiguousarray(tokens)
@@ -94,7 +97,8 @@ def _first_weights(
         try:
             model.load_state_dict(init.state_dict())
         except RuntimeError as error:
-            raise ValueError(f"init and config are of different shapes: {error}") from error
+            what = " ".join(str(error).split())
+            raise ValueError(f"init and config are of different shapes: {what}") from error
     return model
 
 

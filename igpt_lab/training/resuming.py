@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ def _checksum(tensors: Mapping[str, Tensor], note: dict[str, str]) -> str:
     kinds = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
     sha = hashlib.sha256(json.dumps([kinds, note], sort_keys=True).encode())
     for name in names:
-        sha.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+        sha.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

@@ -37,7 +37,8 @@ def run(
 ) -> None:
     """Take a step on each batch, report and save when they are due; `report` returns whether to stop.
 
-    `snapshot` is called after the steps `snapshots`, once their state is checked, and before it is saved. Of several processes the first one reports and writes; of a sharded model all work on that.
+    `snapshot` is called after the steps `snapshots`, once their state is checked and before it is saved. Of several
+    processes the first one reports and writes; of a sharded model all work on that.
     """
     settings, device = trainer.settings, trainer.model.device
     joins = parallel.rank() == 0 or trainer.sharded
@@ -53,6 +54,8 @@ def run(
             if saves or stop:
                 trainer.check()
             ends = reports and parallel.any_of(joins and report(), device)
+            if ends and not saves:
+                trainer.check()
             if joins:
                 if keeps:
                     snapshot()

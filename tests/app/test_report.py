@@ -87,6 +87,21 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("name, damaged", [
+    ("layer_curve.json", b"{"), ("layer_curve.json", b"\xff"), ("layer_curve.json", b"[" * 100_000),
+    ("layer_curve.json", b'{"csv_sha256": "", "config": 3}'), ("layer_curve.json", b'{"csv_sha256": 1, "drawing": []}'),
+    ("layer_curve.json", b'{"csv_sha256": "", "commit": 3}'), ("layer_curve.csv", b""),
+    ("layer_curve.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+])  # fmt: skip
+def test_a_figure_that_cannot_be_read_is_named_and_hides_no_other(run, name, damaged):
+    whole = [figure.name for figure in saved.read_run(run)]
+    (run / name).write_bytes(damaged)
+    figures = saved.read_run(run)
+    assert [figure.name for figure in figures] == [other for other in whole if other != "layer_curve"]
+    (line,) = (line for word, line in saved.discrepancies(run, figures) if word == "Left out.")
+    assert line.startswith("layer_curve.json cannot be read: ") and "\n" not in line
+
+
 def test_the_page_says_what_the_files_say(run):
     (path,) = report.write_report(run, pdf=False)
     page = Page(path.read_text(encoding="utf-8"))
