@@ -55,8 +55,9 @@ def _run(arguments: list[str] | None) -> int:
         return run(**options) or 0
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError) as error:
-        print(f"igpt-lab: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, TypeError, LookupError, FloatingPointError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"igpt-lab: {' '.join(str(message).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)

@@ -16,6 +16,7 @@ from igpt_lab.figures.saving import read_json, read_regular
 
 ALPHA = 0.05
 GROUPS = "control layer_rule recipe alignment point scaling solver method".split()
+KINDS = {"config": dict, "drawing": dict, "commit": str, "versions": dict}  # of what is read in a figure's json
 READ = (".json", ".csv", ".svg", ".png")
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # what every png begins with; width and height follow
 
@@ -132,7 +133,7 @@ def comparisons(config: object, name: str = "") -> Iterator[tuple[str, Mapping]]
 
 def significant(comparison: Mapping) -> bool:
     """By its p value where there is one, or else by its interval."""
-    p = comparison.get("p_value")
+    p = _p_value(comparison)
     if p is None or np.isnan(p):
         return comparison["low"] > 0 or comparison["high"] < 0
     return p < ALPHA
@@ -141,9 +142,15 @@ def significant(comparison: Mapping) -> bool:
 def in_words(name: str, comparison: Mapping) -> str:
     """A difference of accuracies in percentage points, with its interval and its p value."""
     difference, low, high = (100 * comparison[key] for key in ("difference", "low", "high"))
-    p = comparison.get("p_value")
+    p = _p_value(comparison)
     end = "" if p is None or np.isnan(p) else f", p = {p:.2g}"
     return f"{name}: {difference:+.1f} points [{low:+.1f}, {high:+.1f}]{end}"
+
+
+def _p_value(comparison: Mapping) -> float:
+    """NaN where it has none."""
+    p = comparison.get("p_value")
+    return p if isinstance(p, int | float) else np.nan
 
 
 def discrepancies(results: Results) -> list[tuple[str, str]]:
@@ -212,6 +219,9 @@ def _add_json(results: Results, csvs: dict[str, bytes], file: Path, files: list[
         return
     if file.stem not in csvs:
         raise ValueError(f"its table {csv} is missing")
+    for name, kind in KINDS.items():
+        if name in facts and not isinstance(facts[name], kind):
+            raise ValueError(f"{name} is {facts[name]!r}, no {kind.__name__}")
     figure = _read(file, facts, results.tables[file.stem], csvs[file.stem], files)
     results.figures.append(figure)
     del results.tables[file.stem]

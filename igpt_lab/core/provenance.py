@@ -5,11 +5,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -183,6 +185,35 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
+def plain(value: object) -> object:
+    """A value in JSON's types: NaN is null, infinities are "inf" and "-inf", arrays, tensors and sets become lists.
+
+    Dataclasses become objects, and what else JSON does not know becomes its `str`, paths among them.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif not isinstance(value, (str, type)) and hasattr(value, "tolist"):  # numpy, torch and pandas
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {_plain_name(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=repr)
+    if isinstance(value, (list, tuple, range)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else str(value) if math.isinf(value) else float(value)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    text = value if isinstance(value, str) else str(value)
+    return text.encode("utf-8", "backslashreplace").decode()  # a path's name may be no text
+
+
+def _plain_name(key: object) -> str:
+    """The name of a JSON object's entry, as `json` has it: `true`, `null`, `3`."""
+    name = plain(key)
+    return name if isinstance(name, str) else json.dumps(name)
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """How a result was made: what ran, with which configuration and seed, from which commit and versions."""
@@ -194,5 +225,5 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=versions)
 
     def to_dict(self) -> dict:
-        """The record as plain JSON types (tuples become lists)."""
-        return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        """The record as `plain` JSON types."""
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import device_of
-from igpt_lab.core.hub import resolve
+from igpt_lab.core.hub import CheckpointError, read_json, resolve
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -25,14 +25,18 @@ def checkpoints_of(source: str | Path) -> dict[int, Path]:
 
     `source` is a bundled or Hub name, a folder of `pretrain`, finished or not, or a folder of `step-*` folders, such as
     the original's, converted, step-131000 to step-1000000. A model alone, without a log of its steps, counts as one.
+    Folders that are not whole are left out, and so is the model of a run that was made longer and has not ended.
     """
     folder = resolve(source)
     folders = [*folder.glob("step-*"), *folder.glob("checkpoints/step-*")]
-    steps = {int(path.name.removeprefix("step-")): path for path in folders if path.name[5:].isdecimal()}
+    folders = [path for path in folders if path.name[5:].isdecimal() and (path / "config.json").is_file()]
+    steps = {int(path.name.removeprefix("step-")): path for path in folders}
     if (folder / "config.json").exists():
-        log = folder / "log.csv"
-        last = int(pd.read_csv(log).step.iloc[-1]) if log.exists() else max(steps, default=0) + 1
-        steps[last] = folder
+        last = _last_step(folder / "log.csv", folder / "training.json")
+        if last is None:
+            last = max(steps, default=0) + 1
+        if last:
+            steps[last] = folder
     if not steps:
         raise ValueError(
             f"{folder} has neither a model nor checkpoints; expected folders step-NUMBER, as pretrain leaves"
@@ -109,6 +113,18 @@ def probe_models(
         pixels = probe_layers(train, test, seed=seed, control="raw pixels", progress=False).table
         tables.append(pixels.assign(model=name, step=step))
     return pd.concat(tables, ignore_index=True)
+
+
+def _last_step(log: Path, record: Path) -> int | None:
+    """The step of a folder's model by its log: None without a log, 0 where the run goes on and the model is older."""
+    if not log.exists():
+        return None
+    try:
+        last = int(pd.read_csv(log).step.iloc[-1])
+        ends = int(read_json(record)["recipe"]["steps"]) if record.exists() else last
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{log} or {record.name} does not say of which step the model is ({error})") from error
+    return last if last >= ends else 0
 
 
 def _loss(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet) -> dict[str, float]:

@@ -30,8 +30,8 @@ from igpt_lab.training import parallel
 from igpt_lab.training.augmentation import augmentation
 from igpt_lab.training.classifier import logits_of
 from igpt_lab.training.heads import copied, norm_of, trained_weights, with_head
-from igpt_lab.training.resuming import note_run
-from igpt_lab.training.settings import FinetuneConfig, PretrainConfig
+from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
+from igpt_lab.training.settings import FinetuneConfig, PretrainConfig, fitted
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
 
@@ -64,6 +64,7 @@ def finetune(
     again with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and
     names what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate.
     Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it after the step at hand, saved.
+    What else it raises is as of `pretrain`.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device = Path(out), device_of(device)
@@ -71,20 +72,21 @@ def finetune(
     tuning = _checked(tuning, model, images).settled(whole.config, device)
     parallel.check_batch(tuning.batch_size // tuning.accumulate)
     data = _data(model, images, tuning, progress)
-    _note(out, whole, data, tuning, model.processor)
-    classifier = with_head(whole, data.names, tuning.layer or whole.config.n_layer)
-    trainer = _trainer(whole, classifier, data, tuning, out)
-    quiet = not progress or parallel.rank() != 0
-    bar = tqdm(total=tuning.steps, initial=trainer.step, desc="finetune", unit="step", disable=quiet)
-    if not _is_over(trainer.log, tuning):
-        report = partial(_report, trainer, tuning, classifier, data, bar)
-        run(trainer, _batches(trainer, data, tuning, model.processor), bar, report)
-    with parallel.first_alone():
-        if parallel.rank() == 0:  # whose validation chose
-            if tuning.holdout:
-                _take_best(trainer)
-            whole.save_pretrained(out / "causal")
-            classifier.save_pretrained(out)
+    with in_use(out):
+        identity = _note(out, whole, data, tuning, model.processor)
+        classifier = with_head(whole, data.names, tuning.layer or whole.config.n_layer)
+        trainer = _trainer(whole, classifier, data, tuning, out, identity)
+        quiet = not progress or parallel.rank() != 0
+        bar = tqdm(total=tuning.steps, initial=trainer.step, desc="finetune", unit="step", disable=quiet)
+        if not _is_over(trainer.log, tuning):
+            report = partial(_report, trainer, tuning, classifier, data, bar)
+            run(trainer, _batches(trainer, data, tuning, model.processor), bar, report)
+        with parallel.first_alone():
+            if parallel.rank() == 0:  # whose validation chose
+                if tuning.holdout:
+                    _take_best(trainer)
+                whole.save_pretrained(out / "causal")
+                classifier.save_pretrained(out)
     return out
 
 
@@ -105,31 +107,38 @@ def _data(
 def _note(
     out: Path, whole: ImageGPTForCausalImageModeling, data: _Data, tuning: FinetuneConfig,
     processor: ImageGPTImageProcessorPil | None,
-) -> None:  # fmt: skip
-    """Note what the run is made of, or compare it with what began the run in `out`; write the processor."""
+) -> str:  # fmt: skip
+    """Note what the run is made of, or compare it with what began the run in `out`; write the processor.
+
+    Returns the digest of the run.
+    """
     made = {
         "tuning": asdict(tuning),
         "alignment": "sos",
         "images": digest(data.tokens.tobytes() + data.labels.astype("<i8").tobytes()),
         "model": weights_digest(whole),
+        "palette": palette_digest(processor),
+        "classes": list(data.names),
+        "pictures": data.images.fingerprint if tuning.augment == "images" else None,  # what is moved before it is read
     }
     with parallel.first_alone():
-        note_run(out / "finetuning.json", made, "tuning", tuning)
+        identity = note_run(out / "finetuning.json", made, "tuning", tuning)
         if processor is not None and parallel.rank() == 0:
             processor.save_pretrained(out)
             processor.save_pretrained(out / "causal")
+    return identity
 
 
 def _trainer(
     whole: ImageGPTForCausalImageModeling, classifier: ImageGPTForImageClassification, data: _Data,
-    tuning: FinetuneConfig, out: Path,
+    tuning: FinetuneConfig, out: Path, identity: str,
 ) -> Trainer:  # fmt: skip
     """The run, which keeps the weights that were best on validation beside those of the last step."""
     weights = trained_weights(whole, classifier, tuning)
     best = {f"best.{name}": weight.detach().clone() for name, weight in weights.items()}
     of_classes = _class_weights(data.labels[data.train], len(data.names), tuning.class_weights).to(whole.device)
-    loss, path = _loss(whole, classifier, tuning, of_classes), out / "state.safetensors"
-    return Trainer(whole, tuning, path, loss, weights=weights, head_rate=tuning.head_rate, kept=best)
+    loss, rate = _loss(whole, classifier, tuning, of_classes), tuning.head_rate
+    return Trainer(whole, tuning, out / STATE, loss, weights=weights, head_rate=rate, kept=best, run=identity)
 
 
 def _batches(
@@ -167,13 +176,17 @@ def _checked(
 
 def _tenth(model: ImageGPTForCausalImageModeling) -> float:
     """A tenth of the learning rate that a model was pretrained with, or else of the recipe's."""
-    rate = PretrainConfig(steps=200).learning_rate
-    source = getattr(model, "source", {"name": ""})["name"]
+    usual = PretrainConfig(steps=200).learning_rate
     try:
-        rate = read_json(resolve(source, weights=False) / "training.json")["recipe"]["learning_rate"]
-    except (CheckpointError, KeyError, TypeError):
-        pass
-    return rate / 10
+        record = resolve(getattr(model, "source", {"name": ""})["name"], weights=False) / "training.json"
+    except CheckpointError:  # the model is of no folder
+        return usual / 10
+    recipe = read_json(record).get("recipe") if record.is_file() else None
+    rate = recipe.get("learning_rate", usual) if isinstance(recipe, dict) else usual
+    try:
+        return fitted(rate, float) / 10
+    except TypeError as error:
+        raise ValueError(f"{record}: learning_rate is {rate!r}; expected a number, or give a learning_rate") from error
 
 
 def _loss(
@@ -215,6 +228,8 @@ def _class_weights(labels: np.ndarray, classes: int, setting: str | Sequence[flo
         raise ValueError(f"class_weights={setting!r}; expected 'balanced', or a number for each of {classes} classes")
     else:
         weights = np.asarray(setting, float)
+    if not (weights * counts).sum() > 0:
+        raise ValueError(f"class_weights={setting!r} of {counts.tolist()} images; none is above 0 where images are")
     return torch.as_tensor(weights * counts.sum() / (weights * counts).sum(), dtype=torch.float32)
 
 

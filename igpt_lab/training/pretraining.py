@@ -31,7 +31,7 @@ from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of, masked_loss_of, next_pixel_loss
 from igpt_lab.training import parallel
-from igpt_lab.training.resuming import note_run
+from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
 from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
@@ -58,7 +58,10 @@ def pretrain(
     with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and names
     what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate, so that a
     run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
-    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
+    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved. ValueError for
+    a folder that another run works in, or that holds something else than this run. CheckpointError for a state file
+    that is damaged, or of another run. FloatingPointError where the loss or weights are no numbers, or the loss jumps;
+    the state of the last save stays.
     """
     out, device = Path(out), device_of(device)
     tokens = np.ascontiguousarray(tokens)
@@ -68,19 +71,21 @@ def pretrain(
     recipe = recipe.settled(config, device)
     made: dict[str, Any] = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
     made["init"] = None if init is None else weights_digest(init)
-    with parallel.first_alone():
-        note_run(out / "training.json", made, "recipe", recipe, _upgraded)
-        if processor is not None and parallel.rank() == 0:
-            processor.save_pretrained(out)
-    trainer = Trainer(model, recipe, out / "state.safetensors", partial(_loss, model), shard=recipe.shard)
-    quiet = not progress or parallel.rank() != 0
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
-    snapshot = partial(_snapshot, trainer, recipe, processor, out)
-    with _board(out / "tensorboard", trainer.step) as show:
-        report = partial(_report, trainer, recipe, held_out[: recipe.validate], bar, show)
-        run(trainer, _batches(trainer, recipe, train), bar, report, snapshot)
-    _write(trainer, processor, out)
-    parallel.wait()
+    made["palette"] = palette_digest(processor)
+    with in_use(out):
+        with parallel.first_alone():
+            identity = note_run(out / "training.json", made, "recipe", recipe, _upgraded)
+            if processor is not None and parallel.rank() == 0:
+                processor.save_pretrained(out)
+        trainer = Trainer(model, recipe, out / STATE, partial(_loss, model), shard=recipe.shard, run=identity)
+        quiet = not progress or parallel.rank() != 0
+        bar = tqdm(total=recipe.steps, initial=trainer.step, desc="pretrain", unit="step", disable=quiet)
+        snapshot = partial(_snapshot, trainer, processor, out)
+        with _board(out / "tensorboard", trainer.step) as show:
+            report = partial(_report, trainer, recipe, held_out[: recipe.validate], bar, show)
+            run(trainer, _batches(trainer, recipe, train), bar, report, snapshot, snapshot_steps(recipe))
+        _write(trainer, processor, out)
+        parallel.wait()
     return out
 
 
@@ -93,7 +98,8 @@ def _first_weights(
         try:
             model.load_state_dict(init.state_dict())
         except RuntimeError as error:
-            raise ValueError(f"init and config are of different shapes: {error}") from error
+            what = " ".join(str(error).split())
+            raise ValueError(f"init and config are of different shapes: {what}") from error
     return model
 
 
@@ -119,10 +125,9 @@ def _write(
             processor.save_pretrained(folder)
 
 
-def _snapshot(trainer: Trainer, recipe: PretrainConfig, processor: ImageGPTImageProcessorPil | None, out: Path) -> None:
-    """Write float16 weights after the steps whose weights are kept."""
-    if trainer.step in snapshot_steps(recipe):
-        _write(trainer, processor, out / "checkpoints" / f"step-{trainer.step:06d}", torch.float16)
+def _snapshot(trainer: Trainer, processor: ImageGPTImageProcessorPil | None, out: Path) -> None:
+    """Write float16 weights."""
+    _write(trainer, processor, out / "checkpoints" / f"step-{trainer.step:06d}", torch.float16)
 
 
 def snapshot_steps(recipe: PretrainConfig) -> list[int]:

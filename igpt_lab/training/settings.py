@@ -9,17 +9,24 @@ import inspect
 import math
 import os
 import shutil
+import sys
 import textwrap
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self, TypeVar
+from types import UnionType
+from typing import Any, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights
 
 WORTH_COMPILING = 5e13  # multiply-adds, times 2, of a run: minutes on two CPU cores, where compiling takes half of one
+ABOVE_0 = (
+    "steps", "batch_size", "log_every", "save_every", "accumulate", "clip", "spike", "learning_rate", "classifying",
+    "patience", "layer", "per_class",
+)  # fmt: skip
 Settings = TypeVar("Settings", bound=type)
 
 
@@ -58,6 +65,31 @@ def documented(settings: Settings) -> Settings:
     return settings
 
 
+def fitted(value: Any, kind: Any) -> Any:
+    """A value as its annotation has it, NumPy's as Python's and lists as tuples; TypeError for what does not fit.
+
+    Numbers are finite and not below 0.
+    """
+    kinds = get_args(kind)
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    if isinstance(kind, UnionType):
+        return fitted(value, next((option for option in kinds if _is_of(value, option)), kinds[0]))
+    if not _is_of(value, kind):
+        raise TypeError(value)
+    if get_origin(kind) is tuple:
+        return tuple(fitted(item, kinds[0]) for item in value)
+    return float(value) if kind is float else value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether it fits, but for what is in a tuple."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and (Ellipsis in get_args(kind) or len(value) == len(get_args(kind)))
+    if kind in (int, float):
+        return type(value) in (int, kind) and 0 <= value < (math.inf if kind is int else sys.float_info.max)
+    return type(value) is kind
+
+
 @documented
 @dataclass(frozen=True)
 class TrainConfig(ABC):
@@ -88,9 +120,18 @@ class TrainConfig(ABC):
     recompute: bool = setting("compute activations again in the backward pass, for models that are too large", False)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.log_every, self.save_every) < 1:
-            raise ValueError(f"expected steps, batch_size, log_every and save_every above 0; got {self}")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
+        kinds = get_type_hints(type(self))
+        for name, kind, _, _ in described(type(self)):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, fitted(value, kinds[name]))
+            except TypeError as error:
+                raise ValueError(f"{name}={value!r}; expected {kind}, numbers finite and not below 0") from error
+            if name in ABOVE_0 and value is not None and value <= 0:
+                raise ValueError(f"expected {name} above 0; got {value!r}")
+        if max(self.betas) >= 1:
+            raise ValueError(f"betas={self.betas}; expected two numbers from 0 to below 1")
+        if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulate={self.accumulate}")
         if self.optimizer not in ("adam", "muon") or self.dtype not in (None, "float32", "bfloat16"):
             raise ValueError(
@@ -196,14 +237,11 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patience < 1 or not 0 <= self.cooldown <= self.steps:
-            raise ValueError(
-                f"patience={self.patience}, cooldown={self.cooldown}; expected patience above 0, and cooldown from 0 "
-                f"to steps={self.steps}"
-            )
-        if self.generative < 0 or self.classifying <= 0 or not 0 <= self.holdout < 1:
-            raise ValueError(f"expected generative >= 0, classifying > 0 and holdout in [0, 1); got {self}")
-        if self.augment not in (None, "tokens", "images") or self.pad < 0:
+        if self.cooldown > self.steps:
+            raise ValueError(f"cooldown={self.cooldown}; expected from 0 to steps={self.steps}")
+        if self.holdout >= 1:
+            raise ValueError(f"expected holdout in [0, 1); got {self.holdout}")
+        if self.augment not in (None, "tokens", "images"):
             raise ValueError(
                 f"augment={self.augment!r}, pad={self.pad}; expected 'tokens', 'images' or None, and pad >= 0 (flip "
                 "False and pad 0 change no image)"

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import memory_kept
+from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.training import parallel
-from igpt_lab.training.resuming import opened
+from igpt_lab.training.resuming import BEGIN_AGAIN, SCHEDULE, read_state, write_note
 from igpt_lab.training.settings import TrainConfig
 
 
@@ -32,10 +33,12 @@ def run(
     bar: tqdm,
     report: Callable[[], bool],
     snapshot: Callable[[], None] = lambda: None,
+    snapshots: Container[int] = (),
 ) -> None:
     """Take a step on each batch, report and save when they are due; `report` returns whether to stop.
 
-    Of several processes the first one reports and writes; of a sharded model all work on that.
+    `snapshot` is called after the steps `snapshots`, once their state is checked and before it is saved. Of several
+    processes the first one reports and writes; of a sharded model all work on that.
     """
     settings, device = trainer.settings, trainer.model.device
     joins = parallel.rank() == 0 or trainer.sharded
@@ -46,12 +49,16 @@ def run(
             trainer.update(*batch)
             bar.update()
             stop = parallel.any_of(interrupted.is_set(), device)
-            saves, reports = trainer.is_due(settings.save_every), trainer.is_due(settings.log_every)
+            keeps, reports = trainer.step in snapshots, trainer.is_due(settings.log_every)
+            saves = keeps or trainer.is_due(settings.save_every)
             if saves or stop:
                 trainer.check()
             ends = reports and parallel.any_of(joins and report(), device)
+            if ends and not saves:
+                trainer.check()
             if joins:
-                snapshot()
+                if keeps:
+                    snapshot()
                 if saves or stop or ends:
                     trainer.save()
             if stop:
@@ -75,9 +82,9 @@ class Trainer:
     def __init__(
         self, model: ImageGPTForCausalImageModeling, settings: TrainConfig, path: Path, loss: Callable[..., Tensor], *,
         weights: dict[str, Tensor] | None = None, head_rate: float = 1.0, kept: dict[str, Tensor] | None = None,
-        shard: bool = False,
+        shard: bool = False, run: str = "",
     ):  # fmt: skip
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.run = model, settings, run
         self.path, self.loss = path, loss
         self.kept = kept or {}
         self.step = 0
@@ -151,21 +158,26 @@ class Trainer:
         tensors = {name: parallel.whole(tensor).cpu() for name, tensor in self.tensors().items()}
         if parallel.rank():
             return
-        about = {"step": str(self.step), "log": json.dumps(self.log), "lowest": repr(self.lowest)}
-        atomic_write(self.path, save(tensors, about))
+        schedule = {name: getattr(self.settings, name) for name in SCHEDULE}
+        note = {
+            "run": self.run, "schedule": json.dumps(schedule), "step": str(self.step), "log": json.dumps(self.log),
+            "lowest": repr(self.lowest),
+        }  # fmt: skip
+        atomic_write(self.path, save(tensors, write_note(tensors, note)))
         atomic_write(self.path.parent / "log.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
 
     @torch.no_grad()
     def resume(self) -> None:
-        """Take over what the state file holds, where there is one."""
+        """Take over what the state file holds, where there is one; CheckpointError for that of another run."""
         if not self.path.exists():
             return
-        with opened(self.path) as file:
-            for name, tensor in self.tensors().items():
-                parallel.fill(tensor, file.get_tensor(name))
-            about = file.metadata()
-        self.step, self.log = int(about["step"]), json.loads(about["log"])
-        self.lowest = float(about.get("lowest", "inf"))
+        state, tensors = read_state(self.path), self.tensors()
+        kinds = [{name: (t.shape, t.dtype) for name, t in held.items()} for held in (tensors, state.tensors)]
+        if state.run not in ("", self.run) or kinds[0] != kinds[1] or state.step > self.settings.steps:
+            raise CheckpointError(f"{self.path} is the state of another run, at step {state.step}; {BEGIN_AGAIN}")
+        for name, tensor in tensors.items():
+            parallel.fill(tensor, state.tensors[name])
+        self.step, self.log, self.lowest = state.step, state.log, state.lowest
         for optimiser in self.optimisers:
             for state in optimiser.state.values():
                 state["step"].fill_(self.step)
@@ -206,17 +218,26 @@ class Trainer:
         (loss * world if self.sharded else loss).backward()  # gradients of shares are averaged, not added up
         return loss.detach()
 
+    @torch.no_grad()
     def check(self) -> None:
-        """FloatingPointError before a state is overwritten by one whose loss is no number, or far above the lowest."""
+        """FloatingPointError before a state is overwritten by one whose loss or weights are no numbers, or that jumps.
+
+        Called by all processes.
+        """
         loss = self.unsaved.item() / max(1, self.step - self.saved)
         if not loss < self.lowest + self.settings.spike:
-            raise FloatingPointError(
-                f"the loss of steps {self.saved + 1} to {self.step} is {loss:.4f}, the lowest before {self.lowest:.4f};"
-                f" the last good state is {self.path}, of step {self.saved}; begin anew with a lower learning rate or "
-                "with clip=1"
-            )
+            what = f"the loss of steps {self.saved + 1} to {self.step} is {loss:.4f}, the lowest before"
+            raise self._diverged(f"{what} {self.lowest:.4f}")
+        norm = torch.nn.utils.get_total_norm(self.weights.values())
+        if not parallel.whole(norm).isfinite():
+            raise self._diverged(f"weights are no numbers after step {self.step}")
         self.lowest, self.saved = min(self.lowest, loss), self.step
         self.unsaved.zero_()
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        state = f"{self.path}, of step {self.saved}" if self.saved else "that before the first step"
+        ending = "begin anew with a lower learning rate or with clip=1"
+        return FloatingPointError(f"{what}; the last good state is {state}; {ending}")
 
     def progress(self) -> dict[str, float]:
         """What a row of the log begins with, of the steps since the last row."""

@@ -91,6 +91,20 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("name, damaged", [
+    ("layer_curve.json", b"{"), ("layer_curve.json", b"\xff"), ("layer_curve.json", b"[" * 100_000),
+    ("layer_curve.json", b'{"csv_sha256": "", "config": 3}'), ("layer_curve.json", b'{"csv_sha256": 1, "drawing": []}'),
+    ("layer_curve.json", b'{"csv_sha256": "", "commit": 3}'), ("layer_curve.csv", b""),
+])  # fmt: skip
+def test_a_figure_that_cannot_be_read_is_named_and_hides_no_other(run, name, damaged):
+    whole = [figure.name for figure in saved.read_run(run).figures]
+    (run / name).write_bytes(damaged)
+    results = saved.read_run(run)
+    assert [figure.name for figure in results.figures] == [other for other in whole if other != "layer_curve"]
+    (line,) = (line for word, line in saved.discrepancies(results) if word == "Left out.")
+    assert line.startswith(f"{name} is passed over: ") and "\n" not in line
+
+
 def test_the_page_says_what_the_files_say(run):
     (path,) = report.write_report(run, pdf=False)
     page = Page(path.read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from igpt_lab.core import provenance
 from igpt_lab.core.provenance import RunRecord, atomic_write, commit, digest, versions
@@ -84,6 +90,47 @@ def test_run_record_round_trip():
         record.seed = 4
     with pytest.raises(TypeError):
         RunRecord("probe", sede=3)
+
+
+@dataclasses.dataclass
+class Settings:
+    sizes: tuple = (1, np.int8(2))
+    folder: Path = Path("a/b")
+
+
+def test_run_record_takes_what_a_notebook_has():
+    config = {
+        "integer": np.int64(3), "float": np.float32(0.5), "bool": np.bool_(True), "array": np.array([[1, 2], [3, 4]]),
+        "tensor": torch.tensor([1.5, math.nan]), "nan": math.nan, "infinities": [math.inf, -np.float64(math.inf)],
+        "path": Path("a/b"), "settings": Settings(), "set": {3, 1, 2}, "tuple": (1, (2,)), "none": None,
+        "range": range(2), "series": pd.Series([1.0, math.nan]), 4: "four", None: 0, True: 1, ("a", 1): 2,
+        "type": float, "name": os.fsdecode(b"\xff"), "complex": 1j,
+    }  # fmt: skip
+    plain = RunRecord("probe", config, seed=np.int32(3)).to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["seed"] == 3 and type(plain["seed"]) is int
+    assert plain["config"] == {
+        "integer": 3, "float": 0.5, "bool": True, "array": [[1, 2], [3, 4]], "tensor": [1.5, None], "nan": None,
+        "infinities": ["inf", "-inf"], "path": "a/b", "settings": {"sizes": [1, 2], "folder": "a/b"}, "set": [1, 2, 3],
+        "tuple": [1, [2]], "none": None, "range": [0, 1], "series": [1.0, None], "4": "four", "null": 0, "true": 1,
+        '["a", 1]': 2, "type": "<class 'float'>", "name": "\\udcff", "complex": "1j",
+    }  # fmt: skip
+
+
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.recursive(ATOMS, lambda inner: st.lists(inner) | st.dictionaries(ATOMS, inner) | st.tuples(inner)))
+def test_any_run_record_can_be_written_and_what_json_has_stays(value):
+    plain = RunRecord("probe", {"value": value}).to_dict()
+    text = json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+    assert json.loads(text) == plain == RunRecord(**plain).to_dict()
+    try:
+        expected = json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError):
+        return
+    assert plain["config"]["value"] == expected
 
 
 def test_run_record_is_the_same_at_any_time():

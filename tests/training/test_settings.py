@@ -1,7 +1,10 @@
 """Each setting has one help, from which docstring and command line are made; old names warn and give the same class."""
 
+import json
+import math
 from dataclasses import FrozenInstanceError, fields
 
+import numpy as np
 import pytest
 
 import igpt_lab as lab
@@ -33,6 +36,39 @@ def test_a_misspelt_setting_fails_and_none_can_be_changed():
         lab.PretrainConfig(steps=300, learning_rte=0.1)
     with pytest.raises(FrozenInstanceError):
         lab.FinetuneConfig().steps = 3
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -1, "x", [[]], {}, b"1", 10**400, np.float32(np.nan)], ids=repr)
+def test_every_setting_refuses_what_is_not_of_its_kind_in_one_line(config, value):
+    for name in (field.name for field in fields(config)):
+        may_be_so = value == "x" and name in ("optimizer", "dtype", "augment", "class_weights")
+        may_be_so = may_be_so or type(value) is int and value > 0 and described_kind(config, name)[:3] == "int"
+        if not may_be_so:
+            with pytest.raises(ValueError, match=f"{name}=") as refused:
+                config(**({"steps": 300} | {name: value}))
+            assert "\n" not in str(refused.value)
+
+
+def described_kind(config, name):
+    return next(setting.type for setting in described(config) if setting.name == name)
+
+
+@pytest.mark.parametrize("changes", [{"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"clip": 0}, {"spike": 0}, {"flip": 1}])
+def test_settings_that_no_run_can_have_are_refused(changes):
+    for config in CONFIGS:
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            config(**({"steps": 300} | changes))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_numbers_of_numpy_and_lists_are_the_same_settings(config):
+    plain = config(steps=300, learning_rate=0.5, betas=(0.25, 0.5), flip=True, clip=1.0, seed=3)
+    theirs = {"steps": np.int64(300), "learning_rate": np.float32(0.5), "betas": [0.25, 0.5]}
+    theirs |= {"flip": np.True_, "clip": 1, "seed": np.uint8(3)}
+    assert config(**theirs) == plain and repr(config(**theirs)) == repr(plain)
+    weights = lab.FinetuneConfig(class_weights=np.array([1, 2.5])).class_weights
+    assert weights == (1.0, 2.5) and json.dumps(weights) == "[1.0, 2.5]"
 
 
 @pytest.mark.parametrize("config", CONFIGS)

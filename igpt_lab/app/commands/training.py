@@ -10,6 +10,7 @@ import igpt_lab as lab
 from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, MODEL, REVISION, argument, command
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
+AT_ONCE = 16  # images that are decoded before they are resized
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -31,20 +32,21 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     from igpt_lab.models.loading import tokens_of
     from igpt_lab.training import parallel
+    from igpt_lab.training.resuming import in_use
 
     chosen = {name: options.pop(name) for name in SHAPE}
     shape = {name: default if chosen[name] is None else chosen[name] for name, default in SHAPE.items()}
     source, recipe = lab.load_images(images, "train", limit=limit), lab.PretrainConfig(**options)
-    with parallel.together():
+    if init is not None and (bert or any(value is not None for value in chosen.values())):
+        raise ValueError(f"--init {init} brings its shape along; leave out --bert, --{', --'.join(SHAPE)}")
+    with parallel.together(), in_use(Path(out)):
         if init is not None:
-            if bert or any(value is not None for value in chosen.values()):
-                raise ValueError(f"--init {init} brings its shape along; leave out --bert, --{', --'.join(SHAPE)}")
             begun = lab.load_model(init)
             tokens, config = tokens_of(begun, source), replace(begun.config, **NO_DROPOUT)
             print(lab.pretrain(tokens, config, recipe, out, processor=begun.processor, init=begun))
             return
         with parallel.first_alone():
-            _save_palette(source, out, shape)
+            _save_palette(source, Path(out), shape)
         processor = lab.ImageGPTImageProcessorPil.from_pretrained(out)  # as every later call reads it, to the last bit
         config = lab.ImageGPTConfig(
             vocab_size=shape["colours"] + 1, n_positions=shape["side"] ** 2, n_embd=shape["width"],
@@ -53,15 +55,23 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
         print(lab.pretrain(lab.tokenize(source, processor), config, recipe, out, processor=processor))
 
 
-def _save_palette(source: Any, out: str, shape: dict[str, int]) -> None:
-    """Fit the palette of a new model to its images and write it into `out`, unless one is there."""
+def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
+    """Fit the palette of a new model to its images and write it into `out`, unless that of the same images is there."""
     import numpy as np
 
-    if Path(out, "preprocessor_config.json").exists():
+    from igpt_lab.core.hub import read_json, write_json
+
+    palette, note, made = out / "preprocessor_config.json", out / "palette.json", {"images": source.fingerprint}
+    made |= {name: shape[name] for name in ("side", "colours")}
+    if palette.exists():
+        older = (out / "training.json").exists() and not note.exists()  # its tokens say whether it is the same run
+        if not older and (not note.exists() or read_json(note) != made):
+            raise ValueError(f"{out} holds the palette of other images, or of another shape; choose another folder")
         return
     blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), shape["side"])
-    palette = lab.fit_palette(blank.resize(iter(source)), shape["colours"])
-    lab.ImageGPTImageProcessorPil(palette, shape["side"]).save_pretrained(out)
+    fitted = lab.ImageGPTImageProcessorPil(lab.fit_palette(blank.resize(iter(source)), shape["colours"]), shape["side"])
+    write_json(note, made)
+    fitted.save_pretrained(out)
 
 
 @command(
@@ -81,27 +91,35 @@ def finetune(
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
     from igpt_lab.training import parallel
+    from igpt_lab.training.resuming import in_use
 
-    loaded = lab.load_model(model, revision=revision, random=random)
+    settings = lab.FinetuneConfig(**tuning)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     if len(train) == len(test) and train.fingerprint == test.fingerprint:
-        raise ValueError(f"{train.name} gives the same images for train and test; it needs splits of its own")
-    with parallel.together():
-        lab.finetune(loaded, train, lab.FinetuneConfig(**tuning), out, device=device)
-        if parallel.rank():
-            return
+        raise ValueError(f"{images} gives the same images for train and test; it needs splits of its own")
+    loaded = lab.load_model(model, revision=revision, random=random)
+    with parallel.together(), in_use(Path(out)):
+        lab.finetune(loaded, train, settings, out, device=device)
+        if not parallel.rank():
+            _meet(model, images, loaded, train, test, Path(out), device, settings.seed)
+
+
+def _meet(
+    model: str, images: str, loaded: Any, train: Any, test: Any, out: Path, device: str | None, seed: int
+) -> None:
+    """Print and draw what the classifier in `out` says of the test split."""
     classified = lab.classify(lab.load_classifier(out, device=device), test)
     accuracy, counts = classified.accuracy(), classified.confusion()
-    record = lab.RunRecord("finetune", {"model": model, "images": images, **accuracy}, seed=tuning["seed"])
+    record = lab.RunRecord("finetune", {"model": model, "images": images, **accuracy}, seed=seed)
     confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
-    files = lab.figures.save_figure(confusion, Path(out) / "confusion", data=counts, record=record)
+    files = lab.figures.save_figure(confusion, out / "confusion", data=counts, record=record)
     mistakes = classified.mistakes()
     if len(mistakes) and hasattr(test, "column"):
         table = classified.table().iloc[mistakes]
         titles = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
         pictures = loaded.processor.resize(test.images(mistakes))
         gallery = lab.figures.gallery(pictures, columns=4, scale=12, titles=titles)
-        files += lab.figures.save_figure(gallery, Path(out) / "mistakes", data=table, record=record)
+        files += lab.figures.save_figure(gallery, out / "mistakes", data=table, record=record)
     interval = f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
     print(f"{classified.correct.mean():.1%} {interval} of {len(test):,} test images right", *files, sep="\n")
 
