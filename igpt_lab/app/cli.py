@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 
 import igpt_lab as lab
@@ -37,10 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = vars(build_parser("".join(arguments[:1])).parse_args(arguments))
     run = options.pop("command")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
-        return run(**options) or 0
-    except (ValueError, OSError, ImportError) as error:
-        print(f"igpt-lab: {error}", file=sys.stderr)
+        code = run(**options) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads the output has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ImportError, TypeError, LookupError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"igpt-lab: {' '.join(str(message).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.features.hooks import record
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -29,6 +30,7 @@ RELATIVE = "of the largest value of the layer"
 ROUNDING = 1e-4  # float32, through a hundred blocks and more
 
 
+@checked
 def check(
     model: ImageGPTForCausalImageModeling | str | Path,
     *,

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import card, span
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, place, readable, size_of
@@ -60,6 +61,7 @@ class FeatureStore(StoreFolder):
         )
         return StoreWriter.create(root, key, parts, source=source)
 
+    @checked
     def layer(self, point: str, layer: int, split: str) -> np.ndarray:
         """float32 (N, D), rows in the order of `index(split)`; reads no other layer, each part into its place.
 
@@ -78,6 +80,7 @@ class FeatureStore(StoreFolder):
                     start = stop
         return values
 
+    @checked
     def row_groups(self, split: str) -> list[tuple[int, int, int]]:
         """(part, row group in it, its rows) in the order of `index(split)`: what `row_group` reads at once."""
         groups = []
@@ -86,6 +89,7 @@ class FeatureStore(StoreFolder):
             groups += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
         return [(part, group, rows) for part, group, rows in groups if rows]
 
+    @checked
     def row_group(self, split: str, part: int, group: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Of one row group `index` and `label` int64 (n,), -1 for no label, and `<point>.<layer>` float32 (n, D)."""
         with pq.ParquetFile(readable(self.part(split, part)), pre_buffer=False) as file:
@@ -98,10 +102,12 @@ class FeatureStore(StoreFolder):
                 arrays[name] = column.fill_null(-1).to_numpy()
         return arrays
 
+    @checked
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
         return np.concatenate([table.column(0).to_numpy() for table in self._read(split, ["index"])])
 
+    @checked
     def labels(self, split: str) -> np.ndarray | None:
         """int64 (N,), or None when the image set has no labels."""
         columns = [table.column(0) for table in self._read(split, ["label"])]
@@ -109,6 +115,7 @@ class FeatureStore(StoreFolder):
             return None
         return np.concatenate([column.to_numpy() for column in columns])
 
+    @checked
     def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:
         """For pandas: `index`, `label` and a column of arrays for each point's `layers`, all when None."""
         names = None

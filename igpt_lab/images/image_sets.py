@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import card, picture
 from igpt_lab.core.storage import Remote
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
@@ -225,6 +226,7 @@ def _thumbnails(images: ImageSet, count: int = 12) -> str:
     return picture(buffer.getvalue(), words=f"the first {len(shown)} images")
 
 
+@checked
 def load_images(
     name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0
 ) -> ImageSet | TokenSet:
@@ -245,6 +247,7 @@ def load_images(
     return images._limited(limit, seed)
 
 
+@checked
 def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0) -> TokenSet:
     """One split of a token set as OpenAI publishes them: `cifar10_trX.npy`, `cifar10_trY.npy`, and so with va and te.
 

@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.provenance import atomic_write, digest, named
 from igpt_lab.core.storage import Place, readable
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 
 
+@checked
 def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
     """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from igpt_lab.core import hub
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import resolve
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -17,6 +18,7 @@ from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 
+@checked
 def load_model(
     source: str | Path, *, revision: str | None = None, random: bool = False, seed: int = 0
 ) -> ImageGPTForCausalImageModeling:
@@ -72,6 +74,7 @@ def tokens_of(
     return tokenize(images, model.processor, progress=progress)
 
 
+@checked
 def load_classifier(
     source: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
 ) -> ImageGPTForImageClassification:

@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import hub
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.hub import CheckpointError, fetch
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.models.config import SIZES, ImageGPTConfig
@@ -149,6 +150,7 @@ def _side_of(config: ImageGPTConfig) -> int | str:
     return side if side**2 == config.n_positions else ""
 
 
+@checked
 def convert_openai(
     folder: str | Path,
     out: str | Path,
@@ -197,7 +199,7 @@ def _processor(bundle: Bundle, palette: str | Path | None, config: ImageGPTConfi
         warnings.warn(
             f"no palette: {path} is not there. The weights are converted, but images need a palette to become tokens; "
             f"fetch {ADDRESS}/color-clusters/{PALETTE} and convert again, with it there or as the palette",
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
     try:
@@ -260,6 +262,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt-lab" / "openai"
 
 
+@checked
 def download_openai(
     size: str | None = None,
     step: int = 1_000_000,

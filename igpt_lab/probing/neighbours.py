@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
 from igpt_lab.images.splits import stratified_split
@@ -86,6 +87,7 @@ def _search_directly(x: Tensor, chosen: Tensor, count: int, progress: bool) -> t
     return near, found
 
 
+@checked
 def probe_neighbours(
     train: Features,
     test: Features,

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import resolve
 from igpt_lab.features.extraction import extract
@@ -20,6 +21,7 @@ from igpt_lab.models.losses import losses_of
 from igpt_lab.probing.probes import CS, Features, ProbeResult, compare_layers, probe_layers
 
 
+@checked
 def checkpoints_of(source: str | Path) -> dict[int, Path]:
     """The checkpoints of a model: step -> folder, in order. The last one is the model itself, where it is there.
 
@@ -40,6 +42,7 @@ def checkpoints_of(source: str | Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
+@checked
 def probe_checkpoints(
     checkpoints: Mapping[int, str | Path],
     train_images: ImageSet | TokenSet,
@@ -80,6 +83,7 @@ def probe_checkpoints(
     return table
 
 
+@checked
 def probe_models(
     models: Mapping[str, str | Path], train_images: ImageSet, test_images: ImageSet, *, seed: int = 0, **options
 ) -> pd.DataFrame:

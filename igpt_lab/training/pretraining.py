@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -35,6 +36,7 @@ from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
 
+@checked
 def pretrain(
     tokens: np.ndarray,
     config: ImageGPTConfig,

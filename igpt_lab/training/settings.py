@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 
+from igpt_lab.core.arguments import check_fields
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights
 
@@ -88,6 +89,7 @@ class TrainConfig(ABC):
     recompute: bool = setting("compute activations again in the backward pass, for models that are too large", False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.steps, self.batch_size, self.log_every, self.save_every) < 1:
             raise ValueError(f"expected steps, batch_size, log_every and save_every above 0; got {self}")
         if self.accumulate < 1 or self.batch_size % self.accumulate:

@@ -30,6 +30,7 @@ from igpt_lab.app.explorer.layers import (
     take_rows,
 )
 from igpt_lab.app.explorer.views import NOTE, View, layer_curve, page, summarise, views
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.provenance import RunRecord
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
@@ -50,6 +51,7 @@ def front_end() -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
+@checked
 def explore(
     store: FeatureStore | str | Path, *, out: str | Path = "explorer", limit: int | None = 4000, progress: bool = True
 ) -> Explorer:
