@@ -54,6 +54,8 @@ def read(name: str, split: str) -> tuple[pa.ChunkedArray, Path | Remote, np.ndar
 
 def _locate(name: str, split: str) -> Path | Remote:
     """The file or folder of a name; downloads when it is a Hub name."""
+    if not name.strip():
+        raise ValueError(f"the name of the images is empty; bundled are {bundled()}; or give a folder or owner/name")
     address = place(name)
     if isinstance(address, Remote):
         return address
