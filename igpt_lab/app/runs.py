@@ -12,6 +12,7 @@ from igpt_lab.app import notebooks
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.storage import local
 
 MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
 
@@ -178,5 +179,5 @@ def tracked(path: Path) -> bool:
 
 def _full(name: str) -> str:
     """A folder or file as a whole path, any other name as it is."""
-    path = Path(name).expanduser()
+    path = local(name)
     return str(path.resolve()) if path.exists() else str(name)

@@ -13,9 +13,12 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from igpt_lab.core.storage import local
 
 NUMBERS: dict[type, type] = {int: Integral, float: Real}  # numpy's scalars are registered there
 WORDS = {
@@ -82,7 +85,7 @@ def check_fields(settings: Any) -> None:
 
 
 def plain(value: Any, annotation: Any, name: str) -> Any:
-    """`value` as an annotation has it: a number as Python's own, one item or an array as a list.
+    """`value` as an annotation has it: a number as Python's own, one item or an array as a list, `~/x` as a path.
 
     Annotations are numbers, strings, None, classes, a `Sequence` of one or more of these, a `Collection` of any number,
     and unions. For anything else, an array for one, `value` is returned as it is. Raises TypeError for a value of
@@ -93,6 +96,8 @@ def plain(value: Any, annotation: Any, name: str) -> Any:
     classes = [kind for kind in kinds if isinstance(kind, type) and kind.__name__ not in OPEN]
     lists = [kind for kind in kinds if typing.get_origin(kind) in (Sequence, Collection)]
     if _is_one_of(value, classes):
+        if Path in classes and str(value).startswith(("~", "file://")):
+            return local(value)
         return value.item() if isinstance(value, np.generic) else value
     if len(classes) + len(lists) < len(kinds) or len(lists) > 1:
         return value

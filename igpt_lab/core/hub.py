@@ -23,6 +23,7 @@ import requests
 from tqdm.auto import tqdm
 
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.storage import local
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 INDEX = ".index.json"  # behind a weights file's name: the index of its shards
@@ -45,10 +46,8 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
     files are fetched.
     """
     if not str(source).strip():
-        raise CheckpointError(
-            f"the model's name is empty; bundled are {bundled()}; or give a folder or owner/name"
-        )
-    folder = Path(source).expanduser()
+        raise CheckpointError(f"the model's name is empty; bundled are {bundled()}; or give a folder or owner/name")
+    folder = local(source)
     if str(source) in bundled():
         return BUNDLED / str(source)
     if folder.is_dir():

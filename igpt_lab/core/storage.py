@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -77,11 +79,26 @@ class NoLock:
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
+def local(path: str | os.PathLike) -> Path:
+    """A path with `~` and `~user` as their home folders, and file:///folder as /folder; ValueError for no such user."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        address = urlsplit(text)
+        if address.netloc not in ("", "localhost"):
+            raise ValueError(f"{text} is on the host {address.netloc}; expected file:///folder")
+        return Path(url2pathname(address.path))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file that is called so")
+    return Path(expanded)
+
+
 def place(path: str | Place) -> Place:
     """A local path, or the place on an object store that an address names."""
     if isinstance(path, Remote):
         return path
-    return Remote.of(path) if isinstance(path, str) and ADDRESS.match(path) else Path(path)
+    is_address = isinstance(path, str) and ADDRESS.match(path) and not path.startswith("file://")
+    return Remote.of(path) if is_address else local(path)
 
 
 def readable(path: Place) -> Path | pa.NativeFile:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import card, picture
-from igpt_lab.core.storage import Remote
+from igpt_lab.core.storage import Remote, local
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
 from igpt_lab.images.processor import to_rgb
 from igpt_lab.images.sources import bundled, first_line, read, title_of
@@ -237,7 +237,7 @@ def load_images(
     splits is served whole under any split's name. What `load_tokens` takes gives a token set. Raises ValueError, which
     names the culprit.
     """
-    if token_sets(Path(name).expanduser()):
+    if token_sets(local(name)):
         return load_tokens(name, split, limit=limit, seed=seed)
     name = str(name)
     column, root, labels, label_names = read(name, split)
@@ -263,6 +263,6 @@ def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = No
 
 def _source(name: str, limit: int | None, seed: int) -> dict:
     """The arguments that load these images again, from any folder."""
-    path = Path(name).expanduser()
-    local = name not in bundled() and (path.exists() or token_sets(path))
-    return {"name": str(path.resolve()) if local else name, "limit": limit, "seed": seed}
+    path = local(name)
+    is_here = name not in bundled() and (path.exists() or token_sets(path))
+    return {"name": str(path.resolve()) if is_here else name, "limit": limit, "seed": seed}

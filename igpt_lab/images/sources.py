@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from igpt_lab.core import hub
 from igpt_lab.core.hub import BUNDLED
-from igpt_lab.core.storage import Remote, place, readable
+from igpt_lab.core.storage import Remote, local, place, readable
 from igpt_lab.images.columns import columns_of, labels_of
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
@@ -59,7 +59,7 @@ def _locate(name: str, split: str) -> Path | Remote:
     address = place(name)
     if isinstance(address, Remote):
         return address
-    path = Path(name).expanduser()
+    path = local(name)
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
     if HUB_NAME.fullmatch(name):
@@ -80,7 +80,7 @@ def _hint(path: Path) -> str:
 
 def title_of(name: str) -> str:
     """The short name of a source: the last part of its path, or the folder's where a file is named after its split."""
-    path = Path(name).expanduser().resolve()
+    path = local(name).resolve()
     if name in bundled() or not path.is_file():
         return path.name
     return path.parent.name if _split_of(path) in SPLITS else path.stem

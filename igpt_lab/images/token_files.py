@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from igpt_lab.core.storage import local
 from igpt_lab.images.columns import fixed
 
 TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")
@@ -33,7 +34,7 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
 
     Raises ValueError, which names the culprit.
     """
-    sets = token_sets(Path(name).expanduser())
+    sets = token_sets(local(name))
     if not sets:
         raise ValueError(f"{name} has no NAME_trX.npy, _vaX, _teX")
     if len(sets) > 1:

@@ -11,6 +11,7 @@ from igpt_lab.core import hub
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import resolve
+from igpt_lab.core.storage import local
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.images.tokens import tokenize
@@ -33,7 +34,7 @@ def load_model(
     if random:
         model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
-    here = Path(source).expanduser()
+    here = local(source)
     known = str(source) in hub.bundled() or not here.is_dir()
     model.source = {"name": str(source if known else here.resolve()), "random": random, "seed": seed}
     model.processor = processor = processor_of(source, revision)
