@@ -9,10 +9,9 @@ import subprocess
 from pathlib import Path
 
 from igpt_lab.app import notebooks
-from igpt_lab.core.arguments import checked
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.core.provenance import atomic_write
-from igpt_lab.core.storage import local
 
 MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,10 +16,8 @@ from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
-
-from igpt_lab.core.storage import local
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 NUMBERS: dict[type, type] = {int: Integral, float: Real}  # numpy's scalars are registered there
 WORDS = {
@@ -98,7 +97,7 @@ def plain(value: Any, annotation: Any, name: str) -> Any:
     if _is_one_of(value, classes):
         if Path in classes and str(value).startswith(("~", "file://")):
             return local(value)
-        return value.item() if isinstance(value, np.generic) else value
+        return value.item() if type(value).__module__ == "numpy" else value
     if len(classes) + len(lists) < len(kinds) or len(lists) > 1:
         return value
     for kind in lists:
@@ -121,7 +120,7 @@ def _classes(annotation: Any) -> list[type]:
 
 def _is_one_of(value: Any, classes: Sequence[type]) -> bool:
     """Whether a value is of a class; True is no number, and numpy's True is one of Python's."""
-    if isinstance(value, bool | np.bool_):
+    if type(value).__name__ in ("bool", "bool_"):
         return bool in classes
     return isinstance(value, tuple(NUMBERS.get(kind, kind) for kind in classes))
 
@@ -130,3 +129,17 @@ def _expected(classes: Sequence[type], lists: Sequence[Any]) -> str:
     words = [WORDS.get(kind.__name__, kind.__name__) for kind in classes]
     words += [f"a list, each {_expected(_classes(typing.get_args(kind)[0]), ())}" for kind in lists]
     return " or ".join(words)
+
+
+def local(path: str | os.PathLike) -> Path:
+    """A path with `~` and `~user` as their home folders, and file:///folder as /folder; ValueError for no such user."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        address = urlsplit(text)
+        if address.netloc not in ("", "localhost"):
+            raise ValueError(f"{text} is on the host {address.netloc}; expected file:///folder")
+        return Path(url2pathname(address.path))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file that is called so")
+    return Path(expanded)

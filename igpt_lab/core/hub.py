@@ -22,8 +22,8 @@ from pathlib import Path
 import requests
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import atomic_write
-from igpt_lab.core.storage import local
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 INDEX = ".index.json"  # behind a weights file's name: the index of its shards

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import fs
+
+from igpt_lab.core.arguments import local
 
 
 def lock_of(store: Place, part: str = "") -> FileLock | NoLock:
@@ -77,20 +77,6 @@ class NoLock:
 
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
-
-
-def local(path: str | os.PathLike) -> Path:
-    """A path with `~` and `~user` as their home folders, and file:///folder as /folder; ValueError for no such user."""
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        address = urlsplit(text)
-        if address.netloc not in ("", "localhost"):
-            raise ValueError(f"{text} is on the host {address.netloc}; expected file:///folder")
-        return Path(url2pathname(address.path))
-    expanded = os.path.expanduser(text)
-    if expanded.startswith("~"):
-        raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file that is called so")
-    return Path(expanded)
 
 
 def place(path: str | Place) -> Place:

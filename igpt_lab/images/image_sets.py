@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from igpt_lab.core.arguments import checked
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import card, picture
-from igpt_lab.core.storage import Remote, local
+from igpt_lab.core.storage import Remote
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
 from igpt_lab.images.processor import to_rgb
 from igpt_lab.images.sources import bundled, first_line, read, title_of

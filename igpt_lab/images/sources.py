@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igpt_lab.core import hub
+from igpt_lab.core.arguments import local
 from igpt_lab.core.hub import BUNDLED
-from igpt_lab.core.storage import Remote, local, place, readable
+from igpt_lab.core.storage import Remote, place, readable
 from igpt_lab.images.columns import columns_of, labels_of
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class

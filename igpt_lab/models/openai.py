@@ -20,9 +20,8 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import hub
-from igpt_lab.core.arguments import checked
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.hub import CheckpointError, fetch
-from igpt_lab.core.storage import local
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.models.config import SIZES, ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
