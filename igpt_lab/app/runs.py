@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from igpt_lab.app import notebooks
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.core.provenance import atomic_write, expanded
 
@@ -27,6 +28,7 @@ def run_name(model: str, images: str, *, quick: bool = False) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
+@checked
 def results_folder(
     model: str, images: str, out: str | None = None, *, quick: bool = False, under: str = f"../{MINE}"
 ) -> str:
@@ -189,5 +191,5 @@ def tracked(path: Path) -> bool:
 
 def _full(name: str) -> str:
     """A folder or file as a whole path, any other name as it is."""
-    path = Path(name).expanduser()
+    path = local(name)
     return str(path.resolve()) if path.exists() else str(name)

@@ -34,7 +34,9 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
     `revision` is a branch, a tag or a commit on the Hub; what is local has none. Without `weights` only the Hub's JSON
     files are fetched.
     """
-    folder = Path(source).expanduser()
+    if not str(source).strip():
+        raise CheckpointError(f"the model's name is empty; bundled are {bundled()}; or give a folder or owner/name")
+    folder = local(source)
     if str(source) in bundled():
         return BUNDLED / str(source)
     if folder.is_dir():

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -45,8 +46,8 @@ STORED = ("code", "torch", "numpy", "pillow", "pyarrow")
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
     """Write `data` to `path` so that the file is whole or absent, also after a crash; returns the path.
 
-    Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, are flushed to
-    the disk and renamed over it.
+    Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, with the
+    permissions that the umask leaves, are flushed to the disk and renamed over it.
     """
     if isinstance(data, str):
         data = data.encode()
@@ -54,16 +55,15 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
         return path.put(data)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 

@@ -15,6 +15,8 @@ import pandas as pd
 from scipy.stats import beta, binomtest, norm
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -76,6 +78,7 @@ def accuracy(correct: np.ndarray, *, alpha: float = 0.05) -> dict[str, float]:
     return {"test_accuracy": float(right.mean()), "low": float(low), "high": float(high)}
 
 
+@checked
 def compare(
     a: np.ndarray,
     b: np.ndarray,
@@ -106,6 +109,7 @@ def compare(
     )  # fmt: skip
 
 
+@checked
 def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> PeakSet:
     """The layers that may be the best one: the best of all is among them with probability 1 - alpha or more.
 
@@ -128,6 +132,7 @@ def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: 
     return PeakSet([layer for layer in layers if p_values[layer] > alpha], p_values, alpha, right.shape[1])
 
 
+@checked
 def layer_table(
     correct: Mapping[int, np.ndarray],
     *,
@@ -158,6 +163,7 @@ def layer_table(
     return table.assign(peak_p=[peak.p_values[layer] for layer in layers], in_peak_set=table.layer.isin(peak.layers))
 
 
+@checked
 def spread(correct_by_draw: Mapping[int, np.ndarray] | Sequence[np.ndarray], *, alpha: float = 0.05) -> Spread:
     """Accuracy over draws of the training images: bool (N,) for each draw, all on the same N test images.
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import fs
 
+from igpt_lab.core.arguments import local
+
 
 def lock_of(store: Place, part: str = "") -> FileLock | NoLock:
     """A lock that dies with its process; its file is beside the store, whose own files are then always the same."""
@@ -81,7 +83,8 @@ def place(path: str | Place) -> Place:
     """A local path, or the place on an object store that an address names."""
     if isinstance(path, Remote):
         return path
-    return Remote.of(path) if isinstance(path, str) and ADDRESS.match(path) else Path(path)
+    is_address = isinstance(path, str) and ADDRESS.match(path) and not path.startswith("file://")
+    return Remote.of(path) if is_address else local(path)
 
 
 def readable(path: Place) -> Path | pa.NativeFile:

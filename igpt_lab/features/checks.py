@@ -29,6 +29,7 @@ RELATIVE = "of the largest value of the layer"
 ROUNDING = 1e-4  # float32, through a hundred blocks and more
 
 
+@checked
 def check(
     model: ImageGPTForCausalImageModeling | str | Path,
     *,

@@ -31,6 +31,7 @@ ROWS = 2000  # rows of a part
 OLD_OPTIONS = ("engine", "scheduler", "deadline", "part")  # of `extract`, for one more release
 
 
+@checked
 def extract(
     model: Model,
     images: Images,
@@ -91,6 +92,7 @@ def extract(
     return extraction.run(lambda writer, todo: extraction.here(writer, todo, workers, progress))
 
 
+@checked
 def extract_share(
     model: Model,
     images: Images,
@@ -289,7 +291,7 @@ def _warn_of_bad_states(store: FeatureStore) -> None:
     for rows, what in ((bad, "are not finite"), (large, "overflow in float16 (above 65,504)")):
         for point, of_point in rows.groupby("point", sort=False):
             layers = ", ".join(map(str, sorted(of_point.layer.unique())))
-            warnings.warn(f"{store.path.name}, {point}: layers {layers} have states that {what}", stacklevel=4)
+            warnings.warn(f"{store.path.name}, {point}: layers {layers} have states that {what}", stacklevel=5)
 
 
 def _as_before(
@@ -307,7 +309,7 @@ def _as_before(
     if engine == "dask":
         advice = "use lab.extract_on_cluster"
     names = ", ".join(f"{name}=" for name in old)
-    warnings.warn(f"extract({names}) goes with the next release; {advice}", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"extract({names}) goes with the next release; {advice}", DeprecationWarning, stacklevel=4)
     common = {"store": store, "device": device, "workers": workers, "progress": progress, **settings.options()}
     if engine == "dask":
         deadline = old.get("deadline")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.models.losses import align, check_alignment
 
 POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
@@ -88,6 +89,7 @@ class _Enough(Exception):
     """Everything that was asked for is recorded."""
 
 
+@checked
 @contextmanager
 def record(
     model: nn.Module,

@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.storage import Place
 from igpt_lab.features.extraction import Extraction, Images, Model, claimed, prepare, tokens_ahead, write
 from igpt_lab.features.manifest import FeatureKey
@@ -27,6 +28,7 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 
 
+@checked
 def extract_on_cluster(
     model: Model,
     images: Images,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from igpt_lab.core.arguments import check_fields
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.hooks import layers_of, pooling
 from igpt_lab.features.manifest import FeatureKey
@@ -53,11 +54,10 @@ class ExtractionSettings:
     on_bad_image: str = "error"
 
     def __post_init__(self):
-        if isinstance(self.points, str):
-            raise ValueError(f"points={self.points!r}; expected a list, such as [{self.points!r}]")
+        check_fields(self)
         object.__setattr__(self, "points", tuple(self.points))
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+            object.__setattr__(self, "layers", tuple(self.layers))
         pooling(self.pool)  # ValueError for one that there is not
         if self.alignment is not None:
             check_alignment(self.alignment)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import card, span
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, place, readable, size_of
@@ -60,36 +62,45 @@ class FeatureStore(StoreFolder):
         )
         return StoreWriter.create(root, key, parts, source=source)
 
+    @checked
     def layer(self, point: str, layer: int, split: str) -> np.ndarray:
         """float32 (N, D), rows in the order of `index(split)`; reads no other layer, each part into its place.
 
         A negative layer counts from the deepest that is stored.
         """
         name = self._column(point, layer)
-        paths = self._finished(split)
         rows = sum(part["rows"] for part in self.listed(split) if part)
-        values = np.empty((rows, _width(paths[0], name) if paths else 0), np.float32)
-        start = 0
-        for path in paths:
-            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-                for chunk in file.read([name], use_threads=False).column(0).chunks:
-                    stop = start + len(chunk)
-                    values[start:stop] = chunk.flatten().to_numpy().reshape(len(chunk), values.shape[1])
-                    start = stop
+        values, start = np.empty((rows, 0), np.float32), 0
+        for path, table in self._tables(split, [name]):
+            width = table.schema.field(0).type.list_size
+            if path == self.part(split, 0):
+                values = np.empty((rows, width), np.float32)
+            if width != values.shape[1]:
+                raise StoreError(f"{path} has {width} numbers in a row of {name}, the first part {values.shape[1]}")
+            for chunk in table.column(0).chunks:
+                stop = start + len(chunk)
+                values[start:stop] = chunk.flatten().to_numpy().reshape(len(chunk), width)
+                start = stop
         return values
 
+    @checked
     def row_groups(self, split: str) -> list[tuple[int, int, int]]:
         """(part, row group in it, its rows) in the order of `index(split)`: what `row_group` reads at once."""
         groups = []
-        for part, path in enumerate(self._finished(split)):
-            about = pq.read_metadata(readable(path))
-            groups += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
-        return [(part, group, rows) for part, group, rows in groups if rows]
+        for part, (path, listed) in enumerate(self._finished(split)):
+            with _reading(path) as file:
+                rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            _check_rows(path, sum(rows), listed)
+            groups += [(part, group, count) for group, count in enumerate(rows) if count]
+        return groups
 
+    @checked
     def row_group(self, split: str, part: int, group: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Of one row group `index` and `label` int64 (n,), -1 for no label, and `<point>.<layer>` float32 (n, D)."""
-        with pq.ParquetFile(readable(self.part(split, part)), pre_buffer=False) as file:
+        path = self.part(split, part)
+        with _reading(path) as file:
             table = file.read_row_group(group, list(columns), use_threads=False).combine_chunks()
+        _check_columns(path, table, columns)
         arrays = {}
         for name, column in zip(table.column_names, table.columns, strict=True):
             if pa.types.is_fixed_size_list(column.type):
@@ -98,24 +109,32 @@ class FeatureStore(StoreFolder):
                 arrays[name] = column.fill_null(-1).to_numpy()
         return arrays
 
+    @checked
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
-        return np.concatenate([table.column(0).to_numpy() for table in self._read(split, ["index"])])
+        return np.concatenate([table.column(0).to_numpy() for _, table in self._tables(split, ["index"])])
 
+    @checked
     def labels(self, split: str) -> np.ndarray | None:
         """int64 (N,), or None when the image set has no labels."""
-        columns = [table.column(0) for table in self._read(split, ["label"])]
-        if any(column.null_count for column in columns):
+        columns = [table.column(0) for _, table in self._tables(split, ["label"])]
+        missing, rows = sum(column.null_count for column in columns), sum(map(len, columns))
+        if missing == rows > 0:
             return None
+        if missing:
+            raise StoreError(
+                f"{self.path} {split} has no label in {missing} of {rows} rows; expected one in each, or none"
+            )
         return np.concatenate([column.to_numpy() for column in columns])
 
+    @checked
     def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:
         """For pandas: `index`, `label` and a column of arrays for each point's `layers`, all when None."""
         names = None
         if layers is not None:
             chosen = dict.fromkeys(self._column(point, layer) for point in self.layers for layer in layers)
             names = ["index", "label", *chosen]
-        return pa.concat_tables(self._read(split, names)).to_pandas()
+        return pa.concat_tables([table for _, table in self._tables(split, names)]).to_pandas()
 
     def skipped(self, split: str) -> pd.DataFrame:
         """`row` in the source and `reason` of the images that could not be read and have no features."""
@@ -150,18 +169,24 @@ class FeatureStore(StoreFolder):
             raise KeyError(f"{self.path.name} has no {point}.{layer}; it has {self.layers}")
         return f"{point}.{layer}"
 
-    def _finished(self, split: str) -> list[Place]:
-        """Paths of a split's parts; StoreError where one is still to come."""
-        paths = [self.part(split, number) for number in range(len(self.listed(split)))]
-        for path, part in zip(paths, self.listed(split), strict=True):
-            if part is None:
+    def _finished(self, split: str) -> list[tuple[Place, dict]]:
+        """Paths of a split's parts and what is listed of each; StoreError where one is still to come."""
+        parts = []
+        for number, listed in enumerate(self.listed(split)):
+            path = self.part(split, number)
+            if listed is None:
                 raise StoreError(f"{path} is not finished; run the same extraction again, and open the store then")
-        return paths
+            parts.append((path, listed))
+        return parts
 
-    def _read(self, split: str, columns: list[str] | None) -> list[pa.Table]:
-        # threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits
-        paths = self._finished(split)
-        return [pq.ParquetFile(readable(path), pre_buffer=False).read(columns, use_threads=False) for path in paths]
+    def _tables(self, split: str, columns: list[str] | None) -> Iterator[tuple[Place, pa.Table]]:
+        """Each part's columns, all when None; StoreError for a part that is not as the manifest lists it."""
+        for path, listed in self._finished(split):
+            with _reading(path) as file:
+                table = file.read(columns, use_threads=False)
+            _check_rows(path, len(table), listed)
+            _check_columns(path, table, columns or table.column_names)
+            yield path, table
 
     def __repr__(self) -> str:
         rows = {split: sum(part["rows"] for part in self.listed(split) if part) for split in self.splits}
@@ -210,7 +235,33 @@ class StoredLayers(Mapping):
         return len(self.store.layers[self.point])
 
 
-def _width(path: Place, name: str) -> int:
-    """Numbers in a row of a layer's column."""
-    with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-        return file.schema_arrow.field(name).type.list_size
+@contextmanager
+def _reading(path: Place) -> Iterator[pq.ParquetFile]:
+    """A part, open; StoreError where it is not there or cannot be read."""
+    try:
+        # Threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits.
+        with pq.ParquetFile(readable(path), pre_buffer=False) as file:
+            yield file
+    except (OSError, pa.ArrowException, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise StoreError(f"{path} cannot be read ({why}); run the same extraction again") from error
+
+
+def _check_rows(path: Place, rows: int, listed: dict) -> None:
+    if rows != listed["rows"]:
+        raise StoreError(f"{path} has {rows} rows, the manifest lists {listed['rows']}; run the same extraction again")
+
+
+def _check_columns(path: Place, table: pa.Table, names: Sequence[str]) -> None:
+    """StoreError for a column that is absent, of another type, or has no value in some row."""
+    for name in names:
+        if name not in table.column_names:
+            raise StoreError(f"{path} has no column {name}; run the same extraction again")
+        column = table.column(name)
+        plain = name in ("index", "label")
+        right = column.type == pa.int64() if plain else pa.types.is_fixed_size_list(column.type)
+        if not right or not plain and column.type.value_type != pa.float32():
+            expected = "int64" if plain else "fixed_size_list<float>"
+            raise StoreError(f"{path} has {name} as {column.type}; expected {expected}")
+        if name != "label" and (column.null_count or not plain and any(c.flatten().null_count for c in column.chunks)):
+            raise StoreError(f"{path} has rows without {name}; run the same extraction again")

@@ -275,6 +275,7 @@ def load_images(
     return images._limited(limit, seed)
 
 
+@checked
 def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0) -> TokenSet:
     """One split of a token set as OpenAI publishes them: `cifar10_trX.npy`, `cifar10_trY.npy`, and so with va and te.
 
@@ -290,6 +291,6 @@ def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = No
 
 def _source(name: str, limit: int | None, seed: int) -> dict:
     """The arguments that load these images again, from any folder."""
-    path = Path(name).expanduser()
-    local = name not in bundled() and (path.exists() or token_sets(path))
-    return {"name": str(path.resolve()) if local else name, "limit": limit, "seed": seed}
+    path = local(name)
+    is_here = name not in bundled() and (path.exists() or token_sets(path))
+    return {"name": str(path.resolve()) if is_here else name, "limit": limit, "seed": seed}

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from igpt_lab.core.arguments import checked
+
 CHUNK = 1 << 16  # pixels at a time: what stays in a CPU's cache when looking colours up
 ROWS = 1 << 13  # pixels at a time against a whole palette: 32 MB of distances for 512 colours in float64
 DISTINCT = 100_000  # colours that k-means gets: minutes
 UNSEEN, CONTESTED = -1, -2  # in a table of colours
 
 
+@checked
 def fit_palette(images: np.ndarray, colours: int, *, seed: int = 0) -> np.ndarray:
     """k-means over the pixels of uint8 (N, H, W, 3) -> float32 centres (colours, 3) in [-1, 1], dark to light.
 

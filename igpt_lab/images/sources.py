@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from igpt_lab.core import hub
+from igpt_lab.core.arguments import local
 from igpt_lab.core.hub import BUNDLED
 from igpt_lab.core.storage import Remote, place
 from igpt_lab.images.columns import Labels, Opened, class_names, columns_of, fixed, read_labels
@@ -109,10 +110,12 @@ def _open(path: Path | Remote, split: str | None, name: str) -> Opened:
 
 def _locate(name: str, split: str) -> Path | Remote:
     """The file or folder of a name; downloads when it is a Hub name."""
+    if not name.strip():
+        raise ValueError(f"the name of the images is empty; bundled are {bundled()}; or give a folder or owner/name")
     address = place(name)
     if isinstance(address, Remote):
         return address
-    path = Path(name).expanduser()
+    path = local(name)
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
     if _is_on_hub(name):
@@ -137,7 +140,7 @@ def _hint(path: Path) -> str:
 
 def title_of(name: str) -> str:
     """The short name of a source: the last part of its path, or the folder's where a file is named after its split."""
-    path = Path(name).expanduser().resolve()
+    path = local(name).resolve()
     if name in bundled() or not path.is_file():
         return path.name
     return path.parent.name if is_split(path) else path.stem

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from igpt_lab.core.arguments import checked
+
 
 def stratified_draw(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
     """Sorted int64 positions of min(limit, N) of the rows with these labels (N,), each class by its proportion.
@@ -20,6 +22,7 @@ def stratified_draw(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
 
 
+@checked
 def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0) -> np.ndarray:
     """Sorted int64 positions (K * k,) of k rows of each class that occurs in `labels` (N,).
 

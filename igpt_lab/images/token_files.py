@@ -33,7 +33,7 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
 
     Raises ValueError, which names the culprit.
     """
-    sets = token_sets(Path(name).expanduser())
+    sets = token_sets(local(name))
     if not sets:
         raise ValueError(f"{name} has no NAME_trX.npy, _vaX, _teX")
     if len(sets) > 1:

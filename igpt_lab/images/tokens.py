@@ -30,6 +30,7 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.opening import BadImage
 
 
+@checked
 def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
     """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked.
 

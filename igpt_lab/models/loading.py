@@ -17,6 +17,7 @@ from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 
+@checked
 def load_model(
     source: str | Path, *, revision: str | None = None, random: bool = False, seed: int = 0
 ) -> ImageGPTForCausalImageModeling:
@@ -31,7 +32,7 @@ def load_model(
     if random:
         model.initialise(generator=torch.Generator().manual_seed(seed))
         model.name += "-random"
-    here = Path(source).expanduser()
+    here = local(source)
     known = str(source) in hub.bundled() or not here.is_dir()
     model.source = {"name": str(source if known else here.resolve()), "random": random, "seed": seed}
     model.processor = processor = processor_of(source, revision)
@@ -74,6 +75,7 @@ def tokens_of(
     return tokenize(images, model.processor, progress=progress)
 
 
+@checked
 def load_classifier(
     source: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
 ) -> ImageGPTForImageClassification:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.config import ImageGPTConfig
@@ -103,6 +104,7 @@ def masked_loss_of(
     return float(total) / int(masked.sum())
 
 
+@checked
 def surprisal(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, batch_size: int = 32, progress: bool = True
 ) -> np.ndarray:

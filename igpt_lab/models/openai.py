@@ -56,7 +56,7 @@ def find_openai(folder: str | Path, *, step: int | None = None) -> Bundle:
 
     Of several in a folder, the one of this `step`, or the one that the folder's file `checkpoint` calls the latest.
     """
-    folder = Path(str(folder).removesuffix(".index")).expanduser()
+    folder = local(str(folder).removesuffix(".index"))
     if Path(f"{folder}.index").is_file():
         return Bundle(folder)
     found = sorted(path.stem for path in folder.glob("*.index"))
@@ -155,6 +155,7 @@ def _side_of(config: ImageGPTConfig) -> int | str:
     return side if side**2 == config.n_positions else ""
 
 
+@checked
 def convert_openai(
     folder: str | Path,
     out: str | Path,
@@ -198,12 +199,12 @@ def convert_openai(
 
 def _processor(bundle: Bundle, palette: str | Path | None, config: ImageGPTConfig) -> ImageGPTImageProcessorPil | None:
     """The image processor for a palette file, checked against the model; None, with a warning, where there is none."""
-    path = Path(palette or bundle.prefix.parent / PALETTE).expanduser()
+    path = local(palette or bundle.prefix.parent / PALETTE)
     if palette is None and not path.is_file():
         warnings.warn(
             f"no palette: {path} is not there. The weights are converted, but images need a palette to become tokens; "
             f"fetch {ADDRESS}/color-clusters/{PALETTE} and convert again, with it there or as the palette",
-            stacklevel=3,
+            stacklevel=4,
         )
         return None
     try:
@@ -266,6 +267,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt-lab" / "openai"
 
 
+@checked
 def download_openai(
     size: str | None = None,
     step: int = 1_000_000,
@@ -288,7 +290,7 @@ def download_openai(
         raise ValueError(f"no token set {unknown[0]!r} is published; there are {', '.join(DATASETS)}")
     if size is None and not datasets:
         raise ValueError("nothing to download: give a size, token sets, or both")
-    cache = Path(cache).expanduser() if cache else cache_folder()
+    cache = local(cache) if cache else cache_folder()
     model, files = f"igpt-{size}{'-bert' if bert else ''}/{step}", {}
     if size is not None:
         names = [f"model.ckpt-{step}.data-{i:05d}-of-{SHARDS[size]:05d}" for i in range(SHARDS[size])]

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import compare, peak_set
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.store import FeatureStore
@@ -77,6 +78,7 @@ class Ablation:
         return "\n".join([*lines, _line("ours less the port's recipe", self.effects[self.effects.factor == "recipe"])])
 
 
+@checked
 def ablate_protocol(
     model: ImageGPTForCausalImageModeling | str | Path,
     train_images: ImageSet | TokenSet,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +69,7 @@ class FewLabelResult:
         return named.groupby(["control", "k", "layer_rule", "layer"]).test_accuracy.agg(["mean", "std", "count"])
 
 
+@checked
 def probe_few_labels(
     train: Features,
     test: Features,
@@ -77,7 +78,7 @@ def probe_few_labels(
     ks: Sequence[int] = (1, 4, 25, 100, 400),
     draws: int = 5,
     seed: int = 0,
-    layers: Sequence[int] | None = None,
+    layers: Collection[int] | None = None,
     Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
     max_iter: int = 1000,
     control: str = MODEL,

@@ -27,6 +27,7 @@ NORMAL = 1.959964  # standard errors to either side of a 95% interval
 OVERLAP = ("label_overlap", "label_overlap_low", "label_overlap_high", "label_overlap_chance")
 
 
+@checked
 def cka(
     layers: Features | Mapping[int, np.ndarray],
     other: Features | Mapping[int, np.ndarray] | None = None,
@@ -67,6 +68,7 @@ def cka(
     return table.assign(cka=value.ravel(), standard_error=error.ravel(), n=rows, batches=len(batches), seed=seed)
 
 
+@checked
 def measure_layers(
     layers: Features | Mapping[int, np.ndarray],
     *,
@@ -100,6 +102,7 @@ def measure_layers(
     return pd.DataFrame(rows)
 
 
+@checked
 def intrinsic_dimension(
     x: np.ndarray, *, discard: float = 0.1, device: str | torch.device | None = None, progress: bool = True
 ) -> dict[str, float]:
@@ -117,6 +120,7 @@ def intrinsic_dimension(
     return _dimension(x, *search(x, 2), discard, search)
 
 
+@checked
 def effective_rank(x: np.ndarray) -> float:
     """exp of the entropy of the normalised singular values of x (N, D), columns centred (Roy & Vetterli, 2007).
 
@@ -133,6 +137,7 @@ def participation_ratio(x: np.ndarray) -> float:
     return _participation_ratio(_variances(_checked(x, "x")))
 
 
+@checked
 def label_overlap(
     x: np.ndarray,
     labels: np.ndarray,

@@ -86,6 +86,7 @@ def _search_directly(x: Tensor, chosen: Tensor, count: int, progress: bool) -> t
     return near, found
 
 
+@checked
 def probe_neighbours(
     train: Features,
     test: Features,

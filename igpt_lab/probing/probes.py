@@ -56,6 +56,7 @@ class Features:
                 _check_layer(layer, values, len(self.labels), len(self.index))
 
     @classmethod
+    @checked
     def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
         """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
         layers, labels = StoredLayers(store, split, point), store.labels(split)
@@ -63,6 +64,7 @@ class Features:
         return cls(values, labels, layers.index, store.classes)  # type: ignore[arg-type]  # None is refused with advice
 
     @classmethod
+    @checked
     def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
         """Raw pixels at the model's resolution as the only layer, 0; of grey images one channel."""
         pixels = processor.resize(iter(images))
@@ -131,6 +133,7 @@ class ProbeResult:
         }
 
 
+@checked
 def probe_layers(
     train: Features,
     test: Features,
@@ -176,6 +179,7 @@ def probe_layers(
     return layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
 
 
+@checked
 def control_task(
     train_pixels: Features, test_pixels: Features, *, types: int = 100, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -215,6 +219,7 @@ class Comparison:
         return asdict(self)
 
 
+@checked
 def compare_layers(
     result: ProbeResult, best: int | None = None, last: int | None = None, *, n_boot: int = 10_000, seed: int = 0
 ) -> Comparison:

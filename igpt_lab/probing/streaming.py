@@ -38,6 +38,7 @@ from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, pre
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # the paper: 30, 10, 3 and on, it does not say how far
 
 
+@checked
 def probe_streaming(
     store: FeatureStore,
     *,
@@ -115,6 +116,7 @@ def probe_streaming(
     return result_of(rows, dict(zip(layers, predicted, strict=True)), labels)
 
 
+@checked
 def probe_on_cluster(
     store: FeatureStore,
     *,
@@ -161,7 +163,8 @@ def probe_on_cluster(
 
 def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, Any]) -> None:
     """TypeError, before any work, for options that are not among the function's own."""
-    known = inspect.getfullargspec(function).kwonlyargs
+    parameters = inspect.signature(function).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
@@ -233,7 +236,7 @@ def _warn_of_few_classes(rows: Rows, plan: Plan) -> None:
     if fewest < min(classes, shuffled.buffer) / 2:
         warnings.warn(
             f"the {shuffled.buffer:,} rows that are shuffled together may have {fewest} of {classes} classes: raise "
-            "buffer, or extract images in a shuffled order", stacklevel=3,
+            "buffer, or extract images in a shuffled order", stacklevel=4,
         )  # fmt: skip
 
 

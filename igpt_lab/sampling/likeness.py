@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.hooks import record
 from igpt_lab.images.tokens import checked_tokens
@@ -22,6 +23,7 @@ LEVELS = 4  # of brightness in a 2 x 2 patch: 256 patterns
 FOLDS = 5
 
 
+@checked
 def features_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, layer: int | None = None, batch_size: int = 32,
     progress: bool = True,
@@ -39,6 +41,7 @@ def features_of(
     return np.concatenate(found)
 
 
+@checked
 def nearest(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each of (S, ...) the nearest of (N, ...) in Euclidean distance: its row, int64 (S,), and how far, (S,).
 
@@ -53,6 +56,7 @@ def nearest(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np
     return rows, np.linalg.norm(queries - candidates[rows], axis=1)
 
 
+@checked
 def compare_samples(
     model: ImageGPTForCausalImageModeling, samples: np.ndarray, real: np.ndarray, *, layer: int | None = None,
     seed: int = 0, progress: bool = True,

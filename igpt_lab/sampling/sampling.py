@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, cut
@@ -53,6 +54,7 @@ class Drawn:
         return pd.DataFrame(self.tokens.reshape(len(index), -1), index=index)
 
 
+@checked
 def sample(
     model: ImageGPTForCausalImageModeling,
     count: int,
@@ -81,6 +83,7 @@ def sample(
     return _draw(model, np.empty((count, 0), np.int64), seeds, how, batch_size, progress)
 
 
+@checked
 def complete(
     model: ImageGPTForCausalImageModeling,
     images,
@@ -118,6 +121,7 @@ def side(model: ImageGPTForCausalImageModeling) -> int:
     return math.isqrt(model.config.n_positions)
 
 
+@checked
 def prime_rows(model: ImageGPTForCausalImageModeling, keep: float) -> int:
     """Rows of pixels that `keep` leaves as they are."""
     return round(keep * side(model))
@@ -186,7 +190,7 @@ def _draw(
                 finally:
                     tokens[part], log_p[part], rows[part] = canvas.finished()
     except KeyboardInterrupt:
-        warnings.warn(f"stopped with {int((rows * side(model) == length).sum())} of {count} images whole", stacklevel=3)
+        warnings.warn(f"stopped with {int((rows * side(model) == length).sum())} of {count} images whole", stacklevel=4)
     finally:
         model.train(was_training)
     return Drawn(tokens, log_p, seeds, rows)

@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForImageClassification
@@ -68,6 +69,7 @@ class Classified:
         return table.assign(probability=self.probabilities.max(1))
 
 
+@checked
 def classify(
     model: ImageGPTForImageClassification | str | Path,
     images: ImageSet | TokenSet | Iterable[Image.Image | np.ndarray],

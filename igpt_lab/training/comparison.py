@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -58,6 +59,7 @@ class FineTuningComparison:
         }
 
 
+@checked
 def compare_fine_tuning(
     model: ImageGPTForCausalImageModeling | str | Path,
     train_images: ImageSet | TokenSet,

@@ -20,6 +20,7 @@ from igpt_lab.models.losses import losses_of
 from igpt_lab.probing.probes import CS, Features, ProbeResult, compare_layers, probe_layers
 
 
+@checked
 def checkpoints_of(source: str | Path) -> dict[int, Path]:
     """The checkpoints of a model: step -> folder, in order. The last one is the model itself, where it is there.
 
@@ -44,6 +45,7 @@ def checkpoints_of(source: str | Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
+@checked
 def probe_checkpoints(
     checkpoints: Mapping[int, str | Path],
     train_images: ImageSet | TokenSet,
@@ -84,6 +86,7 @@ def probe_checkpoints(
     return table
 
 
+@checked
 def probe_models(
     models: Mapping[str, str | Path], train_images: ImageSet, test_images: ImageSet, *, seed: int = 0, **options
 ) -> pd.DataFrame:

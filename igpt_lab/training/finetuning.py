@@ -47,6 +47,7 @@ class _Data:
     held_out: np.ndarray
 
 
+@checked
 def finetune(
     model: ImageGPTForCausalImageModeling | str | Path,
     images: ImageSet | TokenSet,

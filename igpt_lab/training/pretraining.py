@@ -36,6 +36,7 @@ from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
 
+@checked
 def pretrain(
     tokens: np.ndarray,
     config: ImageGPTConfig,

@@ -1,6 +1,9 @@
 """The commands on tiny input: what they print, leave behind, and say of bad input."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import losses_of
+
+PACKAGE = Path(lab.__file__).parents[1]
 
 
 def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
@@ -136,6 +141,12 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
         (["extract", "TINY", "fashion-minni"], "fashion-mini"),
         (["evaluate", "EMPTY", "fashion-mini"], "config.json"),
         (["extract", "TINY", "EMPTY"], "EMPTY"),
+        (["extract", "TINY", ""], "the name of the images is empty"),
+        (["extract", "", "fashion-mini"], "the model's name is empty"),
+        (["extract", "TINY", "fashion-mini", "--workers", "0"], "workers=0; expected at least 1"),
+        (["sample", "fashion-xs", "--count", "-1"], "count=-1; expected at least 1"),
+        (["sample", "fashion-xs", "--seed", "-1"], "seed=-1; expected at least 0"),
+        (["sample", "fashion-xs", "--top-k", "0"], "top_k=0; expected at least 1"),
         (["reproduce", "--model", "fashion-xz"], "did you mean 'fashion-xs'"),
         (["stores"], "no folder stores"),
         (["prune", "nowhere", "--yes"], "no folder nowhere"),
@@ -151,6 +162,26 @@ def test_bad_input_is_one_line(arguments, culprit, tiny_folder, tmp_path, capsys
     message = capsys.readouterr().err
     assert culprit in message and message.startswith("igpt-lab: ") and message.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["EMPTY"]
+
+
+def test_a_share_of_another_form_is_named(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["extract", "fashion-xs", "fashion-mini", "--part", "3"])
+    assert "argument --part: '3'; expected I/N, such as 3/8" in capsys.readouterr().err
+
+
+def test_a_command_ends_quietly_when_nobody_reads_it(tmp_path):
+    command = [sys.executable, "-m", "igpt_lab", "plan", "S", "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=PACKAGE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141  # as a shell gives it of SIGPIPE
+
+
+def test_a_name_that_is_no_text_is_printed_with_escapes(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/no-\xff-text"
+    done = subprocess.run([sys.executable, "-m", "igpt_lab", "stores", folder], capture_output=True, cwd=PACKAGE)
+    assert done.returncode == 1 and done.stderr.endswith(b"no-\\udcff-text\n"), done.stderr
 
 
 def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images, tmp_path, capsys, monkeypatch):

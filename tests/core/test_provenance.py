@@ -38,7 +38,7 @@ def test_atomic_write_gives_the_bytes_and_makes_the_folder(tmp_path):
     assert names(path.parent) == ["file.txt"]
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call, error):
     def fail(*_):
@@ -51,6 +51,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call, e
             atomic_write(tmp_path / name, b"after" * 1000)
     assert names(tmp_path) == ["old"]
     assert (tmp_path / "old").read_bytes() == b"before"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002, 0o077])
+def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        for _ in range(2):  # also where a file of that name is there
+            path = atomic_write(tmp_path / "file", b"x")
+            assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
 
 
 def test_the_file_is_whole_before_it_has_its_name(tmp_path, monkeypatch):

@@ -229,7 +229,7 @@ def test_settings_check_themselves():
         "on_bad_image": "error",
     }  # fmt: skip
     for values, message in (
-        ({"points": "ln_1"}, r"points='ln_1'; expected a list, such as \['ln_1'\]"),
+        ({"points": []}, "points is empty"),
         ({"pool": "median"}, "expected one of"),
         ({"alignment": "shift"}, "expected 'sos' or 'raw'"),
         ({"dtype": "float16"}, "overflows"),

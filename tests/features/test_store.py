@@ -58,6 +58,7 @@ def test_row_groups_one_by_one(tmp_path):
     assert whole["index"].tolist() == [10, 11, 12, 13, 14] and whole["label"].tolist() == [0, 1, 0, 1, 1]
     table = pa.concat_tables([pq.read_table(store.part("train", n)) for n in (0, 1)])
     pq.write_table(table, store.part("train", 1), row_group_size=2)  # as another writer may
+    store.manifest["splits"]["train"][1]["rows"] = 5
     assert store.row_groups("train")[1:] == [(1, 0, 2), (1, 1, 2), (1, 2, 1)]
     np.testing.assert_array_equal(store.row_group("train", 1, 1, ["ln_1.0"])["ln_1.0"], VALUES["ln_1.0"][2:4])
     writer.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
@@ -75,6 +76,36 @@ def test_same_bytes_in_any_order(tmp_path):
     stores = [fill(tmp_path / "a", (0, 1)), fill(tmp_path / "b", (1, 0, 1))]
     files = [{p.relative_to(s.path.parent): p.read_bytes() for p in s.path.parent.rglob("*.*")} for s in stores]
     assert files[0] == files[1] and len(files[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table[:1], "part-00001-of-00002.parquet has 1 rows, the manifest lists 2"),
+        (lambda table: None, "part-00001-of-00002.parquet cannot be read"),
+        (lambda table: table.drop(["ln_1.2"]), "part-00001-of-00002.parquet has no column ln_1.2"),
+        (lambda table: table.set_column(3, "ln_1.2", table["index"]), "ln_1.2 as int64; expected fixed_size_list"),
+        (lambda table: table.set_column(3, "ln_1.2", WIDER), "in a row of ln_1.2, the first part"),
+        (lambda table: table.set_column(3, "ln_1.2", WITHOUT), "has rows without ln_1.2"),
+        (lambda table: table.set_column(1, "label", pa.array([None, 1], pa.int64())), "no label in 1 of 5 rows"),
+    ],
+    ids=["rows", "absent", "column", "type", "width", "null", "label"],
+)
+def test_a_part_that_is_not_as_listed_gives_no_numbers(tmp_path, change, message):
+    """Without digests, too: an array is filled from every part, or it is not given."""
+    store = FeatureStore.open(fill(tmp_path).path, verify=False)
+    path = store.part("train", 1)
+    changed = change(pq.read_table(path))
+    path.unlink()
+    if changed is not None:
+        pq.write_table(changed, path)
+    with pytest.raises(StoreError, match=message):
+        store.labels("train")
+        store.layer("ln_1", 2, "train")
+
+
+WIDER = pa.array([[0.0] * 9] * 2, pa.list_(pa.float32(), 9))
+WITHOUT = pa.array([None] * 2, pa.list_(pa.float32(), 8))
 
 
 def test_unfinished_altered_and_missing_parts_are_named(tmp_path):

@@ -912,7 +912,7 @@ def test_the_commands(ar, published, tmp_path, monkeypatch, capsys):
     assert cli.main(["convert-openai", str(AR), str(tmp_path / "out"), "--bert"]) == 1
     assert "it is an autoregressive model" in capsys.readouterr().err
     monkeypatch.setattr(openai, "ADDRESS", published.address)
-    monkeypatch.setitem(openai.download_openai.__kwdefaults__, "address", published.address)
+    monkeypatch.setitem(openai.download_openai.__wrapped__.__kwdefaults__, "address", published.address)
     arguments = "download-openai --size s --step 131000 --bert --datasets cifar10 --cache".split()
     assert cli.main([*arguments, str(tmp_path / "c c")]) == 0
     assert capsys.readouterr().out == (

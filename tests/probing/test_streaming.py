@@ -459,10 +459,10 @@ def test_bad_input(store, tmp_path):
     with pytest.raises(KeyError, match="no split 'tset'"):
         probe_streaming(store, **QUICK, test="tset")
     for change in ({"steps": 0}, {"batch_size": 0}, {"buffer": 0}, {"holdout": 1.0}, {"momentum": 1.0}):
-        with pytest.raises(ValueError, match="expected .*; got Plan"):
+        with pytest.raises(ValueError, match="expected .*; got Plan|expected at least 1"):
             probe_streaming(store, **QUICK | change)
     for rates in ((), (1.0, 0.0), (math.inf,), (math.nan,)):
-        with pytest.raises(ValueError, match="expected one or more numbers above 0"):
+        with pytest.raises(ValueError, match="expected (one or more numbers above 0|at least one)"):
             probe_streaming(store, **QUICK | {"learning_rates": rates})
     with pytest.raises(FloatingPointError, match="lower learning_rates"):
         probe_streaming(store, **QUICK | {"learning_rates": (3e38,)})

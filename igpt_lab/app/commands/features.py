@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from typing import Any
 
 import igpt_lab as lab
@@ -24,8 +26,10 @@ ROOT = argument("root", nargs="?", **STORE.settings, help=STORE.help)
 
 def _share(text: str) -> tuple[int, int]:
     """3/8 as (3, 8)."""
-    number, of = text.split("/")
-    return int(number), int(of)
+    share = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not share:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected I/N, such as 3/8")
+    return int(share[1]), int(share[2])
 
 
 @command(

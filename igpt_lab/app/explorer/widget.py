@@ -50,6 +50,7 @@ def front_end() -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
+@checked
 def explore(
     store: FeatureStore | str | Path, *, out: str | Path = "explorer", limit: int | None = 4000, progress: bool = True
 ) -> Explorer:

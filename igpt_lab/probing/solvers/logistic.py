@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.probing.solvers.lbfgs import minimise
 from igpt_lab.probing.solvers.objective import Problem, StandardisedRows, objective_and_gradient, penalties, with_labels
 
@@ -58,6 +59,7 @@ class Fits:
         return self.logits(x, layer).argmax(-1).cpu().numpy()
 
 
+@checked
 def fit_logistic(
     x: Tensor | np.ndarray,
     y: Tensor | np.ndarray | Sequence[int],

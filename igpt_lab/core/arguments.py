@@ -1,0 +1,145 @@
+"""Arguments of public functions, held to their annotations in one place.
+
+What a notebook passes is rarely what an annotation says to the letter: `np.int64(3)` for 3, `layers=8` for [8], an
+array for a list. `checked` makes these plain values, and refuses in one line what cannot be meant.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+NUMBERS: dict[type, type] = {int: Integral, float: Real}  # numpy's scalars are registered there
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "a string",
+    "Path": "a path",
+    "NoneType": "None",
+    "ImageSet": "images as lab.load_images('NAME', 'test') gives them",
+    "TokenSet": "tokens as lab.load_tokens('NAME', 'test') gives them",
+    "Features": "features as lab.Features.from_store(store, 'train') gives them",
+    "FeatureStore": "a store as lab.FeatureStore.open('FOLDER') gives it",
+    "ImageGPTForCausalImageModeling": "a model as lab.load_model('NAME') gives it",
+}
+LEAST = {"seed": 0, "draw": 0} | dict.fromkeys(
+    "batch_size workers count completions draws top_k n_boot types neighbours buffer per_class max_iter".split(), 1
+)  # by the name of an argument: the least whole number that has a meaning
+OPEN = ("Any", "ndarray", "Tensor")  # which take much that is like them
+F = TypeVar("F", bound=Callable)
+
+
+def checked(function: F) -> F:
+    """The same function, but that its arguments are held to its annotations by `plain`, and to LEAST."""
+    signature = inspect.signature(function)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [name for name, parameter in signature.parameters.items() if parameter.kind not in several]
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # whose own error names the function
+        for name in names:
+            if name in bound.arguments:
+                value = bound.arguments[name] = plain(bound.arguments[name], annotations()[name], name)
+                if isinstance(value, int) and value < LEAST.get(name, value):
+                    raise ValueError(f"{name}={value}; expected at least {LEAST[name]}")
+        return function(*bound.args, **bound.kwargs)
+
+    @functools.cache
+    def annotations() -> dict[str, Any]:  # when first called: the names in them may be of modules still to come
+        return {name: _annotation(function, name) for name in names}
+
+    return typing.cast(F, call)
+
+
+def _annotation(function: Callable, name: str) -> Any:
+    """An argument's annotation; Any where there is none, or where only a type checker imports a name in it."""
+    alone = types.SimpleNamespace(__annotations__={name: function.__annotations__.get(name, Any)})
+    try:
+        return typing.get_type_hints(alone, function.__globals__)[name]
+    except NameError:
+        return Any
+
+
+def check_fields(settings: Any) -> None:
+    """The same for the fields of a dataclass, from its `__post_init__`."""
+    hints = typing.get_type_hints(type(settings))
+    for field in fields(settings):
+        value = plain(getattr(settings, field.name), hints[field.name], field.name)
+        object.__setattr__(settings, field.name, value)
+
+
+def plain(value: Any, annotation: Any, name: str) -> Any:
+    """`value` as an annotation has it: a number as Python's own, one item or an array as a list, `~/x` as a path.
+
+    Annotations are numbers, strings, None, classes, a `Sequence` of one or more of these, a `Collection` of any number,
+    and unions. For anything else, an array for one, `value` is returned as it is. Raises TypeError for a value of
+    another kind, and ValueError for an empty sequence, with `name`, the value and what was expected.
+    """
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    classes = [kind for kind in kinds if isinstance(kind, type) and kind.__name__ not in OPEN]
+    lists = [kind for kind in kinds if typing.get_origin(kind) in (Sequence, Collection)]
+    if _is_one_of(value, classes):
+        if Path in classes and str(value).startswith(("~", "file://")):
+            return local(value)
+        return value.item() if type(value).__module__ == "numpy" else value
+    if len(classes) + len(lists) < len(kinds) or len(lists) > 1:
+        return value
+    for kind in lists:
+        item = typing.get_args(kind)[0]
+        values = [value] if _is_one_of(value, _classes(item)) else value
+        if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
+            values = [plain(element, item, f"{name}[{place}]") for place, element in enumerate(values)]
+            if not values and typing.get_origin(kind) is Sequence:
+                raise ValueError(f"{name} is empty; expected at least one, or leave it out")
+            return values
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    raise TypeError(f"{name}={text} is of type {type(value).__name__}; expected {_expected(classes, lists)}")
+
+
+def _classes(annotation: Any) -> list[type]:
+    """The classes among the members of a union, or of an annotation alone."""
+    return [kind for kind in typing.get_args(annotation) or (annotation,) if isinstance(kind, type)]
+
+
+def _is_one_of(value: Any, classes: Sequence[type]) -> bool:
+    """Whether a value is of a class; True is no number, and numpy's True is one of Python's."""
+    if type(value).__name__ in ("bool", "bool_"):
+        return bool in classes
+    return isinstance(value, tuple(NUMBERS.get(kind, kind) for kind in classes))
+
+
+def _expected(classes: Sequence[type], lists: Sequence[Any]) -> str:
+    words = [WORDS.get(kind.__name__, kind.__name__) for kind in classes]
+    words += [f"a list, each {_expected(_classes(typing.get_args(kind)[0]), ())}" for kind in lists]
+    return " or ".join(words)
+
+
+def local(path: str | os.PathLike) -> Path:
+    """A path with `~` and `~user` as their home folders, and file:///folder as /folder; ValueError for no such user."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        address = urlsplit(text)
+        if address.netloc not in ("", "localhost"):
+            raise ValueError(f"{text} is on the host {address.netloc}; expected file:///folder")
+        return Path(url2pathname(address.path))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file that is called so")
+    return Path(expanded)
