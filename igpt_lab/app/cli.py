@@ -51,9 +51,6 @@ def _run(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = vars(build_parser("".join(arguments[:1])).parse_args(arguments))
     run = options.pop("command")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         return run(**options) or 0
     except BrokenPipeError:

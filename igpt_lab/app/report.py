@@ -24,8 +24,9 @@ import pandas as pd
 
 from igpt_lab.app import saved
 from igpt_lab.app.saved import Results, SavedFigure
+from igpt_lab.core.arguments import local
 from igpt_lab.core.display import span
-from igpt_lab.core.provenance import atomic_write, digest, expanded
+from igpt_lab.core.provenance import atomic_write, digest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 QUIET = "--host-resolver-rules=MAP * ~NOTFOUND"  # no host is found; scripts are off by the page itself
@@ -84,7 +85,7 @@ def write_report(
             f"{results.folder} has no figures of its own (NAME.json beside NAME.csv); expected what "
             "`igpt-lab reproduce` writes"
         )
-    target = expanded(out) if out else results.folder / "report.html"
+    target = local(out) if out else results.folder / "report.html"
     path = atomic_write(target, page(results).encode(errors="replace"))  # a name that is not UTF-8 has question marks
     browser = chromium() if pdf else None
     return [path, _print(browser, path)] if browser else [path]
@@ -92,7 +93,7 @@ def write_report(
 
 def read(run: str | os.PathLike) -> Results:
     """The results of a folder, without those of which no page can be made: each figure and table is tried alone."""
-    results, figures = saved.read_run(expanded(run)), []
+    results, figures = saved.read_run(local(run)), []
     for figure in results.figures:
         if _can_be_shown(results, f"{figure.name}.json", figures=[figure]):
             figures.append(figure)

@@ -11,7 +11,7 @@ from pathlib import Path
 from igpt_lab.app import notebooks
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import MODEL, control_names
-from igpt_lab.core.provenance import atomic_write, expanded
+from igpt_lab.core.provenance import atomic_write
 
 MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
 
@@ -48,7 +48,7 @@ def results_folder(
         ValueError: the folder is that of another model or image set whose name is the same.
     """
     if out is not None:
-        return str(expanded(out)) if str(out).startswith("~") else str(out)
+        return str(local(out)) if str(out).startswith("~") else str(out)
     folder = Path(under) / run_name(model, images, quick=quick)
     run = {"images": _full(images), "model": _full(model)}
     note = folder / "run.json"

@@ -10,6 +10,7 @@ import difflib
 import json
 from pathlib import Path
 
+from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import atomic_write
 
 BUNDLED = Path(__file__).parents[1] / "bundled"

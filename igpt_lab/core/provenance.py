@@ -11,7 +11,6 @@ import platform
 import re
 import secrets
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -78,14 +77,6 @@ def digest(value: bytes | Path | object) -> str:
     if not isinstance(value, bytes):
         value = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(value).hexdigest()
-
-
-def expanded(path: str | os.PathLike) -> Path:
-    """The path with a `~` in front as the home folder; ValueError for the home of a user that there is not."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def named(*names: str, key: object) -> str:

@@ -83,8 +83,9 @@ def place(path: str | Place) -> Place:
     """A local path, or the place on an object store that an address names."""
     if isinstance(path, Remote):
         return path
-    is_address = isinstance(path, str) and ADDRESS.match(path) and not path.startswith("file://")
-    return Remote.of(path) if is_address else local(path)
+    if isinstance(path, str) and ADDRESS.match(path) and not path.startswith("file://"):
+        return Remote.of(path)
+    return local(path)
 
 
 def readable(path: Place) -> Path | pa.NativeFile:

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from igpt_lab.core.arguments import local
 from igpt_lab.core.display import control_names
-from igpt_lab.core.provenance import RunRecord, atomic_write, digest, expanded
+from igpt_lab.core.provenance import RunRecord, atomic_write, digest
 from igpt_lab.figures.style import FIGURES, UNDATED, Figure, render
 
 LARGEST = 2**28  # bytes of a file, or of the arrays in it, that are read
@@ -56,7 +57,7 @@ def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, st
     for a csv that has changed since, for a figure that was not made by one of FIGURES, and for files of any other
     content that cannot be plotted or unfolds to more than LARGEST bytes.
     """
-    file = expanded(file)
+    file = local(file)
     facts, csv = read_figure(file)
     saved = facts.get("drawing")
     if saved is None:
@@ -75,8 +76,8 @@ def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, st
         words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ValueError(f"{file} cannot be plotted: {words}") from error
     own = file.with_suffix("")
-    is_own = stem is None or expanded(stem).name == own.name  # a figure may have been saved as curve.png.png
-    return _write(own if stem is None else expanded(stem) if is_own else _stem(stem), contents)
+    is_own = stem is None or local(stem).name == own.name  # a figure may have been saved as curve.png.png
+    return _write(own if stem is None else local(stem) if is_own else _stem(stem), contents)
 
 
 def read_regular(file: Path) -> bytes:
@@ -91,7 +92,7 @@ def read_regular(file: Path) -> bytes:
 
 def read_figure(file: str | os.PathLike) -> tuple[dict, bytes]:
     """What the .json of a saved figure says, and the bytes of its .csv; ValueError where the csv is not that one."""
-    path = expanded(file)
+    path = local(file)
     facts, csv = read_json(path), read_regular(path.with_suffix(".csv"))
     if not isinstance(facts, dict) or "csv_sha256" not in facts:
         raise ValueError(f"{file} is not the json of a figure: it has no csv_sha256")
@@ -132,7 +133,7 @@ def read_table(csv: bytes, **types) -> pd.DataFrame:
 
 def _stem(path: str | os.PathLike) -> Path:
     """A path without the suffix of a file that is written there."""
-    path = expanded(path)
+    path = local(path)
     return path.with_suffix("") if path.suffix[1:] in (*UNDATED, "csv", "json") else path
 
 

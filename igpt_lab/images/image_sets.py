@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import card, picture, say_once
 from igpt_lab.core.storage import Remote
 from igpt_lab.images.columns import LABEL_COLUMNS, fixed
@@ -250,6 +251,7 @@ def _small(image: Image.Image) -> Image.Image:
     return ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image
 
 
+@checked
 def load_images(
     name: str | Path, split: str | None = None, *, limit: int | None = None, seed: int = 0
 ) -> ImageSet | TokenSet:
@@ -261,7 +263,7 @@ def load_images(
     after. Classes are numbered over all splits together, by name. What `load_tokens` takes gives a token set. What was
     chosen and left out is said on stderr. Raises ValueError, which names the culprit.
     """
-    if token_sets(Path(name).expanduser()):
+    if token_sets(local(name)):
         return load_tokens(name, split or "test", limit=limit, seed=seed)
     name = str(name)
     read_split = read(name, split)

@@ -126,7 +126,7 @@ def _locate(name: str, split: str) -> Path | Remote:
 
 
 def _is_on_hub(name: str) -> bool:
-    return bool(HUB_NAME.fullmatch(name)) and name not in bundled() and not Path(name).expanduser().exists()
+    return bool(HUB_NAME.fullmatch(name)) and name not in bundled() and not local(name).exists()
 
 
 def _hint(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from igpt_lab.core.arguments import local
 from igpt_lab.images.columns import Labels, class_names, fixed
 
 TOKEN_FILE = re.compile(r"(.+)_(?:tr|va|te)X\.npy")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from igpt_lab.core import hub
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.devices import device_of
 from igpt_lab.core.hub import resolve
 from igpt_lab.images.image_sets import ImageSet, TokenSet

@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import hub
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.downloads import fetch
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import device_of
 from igpt_lab.core.display import MODEL
 from igpt_lab.images.splits import stratified_split

@@ -27,6 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device, device_of
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import device_of
 from igpt_lab.core.hub import CheckpointError, read_json, resolve
 from igpt_lab.features.extraction import extract

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import device_of
 from igpt_lab.core.hub import CheckpointError, read_json, resolve
 from igpt_lab.core.provenance import digest

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Self, TypeVar, get_args, get_origin, get_typ
 import numpy as np
 import torch
 
-from igpt_lab.core.arguments import check_fields
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights
 

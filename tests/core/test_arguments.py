@@ -128,8 +128,8 @@ def test_every_public_function_checks_its_arguments():
         (lambda: lab.sample(lab.load_model("fashion-xs"), 0), "count=0; expected at least 1"),
         (lambda: lab.sample(lab.load_model("fashion-xs"), 1, seed=np.int64(-1)), "seed=-1; expected at least 0"),
         (lambda: lab.ExtractionSettings(layers=[]), "layers is empty"),
-        (lambda: lab.PretrainConfig(steps=1.5), "steps=1.5 is of type float"),
-        (lambda: lab.FinetuneConfig(patience="3"), "patience='3' is of type str"),
+        (lambda: lab.PretrainConfig(steps=1.5), "steps=1.5; expected int"),
+        (lambda: lab.FinetuneConfig(patience="3"), "patience='3'; expected int"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_names_the_way(call, message):

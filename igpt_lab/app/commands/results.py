@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import igpt_lab as lab
 from igpt_lab.app import notebooks, runs
 from igpt_lab.app.commands.options import IMAGES, MODEL, argument, command
-from igpt_lab.core.provenance import expanded
+from igpt_lab.core.arguments import local
 
 
 @command(
@@ -22,10 +22,10 @@ def figures(folder: str, style: str, out: str | None) -> int:
     """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
     from igpt_lab.app import saved
 
-    source = expanded(folder)
+    source = local(folder)
     own, odd = saved.own_files(source)
     files = [file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own]
-    target = expanded(out) if out else source / style
+    target = local(out) if out else source / style
     for file in files:
         try:
             picture = lab.figures.redraw(file, target / file.stem, style=style)[1]
@@ -113,7 +113,7 @@ def reproduce(
 )
 def open_lab(folder: str, port: int, browser: bool) -> None:
     """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
-    home = expanded(folder)
+    home = local(folder)
     copied, there = notebooks.copy_notebooks(notebooks.notebooks(), home / "notebooks")
     print(f"{home / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
     notebooks.open_lab(home, first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)

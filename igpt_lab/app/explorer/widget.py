@@ -30,7 +30,8 @@ from igpt_lab.app.explorer.layers import (
     take_rows,
 )
 from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, page, summarise, views
-from igpt_lab.core.provenance import RunRecord, expanded
+from igpt_lab.core.arguments import checked, local
+from igpt_lab.core.provenance import RunRecord
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
@@ -267,7 +268,7 @@ class Explorer(AnyWidget):
         """Write what is in view as figures: png, pdf, svg, csv and json each, in a folder that names the choice."""
         labels = f"{self.count}-a-class" if self.count else "all-labels"
         view = "-".join([self.point, self.split.replace(" ", "-"), labels, f"layer{self.layer:02d}"])
-        folder = (expanded(self.out) / folder_name(self.store.path.name) / folder_name(view)).resolve()
+        folder = (local(self.out) / folder_name(self.store.path.name) / folder_name(view)).resolve()
         settings = {"store": self.store.key, "view": {name: getattr(self, name) for name in CHOICES}}
         settings["view"] |= {"row": int(self.shown.index[self.image]), "chosen": self.answers.chosen}
         files = []
