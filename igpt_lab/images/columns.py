@@ -62,7 +62,7 @@ def unchosen(schema: pa.Schema, chosen: str | None) -> list[str]:
     if not others or chosen == "label":
         return []
     taken = f"labels are those of the column {chosen}" if chosen else "no labels are read"
-    return [f"{taken}; {', '.join(others)} may hold labels too: name a column 'label' to choose it"]
+    return [f"{taken}; {', '.join(others)} may be meant: name a column 'label' to choose it"]
 
 
 def _usual(candidates: list[str], kind: str, schema: pa.Schema, name: str) -> str:

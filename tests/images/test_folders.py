@@ -213,12 +213,13 @@ def test_metadata_that_is_refused(text, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_names_no_file_outside(tmp_path):
+def test_metadata_names_no_file_outside(tmp_path, capsys):
     fill(tmp_path, "secret.png", "set/0.png")
     rows_of = [{"file_name": name, "label": "a"} for name in ("0.png", "../secret.png", str(tmp_path / "secret.png"))]
     (tmp_path / "set/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of))
     images = load_images(tmp_path / "set")
     assert len(images) == 1 and np.array_equal(images.index, [0])
+    assert "left out: 2 x row of metadata.jsonl whose image is not there" in capsys.readouterr().err
 
 
 def test_a_folder_of_nothing_to_read_says_what_is_there(tmp_path):
