@@ -80,6 +80,9 @@ def finetune(
     **tuning: Any,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
+    import numpy as np
+
+    from igpt_lab.probing.probes import say_unseen
     from igpt_lab.training import parallel
 
     loaded = lab.load_model(model, revision=revision, random=random)
@@ -91,6 +94,7 @@ def finetune(
         if parallel.rank():
             return
     classified = lab.classify(lab.load_classifier(out, device=device), test)
+    say_unseen(test.require_labels(), np.unique(train.labels), train.label_names)
     accuracy, counts = classified.accuracy(), classified.confusion()
     record = lab.RunRecord("finetune", {"model": model, "images": images, **accuracy}, seed=tuning["seed"])
     confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
