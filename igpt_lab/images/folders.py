@@ -241,6 +241,6 @@ def _read_metadata(file: Path) -> pa.Table:
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if "file_name" not in table.column_names:
-        raise ValueError(f"{file} has no column file_name; its columns are {', '.join(table.column_names)}")
+    if table.column_names.count("file_name") != 1:
+        raise ValueError(f"{file} has no column file_name, or two; its columns are {', '.join(table.column_names)}")
     return table
