@@ -52,7 +52,7 @@ def label_column(schema: pa.Schema, name: str) -> str | None:
 
 
 def unchosen(schema: pa.Schema, chosen: str | None) -> list[str]:
-    """A note on columns that may hold labels too, unless the chosen one is named 'label'."""
+    """A note on other columns that may hold the labels, unless the chosen one is named 'label'."""
     kinds = {column: feature.get("_type") for column, feature in _features(schema).items()}
     others = [
         column
@@ -62,7 +62,7 @@ def unchosen(schema: pa.Schema, chosen: str | None) -> list[str]:
     if not others or chosen == "label":
         return []
     taken = f"labels are those of the column {chosen}" if chosen else "no labels are read"
-    return [f"{taken}; {', '.join(others)} may hold labels too: name a column 'label' to choose it"]
+    return [f"{taken}; {', '.join(others)} may be meant: name a column 'label' to choose it"]
 
 
 def _usual(candidates: list[str], kind: str, schema: pa.Schema, name: str) -> str:
@@ -70,7 +70,10 @@ def _usual(candidates: list[str], kind: str, schema: pa.Schema, name: str) -> st
     usual = [column for column in (*IMAGE_COLUMNS, *LABEL_COLUMNS) if column in candidates]
     if not usual and len(candidates) > 1:
         raise ValueError(f"{name} has several columns that may hold the {kind}; name one {kind!r}. {_names(schema)}")
-    return (usual or candidates)[0]
+    chosen = (usual or candidates)[0]
+    if schema.names.count(chosen) > 1:
+        raise ValueError(f"{name} has the column {chosen!r} twice. {_names(schema)}")
+    return chosen
 
 
 def _names(schema: pa.Schema) -> str:

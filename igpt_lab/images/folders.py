@@ -50,14 +50,14 @@ def read_folders(root: Path, split: str | None, name: str) -> Opened:
     bases: dict[str, Parts] = {folder: _unwrapped((folder,), images) for folder in splits}
     if splits:
         split = split or "test"
-        chosen = _chosen(splits, split, name)
+        chosen = _chosen(splits, split, name, _told(left_out))
         base = bases.pop(chosen)
         ignored = [folder for folder, word in splits.items() if folder != chosen and word == splits[chosen]]
         outside = sum(len(parts) == 1 for parts in images)
         left_out |= Counter({f"folder {folder}, also named after {splits[chosen]}": 1 for folder in ignored})
         left_out |= Counter({"image beside the splits": outside} if outside else {})
     else:
-        split, base = split or split_of(root.name) or "test", ()
+        split, base = split or split_of(root.absolute().name) or "test", ()
     inside = [parts for parts in images if parts[: len(base)] == base]
     if not inside:
         raise ValueError(
@@ -145,13 +145,13 @@ def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tupl
     )
 
 
-def _chosen(splits: dict[str, str], split: str, name: str) -> str:
+def _chosen(splits: dict[str, str], split: str, name: str, told: str) -> str:
     """The folder of a split: the one of its very name, or else the only one that means it."""
     same = [split] if split in splits else [folder for folder, word in splits.items() if word == split_of(split)]
     if len(same) > 1:
         raise ValueError(f"{name} has several folders for the split {split!r}: {', '.join(same)}; give the name of one")
     if not same:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}{told and f' ({told})'}")
     return same[0]
 
 
@@ -218,7 +218,9 @@ def _metadata(
         if "/".join(parts) not in rows:
             raise ValueError(f"{file} has no row for {'/'.join(parts[len(where) :])}; expected one for each image")
     labels = table[label].take(pa.array([rows["/".join(parts)] for parts in images]))
-    return labels, (f"labels are those of {file.name}, column {label}", *unchosen(table.schema, label))
+    more = sum(path.startswith("".join(f"{part}/" for part in base)) for path in rows) - len(images)
+    absent = [f"left out: {more} x row of {file.name} whose image is not there"] if more else []
+    return labels, (f"labels are those of {file.name}, column {label}", *absent, *unchosen(table.schema, label))
 
 
 def _path_of(where: Parts, cell: str) -> str:
@@ -239,6 +241,6 @@ def _read_metadata(file: Path) -> pa.Table:
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if "file_name" not in table.column_names:
-        raise ValueError(f"{file} has no column file_name; its columns are {', '.join(table.column_names)}")
+    if table.column_names.count("file_name") != 1:
+        raise ValueError(f"{file} has no column file_name, or two; its columns are {', '.join(table.column_names)}")
     return table

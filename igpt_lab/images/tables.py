@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -21,29 +21,37 @@ SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
 
 def open_parquet(path: Path | Remote, split: str, name: str) -> Opened | None:
     """A split of a Parquet file, or of a folder of them; None where the folder has none."""
-    if path.is_file() and path.suffix != ".parquet":
-        raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
-    root, splits = _files_of(path)
-    if not splits and isinstance(path, Path) and path.is_dir():
-        return None
-    if path.is_file() and not is_split(path):
-        return Opened(_read([path], name), root, split, notes=_notes(path, name))
     if path.is_file():
-        pick({split_in(path): [path]}, split, name)
-    files = [root / file.as_posix() for file in pick(splits, split, name)]
-    others = {other: partial(_labels_of, root, other, splits, name) for other in splits if other != split}
-    return Opened(_read(files, name), root, split, others, _notes(files[0], name))
-
-
-def _files_of(path: Path | Remote) -> tuple[Path | Remote, dict[str, list[PurePath]]]:
-    """The folder of a source and its Parquet files by split; of a file that is one split, those that lie beside it."""
-    if path.is_file():
-        beside = split_files(PurePath(file.name) for file in path.parent.glob("*.parquet"))
-        return path.parent, {split: files for split, files in beside.items() if split in SPLITS}
+        return _open_file(path, split, name)
     if isinstance(path, Remote):
-        return path, split_files(PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet"))
-    below = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
-    return path, split_files(file for file in below if not any(part.startswith(".") for part in file.parts))
+        splits = split_files(PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet"))
+    else:
+        below = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
+        splits = split_files(file for file in below if not any(part.startswith(".") for part in file.parts))
+        if not splits:
+            return None
+    files = [path / file.as_posix() for file in pick(splits, split, name)]
+    return Opened(_read(files, name), path, split, _others(path, split, splits, name), _notes(files[0], name))
+
+
+def _open_file(path: Path | Remote, split: str, name: str) -> Opened:
+    """A file, whole; where it is named after a split, the splits that lie beside it are of the same set."""
+    if path.suffix != ".parquet":
+        raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
+    beside: dict[str, list[PurePath]] = {}
+    if is_split(path):
+        pick({split_in(path): [path]}, split, name)
+        files = split_files(PurePath(file.name) for file in path.parent.glob("*.parquet"))
+        beside = {other: files[other] for other in files if other in SPLITS}
+    others = _others(path.parent, split, beside, name)
+    return Opened(_read([path], name), path.parent, split, others, _notes(path, name))
+
+
+def _others(
+    root: Path | Remote, split: str, splits: dict[str, list[PurePath]], name: str
+) -> dict[str, Callable[[], Labels | None]]:
+    """What reads the labels of each other split."""
+    return {other: partial(_labels_of, root, other, splits, name) for other in splits if other != split}
 
 
 def split_in(file: PurePath | Remote) -> str:
@@ -146,18 +154,22 @@ def open_saved(path: Path, split: str, name: str) -> Opened:
     raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
 
 
-def _saved(path: Path) -> pa.Table:
+def _saved(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """These columns of a saved split, or all."""
     import datasets
 
     saved = datasets.load_from_disk(str(path))
+    saved = saved if columns is None else saved.select_columns(columns)
     return saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
 
 
 def _labels_of_saved(path: Path, name: str) -> Labels | None:
+    """The labels of another split; None where it has none."""
+    import datasets
+
     try:
-        table = _saved(path)
-        label = label_column(table.schema, name)
-        return read_labels(table, label, f"{name} {path.name}") if label else None
+        label = label_column(datasets.load_from_disk(str(path)).features.arrow_schema, name)
+        return read_labels(_saved(path, [label]), label, f"{name} {path.name}") if label else None
     except (pa.ArrowException, OSError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
 

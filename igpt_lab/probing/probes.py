@@ -262,14 +262,19 @@ class MatchedLabels:
         if self.train_names and names and names != self.train_names:
             names = tuple(dict.fromkeys([*self.train_names, *self.test_names]))
             labels = np.array([names.index(name) for name in self.test_names])[labels]
-        unknown, counts = np.unique(labels[~np.isin(labels, self.classes)], return_counts=True)
-        if unknown.size:
-            told = ", ".join(names[label] if names else str(label) for label in unknown)
-            say_once(
-                f"classes without rows in train: {told}; the {counts.sum()} of {len(labels)} test images of these "
-                "count as wrong"
-            )
+        say_unseen(labels, self.classes, names)
         return labels
+
+
+def say_unseen(labels: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:
+    """Say which classes of test labels (N,) are not among the `classes` of train: no answer can be right there."""
+    unseen, counts = np.unique(labels[~np.isin(labels, classes)], return_counts=True)
+    if unseen.size:
+        told = ", ".join(names[label] if names else str(label) for label in unseen)
+        say_once(
+            f"classes without rows in train: {told}; the {counts.sum()} of {len(labels)} test images of these count as "
+            "wrong"
+        )
 
 
 def matched(train: Features, test: Features) -> MatchedLabels:

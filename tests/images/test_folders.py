@@ -2,10 +2,14 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from igpt_lab.images.folders import split_of
@@ -198,9 +202,10 @@ def test_metadata_without_labels_leaves_those_of_the_folders(tmp_path, capsys):
     [
         ("file_name,label\n0.png,a\n", "metadata.csv has no row for 1.png; expected one for each image"),
         ("file_name,label\n0.png,a\n./0.png,b\n1.png,b\n", "names a file twice"),
-        ("name,label\n0.png,a\n", "metadata.csv has no column file_name; its columns are name, label"),
+        ("name,label\n0.png,a\n", "metadata.csv has no column file_name, or two; its columns are name, label"),
         ("file_name,label\n0.png\n", "metadata.csv cannot be read: "),
         ("", "metadata.csv cannot be read: "),
+        ("file_name,label,label\n0.png,1,2\n1.png,1,2\n", "has the column 'label' twice"),
         ("file_name,label\n0.png,0.5\n1.png,1\n", "is double; expected integers or words"),
         ("file_name,label\n0.png,a\n1.png,\n", "row 1 has no label among its 1 classes: None"),
     ],
@@ -213,12 +218,36 @@ def test_metadata_that_is_refused(text, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_names_no_file_outside(tmp_path):
+def test_metadata_names_no_file_outside(tmp_path, capsys):
     fill(tmp_path, "secret.png", "set/0.png")
     rows_of = [{"file_name": name, "label": "a"} for name in ("0.png", "../secret.png", str(tmp_path / "secret.png"))]
     (tmp_path / "set/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of))
     images = load_images(tmp_path / "set")
     assert len(images) == 1 and np.array_equal(images.index, [0])
+    assert "left out: 2 x row of metadata.jsonl whose image is not there" in capsys.readouterr().err
+
+
+CELLS = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.floats(), st.lists(st.integers(), max_size=2))
+TEXTS = st.one_of(
+    st.binary(max_size=60),
+    st.lists(st.tuples(CELLS, CELLS), max_size=3).map(
+        lambda cells: "\n".join(json.dumps({"file_name": name, "label": label}) for name, label in cells).encode()
+    ),
+    st.lists(CELLS, min_size=1, max_size=3).map(
+        lambda cells: f"file_name,label\n0.png,{','.join(map(str, cells))}\n".encode("utf-8", "replace")
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(text=TEXTS, name=st.sampled_from(["metadata.csv", "metadata.jsonl"]))
+def test_any_metadata_is_read_or_refused_in_one_line(text, name):
+    with tempfile.TemporaryDirectory() as folder:
+        (fill(Path(folder), "0.png") / name).write_bytes(text)
+        try:
+            assert len(load_images(folder)) == 1
+        except ValueError as error:
+            assert folder in str(error) and len(str(error).splitlines()) == 1
 
 
 def test_a_folder_of_nothing_to_read_says_what_is_there(tmp_path):

@@ -159,10 +159,16 @@ def test_which_of_two_label_columns_was_taken_is_said(tmp_path, capsys):
     table = pq.read_table(tmp_path / "test.parquet", use_threads=False).drop_columns("label")
     pq.write_table(table, tmp_path / "test.parquet")
     images = load_images(tmp_path)
-    note = "labels are those of the column fine_label; coarse_label may hold labels too"
+    note = "labels are those of the column fine_label; coarse_label may be meant"
     advice = "name a column 'label' to choose it"
     assert images.labels.tolist() == [1, 0] and capsys.readouterr().err == f"{tmp_path}: {note}: {advice}\n"
     assert note in images._repr_html_()
+
+
+def test_a_file_within_a_folder_named_after_its_split(tmp_path):
+    (tmp_path / "test").mkdir()
+    write(tmp_path, "test/0000", WORDS["test"])
+    assert named(load_images(tmp_path / "test/0000.parquet")) == WORDS["test"]
 
 
 def test_token_sets_number_over_all_splits(tmp_path):

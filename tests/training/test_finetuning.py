@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -361,6 +362,15 @@ def test_the_command_refuses_to_test_on_its_training_images(tiny_folder, tiny_im
     assert cli.main(["finetune", str(tiny_folder), str(tiny_images / "train"), "--out", str(out), "--steps", "1"]) == 1
     assert "gives the same images for train and test; it needs splits of its own" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_command_says_which_class_has_no_training_images(tiny_folder, tiny_images, tmp_path, capsys):
+    root = shutil.copytree(tiny_images, tmp_path / "images")
+    shutil.copytree(root / "test/light", root / "test/pale")
+    given = ["--steps", "2", "--pad", "1", "--batch-size", "16"]
+    assert cli.main(["finetune", str(tiny_folder), str(root), "--out", str(tmp_path / "out"), *given]) == 0
+    told = "classes without rows in train: pale; the 20 of 60 test images of these count as wrong"
+    assert told in capsys.readouterr().err
 
 
 def test_images_without_labels_have_no_confusion_and_a_class_that_is_never_met_has_its_row():

@@ -90,6 +90,9 @@ def finetune(
     **tuning: Any,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
+    import numpy as np
+
+    from igpt_lab.probing.probes import say_unseen
     from igpt_lab.training import parallel
     from igpt_lab.training.resuming import in_use
 
@@ -109,6 +112,7 @@ def _meet(
 ) -> None:
     """Print and draw what the classifier in `out` says of the test split."""
     classified = lab.classify(lab.load_classifier(out, device=device), test)
+    say_unseen(test.require_labels(), np.unique(train.labels), train.label_names)
     accuracy, counts = classified.accuracy(), classified.confusion()
     record = lab.RunRecord("finetune", {"model": model, "images": images, **accuracy}, seed=seed)
     confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
