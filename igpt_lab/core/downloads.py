@@ -152,7 +152,7 @@ def _fetch(session: requests.Session, url: str, path: Path, about: Announced, ba
 
 def _finish(path: Path, about: Announced) -> None:
     """Rename `FILE.part`, if it has the digests that the server named; else it is removed, to begin again."""
-    digests = {name: DIGESTS[name]() for name in about.digests}
+    digests: dict[str, Any] = {name: DIGESTS[name]() for name in about.digests}
     with _part(path).open("rb+") as file:
         while digests and (chunk := file.read(1 << 20)):
             for digest in digests.values():

@@ -96,7 +96,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         for name in mapped.offset_keys():
             state[name] = tensor = torch.empty_like(mapped.get_tensor(name))
             values = tensor.reshape(-1).view(torch.uint8).numpy()
-            if file.readinto(values) != values.size:
+            if file.readinto(values) != values.size:  # type: ignore[arg-type]  # an array is a buffer
                 raise EOFError(f"the values of {name!r} end too early")
     return state
 
