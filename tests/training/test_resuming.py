@@ -125,6 +125,24 @@ def test_a_flipped_bit_is_found(finished, tmp_path, place, bit):
     assert "\n" not in str(refused.value)
 
 
+@FUZZED
+@given(st.sampled_from(["step", "log", "lowest", "schedule"]), JSON | st.lists(JSON), st.data())
+def test_odd_notes_in_a_state_end_in_one_line_or_are_numbers(finished, tmp_path, name, value, data):
+    text = data.draw(
+        st.sampled_from([json.dumps(value), json.dumps([{"step": value, "validation_loss": 1.0}]), "[" * 9999])
+    )
+    tensors, note = content(finished / STATE)
+    note = {key: other for key, other in note.items() if key != "sha256"} | {name: text}
+    save_file(tensors, tmp_path / STATE, write_note(tensors, note))
+    try:
+        state = read_state(tmp_path / STATE)
+    except CheckpointError as error:
+        assert str(error).startswith(f"{tmp_path / STATE} cannot be read") and "\n" not in str(error)
+        return
+    assert type(state.step) is int and all(isinstance(row["step"], int | float) for row in state.log)
+    assert pd.DataFrame(state.log).size < 99 and state.lowest == state.lowest
+
+
 def older(folder):
     """Take from the files what older versions did not write."""
     tensors, note = content(folder / STATE)
