@@ -161,7 +161,7 @@ def read_state(path: Path) -> State:
         raise CheckpointError(f"{path} cannot be read (it is not as it was written); {BEGIN_AGAIN}")
     try:
         return _state(tensors, note)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read (no state of a run: {error!r}); {BEGIN_AGAIN}") from error
 
 
@@ -182,6 +182,11 @@ def _state(tensors: dict[str, Tensor], note: dict[str, str]) -> State:
     log = json.loads(note["log"])
     if not 0 <= step <= schedule.get("steps", step) or schedule.keys() - set(SCHEDULE) or math.isnan(lowest):
         raise ValueError(f"step {step} of {schedule}, lowest loss {lowest}")
-    if not all({"step", "validation_loss"} <= row.keys() for row in log):
-        raise ValueError("the rows of its log lack a column")
+    numbers = (isinstance(value, int | float) for row in log for value in row.values())
+    if (
+        not isinstance(log, list)
+        or not all({"step", "validation_loss"} <= row.keys() for row in log)
+        or not all(numbers)
+    ):
+        raise ValueError("its log has no rows of numbers, step and validation_loss among them")
     return State(tensors, note.get("run", ""), schedule, step, log, lowest)

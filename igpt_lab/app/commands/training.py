@@ -66,7 +66,10 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     if palette.exists():
         older = (out / "training.json").exists() and not note.exists()  # its tokens say whether it is the same run
         if not older and (not note.exists() or read_json(note) != made):
-            raise ValueError(f"{out} holds the palette of other images, or of another shape; choose another folder")
+            raise ValueError(
+                f"{out} holds a palette ({palette.name}) that is not of these images, side and colours by {note.name}; "
+                "choose another folder, or the same arguments to go on"
+            )
         return
     blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), shape["side"])
     fitted = lab.ImageGPTImageProcessorPil(lab.fit_palette(blank.resize(iter(source)), shape["colours"]), shape["side"])
