@@ -15,9 +15,11 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import requests
@@ -30,7 +32,10 @@ PATIENCE = 30  # seconds to wait for the server
 PAUSE = 1  # seconds before the second attempt in a row; doubled for each after it
 CHUNK = 1 << 14  # bytes; what came of a chunk is lost when the connection drops
 PLAIN = {"Accept-Encoding": "identity"}  # compressed bytes could not be counted
-DIGESTS = {"md5": partial(hashlib.md5, usedforsecurity=False), "crc32c": google_crc32c.Checksum}
+DIGESTS: dict[str, Callable[[], Any]] = {
+    "md5": partial(hashlib.md5, usedforsecurity=False),
+    "crc32c": google_crc32c.Checksum,
+}
 
 
 @dataclass(frozen=True)
