@@ -15,9 +15,11 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import requests
@@ -30,7 +32,10 @@ PATIENCE = 30  # seconds to wait for the server
 PAUSE = 1  # seconds before the second attempt in a row; doubled for each after it
 CHUNK = 1 << 14  # bytes; what came of a chunk is lost when the connection drops
 PLAIN = {"Accept-Encoding": "identity"}  # compressed bytes could not be counted
-DIGESTS = {"md5": partial(hashlib.md5, usedforsecurity=False), "crc32c": google_crc32c.Checksum}
+DIGESTS: dict[str, Callable[[], Any]] = {
+    "md5": partial(hashlib.md5, usedforsecurity=False),
+    "crc32c": google_crc32c.Checksum,
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def _by_hand(files: dict[str, Path]) -> str:
 
 def _announced(session: requests.Session, url: str) -> Announced:
     """Of the file at an address. A passing fault is tried again; without any answer there is no network."""
-    for attempt in range(ATTEMPTS):
+    attempt = 0
+    while True:
         answer = session.head(url, headers=PLAIN, timeout=PATIENCE, allow_redirects=True)
         try:
             _check(answer, url)
@@ -98,10 +104,10 @@ def _announced(session: requests.Session, url: str) -> Announced:
                 raise requests.ConnectionError(f"{url}: the server announces {size!r} bytes", response=answer)
             return Announced(int(size), version, _digests(answer))
         except requests.RequestException:
-            if attempt == ATTEMPTS - 1:
+            attempt += 1
+            if attempt == ATTEMPTS:
                 raise
-            time.sleep(PAUSE * 2**attempt)
-    raise AssertionError("unreachable")
+            time.sleep(PAUSE * 2 ** (attempt - 1))
 
 
 def _is_whole(path: Path, size: int) -> bool:
@@ -122,7 +128,7 @@ def _check(answer: requests.Response, url: str, expected: int = 200) -> None:
     code, kind = answer.status_code, answer.headers.get("Content-Type", "")
     if 400 <= code < 500 and code not in (408, 429):
         raise FileNotFoundError(f"{url}: the server answers {code} {answer.reason}")
-    encoding, fault = answer.headers.get("Content-Encoding", "identity"), ""
+    encoding, fault = answer.headers.get("Content-Encoding") or "identity", ""
     if code != expected:
         fault = f"the server answers {code}"
     elif encoding != "identity":
@@ -136,6 +142,7 @@ def _check(answer: requests.Response, url: str, expected: int = 200) -> None:
 def _fetch(session: requests.Session, url: str, path: Path, about: Announced, bar: tqdm) -> None:
     """One address to one file, through `FILE.part`, which an interruption leaves to go on from."""
     failures, best, before = 0, 0, bar.n
+    bar.update(_held(path))
     while not _is_whole(path, about.size):  # it may be by now: another process held the lock
         try:
             _stream(session, url, path, about, bar)
@@ -174,7 +181,7 @@ def _mark(path: Path) -> Path:
 def _stream(session: requests.Session, url: str, path: Path, about: Announced, bar: tqdm) -> None:
     """Add to `FILE.part` what it lacks; from its beginning where the server's file is another, or knows no ranges."""
     part, mark = _part(path), _mark(path)
-    version = mark.read_text(errors="replace") if mark.is_file() else ""
+    version = mark.read_text("latin-1") if mark.is_file() else ""
     held = _held(path) if version else 0
     asked = {"Range": f"bytes={held}-", "If-Range": version} if held else {}
     with session.get(url, headers=PLAIN | asked, stream=True, timeout=PATIENCE) as answer:
@@ -191,7 +198,7 @@ def _stream(session: requests.Session, url: str, path: Path, about: Announced, b
                 raise requests.ConnectionError(f"{length} bytes come, where {about.size} were announced")
             held = 0
             part.write_bytes(b"")
-            mark.write_text(_version(answer))
+            mark.write_text(_version(answer), "latin-1")
         with part.open("ab") as file:
             for chunk in answer.iter_content(CHUNK):
                 held += len(chunk)

@@ -5,6 +5,7 @@ A set is `NAME_trX.npy`, `NAME_vaX.npy`, `NAME_teX.npy` and, beside each, the cl
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
         there = ", ".join(word for word in ("train", "validation", "test") if by_split[TOKEN_SPLITS[word]].is_file())
         raise ValueError(f"{name} has no split {split!r}; it has {there}")
     file = by_split[TOKEN_SPLITS[split]]
-    tokens = _array(file)
+    tokens = mapped(file)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
         raise ValueError(f"{file} is {tokens.dtype} {tokens.shape}; expected integers (images, tokens)")
     labels = {path: _labels_beside(path) for path in by_split.values() if path.is_file()}
@@ -58,7 +59,7 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
 def _labels_beside(tokens: Path) -> Labels | None:
     """The labels in the Y file beside an X file, None where there is none."""
     classes = tokens.with_name(f"{tokens.name.removesuffix('X.npy')}Y.npy")
-    return _labels_of(classes, len(_array(tokens))) if classes.is_file() else None
+    return _labels_of(classes, len(mapped(tokens))) if classes.is_file() else None
 
 
 class Mapped(np.memmap):
@@ -71,20 +72,25 @@ class Mapped(np.memmap):
         return super().__getitem__(index)
 
 
-def _array(path: Path) -> np.ndarray:
-    """The array of a .npy file, mapped from the disk."""
+def mapped(path: Path) -> np.ndarray:
+    """The array of numbers in a .npy file, mapped from the disk; ValueError, which names the file, for another."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+            begin, size = file.tell(), math.prod(shape) * dtype.itemsize
+        whole = all(type(n) is int and n >= 0 for n in shape) and begin + size <= path.stat().st_size
+        if not whole or not dtype.itemsize or dtype.hasobject:  # NumPy divides by the size of an item
+            raise ValueError(f"{shape} of {dtype}")
+        return Mapped(path, dtype, "r", begin, shape, "F" if by_columns else "C")
+    except Exception as error:  # NumPy's reader of headers raises many kinds
         raise ValueError(f"{path} cannot be read as a .npy file of numbers, is it cut short?") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} is an archive; expected a .npy file")
-    return array.view(Mapped)
 
 
 def _labels_of(path: Path, rows: int) -> Labels:
     """The classes of a Y file: whole numbers (N,), or one-hot rows (N, K), whose columns are all classes."""
-    classes = _array(path)
+    classes = mapped(path)
     if classes.ndim not in (1, 2) or len(classes) != rows or not classes.size or classes.dtype.kind not in "iufb":
         raise ValueError(f"{path} is {classes.dtype} {classes.shape}; expected classes of {rows} images")
     labels = np.empty(rows, np.int64)

@@ -71,8 +71,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read, is it cut short? {error}") from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise CheckpointError(f"{path} asks for more memory than there is") from error
     except Exception as error:  # torch raises many kinds, in texts over ten lines that tell how to execute the file
         raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -96,7 +96,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         for name in mapped.offset_keys():
             state[name] = tensor = torch.empty_like(mapped.get_tensor(name))
             values = tensor.reshape(-1).view(torch.uint8).numpy()
-            if file.readinto(values) != values.size:  # type: ignore[arg-type]  # an array is a buffer
+            if file.readinto(values.data) != values.size:
                 raise EOFError(f"the values of {name!r} end too early")
     return state
 

@@ -25,6 +25,7 @@ from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.downloads import fetch
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
+from igpt_lab.images.token_files import mapped
 from igpt_lab.models.config import SIZES, ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.tensorflow_bundle import FLOATS, Bundle
@@ -209,12 +210,13 @@ def _processor(bundle: Bundle, palette: str | Path | None, config: ImageGPTConfi
         )
         return None
     try:
-        centres = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        centres = np.array(mapped(path))
+    except ValueError as error:
         raise CheckpointError(f"the palette {path} is not there, or no .npy file of numbers") from error
-    if not isinstance(centres, np.ndarray) or centres.shape != (config.n_colours, 3) or centres.dtype.kind != "f":
-        what = f"{centres.dtype} {centres.shape}" if isinstance(centres, np.ndarray) else "an archive"
-        raise CheckpointError(f"the palette {path} is {what}; this model needs floats ({config.n_colours}, 3)")
+    if centres.shape != (config.n_colours, 3) or centres.dtype.kind != "f":
+        raise CheckpointError(
+            f"the palette {path} is {centres.dtype} {centres.shape}; this model needs floats ({config.n_colours}, 3)"
+        )
     if not (np.abs(centres) <= 1 + 1e-6).all():
         raise CheckpointError(f"the palette {path} has values outside [-1, 1]")
     side = _side_of(config)

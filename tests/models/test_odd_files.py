@@ -27,7 +27,7 @@ ANYTHING = st.recursive(
 CONFIG_FIELDS = [*(f.name for f in fields(ImageGPTConfig)), *ALIASES, "label2id", "model_type", "dtype", "other"]
 PROCESSOR_FIELDS = ["clusters", *DEFAULTS, "other"]
 LN_F = "transformer.ln_f.weight"
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import igpt_lab as lab
@@ -883,6 +883,23 @@ def test_token_sets_that_are_damaged(tokens):
         lab.load_images(tokens.parent, "train")
     with pytest.raises(ValueError, match="has no NAME_trX.npy"):
         data.load_tokens(tokens.parent.parent)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["'<i8'", "'|V0'", "'<U0'", "'O'", "[('a', '<i8')]", "[]", "'x'", "'<f2'", "(" * 4000]),
+    st.sampled_from([0, 1, 3, -1, 2**62, 2**63, 10**30, True, 2.0, "a", None]) | st.integers(),
+    st.sampled_from([16, 1, 2**61, 10**30]),
+)
+@example("'|V0'", 10**30, 1)  # which ends NumPy's own reader, and the process
+def test_any_header_of_a_token_set(tokens, dtype, rows, length):
+    header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': ({rows!r}, {length}), }}\n".encode()
+    path = tokens.with_name("shades_teX.npy")
+    path.write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + bytes(3 * 16 * 8))
+    try:
+        assert lab.load_tokens(tokens, "test").tokens.shape == (rows, length)
+    except ValueError as error:
+        assert "shades_te" in str(error) and "\n" not in str(error)
 
 
 def test_a_token_set_that_is_cut_while_it_is_in_use_is_an_error(tokens, tiny):

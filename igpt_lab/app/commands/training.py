@@ -93,9 +93,7 @@ def finetune(
     **tuning: Any,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
-    import numpy as np
 
-    from igpt_lab.probing.probes import say_unseen
     from igpt_lab.training import parallel
     from igpt_lab.training.resuming import in_use
 
