@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.features.hooks import record
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.tokens import tokenize
@@ -43,7 +43,7 @@ def check(
     `resid_pre`, but for causality and cached decoding, which compare the states of single positions.
     """
     model = load_model(model) if isinstance(model, str | Path) else copy.deepcopy(model)
-    device = device_of(device)
+    device = best_device(device)
     model = model.float().to(device).eval()
     tokens, rows = _tokens(model, images), []
     bar = tqdm(_checks(model, tokens, device), total=7, unit="check", disable=not progress)

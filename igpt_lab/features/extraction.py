@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.storage import Place, Remote, place
 from igpt_lab.features.manifest import FeatureKey, explain_miss
 from igpt_lab.features.runner import Features, Runner, Stats
@@ -136,7 +136,7 @@ def prepare(
 ) -> Extraction:
     """An extraction, checked; ValueError for what cannot be, before any work is done. `here`: on this machine."""
     model = load_model(model) if isinstance(model, str | Path) else model
-    device = device_of(device, here=here)
+    device = best_device(device, here=here)
     settings = settings.settled(model.config, device)
     images = [images] if isinstance(images, ImageSet | TokenSet) else images
     splits = {split_images.split: split_images for split_images in images}

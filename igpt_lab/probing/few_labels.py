@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import Choice, Fold, best_layer, choose_C, folds_of
@@ -100,7 +100,7 @@ def probe_few_labels(
     check_known(fixed, train.layers)
     classes, y = np.unique(train.labels, return_inverse=True)
     subsets = [_Subset.of(train.labels, y, k, draw, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
-    fitting = {"max_iter": max_iter, "device": device_of(device)}
+    fitting = {"max_iter": max_iter, "device": best_device(device)}
     name = f"few labels {shown_control(control)}".strip()
     with tqdm(total=2 * len(train.layers), desc=name, disable=not progress) as bar:
         _choose(subsets, train, test, y, Cs, fitting, bar)

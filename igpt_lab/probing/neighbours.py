@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.probes import Features, ProbeResult, layer_by_layer
@@ -28,7 +28,7 @@ def nearest_others(
     """Each row's `count` nearest others: indices and distances (N, count), nearest first, at the scale of `scaled`."""
     if len(x) < count + 2:
         raise ValueError(f"{len(x)} different images; expected at least {count + 2} to look for {count} neighbours")
-    rows = torch.as_tensor(scaled(x)).to(device_of(device))
+    rows = torch.as_tensor(scaled(x)).to(best_device(device))
     near, distances, sure = _search(rows, count, progress)
     doubtful = (~sure).nonzero()[:, 0]
     if len(doubtful):
@@ -105,7 +105,7 @@ def probe_neighbours(
     classes, y = np.unique(train.labels, return_inverse=True)
     fit, held = stratified_split(train.labels, holdout, seed=seed)
     ks = [k for k in sorted(ks) if k <= len(fit)]
-    device = device_of(device)
+    device = best_device(device)
 
     def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
         for values, others in zip(x, tested, strict=True):

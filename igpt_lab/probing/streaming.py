@@ -27,7 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
-from igpt_lab.core.devices import best_device, device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
@@ -75,7 +75,7 @@ def probe_streaming(
     """
     layers = _stored_layers(store, point, layers)
     names = [f"{point}.{layer}" for layer in layers]
-    device = device_of(device)
+    device = best_device(device)
     rates = tuple(sorted({float(rate) for rate in learning_rates}))
     plan = Plan(steps, batch_size, momentum, rates, holdout, seed, buffer)
     store.row_groups(test)  # KeyError for an unknown split, before any work

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import resolve
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -67,7 +67,7 @@ def probe_checkpoints(
         sources = {0: next(iter(checkpoints.values())), **checkpoints}
     rows = []
     for step, source in tqdm(sources.items(), desc="checkpoints", disable=not progress):
-        model = load_model(source, random=begins_untrained and step == 0, seed=seed).to(device_of(device))
+        model = load_model(source, random=begins_untrained and step == 0, seed=seed).to(best_device(device))
         features = extract(
             model, [train_images, test_images], store=store, layers=layers, device=device, progress=False
         )

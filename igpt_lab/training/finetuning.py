@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import CheckpointError, read_json, resolve
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -66,7 +66,7 @@ def finetune(
     Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it after the step at hand, saved.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    out, device = Path(out), device_of(device)
+    out, device = Path(out), best_device(device)
     whole = copied(model).to(device)
     tuning = _checked(tuning, model, images).settled(whole.config, device)
     parallel.check_batch(tuning.batch_size // tuning.accumulate)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
@@ -59,7 +59,7 @@ def pretrain(
     run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
     on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved.
     """
-    out, device = Path(out), device_of(device)
+    out, device = Path(out), best_device(device)
     tokens = np.ascontiguousarray(tokens)
     train, held_out = _split(tokens, config, recipe)
     parallel.check_batch(recipe.batch_size // recipe.accumulate)
