@@ -33,25 +33,22 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def best_device() -> torch.device:
-    """The accelerator of this machine (CUDA, MPS, ...), or the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
+def best_device(asked: str | torch.device | None = None, *, here: bool = True) -> torch.device:
+    """The device that is asked for by name, or else the accelerator of this machine (CUDA, MPS, ...), or the CPU.
 
-
-def device_of(name: str | torch.device | None, *, here: bool = True) -> torch.device:
-    """A device of this machine by name, `best_device` for None; ValueError, which lists what there is, for another.
-
-    Where it is not `here`, as with a cluster's, any kind will do that torch knows.
+    Raises ValueError, which lists what there is, for another. Where it is not `here`, as with the workers of a cluster,
+    any kind will do that torch knows.
     """
-    best = best_device()
-    numbers = range(torch.accelerator.device_count()) if best.type != "cpu" else ()
-    there = ["cpu", *(f"{best.type}:{number}" for number in numbers)]
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    numbers = range(torch.accelerator.device_count()) if accelerator else ()
+    there = ["cpu", *(f"{accelerator.type}:{number}" for number in numbers if accelerator)]
+    if asked is None:
+        return accelerator or torch.device("cpu")
     with suppress(RuntimeError, TypeError, ValueError):
-        device = best if name is None else torch.device(name)
+        device = torch.device(asked)
         if device.type == "cpu" or not here or f"{device.type}:{device.index or 0}" in there:
             return device
-    raise ValueError(f"device {str(name)[:40]!r} is not there; this machine has {', '.join(there)}")
+    raise ValueError(f"device {str(asked)[:40]!r} is not there; this machine has {', '.join(there)}")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def check(
     `resid_pre`, but for causality and cached decoding, which compare the states of single positions.
     """
     model = load_model(model) if isinstance(model, str | Path) else copy.deepcopy(model)
-    device = device_of(device)
+    device = best_device(device)
     model = model.float().to(device).eval()
     tokens, rows = _tokens(model, images), []
     bar = tqdm(_checks(model, tokens, device), total=7, unit="check", disable=not progress)

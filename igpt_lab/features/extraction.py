@@ -139,7 +139,7 @@ def prepare(
 ) -> Extraction:
     """An extraction, checked; ValueError for what cannot be, before any work is done. `here`: on this machine."""
     model = load_model(model) if isinstance(model, str | Path) else model
-    device = device_of(device, here=here)
+    device = best_device(device, here=here)
     settings = settings.settled(model.config, device)
     images = [images] if isinstance(images, ImageSet | TokenSet) else images
     splits = {split_images.split: split_images for split_images in images}

@@ -81,7 +81,7 @@ def load_classifier(
     source: str | Path, *, revision: str | None = None, device: str | torch.device | None = None
 ) -> ImageGPTForImageClassification:
     """A fine-tuned model with its `name` and image `processor` (None without a palette), for `classify`."""
-    model = ImageGPTForImageClassification.from_pretrained(source, revision=revision).to(device_of(device))
+    model = ImageGPTForImageClassification.from_pretrained(source, revision=revision).to(best_device(device))
     folder = resolve(source, revision=revision, weights=False)
     model.name = Path(source).name
     model.processor = ImageGPTImageProcessorPil.from_pretrained(folder) if (folder / CONFIG).is_file() else None

@@ -103,7 +103,7 @@ def probe_few_labels(
     check_known(fixed, train.layers)
     classes, y = np.unique(train.labels, return_inverse=True)
     subsets = [_Subset.of(train.labels, y, k, draw, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
-    fitting = {"max_iter": max_iter, "device": device_of(device)}
+    fitting = {"max_iter": max_iter, "device": best_device(device)}
     name = f"few labels {shown_control(control)}".strip()
     with tqdm(total=2 * len(train.layers), desc=name, disable=not progress) as bar:
         _choose(subsets, train, test, y, Cs, fitting, bar)

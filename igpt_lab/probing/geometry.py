@@ -52,7 +52,7 @@ def cka(
     batches = np.array_split(np.random.default_rng(seed).permutation(rows), -(-rows // max(batch, 1)))
     if len(batches[-1]) < 4:
         raise ValueError(f"batch={batch} splits {rows} images into minibatches of {len(batches[-1])}; 4 are needed")
-    device = device_of(device)
+    device = best_device(device)
     found = torch.empty((3, len(batches), len(sides[0]), len(sides[-1])), dtype=torch.float32, device=device)
     pairs = (grams for group in _groups(batches, sides)
              for grams in zip(*(_grams(side, group, rows, device) for side in sides), strict=True))  # fmt: skip

@@ -29,7 +29,7 @@ def nearest_others(
     """Each row's `count` nearest others: indices and distances (N, count), nearest first, at the scale of `scaled`."""
     if len(x) < count + 2:
         raise ValueError(f"{len(x)} different images; expected at least {count + 2} to look for {count} neighbours")
-    rows = torch.as_tensor(scaled(x)).to(device_of(device))
+    rows = torch.as_tensor(scaled(x)).to(best_device(device))
     near, distances, sure = _search(rows, count, progress)
     doubtful = (~sure).nonzero()[:, 0]
     if len(doubtful):
@@ -107,7 +107,7 @@ def probe_neighbours(
     classes, y = np.unique(train.labels, return_inverse=True)
     fit, held = stratified_split(train.labels, holdout, seed=seed)
     ks = [k for k in sorted(ks) if k <= len(fit)]
-    device = device_of(device)
+    device = best_device(device)
 
     def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
         for values, others in zip(x, tested, strict=True):

@@ -162,7 +162,7 @@ def probe_layers(
     labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
     classes, y = np.unique(labels, return_inverse=True)
     folds = [stratified_split(labels, holdout, seed=seed)]
-    fitting = {"standardise": standardise, "max_iter": max_iter, "device": device_of(device)}
+    fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
 
     def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
         choices = choose_C(x, y, folds, Cs, fitting, solver)

@@ -77,7 +77,7 @@ def probe_streaming(
     """
     layers = _stored_layers(store, point, layers)
     names = [f"{point}.{layer}" for layer in layers]
-    device = device_of(device)
+    device = best_device(device)
     rates = tuple(sorted({float(rate) for rate in learning_rates}))
     plan = Plan(steps, batch_size, momentum, rates, holdout, seed, buffer)
     store.row_groups(test)  # KeyError for an unknown split, before any work

@@ -74,7 +74,7 @@ def probe_checkpoints(
         sources = {0: next(iter(checkpoints.values())), **checkpoints}
     rows = []
     for step, source in tqdm(sources.items(), desc="checkpoints", disable=not progress):
-        model = load_model(source, random=begins_untrained and step == 0, seed=seed).to(device_of(device))
+        model = load_model(source, random=begins_untrained and step == 0, seed=seed).to(best_device(device))
         features = extract(
             model, [train_images, test_images], store=store, layers=layers, device=device, progress=False
         )

@@ -69,7 +69,7 @@ def finetune(
     What else it raises is as of `pretrain`.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    out, device = Path(out), device_of(device)
+    out, device = Path(out), best_device(device)
     whole = copied(model).to(device)
     tuning = _checked(tuning, model, images).settled(whole.config, device)
     parallel.check_batch(tuning.batch_size // tuning.accumulate)

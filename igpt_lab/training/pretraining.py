@@ -65,7 +65,7 @@ def pretrain(
     that is damaged, or of another run. FloatingPointError where the loss or weights are no numbers, or the loss jumps;
     the state of the last save stays.
     """
-    out, device = Path(out), device_of(device)
+    out, device = Path(out), best_device(device)
     tokens = np.ascontiguousarray(tokens)
     train, held_out = _split(tokens, config, recipe)
     parallel.check_batch(recipe.batch_size // recipe.accumulate)

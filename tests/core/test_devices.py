@@ -5,28 +5,28 @@ import torch
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.core.devices import best_device, device_of
+from igpt_lab.core.devices import best_device
 
 
 def test_devices_by_name(monkeypatch):
-    assert device_of(None) == best_device() and device_of("cpu") == torch.device("cpu")
+    assert best_device(None) == best_device() and best_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", torch.device("cuda", 1)):
-        assert device_of(name) == torch.device(name)
+        assert best_device(name) == torch.device(name)
     for name in ("gpu", "cuda:2", "mps", "meta", "cuda:x", "", [1], "x" * 1000):
         with pytest.raises(ValueError, match="is not there; this machine has cpu, cuda:0, cuda:1$"):
-            device_of(name)
-    assert device_of("mps", here=False).type == "mps"
+            best_device(name)
+    assert best_device("mps", here=False).type == "mps"
 
 
 @pytest.mark.skipif(best_device().type != "cpu", reason="a machine without an accelerator is meant")
 def test_a_device_that_is_not_there_is_one_line(tiny_folder, tiny, train, tmp_path, capsys):
     for name in ("gpu", "cuda", "cuda:1"):
         words = f"device {name!r} is not there; this machine has cpu"
-        arguments = ["extract", str(tiny_folder), "anything", "--store", str(tmp_path / "s"), "--device", name]
-        assert cli.main(arguments[:2] + [str(train.source["name"])] + arguments[3:]) == 1
+        options = ["--store", str(tmp_path / "s"), "--device", name]
+        assert cli.main(["extract", str(tiny_folder), train.source["name"], *options]) == 1
         assert capsys.readouterr().err.splitlines()[-1] == f"igpt-lab: {words}"
         for call in (
             lambda name=name: lab.check(tiny, device=name),

@@ -68,12 +68,12 @@ def complete(
 
 def _on_device(model: str, device: str | None, revision: str | None) -> Any:
     """A model with a palette, on the device that was named or on the accelerator where there is one."""
-    from igpt_lab.core.devices import device_of
+    from igpt_lab.core.devices import best_device
 
     loaded = lab.load_model(model, revision=revision)
     if loaded.processor is None:
         raise ValueError(f"{model} has no palette (preprocessor_config.json), without which tokens make no image")
-    return loaded.to(device_of(device))
+    return loaded.to(best_device(device))
 
 
 def _primes(model: Any, images: str, split: str, limit: int) -> tuple[Any, dict[str, Any]]:
