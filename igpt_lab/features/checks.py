@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.features.hooks import record
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.tokens import tokenize

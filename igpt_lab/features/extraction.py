@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.storage import Place, Remote, place
 from igpt_lab.features.manifest import FeatureKey, explain_miss
 from igpt_lab.features.runner import Features, Runner, Stats

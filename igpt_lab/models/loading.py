@@ -9,7 +9,7 @@ import torch
 
 from igpt_lab.core import hub
 from igpt_lab.core.arguments import checked, local
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import resolve
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import Choice, Fold, best_layer, choose_C, folds_of

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.probes import Features, ProbeResult, layer_by_layer

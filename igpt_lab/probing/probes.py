@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, say_once, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.features.store import FeatureStore, StoredLayers

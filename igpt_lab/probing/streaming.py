@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import best_device, device_of
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore

@@ -93,7 +93,6 @@ def finetune(
     **tuning: Any,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
-
     from igpt_lab.training import parallel
     from igpt_lab.training.resuming import in_use
 
@@ -112,6 +111,10 @@ def _meet(
     model: str, images: str, loaded: Any, train: Any, test: Any, out: Path, device: str | None, seed: int
 ) -> None:
     """Print and draw what the classifier in `out` says of the test split."""
+    import numpy as np
+
+    from igpt_lab.probing.probes import say_unseen
+
     classified = lab.classify(lab.load_classifier(out, device=device), test)
     say_unseen(test.require_labels(), np.unique(train.labels), train.label_names)
     accuracy, counts = classified.accuracy(), classified.confusion()
