@@ -287,10 +287,10 @@ def _print(browser: str, path: Path) -> Path:
     """The page as a pdf beside it; OSError with the browser's last words where it makes none.
 
     The page has pictures from the folder, which may be a stranger's, so that the browser's sandbox is on. As root, the
-    user of most containers, Chromium does not start with a sandbox; only there a second try does without, and warns.
+    user of most containers, Chromium says that it needs --no-sandbox; only there a second try does without, and warns.
     """
     pdf, words = _headless(browser, [], path)
-    if not pdf and hasattr(os, "geteuid") and os.geteuid() == 0:
+    if not pdf and "--no-sandbox" in words and hasattr(os, "geteuid") and os.geteuid() == 0:
         warnings.warn(
             f"{Path(browser).name} does not start with its sandbox as root, so {path.name} is printed without it; "
             "give --no-pdf where you do not trust the folder",
@@ -298,12 +298,13 @@ def _print(browser: str, path: Path) -> Path:
         )
         pdf, words = _headless(browser, ["--no-sandbox"], path)
     if not pdf:
-        raise OSError(f"{browser} made no pdf of {path} ({words}); print the page from any browser")
+        last = ["it said nothing", *words.strip().splitlines()][-1]
+        raise OSError(f"{browser} made no pdf of {path} ({last}); print the page from any browser")
     return atomic_write(path.with_suffix(".pdf"), pdf)
 
 
 def _headless(browser: str, flags: list[str], path: Path) -> tuple[bytes, str]:
-    """The pdf that a browser without a window makes, b"" where it makes none, and the browser's last line."""
+    """The pdf that a browser without a window makes, b"" where it makes none, and what the browser says."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         pdf = Path(folder, "page.pdf")
         own = ["--headless", "--no-pdf-header-footer", f"--user-data-dir={folder}/user", f"--print-to-pdf={pdf}"]
@@ -314,5 +315,4 @@ def _headless(browser: str, flags: list[str], path: Path) -> tuple[bytes, str]:
             )
         except subprocess.TimeoutExpired:
             return b"", f"it took more than {SECONDS} seconds"
-        words = done.stderr.strip().splitlines() or ["it said nothing"]
-        return pdf.read_bytes() if pdf.is_file() else b"", words[-1]
+        return pdf.read_bytes() if pdf.is_file() else b"", done.stderr

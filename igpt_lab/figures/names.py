@@ -10,7 +10,7 @@ from matplotlib import font_manager, rcParams
 from matplotlib.ft2font import FT2Font
 
 BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # where Python ends a line, and tabs
-NO_XML = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no letters; an svg may hold none of them
+NO_LETTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")  # an svg, or a pdf, holds none of them
 HIDDEN = "_"  # matplotlib leaves a label that begins with it out of legends
 NOTHING = "\u200b"  # a letter without width
 
@@ -25,7 +25,7 @@ def as_label(name: object, room: int | None = None) -> str:
 
     The middle of a longer one is left out. What is no letter becomes U+FFFD.
     """
-    text = NO_XML.sub("\ufffd", BREAKS.sub(" ", str(name)))
+    text = NO_LETTERS.sub("\ufffd", BREAKS.sub(" ", str(name)))
     width = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
     room = max(31, int(0.45 * letters())) if room is None else room
     if width > room:

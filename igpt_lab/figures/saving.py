@@ -4,6 +4,7 @@ What is added to a figure after it was plotted is saved, but not plotted again b
 """
 
 import base64
+import csv as csv_format
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import os
 import stat
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -123,7 +125,7 @@ def read_table(csv: bytes, **types) -> pd.DataFrame:
     cells = (names.count(b",") + 1) * (rows.count(b"\n") + 1)
     if cells > max(len(csv), 10_000_000):
         raise ValueError(f"a table of {cells:,} cells in {len(csv):,} bytes; expected rows as long as the first one")
-    if b"," not in names and (b";" in names or b"\t" in names):
+    if b"," not in names and any(mark in names and mark in rows.partition(b"\n")[0] for mark in (b";", b"\t")):
         raise ValueError(f"the columns are {names[:40]!r}; expected commas between them")
     table = pd.read_csv(io.BytesIO(csv), **types, keep_default_na=False, na_values=[""])
     if not isinstance(table.index, pd.RangeIndex):
@@ -158,15 +160,17 @@ def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
     return {"drawing": {"function": function, "arguments": encoded, "style": figure.style}}
 
 
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=table.index.name is not None, lineterminator="\n").encode()
+def _csv(table: pd.DataFrame, *, index: bool | None = None) -> bytes:
+    text = partial(table.to_csv, index=table.index.name is not None if index is None else index, lineterminator="\n")
+    plain = text()
+    return (text(quoting=csv_format.QUOTE_NONNUMERIC) if "\r" in plain else plain).encode()  # else \r would end a row
 
 
 def _encoded(value: object, csv: bytes) -> object:
     """An argument as plain JSON: a table as csv (null: the one beside), an array as its compressed bytes."""
     if isinstance(value, pd.DataFrame):
         if not pd.api.types.is_integer_dtype(value.index):  # rows have names, such as those of classes
-            return {"named": value.to_csv(lineterminator="\n")}
+            return {"named": _csv(value, index=True).decode()}
         text = _csv(value)
         return {"csv": None if text == csv else text.decode()}
     if isinstance(value, np.ndarray):

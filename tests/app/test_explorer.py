@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -172,6 +172,7 @@ def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     }  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 @example("..")
 @example(".")

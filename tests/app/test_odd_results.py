@@ -115,6 +115,15 @@ def test_only_regular_files_are_read(run, capsys, make, name):
     assert without_layer_curve(both(run, capsys, name))
 
 
+def test_nothing_is_written_through_a_link(run, tmp_path, capsys):
+    (run / "paper").symlink_to(tmp_path)
+    assert cli.main(["figures", str(run)]) == 1 and "is a link to a folder outside" in capsys.readouterr().err
+    (tmp_path / "mine").write_text("mine")
+    (run / "report.html").symlink_to(tmp_path / "mine")
+    assert cli.main(["report", str(run), "--no-pdf"]) == 0 and (tmp_path / "mine").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "run"]
+
+
 def test_a_stray_file_hides_nothing(run):
     whole = report.write_report(run, run.with_suffix(".html"), pdf=False)[0].read_bytes()
     for name in ("._layer_curve.json", "._layer_curve.csv", "._x.csv", ".DS_Store", ".x.png"):

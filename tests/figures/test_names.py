@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from test_style import compared_table, drawings
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures import FIGURES, Figure, gallery, layer_curve, model_comparison, redraw, save_figure
+from igpt_lab.figures import FIGURES, Figure, gallery, layer_curve, model_comparison, read_table, redraw, save_figure
 from igpt_lab.figures.names import as_label, fonts_of, letters
 from igpt_lab.figures.style import STYLES, in_style, render
 from tables import RECORD, layer_table
@@ -91,6 +91,36 @@ def test_any_text_as_a_label(name, style):
     ET.fromstring(f"<x><!-- {label.replace('--', '')} --></x>".replace("- -->", " -->"))
     if len(name) < room / 2 and name.isprintable() and not name.startswith("_") and "\ufffe" not in name:
         assert label == name
+
+
+ODD = [
+    "a\0b",
+    "a\rb",
+    "a\r\nb",
+    'q"u,o',
+    "NaN",
+    "None",
+    "\ufeffx",
+    " x ",
+    "1",
+    "x;y\tz",
+    "\u2028",
+    "\x1a",
+    "सिक्",
+    "👩\u200d👧",
+    "_",
+]
+
+
+def test_odd_names_come_back_from_a_csv_and_are_drawn_in_all_kinds_of_files(tmp_path):
+    table = compared_table().replace(dict(zip(["one", "two", "random network"], ODD[:3], strict=True)))
+    table = pd.concat([table.replace(dict(zip(ODD[:3], ODD[i : i + 3], strict=True))) for i in range(0, len(ODD), 3)])
+    files = save_figure(model_comparison(table), tmp_path / "a", data=table, record=RECORD)
+    again = redraw(files[-1], tmp_path / "b")
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
+    read = read_table(files[3].read_bytes())
+    assert read.model.tolist() == table.model.tolist() and read.control.tolist() == table.control.tolist()
+    ET.parse(files[2])
 
 
 def test_long_names_keep_both_ends_and_room_for_the_lines():

@@ -26,6 +26,8 @@ def figures(folder: str, style: str, out: str | None) -> int:
     own, odd = saved.own_files(source)
     files = [file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own]
     target = local(out) if out else source / style
+    if not out and not target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{target} is a link to a folder outside {source}; give --out")
     for file in files:
         try:
             picture = lab.figures.redraw(file, target / file.stem, style=style)[1]
