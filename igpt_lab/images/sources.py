@@ -25,6 +25,7 @@ from igpt_lab.core import hub
 from igpt_lab.core.hub import BUNDLED
 from igpt_lab.core.storage import Remote, place, readable
 from igpt_lab.images.columns import columns_of, labels_of
+from igpt_lab.images.opening import first_line, inside
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # folder names that mean a split, not a class
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -196,7 +197,10 @@ def _read_saved(path: Path, split: str, name: str) -> pa.Table:
         noted = json.loads((path / ("dataset_dict.json" if several else "state.json")).read_text(encoding="utf-8"))
         splits = noted["splits"] if several else [noted.get("_split") or split]
         if split in splits:
-            saved = datasets.load_from_disk(str(path / split if several else path))
+            folder = path / split if several else path
+            for file in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+                inside(folder, file["filename"], linked=True)  # the Hub's cache has links
+            saved = datasets.load_from_disk(str(folder))
             return saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
@@ -238,7 +242,3 @@ def _images_in(paths: Iterable[Path]) -> list[Path]:
     return sorted(
         path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
-
-
-def first_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
