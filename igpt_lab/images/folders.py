@@ -116,8 +116,8 @@ def _suffix(name: str) -> str:
 
 @cache
 def _suffixes() -> set[str]:
-    """Of the formats that are opened; a camera's MPO is a JPEG with others behind it."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*formats(), "MPO")}
+    """Of the formats that are opened."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in formats()}
 
 
 def _told(left_out: Counter[str]) -> str:

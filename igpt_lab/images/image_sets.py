@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -39,11 +40,11 @@ class _Rows:
     index: np.ndarray
     labels: np.ndarray | None
     label_names: tuple[str, ...]
-    seen: np.ndarray | None = field(default=None, kw_only=True)  # uint64: what was read of each source row, 0 as yet
+    seen: array | None = field(default=None, kw_only=True)  # uint64: what was read of each row of the source, 0 as yet
 
     def __post_init__(self) -> None:
         if self.seen is None:  # selections share it
-            object.__setattr__(self, "seen", np.zeros(int(self.index.max(initial=-1)) + 1, np.uint64))
+            object.__setattr__(self, "seen", array("Q", bytes(8 * (int(self.index.max(initial=-1)) + 1))))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -85,8 +86,8 @@ class _Rows:
     def _note(self, row: int, data: bytes | memoryview, path: str = "") -> None:
         """ValueError where a row of the source is not what it was when it was first read, for a fingerprint, say."""
         assert self.seen is not None  # see __post_init__
-        check = np.uint64(1 + (len(data) << 32 | zlib.crc32(data)))
-        if self.seen[row] not in (0, check):
+        before, check = self.seen[row], 1 + (len(data) << 32 | zlib.crc32(data))
+        if before and before != check:
             raise ValueError(f"{self._name_of(row, path)} has changed since it was first read; load the images again")
         self.seen[row] = check
 

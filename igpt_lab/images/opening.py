@@ -15,11 +15,11 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 
 from igpt_lab.core.storage import Place, Remote
-from igpt_lab.images.tables import first_line
 
 # Pillow decodes these in its own process; others start programs (EPS), load plugins, or are not images.
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 LARGEST = 1 << 31  # bytes of a file: more than Pillow's limit of pixels takes uncompressed
+OUTSIDE = "its path leads out of {}; expected a file inside: copy it there"
 JP2_LAB = re.compile(rb"colr\x01..\0\0\0\x0e", re.DOTALL)  # JPEG 2000 part 1, I.5.3.3; Pillow reads it as RGB
 
 
@@ -79,17 +79,31 @@ def read_inside(root: Place, path: str, *, linked: bool = False) -> bytes:
 
     Raises OSError where it cannot be read, and ValueError where it is a device, a pipe or a folder, or lies outside.
     """
-    outside = f"its path leads out of {root}; expected a file inside: copy it there"
     if isinstance(root, Remote):
-        if path.startswith("/") or ".." in PurePath(path).parts:
-            raise ValueError(outside)
+        if _leads_out(path):
+            raise ValueError(OUTSIDE.format(root))
         return (root / path).read_bytes()
-    file = root / path
-    if not linked:
-        file = Path(os.path.realpath(file))
-        if not file.is_relative_to(os.path.realpath(root)):
-            raise ValueError(outside)
-    about = file.stat()  # before it is opened, as a pipe would wait
-    if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
-        raise ValueError(f"{file} is no regular file of at most {LARGEST:,} bytes")
+    file = inside(root, path, linked=linked)
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it has {file.stat().st_size:,} bytes; expected at most {LARGEST:,}")
     return file.read_bytes()
+
+
+def inside(root: Path, path: str, *, linked: bool = False) -> Path:
+    """The regular file at `path`, as `read_inside` has it; it is not opened, as a pipe would wait."""
+    file = root / path if linked else Path(os.path.realpath(root / path))
+    if _leads_out(path) if linked else not file.is_relative_to(os.path.realpath(root)):
+        raise ValueError(OUTSIDE.format(root))
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError("it is no regular file")
+    return file
+
+
+def _leads_out(path: str) -> bool:
+    """Does a path lead out of its folder by its words alone?"""
+    return path.startswith("/") or ".." in PurePath(path).parts
+
+
+def first_line(error: Exception | None) -> str:
+    """What an error says, without what follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

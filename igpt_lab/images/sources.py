@@ -27,7 +27,8 @@ from igpt_lab.core.hub import BUNDLED
 from igpt_lab.core.storage import Remote, place
 from igpt_lab.images.columns import Labels, Opened, class_names, columns_of, fixed, read_labels
 from igpt_lab.images.folders import read_folders, split_of
-from igpt_lab.images.tables import first_line, is_saved, is_split, open_parquet, open_saved, pick, split_files
+from igpt_lab.images.opening import first_line
+from igpt_lab.images.tables import is_saved, is_split, open_parquet, open_saved, pick, split_files
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.parquet)")
 REVISIONS = ("main", "refs/convert/parquet")  # the Hub keeps a Parquet copy of sets in other formats in the second

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from igpt_lab.core.storage import Remote, readable
 from igpt_lab.images.columns import Labels, Opened, class_label, columns_of, label_column, read_labels, unchosen
+from igpt_lab.images.opening import first_line, inside
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of files that mean a split
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
@@ -156,19 +158,24 @@ def open_saved(path: Path, split: str, name: str) -> Opened:
 
 def _saved(path: Path, columns: list[str] | None = None) -> pa.Table:
     """These columns of a saved split, or all."""
-    import datasets
-
-    saved = datasets.load_from_disk(str(path))
+    saved = _load_saved(path)
     saved = saved if columns is None else saved.select_columns(columns)
     return saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
 
 
-def _labels_of_saved(path: Path, name: str) -> Labels | None:
-    """The labels of another split; None where it has none."""
+def _load_saved(path: Path) -> Any:
+    """A `datasets.Dataset`; ValueError where its tables lie outside its folder."""
     import datasets
 
+    for file in json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        inside(path, file["filename"], linked=True)  # the Hub's cache has links
+    return datasets.load_from_disk(str(path))
+
+
+def _labels_of_saved(path: Path, name: str) -> Labels | None:
+    """The labels of another split; None where it has none."""
     try:
-        label = label_column(datasets.load_from_disk(str(path)).features.arrow_schema, name)
+        label = label_column(_load_saved(path).features.arrow_schema, name)
         return read_labels(_saved(path, [label]), label, f"{name} {path.name}") if label else None
     except (pa.ArrowException, OSError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
@@ -177,8 +184,3 @@ def _labels_of_saved(path: Path, name: str) -> Labels | None:
 def is_saved(path: Path | Remote) -> bool:
     """Did `datasets` save this folder?"""
     return isinstance(path, Path) and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def first_line(error: Exception | None) -> str:
-    """What an error says, without what follows."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

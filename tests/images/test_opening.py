@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 from pathlib import Path
 
@@ -179,8 +180,8 @@ ELSEWHERE = {
     "link": (link, "leads out of"),
     "folder": (linked_folder, "leads out of"),
     "device": (lambda path: "/dev/zero", "leads out of"),
-    "pipe": (pipe, "no regular file of at most"),
-    "sparse": (sparse, "no regular file of at most 2,147,483,648 bytes"),
+    "pipe": (pipe, "no regular file"),
+    "sparse": (sparse, "it has 2,147,483,649 bytes; expected at most 2,147,483,648"),
     "itself": (lambda path: ".", "no regular file"),
     "null": (lambda path: "a\0b.png", "null"),
     "absent": (lambda path: "absent.png", "No such file"),
@@ -205,6 +206,20 @@ def test_a_path_in_a_table_leads_to_a_file_in_its_folder_alone(case, saved, tmp_
         with pytest.raises(ValueError, match=f"set test row 0.*cannot be read: .*{message}") as caught:
             read()
         assert not isinstance(caught.value, BadImage) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [pipe, lambda path: "../outside.png", lambda path: str(path / "../outside.png")])
+def test_a_saved_folder_has_its_tables_inside(write, tmp_path):
+    root = tmp_path / "set"
+    datasets.Dataset.from_dict({"image": [{"bytes": encoded(), "path": None}]}).save_to_disk(root)
+    state = json.loads((root / "state.json").read_text())
+    (root / state["_data_files"][0]["filename"]).rename(tmp_path / "outside.png")
+    (root / state["_data_files"][0]["filename"]).symlink_to(tmp_path / "outside.png")  # as in the Hub's cache
+    assert len(load_images(root)) == 1
+    state["_data_files"][0]["filename"] = write(root)
+    (root / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="saved by `datasets`: (its path leads out|it is no regular file)"):
+        load_images(root)
 
 
 @pytest.mark.parametrize("path", ["a/x.png", "{root}/a/x.png", "a/../b.png"])
