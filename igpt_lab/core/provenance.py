@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import re
+import secrets
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +34,7 @@ NOT_NUMBERS = {
     "core/hub": "finds files: what is in them is in a store's key",
     "core/provenance": "names of stores, and how a file comes to be whole",
     "core/storage": "where files lie, and who may write them",
+    "features/form": "what a manifest must look like",
     "features/manifest": "what a store notes of its parts",
     "features/store": "reads what is stored",
 }
@@ -44,7 +45,7 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
     """Write `data` to `path` so that the file is whole or absent, also after a crash; returns the path.
 
     Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, are flushed to
-    the disk and renamed over it.
+    the disk and renamed over it. Who may read it, the umask says.
     """
     if isinstance(data, str):
         data = data.encode()
@@ -52,16 +53,17 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
         return path.put(data)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o666)  # less the umask; `tempfile` makes 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 

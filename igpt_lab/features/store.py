@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +29,8 @@ from igpt_lab.features.manifest import StoreError, StoreFolder, read_manifest
 
 if TYPE_CHECKING:
     from igpt_lab.features.writing import StoreWriter
+
+AGAIN = "run the same extraction again, or igpt-lab verify STORE --repair"
 
 
 class FeatureStore(StoreFolder):
@@ -66,30 +70,40 @@ class FeatureStore(StoreFolder):
         A negative layer counts from the deepest that is stored.
         """
         name = self._column(point, layer)
-        paths = self._finished(split)
         rows = sum(part["rows"] for part in self.listed(split) if part)
-        values = np.empty((rows, _width(paths[0], name) if paths else 0), np.float32)
-        start = 0
-        for path in paths:
-            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-                for chunk in file.read([name], use_threads=False).column(0).chunks:
-                    stop = start + len(chunk)
-                    values[start:stop] = chunk.flatten().to_numpy().reshape(len(chunk), values.shape[1])
-                    start = stop
+        values, start = np.empty((0, 0), np.float32), 0
+        for number in range(len(self._finished(split))):
+            column = self._read_part(split, number, [name]).column(0)
+            width = column.type.list_size
+            if not number:
+                values = self._room(rows, width)
+            if width != values.shape[1]:
+                wrong = f"{name} {width} wide, parts before it {values.shape[1]}"
+                raise StoreError(f"{self.part(split, number)} has {wrong}; {AGAIN}")
+            for chunk in column.chunks:
+                stop = start + len(chunk)
+                values[start:stop] = chunk.flatten().to_numpy().reshape(len(chunk), width)
+                start = stop
         return values
+
+    def _room(self, rows: int, width: int) -> np.ndarray:
+        try:
+            return np.empty((rows, width), np.float32)
+        except (MemoryError, ValueError) as error:
+            raise StoreError(f"{self.path} lists {rows} rows of {width} numbers, more than memory holds") from error
 
     def row_groups(self, split: str) -> list[tuple[int, int, int]]:
         """(part, row group in it, its rows) in the order of `index(split)`: what `row_group` reads at once."""
         groups = []
-        for part, path in enumerate(self._finished(split)):
-            about = pq.read_metadata(readable(path))
-            groups += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
+        for part in range(len(self._finished(split))):
+            with self._opened(split, part) as file:
+                about = file.metadata
+                groups += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
         return [(part, group, rows) for part, group, rows in groups if rows]
 
     def row_group(self, split: str, part: int, group: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Of one row group `index` and `label` int64 (n,), -1 for no label, and `<point>.<layer>` float32 (n, D)."""
-        with pq.ParquetFile(readable(self.part(split, part)), pre_buffer=False) as file:
-            table = file.read_row_group(group, list(columns), use_threads=False).combine_chunks()
+        table = self._read_part(split, part, list(columns), group).combine_chunks()
         arrays = {}
         for name, column in zip(table.column_names, table.columns, strict=True):
             if pa.types.is_fixed_size_list(column.type):
@@ -100,22 +114,20 @@ class FeatureStore(StoreFolder):
 
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
-        return np.concatenate([table.column(0).to_numpy() for table in self._read(split, ["index"])])
+        return self._whole(split, ["index"]).column(0).to_numpy()
 
     def labels(self, split: str) -> np.ndarray | None:
         """int64 (N,), or None when the image set has no labels."""
-        columns = [table.column(0) for table in self._read(split, ["label"])]
-        if any(column.null_count for column in columns):
-            return None
-        return np.concatenate([column.to_numpy() for column in columns])
+        column = self._whole(split, ["label"]).column(0)
+        return None if column.null_count else column.to_numpy()
 
     def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:
         """For pandas: `index`, `label` and a column of arrays for each point's `layers`, all when None."""
-        names = None
-        if layers is not None:
-            chosen = dict.fromkeys(self._column(point, layer) for point in self.layers for layer in layers)
-            names = ["index", "label", *chosen]
-        return pa.concat_tables(self._read(split, names)).to_pandas()
+        chosen = [
+            (point, layer) for point in self.layers for layer in (self.layers[point] if layers is None else layers)
+        ]
+        names = dict.fromkeys(self._column(point, layer) for point, layer in chosen)
+        return self._whole(split, ["index", "label", *names]).to_pandas()
 
     def skipped(self, split: str) -> pd.DataFrame:
         """`row` in the source and `reason` of the images that could not be read and have no features."""
@@ -134,7 +146,8 @@ class FeatureStore(StoreFolder):
         for split in self.splits:
             parts = [part for part in self.listed(split) if part and part["rows"]]
             weights = [part["rows"] for part in parts]
-            for name in parts[0]["stats"] if parts else ():
+            names = parts[0]["stats"] if parts else ()
+            for name in (name for name in names if all(name in part["stats"] for part in parts)):
                 largest, zeros, bad = np.array([part["stats"][name] for part in parts], float).T
                 point, layer = name.rsplit(".", 1)
                 mean = np.average(zeros, weights=weights)
@@ -158,10 +171,42 @@ class FeatureStore(StoreFolder):
                 raise StoreError(f"{path} is not finished; run the same extraction again, and open the store then")
         return paths
 
-    def _read(self, split: str, columns: list[str] | None) -> list[pa.Table]:
-        # threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits
-        paths = self._finished(split)
-        return [pq.ParquetFile(readable(path), pre_buffer=False).read(columns, use_threads=False) for path in paths]
+    def _whole(self, split: str, columns: list[str]) -> pa.Table:
+        """Columns of all parts."""
+        parts = [self._read_part(split, number, columns) for number in range(len(self._finished(split)))]
+        if not parts:
+            return pa.table({name: pa.array([], pa.int64()) for name in columns})
+        try:
+            return pa.concat_tables(parts)
+        except pa.ArrowException as error:
+            raise StoreError(f"parts of {self.path} {split} have layers of different width; {AGAIN}") from error
+
+    def _read_part(self, split: str, number: int, columns: list[str], group: int | None = None) -> pa.Table:
+        """Columns of a part, or of one row group, of the types that the format has; StoreError where they are not."""
+        with self._opened(split, number) as file:
+            # threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits
+            read = file.read if group is None else partial(file.read_row_group, group)
+            table = read(columns, use_threads=False)
+            if sorted(table.column_names) != sorted(columns):
+                raise ValueError(f"it has the columns {table.column_names} of {columns}")
+            for name in columns:
+                if wrong := wrong_type(name, table.schema.field(name).type):
+                    raise ValueError(wrong)
+                if name != "label" and _nulls(table[name]):
+                    raise ValueError(f"{name} has {_nulls(table[name])} numbers missing")
+            return table
+
+    @contextmanager
+    def _opened(self, split: str, number: int) -> Iterator[pq.ParquetFile]:
+        """A part's file, of the rows that are listed; StoreError that names the part where it cannot be read."""
+        path, listed = self.part(split, number), self.listed(split)[number]
+        try:
+            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
+                if listed and file.metadata.num_rows != listed["rows"]:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest lists {listed['rows']}")
+                yield file
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(f"{path} is not as listed: {str(error).partition(chr(10))[0]}; {AGAIN}") from error
 
     def __repr__(self) -> str:
         rows = {split: sum(part["rows"] for part in self.listed(split) if part) for split in self.splits}
@@ -210,7 +255,16 @@ class StoredLayers(Mapping):
         return len(self.store.layers[self.point])
 
 
-def _width(path: Place, name: str) -> int:
-    """Numbers in a row of a layer's column."""
-    with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-        return file.schema_arrow.field(name).type.list_size
+def wrong_type(name: str, kind: pa.DataType) -> str:
+    """What is wrong with the type of a part's column, or ''."""
+    if name in ("index", "label"):
+        right = kind == pa.int64()
+    else:
+        right = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()
+    return "" if right else f"has {name} as {kind}"
+
+
+def _nulls(column: pa.ChunkedArray) -> int:
+    """Rows, or numbers in them, that have no value."""
+    lists = pa.types.is_fixed_size_list(column.type)
+    return column.null_count + sum(chunk.flatten().null_count for chunk in column.chunks if lists)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from igpt_lab.core.provenance import atomic_write, digest, made_by, unlike
-from igpt_lab.core.storage import NoLock, Place, drop_lock, lock_of, locks_of, place, readable, unlink
-from igpt_lab.features.manifest import FeatureKey, StoreError, StoreFolder
+from igpt_lab.core.storage import Lock, NoLock, Place, drop_lock, lock_of, locks_of, place, readable, unlink
+from igpt_lab.features.manifest import FeatureKey, StoreError, StoreFolder, digest_of, read_manifest
 from igpt_lab.features.store import FeatureStore
 
 
@@ -28,7 +31,9 @@ class StoreWriter(StoreFolder):
 
     def __init__(self, path: str | Place, manifest: dict):
         super().__init__(path, manifest)
-        self._claims: dict[tuple[str, int], FileLock | NoLock] = {}
+        self._claims: dict[tuple[str, int], Lock | NoLock] = {}
+        self.doubted: dict[tuple[str, int], object] = {}  # parts to write anew, by their `state`
+        self._leave: weakref.finalize | None = None
 
     @classmethod
     def create(
@@ -36,19 +41,25 @@ class StoreWriter(StoreFolder):
     ) -> StoreWriter:
         """A writer for the store of `key` under `root`, with what is already in it.
 
-        A manifest that is unreadable, or not of this key and these parts, is begun anew. What a killed writer left
-        behind is removed. Nothing is written before the first part.
+        A manifest that is unreadable, or not of this key, is begun anew. What a killed writer left behind is removed.
+        Nothing but a lock is written before the first part: it shows until `close` that a process is at this store.
+        A complete store whose parts are cut at other rows is taken as it is.
 
         Args:
             root: Folder of the stores, or the address of one on an object store.
             key: What the store is of.
             parts: Number of parts of each split.
             source: Where model and images came from, for a repair.
+
+        Raises:
+            StoreError: A store with parts of other rows is not complete; nothing is changed.
         """
         splits = {split: [None] * count for split, count in parts.items()}
         manifest = {"key": key.plain(), "versions": made_by(), "source": source, "splits": splits}
         writer = cls(place(root) / key.folder(), manifest)
+        writer._enter()
         writer.refresh()
+        writer._take_other_cut()
         writer._forget_wrong_rows()
         writer._clean()
         return writer
@@ -61,7 +72,8 @@ class StoreWriter(StoreFolder):
         """Those parts of `todo` that are this process's to compute: it holds each until `write_part` or `close`.
 
         The loop's end gives none back, as who prepares parts ahead is still at the last ones; a loop that is closed
-        before its end gives all back. A part that another process finished is left out. Those that others are at come
+        before its end gives all back. A part that is `whole` when it is claimed is left out: another process
+        finished it. Those that others are at come
         last, when they are finished, or their process is gone; None says that there is nothing but those. Two processes
         that compute one part in spite of this write the same.
         """
@@ -72,7 +84,7 @@ class StoreWriter(StoreFolder):
                 for part in waiting:
                     if not self._claim(part):
                         elsewhere.append(part)
-                    elif self.has(*part):
+                    elif self.whole(*part):
                         self._give_back(part)
                     else:
                         yield part
@@ -84,6 +96,10 @@ class StoreWriter(StoreFolder):
         except BaseException:
             self.close()
             raise
+
+    def whole(self, split: str, number: int) -> bool:
+        """`has` it, and no longer in the state in which it was doubted."""
+        return self.has(split, number) and self.doubted.get((split, number)) != (True, self.listed(split)[number])
 
     def _claim(self, part: tuple[str, int]) -> bool:
         """Take a part's lock; False where another process holds it."""
@@ -103,9 +119,11 @@ class StoreWriter(StoreFolder):
             lock.release()
 
     def close(self) -> None:
-        """Give back what this process has claimed and not written."""
+        """Give back what this process has claimed and not written, and show that it is gone from this store."""
         for part in list(self._claims):
             self._give_back(part)
+        if self._leave is not None:
+            self._leave()
 
     def write_part(
         self,
@@ -166,7 +184,7 @@ class StoreWriter(StoreFolder):
         entry = {"rows": len(index), "sha256": digest(data), "stats": {name: _json(stats[name]) for name in stats}}
         if skipped:
             entry["skipped"] = [[int(row), str(reason)] for row, reason in skipped]
-        return data, entry
+        return data, entry | {"entry": digest_of(entry)}
 
     @contextmanager
     def _room_for(self, split: str, number: int) -> Iterator[None]:
@@ -212,6 +230,24 @@ class StoreWriter(StoreFolder):
     def _begun(self) -> bool:
         return any(part for parts in self.manifest["splits"].values() for part in parts)
 
+    def _take_other_cut(self) -> None:
+        """The manifest of a whole store in parts of other rows; StoreError where some are whole, and lost if not."""
+        if self._begun():
+            return
+        try:
+            other = StoreFolder(self.path, read_manifest(self.path))
+        except StoreError:
+            return
+        if other.key != self.key:
+            return
+        if not other.problems():
+            self.manifest = other.manifest
+        elif any(other.has(split, number) for split in other.splits for number in range(len(other.listed(split)))):
+            raise StoreError(
+                f"{self.path} is not complete, and its parts are cut at other rows than is asked; "
+                "finish it as it was begun, or delete it and extract again"
+            )
+
     def _forget_wrong_rows(self) -> None:
         """Of a split whose parts are whole and yet do not give its rows, no part can be trusted."""
         for split, (_, rows) in self.key["splits"].items():
@@ -221,6 +257,14 @@ class StoreWriter(StoreFolder):
                 self.manifest["splits"][split] = [None for _ in numbers]
                 with self.alone():
                     self._write(self.manifest)
+
+    def _enter(self) -> None:
+        """Show by a lock that a process is at this store, before it looks what is there; `prune` waits for its end."""
+        with suppress(OSError):  # a folder that cannot be written to
+            presence = lock_of(self.path, f".writer-{secrets.token_hex(4)}")
+            with self.alone():
+                presence.acquire()
+            self._leave = weakref.finalize(self, _leave, presence)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -232,15 +276,25 @@ class StoreWriter(StoreFolder):
             finally:
                 unlink(lock)
 
+    def _temporary(self) -> Iterator[Path]:
+        """Files that a writer has not yet renamed, or left behind."""
+        if isinstance(self.path, Path):
+            yield from filter(self.is_ours, self.path.glob("**/.*.tmp"))
+
     def _clean(self) -> None:
         """Remove temporary files and locks of killed writers; the living write, and claim, under a lock."""
         with suppress(OSError):  # a folder that cannot be written to
-            if any(self.path.glob("**/.*.tmp")):
+            if any(self._temporary()):
                 with self.alone():
-                    for file in self.path.glob("**/.*.tmp"):
+                    for file in self._temporary():
                         file.unlink(missing_ok=True)
             for lock in locks_of(self.path):
                 drop_lock(lock)
+
+
+def _leave(presence: Lock | NoLock) -> None:
+    unlink(presence)
+    presence.release()
 
 
 def _parquet(index: np.ndarray, labels: np.ndarray | None, features: dict[str, np.ndarray]) -> bytes:

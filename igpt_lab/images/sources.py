@@ -57,7 +57,7 @@ def _locate(name: str, split: str) -> Path | Remote:
     address = place(name)
     if isinstance(address, Remote):
         return address
-    path = Path(name).expanduser()
+    path = address
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
     if HUB_NAME.fullmatch(name):

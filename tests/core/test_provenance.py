@@ -32,7 +32,7 @@ def test_atomic_write_gives_the_bytes_and_makes_the_folder(tmp_path):
     assert names(path.parent) == ["file.txt"]
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("call", ["replace", "fsync", "open"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call, error):
     def fail(*_):
@@ -45,6 +45,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call, e
             atomic_write(tmp_path / name, b"after" * 1000)
     assert names(tmp_path) == ["old"]
     assert (tmp_path / "old").read_bytes() == b"before"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no umask there")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_who_may_read_a_file_the_umask_says_from_the_beginning(tmp_path, monkeypatch, umask):
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: seen.append(os.stat(a).st_mode & 0o777) or replace(a, b))
+    before = os.umask(umask)
+    try:
+        path = atomic_write(tmp_path / "file", b"data")
+    finally:
+        os.umask(before)
+    assert seen == [path.stat().st_mode & 0o777] == [0o666 & ~umask]
 
 
 def test_the_file_is_whole_before_it_has_its_name(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ def fill(root, parts=(0, 1)) -> StoreWriter:
         rows = slice(0, 3) if n == 0 else slice(3, 5)
         values = {name: values[rows] for name, values in VALUES.items()}
         store.write_part("train", n, np.arange(10, 15)[rows], np.array([0, 1, 0, 1, 1])[rows], values, STATS)
+    store.close()
     return store
 
 
@@ -58,6 +59,7 @@ def test_row_groups_one_by_one(tmp_path):
     assert whole["index"].tolist() == [10, 11, 12, 13, 14] and whole["label"].tolist() == [0, 1, 0, 1, 1]
     table = pa.concat_tables([pq.read_table(store.part("train", n)) for n in (0, 1)])
     pq.write_table(table, store.part("train", 1), row_group_size=2)  # as another writer may
+    store.listed("train")[1]["rows"] = 5
     assert store.row_groups("train")[1:] == [(1, 0, 2), (1, 1, 2), (1, 2, 1)]
     np.testing.assert_array_equal(store.row_group("train", 1, 1, ["ln_1.0"])["ln_1.0"], VALUES["ln_1.0"][2:4])
     writer.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
