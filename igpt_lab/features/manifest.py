@@ -127,7 +127,7 @@ class StoreFolder:
             if not verify:
                 return True
             return digest(path) == listed["sha256"] and pq.read_metadata(readable(path)).num_rows == listed["rows"]
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):  # of the last kind: a column's name that is not UTF-8
             return False
 
     def state(self, split: str, number: int) -> tuple[bool, dict | None]:

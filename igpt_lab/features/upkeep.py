@@ -230,12 +230,12 @@ def _begun(path: Path) -> tuple[Path, ...]:
 
 
 def _has_our_columns(file: Path) -> bool:
+    layer = re.compile(r".+\.\d+")
     try:
         schema = pq.read_schema(file)
+        names, wrong = schema.names, any(wrong_type(column.name, column.type) for column in schema)
     except (pa.ArrowException, OSError, ValueError):
         return False
-    names, layer = schema.names, re.compile(r".+\.\d+")
-    wrong = any(wrong_type(column.name, column.type) for column in schema)
     return names[:2] == ["index", "label"] and len(names) > 2 and all(map(layer.fullmatch, names[2:])) and not wrong
 
 
