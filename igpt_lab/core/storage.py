@@ -140,7 +140,7 @@ class NoLock:
 
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-OF_THIS_DISK = re.compile(r"file:(?://(?:localhost)?)?(/.*)", re.IGNORECASE)  # RFC 8089
+OF_THIS_DISK = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.IGNORECASE)  # RFC 8089
 
 
 def place(path: str | Place) -> Place:

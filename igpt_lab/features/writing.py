@@ -122,8 +122,8 @@ class StoreWriter(StoreFolder):
         """Give back what this process has claimed and not written, and show that it is gone from this store."""
         for part in list(self._claims):
             self._give_back(part)
-        if self._leave is not None:
-            self._leave()
+        if self._leave is not None and self._leave():  # the first time: it runs once
+            self._drop_locks()
 
     def write_part(
         self,
@@ -288,13 +288,18 @@ class StoreWriter(StoreFolder):
                 with self.alone():
                     for file in self._temporary():
                         file.unlink(missing_ok=True)
-            for lock in locks_of(self.path):
-                drop_lock(lock)
+            self._drop_locks()
+
+    def _drop_locks(self) -> None:
+        """Remove those of killed processes; the living hold theirs."""
+        for lock in locks_of(self.path):
+            drop_lock(lock)
 
 
-def _leave(presence: Lock | NoLock) -> None:
+def _leave(presence: Lock | NoLock) -> bool:
     unlink(presence)
     presence.release()
+    return True
 
 
 def _parquet(index: np.ndarray, labels: np.ndarray | None, features: dict[str, np.ndarray]) -> bytes:
