@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.storage import Place, Remote, place
-from igpt_lab.features.manifest import FeatureKey, StoreError, covers, cut_of, explain_miss, read_manifest
+from igpt_lab.features.manifest import FeatureKey, cut_at, explain_miss
 from igpt_lab.features.runner import Features, Runner, Stats
 from igpt_lab.features.settings import ExtractionSettings, check_names, extraction_key, setting_names, settings_of
 from igpt_lab.features.store import FeatureStore
@@ -145,16 +146,7 @@ def prepare(
     for split_images in splits.values():
         check_palette(split_images, model.processor)
     key = extraction_key(model, list(splits.values()), settings)
-    return Extraction(model, splits, settings, root, device, key, share, _rows_of_a_part(root, key))
-
-
-def _rows_of_a_part(root: Place, key: FeatureKey) -> int:
-    """As the store of this key was cut, where one was begun."""
-    try:
-        manifest = read_manifest(root / key.folder())
-    except StoreError:
-        return ROWS
-    return (manifest["key"] == key.plain() and cut_of(manifest, ROWS)) or ROWS
+    return Extraction(model, splits, settings, root, device, key, share, cut_at(root / key.folder(), key, ROWS))
 
 
 def _check_share(share: tuple[int, int], root: Place) -> None:
@@ -202,21 +194,21 @@ class Extraction:
     def run(
         self,
         compute: Callable[[StoreWriter, list[Part]], None],
-        doubted: Mapping[tuple[str, int], object] | None = None,
+        doubted: Mapping[tuple[str, int], object] = MappingProxyType({}),
     ) -> FeatureStore:
         """The store, after `compute` has written what is missing of this share; complete where no other share lacks.
 
         Parts in `doubted` are written anew, but those that are no longer in this `state` when it is their turn.
         """
         with closing(StoreWriter.create(self.root, self.key, self.counts, source=self.source)) as writer:
-            writer.doubted = dict(doubted or {})
+            writer.doubted = dict(doubted)
             if writer.counts != self.counts:  # it is whole, and cut in a way of its own
                 return writer.reader()
             parts = self.parts
             chosen = parts if self.share is None else parts[self.share[0] - 1 :: self.share[1]]
             todo = [part for part in chosen if not writer.whole(part.split, part.number)]
             if todo:
-                self._check_cut(writer, set(chosen) - set(todo))
+                writer.check_cut({(part.split, part.number): len(part) for part in set(chosen) - set(todo)})
                 writer.refuse_other_versions()
                 compute(writer, todo)
             if self.share and not all(writer.has(part.split, part.number, verify=False) for part in parts):
@@ -224,17 +216,6 @@ class Extraction:
         store = FeatureStore.open(writer.path, verify=False)  # each part was verified before, or written just now
         _warn_of_bad_states(store)
         return store
-
-    @staticmethod
-    def _check_cut(writer: StoreWriter, whole: set[Part]) -> None:
-        """StoreError where parts that are there are not of the rows that those beside them would have."""
-        for part in whole:
-            listed = writer.listed(part.split)[part.number]
-            if listed and covers(listed) != len(part):
-                raise StoreError(
-                    f"{writer.part(part.split, part.number)} is of {covers(listed)} rows, not {len(part)}: a store of "
-                    "parts of unequal length cannot be finished here; delete it and extract again"
-                )
 
     def here(self, writer: StoreWriter, todo: list[Part], workers: int | None, progress: bool) -> None:
         """Compute `todo` in this process: `workers` threads decode ahead of the device, one writes behind it."""

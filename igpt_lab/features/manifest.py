@@ -139,6 +139,16 @@ class StoreFolder:
         """Number of parts of each split."""
         return _counts(self.manifest)
 
+    def check_cut(self, rows: dict[tuple[str, int], int]) -> None:
+        """StoreError where a listed part is not of the rows that those beside it leave to it."""
+        for (split, number), count in rows.items():
+            listed = self.listed(split)[number]
+            if listed and covers(listed) != count:
+                raise StoreError(
+                    f"{self.part(split, number)} is of {covers(listed)} rows, not {count}: a store of parts of unequal "
+                    "length cannot be finished here; delete it and extract again"
+                )
+
     def is_ours(self, file: Path) -> bool:
         """Is it this store's manifest, one of its parts, of whatever number, or a temporary file of either?"""
         *folder, name = file.relative_to(self.path).parts
@@ -235,6 +245,15 @@ def read_manifest(path: Place) -> dict:
 def digest_of(part: dict) -> str:
     """Of what is listed of a part beside its file's digest: `entry` in the manifest."""
     return digest({name: part[name] for name in ("rows", "stats", "skipped") if name in part})
+
+
+def cut_at(path: Place, key: FeatureKey, usual: int) -> int:
+    """Rows at which the parts of a store are cut: as they were where it was begun, else `usual`."""
+    try:
+        manifest = read_manifest(path)
+    except StoreError:
+        return usual
+    return (manifest["key"] == key.plain() and cut_of(manifest, usual)) or usual
 
 
 def cut_of(manifest: dict, usual: int) -> int | None:

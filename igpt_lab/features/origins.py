@@ -50,8 +50,11 @@ def _is_address(name: str) -> bool:
 
 def _is_here(name: str) -> bool:
     """Is it on this disk, or nowhere?"""
+    if _is_address(name):
+        return False
     try:
-        return not _is_address(name) and ((path := place(name)).exists() or path.is_absolute())
+        path = place(name)
+        return isinstance(path, Path) and (path.exists() or path.is_absolute())
     except (ValueError, OSError):
         return False
 

@@ -26,6 +26,7 @@ from igpt_lab.core.display import card, span
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, place, readable, size_of
 from igpt_lab.features.manifest import StoreError, StoreFolder, read_manifest
+from igpt_lab.features.parts import nulls, wrong_type
 
 if TYPE_CHECKING:
     from igpt_lab.features.writing import StoreWriter
@@ -192,8 +193,8 @@ class FeatureStore(StoreFolder):
             for name in columns:
                 if wrong := wrong_type(name, table.schema.field(name).type):
                     raise ValueError(wrong)
-                if name != "label" and _nulls(table[name]):
-                    raise ValueError(f"{name} has {_nulls(table[name])} numbers missing")
+                if name != "label" and nulls(table[name]):
+                    raise ValueError(f"{name} has {nulls(table[name])} numbers missing")
             return table
 
     @contextmanager
@@ -253,18 +254,3 @@ class StoredLayers(Mapping):
 
     def __len__(self) -> int:
         return len(self.store.layers[self.point])
-
-
-def wrong_type(name: str, kind: pa.DataType) -> str:
-    """What is wrong with the type of a part's column, or ''."""
-    if name in ("index", "label"):
-        right = kind == pa.int64()
-    else:
-        right = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()
-    return "" if right else f"has {name} as {kind}"
-
-
-def _nulls(column: pa.ChunkedArray) -> int:
-    """Rows, or numbers in them, that have no value."""
-    lists = pa.types.is_fixed_size_list(column.type)
-    return column.null_count + sum(chunk.flatten().null_count for chunk in column.chunks if lists)

@@ -21,7 +21,8 @@ from igpt_lab.core.storage import Place, drop_lock, held, locks_of, place, unlin
 from igpt_lab.features import extraction, form
 from igpt_lab.features.manifest import FORMAT, PART_FILE, StoreError, digest_of, read_manifest, stores_in
 from igpt_lab.features.origins import sources_of
-from igpt_lab.features.store import FeatureStore, wrong_type
+from igpt_lab.features.parts import wrong_type
+from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import load_images
 from igpt_lab.models import loading
 

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import Timeout
 
 from igpt_lab.core.provenance import atomic_write, digest, made_by, unlike
 from igpt_lab.core.storage import Lock, NoLock, Place, drop_lock, lock_of, locks_of, place, readable, unlink
 from igpt_lab.features.manifest import FeatureKey, StoreError, StoreFolder, digest_of, read_manifest
+from igpt_lab.features.parts import bytes_of
 from igpt_lab.features.store import FeatureStore
 
 
@@ -180,7 +180,7 @@ class StoreWriter(StoreFolder):
         names = [f"{point}.{layer}" for point, layers in self.layers.items() for layer in layers]
         if set(names) != set(features):
             raise ValueError(f"features of {sorted(features)}; the key of {self.path.name} has {names}")
-        data = _parquet(index, labels, {name: features[name] for name in names})
+        data = bytes_of(index, labels, {name: features[name] for name in names})
         entry = {"rows": len(index), "sha256": digest(data), "stats": {name: _json(stats[name]) for name in stats}}
         if skipped:
             entry["skipped"] = [[int(row), str(reason)] for row, reason in skipped]
@@ -300,22 +300,6 @@ def _leave(presence: Lock | NoLock) -> bool:
     unlink(presence)
     presence.release()
     return True
-
-
-def _parquet(index: np.ndarray, labels: np.ndarray | None, features: dict[str, np.ndarray]) -> bytes:
-    """The bytes of a part."""
-    columns = [pa.array(index, pa.int64())]
-    columns.append(pa.nulls(len(index), pa.int64()) if labels is None else pa.array(labels, pa.int64()))
-    fields = [pa.field("index", pa.int64()), pa.field("label", pa.int64())]
-    for name, values in features.items():
-        # Not nullable, and without statistics: 1.3 to 1.6 times as fast to write, 1.6 to 1.9 to read.
-        kind = pa.list_(pa.field("element", pa.float32(), nullable=False), values.shape[1])
-        flat = pa.array(np.ascontiguousarray(values, np.float32).ravel(), pa.float32())
-        columns.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
-        fields.append(pa.field(name, kind, nullable=False))
-    table, buffer = pa.Table.from_arrays(columns, schema=pa.schema(fields)), pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=["index", "label"])
-    return buffer.getvalue().to_pybytes()
 
 
 def _json(numbers: Sequence[float]) -> list:

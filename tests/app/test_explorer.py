@@ -169,6 +169,15 @@ def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("point", ["../../x", "/tmp/x", "a\0b", "a\\b"])
+def test_save_leaves_its_folder_for_no_name(seen, point, tmp_path, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(type(seen), "point", point)
+    with pytest.raises(ValueError, match="expected a name without slashes"):
+        seen.save()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_save_button(seen):
     told = []
     seen.send = told.append
