@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +17,6 @@ from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 NUMBERS: dict[type, type] = {int: Integral, float: Real}  # numpy's scalars are registered there
@@ -36,6 +36,7 @@ WORDS = {
 LEAST = {"seed": 0, "draw": 0} | dict.fromkeys(
     "batch_size workers count completions draws top_k n_boot types neighbours buffer per_class max_iter".split(), 1
 )  # by the name of an argument: the least whole number that has a meaning
+OF_THIS_DISK = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.IGNORECASE)  # RFC 8089
 OPEN = ("Any", "ndarray", "Tensor")  # which take much that is like them
 F = TypeVar("F", bound=Callable)
 
@@ -95,7 +96,7 @@ def plain(value: Any, annotation: Any, name: str) -> Any:
     classes = [kind for kind in kinds if isinstance(kind, type) and kind.__name__ not in OPEN]
     lists = [kind for kind in kinds if typing.get_origin(kind) in (Sequence, Collection)]
     if _is_one_of(value, classes):
-        if Path in classes and str(value).startswith(("~", "file://")):
+        if Path in classes and str(value).lower().startswith(("~", "file:/")):
             return local(value)
         return value.item() if type(value).__module__ == "numpy" else value
     if len(classes) + len(lists) < len(kinds) or len(lists) > 1:
@@ -134,11 +135,10 @@ def _expected(classes: Sequence[type], lists: Sequence[Any]) -> str:
 def local(path: str | os.PathLike) -> Path:
     """A path with `~` and `~user` as their home folders, and file:///folder as /folder; ValueError for no such user."""
     text = os.fspath(path)
-    if text.startswith("file://"):
-        address = urlsplit(text)
-        if address.netloc not in ("", "localhost"):
-            raise ValueError(f"{text} is on the host {address.netloc}; expected file:///folder")
-        return Path(url2pathname(address.path))
+    if here := OF_THIS_DISK.fullmatch(text):
+        return Path(url2pathname(here[1]))
+    if text.lower().startswith("file://"):
+        raise ValueError(f"{text} names another host; expected file:///folder")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file that is called so")

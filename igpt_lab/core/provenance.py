@@ -36,6 +36,7 @@ NOT_NUMBERS = {
     "core/hub": "finds files: what is in them is in a store's key",
     "core/provenance": "names of stores, and how a file comes to be whole",
     "core/storage": "where files lie, and who may write them",
+    "features/form": "what a manifest must look like",
     "features/manifest": "what a store notes of its parts",
     "features/store": "reads what is stored",
 }

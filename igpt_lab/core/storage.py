@@ -6,63 +6,127 @@ image sets use, by pyarrow's filesystems.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from glob import escape
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import fs
 
-from igpt_lab.core.arguments import local
+from igpt_lab.core.arguments import OF_THIS_DISK, local
+
+LONGEST = 150  # bytes of a name: one file's may have 255, and ours add to it
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
-def lock_of(store: Place, part: str = "") -> FileLock | NoLock:
+def as_name(name: object, what: str) -> str:
+    """A name that is one folder or file below another on any system, as it was; ValueError for every other.
+
+    Names of splits, points and stores may be a stranger's: they go through here before they are part of a path.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or not name == PurePosixPath(name).name == PureWindowsPath(name).name
+        or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name)
+        or len(name.encode()) > LONGEST
+    ):
+        raise ValueError(f"{what} is {ascii(name)[:80]}; expected a name without slashes, such as 'train'")
+    return name
+
+
+def lock_of(store: Place, part: str = "") -> Lock | NoLock:
     """A lock that dies with its process; its file is beside the store, whose own files are then always the same."""
     if isinstance(store, Remote):
         return NoLock()
     store.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(store.with_name(f".{store.name}{part}.lock"), thread_local=False)
+    return Lock(store.with_name(f".{store.name}{part}.lock"))
 
 
 def locks_of(store: Place) -> list[Path]:
     """Lock files of a store, held or left behind."""
-    return [] if isinstance(store, Remote) else sorted(store.parent.glob(f".{store.name}.*lock"))
+    return [] if isinstance(store, Remote) else sorted(store.parent.glob(f".{escape(store.name)}.*lock"))
 
 
 def held(file: Path) -> bool:
-    """Does a living process hold this lock?"""
+    """Does a living process hold this lock? True also where that cannot be known."""
+    if not file.exists():
+        return False
     try:
         with FileLock(file, timeout=0):
             return False
-    except Timeout:
+    except OSError:  # a Timeout, a file that is not ours to open, or a disk without locks
         return True
 
 
 def drop_lock(file: Path) -> bool:
-    """Remove a lock's file; False where a living process holds it."""
+    """Remove a lock's file; False where a living process may hold it."""
     lock = FileLock(file)
     try:
         with lock.acquire(timeout=0):
             unlink(lock)
-    except Timeout:
+    except OSError:
         return False
     return True
 
 
-def unlink(lock: FileLock | NoLock) -> None:
+def unlink(lock: FileLock | Lock | NoLock) -> None:
     """Remove the file of a lock that we hold: who waits for it sees that it is gone, and makes a new one."""
-    with suppress(OSError):  # Windows keeps open files
-        os.unlink(lock.lock_file)
+    if lock.is_locked:
+        with suppress(OSError):  # Windows keeps open files
+            os.unlink(lock.lock_file)
+
+
+class Lock:
+    """A `FileLock`; on a disk without locks, or where its file is not ours to open, it warns and locks nothing."""
+
+    def __init__(self, file: Path):
+        self.lock_file, self._lock = str(file), FileLock(file, thread_local=False)
+
+    @property
+    def is_locked(self) -> bool:
+        return self._lock.is_locked
+
+    def acquire(self, timeout: float = -1) -> Lock:
+        """Timeout where another process holds it."""
+        try:
+            self._lock.acquire(timeout=timeout)
+        except Timeout:
+            raise
+        except OSError as error:
+            file = Path(self.lock_file)
+            if error.errno in WITHOUT_LOCKS:
+                with suppress(OSError):
+                    file.unlink()  # it guards nothing
+                what = f"{file.parent} has no locks"  # told once a folder
+            elif isinstance(error, PermissionError) and file.exists():
+                what = f"{file} is not ours to lock"
+            else:
+                raise
+            advice = "going on without: let no other process write into this store meanwhile"
+            warnings.warn(f"{what} ({error.strerror}); {advice}", stacklevel=3)
+        return self
+
+    def release(self) -> None:
+        self._lock.release()
+
+    __enter__ = acquire
+
+    def __exit__(self, *_) -> None:
+        self.release()
 
 
 class NoLock:
     """In the place of a lock where there are none."""
 
-    lock_file = ""
+    lock_file, is_locked = "", False
 
     def acquire(self, timeout: float = -1) -> NoLock:
         return self
@@ -76,14 +140,17 @@ class NoLock:
         pass
 
 
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def place(path: str | Place) -> Place:
-    """A local path, or the place on an object store that an address names."""
+    """A local path, also by file:///path and ~/path, or the place on an object store that an address names.
+
+    Raises ValueError for an address that pyarrow has no filesystem for, and for the home folder of nobody.
+    """
     if isinstance(path, Remote):
         return path
-    if isinstance(path, str) and ADDRESS.match(path) and not path.startswith("file://"):
+    if isinstance(path, str) and ADDRESS.match(path) and not OF_THIS_DISK.fullmatch(path):
         return Remote.of(path)
     return local(path)
 

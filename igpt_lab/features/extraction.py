@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tqdm.auto import tqdm
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.storage import Place, Remote, place
-from igpt_lab.features.manifest import FeatureKey, explain_miss
+from igpt_lab.features.manifest import FeatureKey, cut_at, explain_miss
 from igpt_lab.features.runner import Features, Runner, Stats
 from igpt_lab.features.settings import ExtractionSettings, check_names, extraction_key, setting_names, settings_of
 from igpt_lab.features.store import FeatureStore
@@ -153,7 +154,7 @@ def prepare(
     for split_images in splits.values():
         check_palette(split_images, model.processor)
     key = extraction_key(model, list(splits.values()), settings)
-    return Extraction(model, splits, settings, root, device, key, share, ROWS)
+    return Extraction(model, splits, settings, root, device, key, share, cut_at(root / key.folder(), key, ROWS))
 
 
 def _check_classes(splits: Iterable[ImageSet | TokenSet]) -> None:
@@ -211,17 +212,29 @@ class Extraction:
         """Names of the classes in the order of their numbers, () without labels."""
         return next((images.label_names for images in self.splits.values() if images.labels is not None), ())
 
-    def run(self, compute: Callable[[StoreWriter, list[Part]], None]) -> FeatureStore:
-        """The store, after `compute` has written what is missing of this share; complete where no other share lacks."""
-        writer = StoreWriter.create(self.root, self.key, self.counts, source=self.source, classes=self.classes)
-        parts = self.parts
-        chosen = parts if self.share is None else parts[self.share[0] - 1 :: self.share[1]]
-        todo = [part for part in chosen if not writer.has(part.split, part.number)]
-        if todo:
-            writer.refuse_other_versions()
-            compute(writer, todo)
-        if self.share and not all(writer.has(part.split, part.number, verify=False) for part in parts):
-            return writer.reader()
+    def run(
+        self,
+        compute: Callable[[StoreWriter, list[Part]], None],
+        doubted: Mapping[tuple[str, int], object] = MappingProxyType({}),
+    ) -> FeatureStore:
+        """The store, after `compute` has written what is missing of this share; complete where no other share lacks.
+
+        Parts in `doubted` are written anew, but those that are no longer in this `state` when it is their turn.
+        """
+        created = StoreWriter.create(self.root, self.key, self.counts, source=self.source, classes=self.classes)
+        with closing(created) as writer:
+            writer.doubted = dict(doubted)
+            if writer.counts != self.counts:  # it is whole, and cut in a way of its own
+                return writer.reader()
+            parts = self.parts
+            chosen = parts if self.share is None else parts[self.share[0] - 1 :: self.share[1]]
+            todo = [part for part in chosen if not writer.whole(part.split, part.number)]
+            if todo:
+                writer.check_cut({(part.split, part.number): len(part) for part in set(chosen) - set(todo)})
+                writer.refuse_other_versions()
+                compute(writer, todo)
+            if self.share and not all(writer.has(part.split, part.number, verify=False) for part in parts):
+                return writer.reader()
         store = FeatureStore.open(writer.path, verify=False)  # each part was verified before, or written just now
         _warn_of_bad_states(store)
         return store

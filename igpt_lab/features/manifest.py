@@ -7,14 +7,19 @@ import re
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from igpt_lab.core.provenance import digest, named
-from igpt_lab.core.storage import Place, Remote, place, readable
+from igpt_lab.core.storage import Place, Remote, as_name, place, readable
+from igpt_lab.features import form
 
 FORMAT = 1
+PART_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet|\.part-\d{5,}-of-\d{5,}\.parquet\.[^/]+\.tmp")
+MANIFEST_FILE = re.compile(r"manifest\.json|\.manifest\.json\.[^/]+\.tmp")
 _READING = threading.Lock()  # of manifests, by the threads of this process
 
 
@@ -41,7 +46,10 @@ class FeatureKey:
     format: int = field(default=FORMAT)
 
     def __post_init__(self):
-        """Layers in any order, or twice, are the same features."""
+        """Layers in any order, or twice, are the same features; ValueError for a split or point that is no name."""
+        for what, names in (("a split", self.splits), ("a point", self.layers)):
+            for name in names:
+                as_name(name, what)
         layers = {point: np.unique(self.layers[point]).tolist() for point in sorted(self.layers)}
         object.__setattr__(self, "layers", layers)
 
@@ -118,12 +126,40 @@ class StoreFolder:
         """Is this part listed, by whichever process, there and unaltered? The digest is computed where `verify`."""
         self.refresh()
         listed, path = self.manifest["splits"][split][number], self.part(split, number)
-        if listed is None or not path.is_file():
+        try:
+            if not listed or listed.get("entry", digest_of(listed)) != digest_of(listed) or not path.is_file():
+                return False
+            if not verify:
+                return True
+            return digest(path) == listed["sha256"] and pq.read_metadata(readable(path)).num_rows == listed["rows"]
+        except (pa.ArrowException, OSError, ValueError):  # of the last kind: a column's name that is not UTF-8
             return False
-        # The digest first: what has it is Parquet.
-        return not verify or (
-            digest(path) == listed["sha256"] and pq.read_metadata(readable(path)).num_rows == listed["rows"]
-        )
+
+    def state(self, split: str, number: int) -> tuple[bool, dict | None]:
+        """Of a part: whether this store has it, and what is listed of it. It changes when the part is mended."""
+        return self.has(split, number), self.listed(split)[number]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of parts of each split."""
+        return _counts(self.manifest)
+
+    def check_cut(self, rows: dict[tuple[str, int], int]) -> None:
+        """StoreError where a listed part is not of the rows that those beside it leave to it."""
+        for (split, number), count in rows.items():
+            listed = self.listed(split)[number]
+            if listed and covers(listed) != count:
+                raise StoreError(
+                    f"{self.part(split, number)} is of {covers(listed)} rows, not {count}: a store of parts of unequal "
+                    "length cannot be finished here; delete it and extract again"
+                )
+
+    def is_ours(self, file: Path) -> bool:
+        """Is it this store's manifest, one of its parts, of whatever number, or a temporary file of either?"""
+        *folder, name = file.relative_to(self.path).parts
+        if folder:
+            return len(folder) == 1 and folder[0] in self.splits and bool(PART_FILE.fullmatch(name))
+        return bool(MANIFEST_FILE.fullmatch(name))
 
     def problems(self, *, verify: bool = True) -> list[str]:
         """One line for each part that does not count, and for each split whose parts do not give its rows."""
@@ -176,47 +212,67 @@ def _short(value: object) -> str:
 
 
 def stores_in(root: str | Place) -> list[Place]:
-    """Folders under `root` that have a manifest, by name; or `root` itself."""
+    """`root` itself and the folders under it that have a manifest, by name."""
     folder = place(root)
-    if (folder / "manifest.json").is_file():
-        return [folder]
-    return sorted(file.parent for file in folder.glob("*/manifest.json"))
+    here = [folder] if (folder / "manifest.json").is_file() else []
+    return here + sorted(file.parent for file in folder.glob("*/manifest.json"))
 
 
 def read_manifest(path: Place) -> dict:
     """The manifest of a store, checked for its form; StoreError when it is none, or not of this folder's key."""
     file = path / "manifest.json"
-    if not file.is_file():
-        raise StoreError(f"{path} is not a feature store, or one that was never begun: it has no manifest.json")
     again = f"delete {path} and extract again"
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        version, key8 = manifest["key"]["format"], digest(manifest["key"])[:8]
-    except (ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"{file} is not a manifest ({error!r}); {again}") from error
-    if version != FORMAT:
-        raise StoreError(f"{file} has format {version}; this version reads {FORMAT}. Extract again")
-    try:
-        rows = _rows_of(manifest)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StoreError(f"{file} is not a manifest ({error!r}); {again}") from error
+        if not file.is_file():
+            raise StoreError(f"{path} is not a feature store, or one that was never begun: it has no manifest.json")
+        manifest = json.loads(file.read_text(encoding="utf-8"), parse_constant=form.no_constant)
+        form.check(manifest, {"key": {"format": form.count}}, "manifest")
+        version = manifest["key"]["format"]
+        if version != FORMAT:
+            raise StoreError(f"{file} has format {version}; this version reads {FORMAT}. Extract again")
+        form.check(manifest, form.MANIFEST, "manifest")
+        key8 = digest(manifest["key"])[:8]
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{file} is not a manifest ({error}); {again}") from error
     ends = re.search(r"-([0-9a-f]{8})$", path.resolve().name)
     if ends and ends[1] != key8:
         raise StoreError(f"{file} is stale: its key is {key8}, its folder's {ends[1]}; {again}")
-    if set(manifest["splits"]) != set(rows):
-        raise StoreError(f"{file} is stale: it lists {sorted(manifest['splits'])}, its key {sorted(rows)}; {again}")
+    listed, splits = sorted(manifest["splits"]), sorted(manifest["key"]["splits"])
+    if listed != splits:
+        raise StoreError(f"{file} is stale: it lists {listed}, its key {splits}; {again}")
     return manifest
 
 
-def _rows_of(manifest: dict) -> dict[str, int]:
-    """Rows of each split by the key; an error of Python's where this, or what is listed, has not its form."""
-    rows = {split: count + 0 for split, (_, count) in manifest["key"]["splits"].items()}
-    _ = [name + "" for name in manifest.get("classes") or ()]
-    for parts in manifest["splits"].values():
-        for part in parts:
-            if part is not None:
-                _ = part["sha256"] + "", covers(part) + 0, part["stats"].items()
-    return rows
+def digest_of(part: dict) -> str:
+    """Of what is listed of a part beside its file's digest: `entry` in the manifest."""
+    return digest({name: part[name] for name in ("rows", "stats", "skipped") if name in part})
+
+
+def cut_at(path: Place, key: FeatureKey, usual: int) -> int:
+    """Rows at which the parts of a store are cut: as they were where it was begun, else `usual`."""
+    try:
+        manifest = read_manifest(path)
+    except StoreError:
+        return usual
+    return (manifest["key"] == key.plain() and cut_of(manifest, usual)) or usual
+
+
+def cut_of(manifest: dict, usual: int) -> int | None:
+    """Rows at which the parts were cut, `usual` where that fits; None for parts of unequal length."""
+    rows = {split: count for split, (_, count) in manifest["key"]["splits"].items()}
+    parts_by_split = manifest["splits"].items()
+    listed = [(split, n, covers(part)) for split, parts in parts_by_split for n, part in enumerate(parts) if part]
+
+    def fits(size: int) -> bool:
+        counted = all(len(parts) == -(-rows[split] // size) for split, parts in parts_by_split)
+        return counted and all(covered == min(size, rows[split] - n * size) for split, n, covered in listed)
+
+    sizes = dict.fromkeys([usual, *(covered for _, _, covered in listed), *rows.values()])
+    return next(filter(fits, filter(None, sizes)), None)
 
 
 def covers(part: dict) -> int:

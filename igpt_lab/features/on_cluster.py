@@ -147,6 +147,7 @@ class Work:
         splits = {split: load_images(**source, split=split) for split, source in self.source["images"].items()}
         model.to(cluster.device_of_worker(self.device)).eval()
         writer = StoreWriter.create(self.root, self.key, self.counts, source=self.source)
+        writer.close()  # who gives out the parts shows that all are at this store
         return Opened(self, model, splits, writer)
 
 

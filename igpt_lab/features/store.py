@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,12 @@ from igpt_lab.core.display import card, span
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, place, readable, size_of
 from igpt_lab.features.manifest import StoreError, StoreFolder, read_manifest
+from igpt_lab.features.parts import nulls, wrong_type
 
 if TYPE_CHECKING:
     from igpt_lab.features.writing import StoreWriter
+
+AGAIN = "run the same extraction again, or igpt-lab verify STORE --repair"
 
 
 class FeatureStore(StoreFolder):
@@ -70,37 +74,41 @@ class FeatureStore(StoreFolder):
         """
         name = self._column(point, layer)
         rows = sum(part["rows"] for part in self.listed(split) if part)
-        values, start = np.empty((rows, 0), np.float32), 0
-        for path, table in self._tables(split, [name]):
-            width = table.schema.field(0).type.list_size
-            if path == self.part(split, 0):
-                values = np.empty((rows, width), np.float32)
+        values, start = np.empty((0, 0), np.float32), 0
+        for number in range(len(self._finished(split))):
+            column = self._read_part(split, number, [name]).column(0)
+            width = column.type.list_size
+            if not number:
+                values = self._room(rows, width)
             if width != values.shape[1]:
-                raise StoreError(f"{path} has {width} numbers in a row of {name}, the first part {values.shape[1]}")
-            for chunk in table.column(0).chunks:
+                wrong = f"{name} {width} wide, parts before it {values.shape[1]}"
+                raise StoreError(f"{self.part(split, number)} has {wrong}; {AGAIN}")
+            for chunk in column.chunks:
                 stop = start + len(chunk)
                 values[start:stop] = chunk.flatten().to_numpy().reshape(len(chunk), width)
                 start = stop
         return values
 
+    def _room(self, rows: int, width: int) -> np.ndarray:
+        try:
+            return np.empty((rows, width), np.float32)
+        except (MemoryError, ValueError) as error:
+            raise StoreError(f"{self.path} lists {rows} rows of {width} numbers, more than memory holds") from error
+
     @checked
     def row_groups(self, split: str) -> list[tuple[int, int, int]]:
         """(part, row group in it, its rows) in the order of `index(split)`: what `row_group` reads at once."""
         groups = []
-        for part, (path, listed) in enumerate(self._finished(split)):
-            with _reading(path) as file:
-                rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-            _check_rows(path, sum(rows), listed)
-            groups += [(part, group, count) for group, count in enumerate(rows) if count]
-        return groups
+        for part in range(len(self._finished(split))):
+            with self._opened(split, part) as file:
+                about = file.metadata
+                groups += [(part, group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
+        return [(part, group, rows) for part, group, rows in groups if rows]
 
     @checked
     def row_group(self, split: str, part: int, group: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Of one row group `index` and `label` int64 (n,), -1 for no label, and `<point>.<layer>` float32 (n, D)."""
-        path = self.part(split, part)
-        with _reading(path) as file:
-            table = file.read_row_group(group, list(columns), use_threads=False).combine_chunks()
-        _check_columns(path, table, columns)
+        table = self._read_part(split, part, list(columns), group).combine_chunks()
         arrays = {}
         for name, column in zip(table.column_names, table.columns, strict=True):
             if pa.types.is_fixed_size_list(column.type):
@@ -112,29 +120,25 @@ class FeatureStore(StoreFolder):
     @checked
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
-        return np.concatenate([table.column(0).to_numpy() for _, table in self._tables(split, ["index"])])
+        return self._whole(split, ["index"]).column(0).to_numpy()
 
     @checked
     def labels(self, split: str) -> np.ndarray | None:
         """int64 (N,), or None when the image set has no labels."""
-        columns = [table.column(0) for _, table in self._tables(split, ["label"])]
-        missing, rows = sum(column.null_count for column in columns), sum(map(len, columns))
-        if missing == rows > 0:
-            return None
-        if missing:
-            raise StoreError(
-                f"{self.path} {split} has no label in {missing} of {rows} rows; expected one in each, or none"
-            )
-        return np.concatenate([column.to_numpy() for column in columns])
+        column = self._whole(split, ["label"]).column(0)
+        if 0 < column.null_count < len(column):
+            missing = f"{column.null_count} of {len(column)} rows have no label"
+            raise StoreError(f"{self.path} {split}: {missing}; expected one in each row, or in none")
+        return None if column.null_count else column.to_numpy()
 
     @checked
     def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:
         """For pandas: `index`, `label` and a column of arrays for each point's `layers`, all when None."""
-        names = None
-        if layers is not None:
-            chosen = dict.fromkeys(self._column(point, layer) for point in self.layers for layer in layers)
-            names = ["index", "label", *chosen]
-        return pa.concat_tables([table for _, table in self._tables(split, names)]).to_pandas()
+        chosen = [
+            (point, layer) for point in self.layers for layer in (self.layers[point] if layers is None else layers)
+        ]
+        names = dict.fromkeys(self._column(point, layer) for point, layer in chosen)
+        return self._whole(split, ["index", "label", *names]).to_pandas()
 
     def skipped(self, split: str) -> pd.DataFrame:
         """`row` in the source and `reason` of the images that could not be read and have no features."""
@@ -153,7 +157,8 @@ class FeatureStore(StoreFolder):
         for split in self.splits:
             parts = [part for part in self.listed(split) if part and part["rows"]]
             weights = [part["rows"] for part in parts]
-            for name in parts[0]["stats"] if parts else ():
+            names = parts[0]["stats"] if parts else ()
+            for name in (name for name in names if all(name in part["stats"] for part in parts)):
                 largest, zeros, bad = np.array([part["stats"][name] for part in parts], float).T
                 point, layer = name.rsplit(".", 1)
                 mean = np.average(zeros, weights=weights)
@@ -169,24 +174,50 @@ class FeatureStore(StoreFolder):
             raise KeyError(f"{self.path.name} has no {point}.{layer}; it has {self.layers}")
         return f"{point}.{layer}"
 
-    def _finished(self, split: str) -> list[tuple[Place, dict]]:
-        """Paths of a split's parts and what is listed of each; StoreError where one is still to come."""
-        parts = []
-        for number, listed in enumerate(self.listed(split)):
-            path = self.part(split, number)
-            if listed is None:
+    def _finished(self, split: str) -> list[Place]:
+        """Paths of a split's parts; StoreError where one is still to come."""
+        paths = [self.part(split, number) for number in range(len(self.listed(split)))]
+        for path, part in zip(paths, self.listed(split), strict=True):
+            if part is None:
                 raise StoreError(f"{path} is not finished; run the same extraction again, and open the store then")
-            parts.append((path, listed))
-        return parts
+        return paths
 
-    def _tables(self, split: str, columns: list[str] | None) -> Iterator[tuple[Place, pa.Table]]:
-        """Each part's columns, all when None; StoreError for a part that is not as the manifest lists it."""
-        for path, listed in self._finished(split):
-            with _reading(path) as file:
-                table = file.read(columns, use_threads=False)
-            _check_rows(path, len(table), listed)
-            _check_columns(path, table, columns or table.column_names)
-            yield path, table
+    def _whole(self, split: str, columns: list[str]) -> pa.Table:
+        """Columns of all parts."""
+        parts = [self._read_part(split, number, columns) for number in range(len(self._finished(split)))]
+        if not parts:
+            return pa.table({name: pa.array([], pa.int64()) for name in columns})
+        try:
+            return pa.concat_tables(parts)
+        except pa.ArrowException as error:
+            raise StoreError(f"parts of {self.path} {split} have layers of different width; {AGAIN}") from error
+
+    def _read_part(self, split: str, number: int, columns: list[str], group: int | None = None) -> pa.Table:
+        """Columns of a part, or of one row group, of the types that the format has; StoreError where they are not."""
+        with self._opened(split, number) as file:
+            # threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits
+            read = file.read if group is None else partial(file.read_row_group, group)
+            table = read(columns, use_threads=False)
+            if sorted(table.column_names) != sorted(columns):
+                raise ValueError(f"it has the columns {table.column_names} of {columns}")
+            for name in columns:
+                if wrong := wrong_type(name, table.schema.field(name).type):
+                    raise ValueError(wrong)
+                if name != "label" and nulls(table[name]):
+                    raise ValueError(f"{name} has {nulls(table[name])} numbers missing")
+            return table
+
+    @contextmanager
+    def _opened(self, split: str, number: int) -> Iterator[pq.ParquetFile]:
+        """A part's file, of the rows that are listed; StoreError that names the part where it cannot be read."""
+        path, listed = self.part(split, number), self.listed(split)[number]
+        try:
+            with pq.ParquetFile(readable(path), pre_buffer=False) as file:
+                if listed and file.metadata.num_rows != listed["rows"]:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest lists {listed['rows']}")
+                yield file
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(f"{path} is not as listed: {str(error).partition(chr(10))[0]}; {AGAIN}") from error
 
     def __repr__(self) -> str:
         rows = {split: sum(part["rows"] for part in self.listed(split) if part) for split in self.splits}
@@ -233,35 +264,3 @@ class StoredLayers(Mapping):
 
     def __len__(self) -> int:
         return len(self.store.layers[self.point])
-
-
-@contextmanager
-def _reading(path: Place) -> Iterator[pq.ParquetFile]:
-    """A part, open; StoreError where it is not there or cannot be read."""
-    try:
-        # Threads and pre-buffering off: small scripts with them now and then abort when the interpreter exits.
-        with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-            yield file
-    except (OSError, pa.ArrowException, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise StoreError(f"{path} cannot be read ({why}); run the same extraction again") from error
-
-
-def _check_rows(path: Place, rows: int, listed: dict) -> None:
-    if rows != listed["rows"]:
-        raise StoreError(f"{path} has {rows} rows, the manifest lists {listed['rows']}; run the same extraction again")
-
-
-def _check_columns(path: Place, table: pa.Table, names: Sequence[str]) -> None:
-    """StoreError for a column that is absent, of another type, or has no value in some row."""
-    for name in names:
-        if name not in table.column_names:
-            raise StoreError(f"{path} has no column {name}; run the same extraction again")
-        column = table.column(name)
-        plain = name in ("index", "label")
-        right = column.type == pa.int64() if plain else pa.types.is_fixed_size_list(column.type)
-        if not right or not plain and column.type.value_type != pa.float32():
-            expected = "int64" if plain else "fixed_size_list<float>"
-            raise StoreError(f"{path} has {name} as {column.type}; expected {expected}")
-        if name != "label" and (column.null_count or not plain and any(c.flatten().null_count for c in column.chunks)):
-            raise StoreError(f"{path} has rows without {name}; run the same extraction again")

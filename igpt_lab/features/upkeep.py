@@ -14,42 +14,45 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from igpt_lab.core.provenance import digest
-from igpt_lab.core.storage import Place, drop_lock, held, locks_of
-from igpt_lab.features import extraction
-from igpt_lab.features.manifest import FORMAT, StoreError, read_manifest, stores_in
-from igpt_lab.features.settings import ExtractionSettings, extraction_key
+from igpt_lab.core.storage import Place, drop_lock, held, locks_of, place, unlink
+from igpt_lab.features import extraction, form
+from igpt_lab.features.manifest import FORMAT, PART_FILE, StoreError, digest_of, read_manifest, stores_in
+from igpt_lab.features.origins import sources_of
+from igpt_lab.features.parts import wrong_type
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
+from igpt_lab.images.image_sets import load_images
 from igpt_lab.models import loading
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
-OURS = re.compile(r"manifest\.json|[^/]+/part-\d{5}-of-\d{5}\.parquet|([^/]+/)?\.[^/]+\.tmp")
 HOUR = 3600  # seconds; whoever writes tokens is done long before
-LOCK = re.compile(r"\..+-[0-9a-f]{8}(\.[^/]+\.\d+)?\.lock")
+LOCK = re.compile(r"\..+-[0-9a-f]{8}(\.[^/]+\.\d+|\.writer-[0-9a-f]{8})?\.lock")
 
 
 def list_stores(root: str | Path) -> pd.DataFrame:
     """A row for each store under `root`: its name, MB, rows, layers, key8 and whether it is complete.
 
-    No digest is computed. Raises ValueError when there is no such folder.
+    No digest is computed. A store that cannot be read says so in `state`. Raises ValueError when there is no such
+    folder.
     """
     rows: list[tuple] = []
     for path in stores_in(_folder(root)):
         try:
-            store = FeatureStore(path, read_manifest(path))
-        except StoreError as error:
+            rows.append(_about(FeatureStore(path, read_manifest(path))))
+        except (StoreError, OSError) as error:
             rows.append((path.name, None, "", "", path.name[-8:], str(error)))
-            continue
-        parts = [(split, n) for split in store.splits for n in range(len(store.manifest["splits"][split]))]
-        there = sum(store.has(*part, verify=False) for part in parts)
-        counts = ", ".join(f"{split} {rows:,}" for split, (_, rows) in store.key["splits"].items())
-        layers = ", ".join(f"{point} {len(layers)}" for point, layers in store.layers.items())
-        state = "complete" if there == len(parts) else f"{there} of {len(parts)} parts"
-        rows.append((path.name, store.size / 1e6, counts, layers, digest(store.key)[:8], state))
     return pd.DataFrame(rows, columns=["store", "MB", "rows", "layers", "key8", "state"])
+
+
+def _about(store: FeatureStore) -> tuple:
+    parts = [(split, n) for split in store.splits for n in range(len(store.listed(split)))]
+    there = sum(store.has(*part, verify=False) for part in parts)
+    counts = ", ".join(f"{split} {rows:,}" for split, (_, rows) in store.key["splits"].items())
+    layers = ", ".join(f"{point} {len(layers)}" for point, layers in store.layers.items())
+    state = "complete" if there == len(parts) else f"{there} of {len(parts)} parts"
+    return store.path.name, store.size / 1e6, counts, layers, digest(store.key)[:8], state
 
 
 def verify(path: str | Path) -> list[tuple[str, int, str]]:
@@ -80,21 +83,29 @@ def _problems_of(store: FeatureStore, split: str, number: int, before: set[int])
     if not path.is_file():
         yield f"{path} is missing"
         return
-    sha256 = digest(path)
+    try:
+        sha256 = digest(path)
+    except OSError as error:
+        yield f"{path} cannot be read: {error.strerror or error}"
+        return
     if sha256 != listed["sha256"]:
         yield f"{path} has the digest {sha256[:8]}, the manifest lists {listed['sha256'][:8]}"
+    elif listed.get("entry", digest_of(listed)) != digest_of(listed):
+        yield f"{path}: rows, stats or skipped rows in the manifest are not as they were listed"
+    index = np.empty(0, np.int64)
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
-            index = file.read(["index"], use_threads=False).column(0).to_numpy() if "index" in schema.names else []
+            rows, wrong = file.metadata.num_rows, _wrong_columns(file.schema_arrow, store)
+            if not wrong:
+                index = file.read(["index"], use_threads=False).column(0).to_numpy()
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield f"{path} is not readable as Parquet: {str(error).splitlines()[0]}"
+        yield f"{path} is not readable as Parquet: {str(error).partition(chr(10))[0]}"
         return
     if rows != listed["rows"]:
         yield f"{path} has {rows} rows, the manifest lists {listed['rows']}"
-    if wrong := _wrong_columns(schema, store):
+    if wrong:
         yield f"{path} {wrong}"
-    again = sorted(before & set(index)) or [row for row in index if row < 0]
+    again = sorted(before & set(index)) or list(index[~(index >= 0)])
     if again or len(np.unique(index)) < len(index):
         yield f"{path}: `index` has a row twice, or one that was skipped: {(again or sorted(index))[0]}"
     before.update(index)
@@ -103,66 +114,53 @@ def _problems_of(store: FeatureStore, split: str, number: int, before: set[int])
 def _wrong_columns(schema: pa.Schema, store: FeatureStore) -> str:
     """What differs from the columns of the key, or ''."""
     layers = [f"{point}.{layer}" for point, stored in store.layers.items() for layer in stored]
-    if set(schema.names) != {"index", "label", *layers} or len(schema.names) != 2 + len(layers):
+    if sorted(schema.names) != sorted(["index", "label", *layers]):
         return f"has the columns {schema.names}, the key index, label, {', '.join(layers)}"
     kinds = {name: schema.field(name).type for name in schema.names}
-    wrong = [name for name in ("index", "label") if kinds[name] != pa.int64()]
-    wrong += [name for name in layers if not pa.types.is_fixed_size_list(kinds[name])]
-    wrong += [name for name in layers if name not in wrong and kinds[name].value_type != pa.float32()]
-    if wrong:
-        return f"has {wrong[0]} as {kinds[wrong[0]]}"
-    widths = {kinds[name].list_size for name in layers}
-    return f"has layers of different width: {sorted(widths)}" if len(widths) > 1 else ""
+    wrong = [text for name in ("index", "label", *layers) if (text := wrong_type(name, kinds[name]))]
+    widths = sorted({kinds[name].list_size for name in layers}) if not wrong else []
+    return wrong[0] if wrong else f"has layers of different width: {widths}" if len(widths) > 1 else ""
 
 
-def repair(path: str | Path, problems: list[tuple[str, int, str]]) -> FeatureStore:
+def repair(path: str | Path, problems: list[tuple[str, int, str]], *, remote: bool = False) -> FeatureStore:
     """Recompute the parts that `verify` named, from the model and the images that the manifest names.
 
     A manifest may be a stranger's: of its options only the fields of `ExtractionSettings` are used, so it names no
-    cluster and no folder. Raises StoreError, and leaves everything as it is, where model, images or settings are not
-    named, or are no longer what they were.
+    cluster and no folder; what is not on this disk (`sources_of(path).remote`) is asked for where `remote` allows it.
+    Each part is replaced when it is computed anew, and left where another process has mended it by then. Raises
+    StoreError, and leaves everything as it is, where model, images or settings are not named, not allowed, or are no
+    longer what they were.
     """
-    path = Path(path).resolve()
-    store = FeatureStore(path, read_manifest(path))
-    model, splits, settings = _sources_of(store)
+    path = _folder(path).resolve()
+    sources, store = sources_of(path), FeatureStore(path, read_manifest(path))
+    if sources.remote and not remote:
+        raise StoreError(
+            f"{path} cannot be repaired: its manifest names {', '.join(sources.remote)}, which is not on this disk; "
+            "allow it with remote=True (--yes) if you trust it. Nothing was changed"
+        )
+    doubted = {(split, number): store.state(split, number) for split, number, _ in problems}
+    about = dict(sources.model)
+    model = loading.load_model(about.pop("name"), **about)
+    splits = [load_images(**images, split=split) for split, images in sources.images.items()]
     try:
-        key = extraction_key(model, splits, settings)
+        mending = extraction.prepare(model, splits, sources.settings, store=path.parent)
     except ValueError as error:
         raise StoreError(f"{path} cannot be repaired: {error}; nothing was changed") from error
-    if differs := key.differences(store.key):
+    if differs := mending.key.differences(store.key):
         raise StoreError(f"{path} cannot be repaired: of its model and images, {differs}; nothing was changed")
-    if path.name != key.folder():
-        raise StoreError(f"{path} was renamed; a repair needs its own name, {key.folder()}")
-    for split, number, _ in problems:
-        store.part(split, number).unlink(missing_ok=True)
-    return extraction.extract(model, splits, store=path.parent, **settings.options())
-
-
-def _sources_of(
-    store: FeatureStore,
-) -> tuple[ImageGPTForCausalImageModeling, list[ImageSet | TokenSet], ExtractionSettings]:
-    """Model, splits and settings that a store's manifest names; StoreError where it does not."""
-    source = store.manifest.get("source") or {}
-    about, images, options = source.get("model"), source.get("images") or {}, source.get("options")
-    if not about or not all(images.get(split) for split in store.splits) or not options:
-        raise StoreError(f"{store.path} does not say where its model and images are; run the same extraction again")
-    try:
-        settings = ExtractionSettings.from_options(options)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StoreError(f"{store.path} cannot be repaired: its options are wrong, {error}") from error
-    about = dict(about)
-    model = loading.load_model(about.pop("name"), **about)
-    splits = [load_images(**images[split], split=split) for split in store.splits]
-    return model, splits, settings
+    if path.name != mending.key.folder():
+        raise StoreError(f"{path} was renamed; a repair needs its own name, {mending.key.folder()}")
+    return mending.run(lambda writer, todo: mending.here(writer, todo, None, True), doubted)
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Files of no use: `what` they are, where, and their bytes."""
+    """Files of no use: `what` they are, where, of which store's folder, None where of none, and their bytes."""
 
     what: str
     path: Path
     files: tuple[Path, ...]
+    store: Path | None = None
 
     @property
     def size(self) -> int:
@@ -172,49 +170,132 @@ class Leftover:
 def leftovers(root: str | Path) -> list[Leftover]:
     """What `prune` would delete under `root`: incomplete stores, temporary files, parts that no manifest lists, locks.
 
-    A store that a living process is at is left out, and so is one of another format, and every file that is not ours.
+    Only what carries our mark: a manifest with every field of a key of this format, or, where a first part was just
+    written, a folder named by a key with parts of our columns and nothing else. A store that a living process is at is
+    left out.
     """
-    useless = []
-    for path in sorted(path for path in _folder(root).iterdir() if path.is_dir() and not path.is_symlink()):
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        ours = [file for file in files if OURS.fullmatch(file.relative_to(path).as_posix())]
-        begun = (path / "manifest.json").is_file() or (FOLDER.fullmatch(path.name) and len(ours) == len(files))
-        if begun and not any(map(held, locks_of(path))):
-            useless += _leftovers_of(path, ours)
-    locks = [file for file in sorted(Path(root).glob(".*.lock")) if LOCK.fullmatch(file.name) and not held(file)]
-    useless += [Leftover("lock of a process that is gone", file, (file,)) for file in locks]
-    tokens = [file for file in sorted(Path(root).glob("tokens/*/.*.tmp")) if time.time() - file.stat().st_mtime > HOUR]
-    return useless + [Leftover("temporary file", file, (file,)) for file in tokens]
+    useless = [leftover for path in _folders(root) if not _busy(path) for leftover in _leftovers_of(path)]
+    locks = [file for file in sorted(_folder(root).glob(".*.lock")) if LOCK.fullmatch(file.name)]
+    for file in locks:
+        if not file.is_symlink() and not file.stat().st_size and not held(file):
+            useless.append(Leftover("lock of a process that is gone", file, (file,)))
+    tokens = [file for file in sorted(_folder(root).glob("tokens/*/.*.tmp")) if FOLDER.fullmatch(file.parent.name)]
+    old = [file for file in tokens if time.time() - file.stat().st_mtime > HOUR]
+    return useless + [Leftover("temporary file", file, (file,)) for file in old]
 
 
-def _leftovers_of(path: Path, ours: list[Path]) -> list[Leftover]:
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        if json.loads((path / "manifest.json").read_text(encoding="utf-8"))["key"]["format"] != FORMAT:
-            return []
+def not_ours(root: str | Path) -> list[tuple[Path, str]]:
+    """(path, why) of what lies among the stores and `prune` passes over: other folders, and stray files in stores."""
+    passed = []
+    for path in _folders(root):
+        try:
+            if _busy(path):
+                passed.append((path, "a process is at it, or its lock is not ours to open"))
+            if _marked(path):
+                store = FeatureStore(path, read_manifest(path))
+                files = (file for file in sorted(path.rglob("*")) if not file.is_dir() and not store.is_ours(file))
+                passed += [(file, "is no file of this store") for file in files]
+            elif ((path / "manifest.json").exists() or FOLDER.fullmatch(path.name)) and not _begun(path):
+                passed.append((path, "is not ours"))
+        except (StoreError, OSError) as error:
+            passed.append((path, f"cannot be read: {error}"))
+    return passed
+
+
+def _folders(root: str | Path) -> list[Path]:
+    return sorted(path for path in _folder(root).iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _busy(path: Path) -> bool:
+    """Is a living process at this store?"""
+    return any(map(held, locks_of(path)))
+
+
+def _marked(path: Path) -> bool:
+    """Has it a manifest with every field of a key, of this format?"""
     try:
-        store = FeatureStore.open(path, verify=False)
+        key = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["key"]
+        return set(form.KEY) <= set(key) and key["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _begun(path: Path) -> tuple[Path, ...]:
+    """The files of a store that was killed before its first manifest; none where one of them may be another's."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir()]
+    parts = [file for file in files if PART_FILE.fullmatch(file.name) and file.parent.parent == path]
+    whole = [file for file in parts if file.suffix == ".parquet"]
+    if FOLDER.fullmatch(path.name) and whole and parts == files and all(map(_has_our_columns, whole)):
+        return tuple(files)
+    return ()
+
+
+def _has_our_columns(file: Path) -> bool:
+    layer = re.compile(r".+\.\d+")
+    try:
+        schema = pq.read_schema(file)
+        names, wrong = schema.names, any(wrong_type(column.name, column.type) for column in schema)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return names[:2] == ["index", "label"] and len(names) > 2 and all(map(layer.fullmatch, names[2:])) and not wrong
+
+
+def _leftovers_of(path: Path) -> list[Leftover]:
+    """Of one store, as it is now."""
+    if not _marked(path):
+        begun = () if (path / "manifest.json").exists() else _begun(path)
+        return [Leftover("incomplete store", path, begun, path)] if begun else []
+    try:
+        store = FeatureStore(path, read_manifest(path))
     except StoreError:
-        return [Leftover("incomplete store", path, tuple(ours))]
+        return []  # its parts may be whole: `not_ours` names it
+    files = [
+        file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink() and store.is_ours(file)
+    ]
+    if store.problems(verify=False):
+        last = [path / "manifest.json"]  # whoever ends this before its end leaves our mark
+        return [Leftover("incomplete store", path, (*(file for file in files if file not in last), *last), path)]
     listed: set[Place] = {path / "manifest.json"}
-    listed |= {store.part(split, n) for split in store.splits for n in range(len(store.manifest["splits"][split]))}
+    listed |= {store.part(split, n) for split in store.splits for n in range(len(store.listed(split)))}
     kinds = {".tmp": "temporary file", ".parquet": "part that the manifest does not list"}
-    return [Leftover(kinds[file.suffix], file, (file,)) for file in ours if file not in listed]
+    return [Leftover(kinds[file.suffix], file, (file,), path) for file in files if file not in listed]
 
 
-def remove(leftover: Leftover) -> None:
-    """Delete these files, and the folders that are empty then."""
-    if leftover.path.suffix == ".lock":
-        drop_lock(leftover.path)
-        return
-    for file in leftover.files:
+def remove(leftover: Leftover) -> bool:
+    """Delete what of it is still of no use, and the folders that are empty then; False where a process may be at it.
+
+    Nobody begins to write into the store meanwhile: its lock is held from this look at it to the end.
+    """
+    if leftover.store is None:
+        if LOCK.fullmatch(leftover.path.name):
+            return drop_lock(leftover.path)
+        leftover.path.unlink(missing_ok=True)
+        return True
+    lock = FileLock(leftover.store.with_name(f".{leftover.store.name}.lock"))
+    try:
+        with lock.acquire(timeout=0):
+            others = [file for file in locks_of(leftover.store) if file != Path(lock.lock_file)]
+            free = not any(map(held, others))
+            if free:
+                useless = {file for now in _leftovers_of(leftover.store) for file in now.files}
+                _delete([file for file in leftover.files if file in useless], leftover.store)
+            unlink(lock)
+    except Timeout:
+        return False
+    return free
+
+
+def _delete(files: list[Path], store: Path) -> None:
+    for file in files:
         file.unlink(missing_ok=True)
-    if leftover.path.is_dir():
-        for folder in sorted(leftover.path.rglob("*"), reverse=True) + [leftover.path]:
+    if not (store / "manifest.json").exists():
+        for folder in [*(path for path in store.iterdir() if path.is_dir()), store]:
             with suppress(OSError):  # it holds something of another's
                 folder.rmdir()
 
 
 def _folder(path: str | Path) -> Path:
-    if not Path(path).is_dir():
+    folder = place(path)
+    if not (isinstance(folder, Path) and folder.is_dir()):
         raise StoreError(f"no folder {path}")
-    return Path(path)
+    return folder

@@ -38,7 +38,7 @@ ARGUMENTS = {
     "report": "run --out --no-pdf",
     "plan": "model images --devices=1xH100",
     "stores": "root=stores",
-    "verify": "store --repair",
+    "verify": "store --repair --yes",
     "prune": "root=stores --yes",
     "reproduce": "--model=fashion-xs --images=fashion-mini --out --quick --all --only --renew-reference",
     "lab": "folder=workbench --port=8888 --no-browser",

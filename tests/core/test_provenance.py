@@ -53,16 +53,17 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call, e
     assert (tmp_path / "old").read_bytes() == b"before"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002, 0o077])
-def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path, mask):
-    before = os.umask(mask)
+@pytest.mark.skipif(os.name == "nt", reason="no umask there")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_who_may_read_a_file_the_umask_says_from_the_beginning(tmp_path, monkeypatch, umask):
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: seen.append(os.stat(a).st_mode & 0o777) or replace(a, b))
+    before = os.umask(umask)
     try:
-        for _ in range(2):  # also where a file of that name is there
-            path = atomic_write(tmp_path / "file", b"x")
-            assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+        path = atomic_write(tmp_path / "file", b"data")
     finally:
         os.umask(before)
+    assert seen == [path.stat().st_mode & 0o777] == [0o666 & ~umask]
 
 
 def test_the_file_is_whole_before_it_has_its_name(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 from igpt_lab.core.provenance import digest
 from igpt_lab.features import extraction, upkeep
 from igpt_lab.features.manifest import FeatureKey, StoreError
+from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import load_images
@@ -144,12 +145,14 @@ def test_of_a_stranger_s_manifest_only_settings_are_used(store, monkeypatch):
         "device": "x",
     }
     monkeypatch.setattr("igpt_lab.core.cluster.connected", lambda *_: pytest.fail("a cluster was asked"))
-    called, extract = [], extraction.extract
-    monkeypatch.setattr(extraction, "extract", lambda *a, **named: called.append(named) or extract(*a, **named))
+    called, prepare = [], extraction.prepare
+    monkeypatch.setattr(extraction, "prepare", lambda *a, **named: called.append((a[2], named)) or prepare(*a, **named))
     file.write_text(json.dumps(manifest | {"source": manifest["source"] | {"options": options | hostile}}))
     part.unlink()
     upkeep.repair(store.path, upkeep.verify(store.path))
-    assert part.read_bytes() == good and called == [options | {"store": store.path.parent}]
+    assert part.read_bytes() == good and called == [
+        (ExtractionSettings.from_options(options), {"store": store.path.parent})
+    ]
     for wrong, message in (({"pool": "none"}, "its options"), ({"layers": [5]}, "layer 5 at ln_1"), ({"pool": 3}, "")):
         file.write_text(json.dumps(manifest | {"source": manifest["source"] | {"options": options | wrong}}))
         part.write_bytes(b"bad")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from typing import Any
 
 import igpt_lab as lab
@@ -131,8 +132,9 @@ def stores(root: str) -> None:
     argument(
         "--repair", action="store_true", help="compute the bad parts again, from the model and images they came from"
     ),
+    argument("--yes", action="store_true", help="fetch model and images for a repair where they are not on this disk"),
 )
-def verify(store: str, repair: bool) -> int:
+def verify(store: str, repair: bool, yes: bool) -> int:
     """Recompute a store's digests, rows and columns, and list every problem; exit code 1 if there is one."""
     from igpt_lab.features import upkeep
 
@@ -140,7 +142,7 @@ def verify(store: str, repair: bool) -> int:
     for line in dict.fromkeys(problem for _, _, problem in problems):
         print(line)
     if problems and repair:
-        upkeep.repair(store, problems)
+        upkeep.repair(store, problems, remote=_allowed(upkeep.sources_of(store), yes))
         problems = upkeep.verify(store)
         print(f"{store}: " + ("still not whole" if problems else "repaired"))
     elif not problems:
@@ -148,19 +150,38 @@ def verify(store: str, repair: bool) -> int:
     return int(bool(problems))
 
 
-@command(ROOT, argument("--yes", action="store_true", help="delete what is shown"))
+def _allowed(sources: Any, yes: bool) -> bool:
+    """Show what a manifest names, and ask, where there is somebody to ask, about what is not on this disk."""
+    for what, name in sources.places.items():
+        print(f"{what}: {name!r}")
+    if not sources.remote or yes or not sys.stdin.isatty():
+        return yes
+    return input(f"fetch {', '.join(sources.remote)}, as this store's manifest says? [y/N] ").lower() in ("y", "yes")
+
+
+@command(ROOT, argument("--yes", action="store_true", help="delete what is shown, but what is not ours"))
 def prune(root: str, yes: bool) -> None:
     """Show incomplete stores, leftover temporary files and parts that no manifest lists; --yes deletes them."""
     from igpt_lab.features import upkeep
 
+    for path, why in upkeep.not_ours(root):
+        print(f"{'kept':>13}  {why}  {_shown(path)}")
     leftovers = upkeep.leftovers(root)
     if not leftovers:
         print(f"nothing to prune in {root}")
         return
+    sizes = []
     for leftover in leftovers:
-        print(f"{leftover.size / 1e6:10,.3f} MB  {leftover.what}  {leftover.path}")
-        if yes:
-            upkeep.remove(leftover)
-    size = sum(leftover.size for leftover in leftovers)
+        size, line = leftover.size, f"{leftover.what}  {_shown(leftover.path)}"
+        if yes and not upkeep.remove(leftover):
+            print(f"{'kept':>13}  a process is at it by now  {line}")
+            continue
+        print(f"{size / 1e6:10,.3f} MB  {line}")
+        sizes.append(size)
     hint = "deleted" if yes else "--yes deletes them"
-    print(f"{size / 1e6:10,.3f} MB  in {len(leftovers)} of these; {hint}")
+    print(f"{sum(sizes) / 1e6:10,.3f} MB  in {len(sizes)} of these; {hint}")
+
+
+def _shown(path: object) -> str:
+    """A path for a terminal, whatever bytes its name has."""
+    return str(path) if str(path).isprintable() else ascii(str(path))

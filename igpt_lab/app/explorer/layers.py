@@ -15,6 +15,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
 from igpt_lab.core.significance import accuracy
+from igpt_lab.features.origins import sources_of
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -121,16 +122,18 @@ def take_rows(features: Features, rows: np.ndarray) -> Features:
     return replace(features, layers=layers, labels=features.labels[rows], index=features.index[rows])
 
 
-def open_source(store: FeatureStore, split: str) -> Source | str:
-    """The images of a split, from where the store says they are; or the reason why there are none, in words."""
-    source = store.manifest.get("source") or {}
-    images = (source.get("images") or {}).get(split)
-    model = source.get("model")
-    if not images or not model:
-        return "the store does not say where its images are"
+def open_source(store: FeatureStore, split: str, remote: bool = False) -> Source | str:
+    """The images of a split, from where the store says they are; or the reason why there are none, in words.
+
+    A store may be a stranger's: of a server that it names nothing is asked but where `remote` allows it.
+    """
     try:
-        image_set = load_images(**images, split=split)
-        processor = processor_of(model["name"], model.get("revision"))
+        sources = sources_of(store, [split])
+        if sources.addresses and not remote:
+            places = ", ".join(sources.addresses)
+            return f"the store names {places}; explore(store, remote=True) asks there, if you trust it"
+        image_set = load_images(**sources.images[split], split=split)
+        processor = processor_of(sources.model["name"], sources.model.get("revision"))
     except (ValueError, OSError) as error:
         return f"the images are not where the store says: {error}"
     if processor is None:

@@ -53,17 +53,24 @@ def front_end() -> str:
 
 @checked
 def explore(
-    store: FeatureStore | str | Path, *, out: str | Path = "explorer", limit: int | None = 4000, progress: bool = True
+    store: FeatureStore | str | Path,
+    *,
+    out: str | Path = "explorer",
+    limit: int | None = 4000,
+    progress: bool = True,
+    remote: bool = False,
 ) -> Explorer:
     """The explorer of a feature store with a split `train`: end a notebook's cell with it.
 
     Shows at most `limit` images of a split, a seeded draw (None: all); every number in it is of these. Its Save button
-    writes the view under the folder `out`. Raises ValueError for a store without labels or without training images.
+    writes the view under the folder `out`. A store may be a stranger's: images at an address that it names, such as
+    s3://bucket/set, are asked for with `remote` alone. Raises ValueError for a store without labels or without training
+    images.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
         raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
-    return Explorer(store, out=Path(out), limit=limit, progress=progress)
+    return Explorer(store, out=Path(out).expanduser(), limit=limit, progress=progress, remote=remote)
 
 
 class Explorer(AnyWidget):
@@ -92,12 +99,12 @@ class Explorer(AnyWidget):
     rows = traitlets.Bytes().tag(sync=True)  # int32 (N,), in the source
     pictures = traitlets.Bytes().tag(sync=True)  # uint8 (N, H, W, C)
 
-    def __init__(self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool):
+    def __init__(self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool, remote: bool = False):
         self.store = store
         self.out = out
         self.limit = limit
         self._computed = {}
-        self._sources = {split: open_source(store, split) for split in store.splits}
+        self._sources = {split: open_source(store, split, remote) for split in store.splits}
         super().__init__()
         self._progress = progress
         self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
