@@ -10,10 +10,6 @@ import base64
 import json
 import os
 import re
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +19,12 @@ import numpy as np
 import pandas as pd
 
 from igpt_lab.app import saved
+from igpt_lab.app.printing import chromium, print_page
 from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.arguments import local
 from igpt_lab.core.display import span
 from igpt_lab.core.provenance import atomic_write, digest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-QUIET = "--host-resolver-rules=MAP * ~NOTFOUND"  # no host is found; scripts are off by the page itself
-FLAGS = (  # of a Chromium that asks for nothing by itself
-    "--disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-SECONDS = 120  # that a browser may take
 CAPTIONS = {  # by the function that drew a figure, in the order in which they are shown
     "layer_curve": "Test accuracy of a linear probe on each layer, with 95% intervals over test images. Ring: the "
     "layer that validation chose. Bar below: the layers that may be the best.",
@@ -88,7 +78,7 @@ def write_report(
     target = local(out) if out else results.folder / "report.html"
     path = atomic_write(target, page(results).encode(errors="replace"))  # a name that is not UTF-8 has question marks
     browser = chromium() if pdf else None
-    return [path, _print(browser, path)] if browser else [path]
+    return [path, print_page(browser, path)] if browser else [path]
 
 
 def read(run: str | os.PathLike) -> Results:
@@ -116,11 +106,6 @@ def _can_be_shown(results: Results, name: str, **alone) -> bool:
         results.odd[name] = saved.passed_over(name, error)
         return False
     return True
-
-
-def chromium() -> str | None:
-    """Path of a browser of Chromium's kind, None where there is none."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def page(results: Results) -> str:
@@ -281,38 +266,3 @@ def _plain(value: object) -> str:
         return span(value) if is_whole else ", ".join(map(_plain, value))
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text
-
-
-def _print(browser: str, path: Path) -> Path:
-    """The page as a pdf beside it; OSError with the browser's last words where it makes none.
-
-    The page has pictures from the folder, which may be a stranger's, so that the browser's sandbox is on. As root, the
-    user of most containers, Chromium says that it needs --no-sandbox; only there a second try does without, and warns.
-    """
-    pdf, words = _headless(browser, [], path)
-    if not pdf and "--no-sandbox" in words and hasattr(os, "geteuid") and os.geteuid() == 0:
-        warnings.warn(
-            f"{Path(browser).name} does not start with its sandbox as root, so {path.name} is printed without it; "
-            "give --no-pdf where you do not trust the folder",
-            stacklevel=3,
-        )
-        pdf, words = _headless(browser, ["--no-sandbox"], path)
-    if not pdf:
-        last = ["it said nothing", *words.strip().splitlines()][-1]
-        raise OSError(f"{browser} made no pdf of {path} ({last}); print the page from any browser")
-    return atomic_write(path.with_suffix(".pdf"), pdf)
-
-
-def _headless(browser: str, flags: list[str], path: Path) -> tuple[bytes, str]:
-    """The pdf that a browser without a window makes, b"" where it makes none, and what the browser says."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        pdf = Path(folder, "page.pdf")
-        own = ["--headless", "--no-pdf-header-footer", f"--user-data-dir={folder}/user", f"--print-to-pdf={pdf}"]
-        command = [browser, *FLAGS, QUIET, *flags, *own, path.resolve().as_uri()]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return b"", f"it took more than {SECONDS} seconds"
-        return pdf.read_bytes() if pdf.is_file() else b"", done.stderr

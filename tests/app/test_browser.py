@@ -20,7 +20,7 @@ from PIL import Image
 
 from igpt_lab.app import cli
 from igpt_lab.app import notebooks as workbench
-from igpt_lab.app.report import FLAGS, chromium
+from igpt_lab.app.printing import FLAGS, chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "results/mine/fashion-xs-photos"

@@ -255,6 +255,19 @@ def test_the_sandbox_is_on_but_where_root_cannot_have_it(
     assert all(call.split()[-1] == (run / "report.html").as_uri() for call in calls)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the browser is a shell script")
+@pytest.mark.parametrize("without, code", [("works", 0), ("fails", 1)])
+def test_the_command_says_in_one_line_that_the_sandbox_is_off(run, tmp_path, monkeypatch, capsys, without, code):
+    browser = tmp_path / "chromium"
+    browser.write_text(FAKE.format(with_sandbox="fails", without=without, first=ROOT))
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert cli.main(["report", str(run)]) == code
+    line, *others = capsys.readouterr().err.splitlines()
+    assert line.startswith("igpt-lab: chromium does not start with its sandbox") and len(others) == code
+
+
 def test_an_installed_package_has_the_template_and_nothing_in_it_is_marked_as_safe():
     template = Path(report.__file__).with_name("report.html")
     setup = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]

@@ -55,11 +55,11 @@ def report(run: str, out: str | None, pdf: bool) -> int:
 
     results = read(run)
     _tell(results.odd.values())
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: _tell([str(message)])
         written = write_report(results, out, pdf=pdf)
     print(*written, sep="\n")
-    _tell(str(warning.message) for warning in warned)
     if pdf and len(written) == 1:
         _tell(["no Chromium is installed, so there is no pdf; print the page from any browser"])
     return int(bool(results.odd))
