@@ -213,8 +213,9 @@ class FeatureStore(StoreFolder):
         path, listed = self.part(split, number), self.listed(split)[number]
         try:
             with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-                if listed and file.metadata.num_rows != listed["rows"]:
-                    raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest lists {listed['rows']}")
+                rows = listed["rows"] if listed else "nothing"
+                if file.metadata.num_rows != rows:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest lists {rows}")
                 yield file
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(f"{path} is not as listed: {str(error).partition(chr(10))[0]}; {AGAIN}") from error

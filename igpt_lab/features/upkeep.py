@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, drop_lock, held, locks_of, place, unlink
@@ -273,22 +273,24 @@ def remove(leftover: Leftover) -> bool:
         return True
     lock = FileLock(leftover.store.with_name(f".{leftover.store.name}.lock"))
     try:
-        with lock.acquire(timeout=0):
-            others = [file for file in locks_of(leftover.store) if file != Path(lock.lock_file)]
-            free = not any(map(held, others))
-            if free:
-                useless = {file for now in _leftovers_of(leftover.store) for file in now.files}
-                _delete([file for file in leftover.files if file in useless], leftover.store)
-            unlink(lock)
-    except Timeout:
+        lock.acquire(timeout=0)
+    except OSError:  # a Timeout, a lock that is not ours to open, or a disk without locks
         return False
-    return free
+    try:
+        if any(held(file) for file in locks_of(leftover.store) if file != Path(lock.lock_file)):
+            return False
+        useless = {file for now in _leftovers_of(leftover.store) for file in now.files}
+        _delete([file for file in leftover.files if file in useless], leftover.store)
+    finally:
+        unlink(lock)
+        lock.release()
+    return True
 
 
 def _delete(files: list[Path], store: Path) -> None:
     for file in files:
         file.unlink(missing_ok=True)
-    if not (store / "manifest.json").exists():
+    if files and not (store / "manifest.json").exists():
         for folder in [*(path for path in store.iterdir() if path.is_dir()), store]:
             with suppress(OSError):  # it holds something of another's
                 folder.rmdir()

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from filelock import Timeout
 
 from igpt_lab.core.provenance import atomic_write, digest, made_by, unlike
-from igpt_lab.core.storage import Lock, NoLock, Place, drop_lock, lock_of, locks_of, place, readable, unlink
+from igpt_lab.core.storage import Lock, NoLock, Place, as_name, drop_lock, lock_of, locks_of, place, readable, unlink
 from igpt_lab.features.manifest import FeatureKey, StoreError, StoreFolder, digest_of, read_manifest
 from igpt_lab.features.parts import bytes_of
 from igpt_lab.features.store import FeatureStore
@@ -56,7 +56,7 @@ class StoreWriter(StoreFolder):
         Raises:
             StoreError: A store with parts of other rows is not complete; nothing is changed.
         """
-        splits = {split: [None] * count for split, count in parts.items()}
+        splits = {as_name(split, "a split"): [None] * count for split, count in parts.items()}
         named = {"classes": list(classes)} if classes else {}
         manifest = {"key": key.plain(), **named, "versions": made_by(), "source": source, "splits": splits}
         writer = cls(place(root) / key.folder(), manifest)

@@ -239,8 +239,9 @@ def _read_metadata(file: Path) -> pa.Table:
                 column_types={"file_name": pa.string()}, null_values=[""], strings_can_be_null=True
             )
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if table.column_names.count("file_name") != 1:
-        raise ValueError(f"{file} has no column file_name, or two; its columns are {', '.join(table.column_names)}")
+    if names.count("file_name") != 1:
+        raise ValueError(f"{file} has no column file_name, or two; its columns are {', '.join(names)}")
     return table

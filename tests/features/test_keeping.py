@@ -124,7 +124,9 @@ def test_prune_looks_again_and_holds_the_store_meanwhile(store, tiny, train, mon
     assert [leftover.what for leftover in listed] == ["incomplete store"]
     extraction.extract(tiny, train, store=root, **QUIET)  # another process finishes it
     assert [upkeep.remove(leftover) for leftover in listed] == [True] and files(store.path) == good and seen == [True]
-    with lock_of(store.path):  # another writes this very moment
+    shutil.rmtree(store.path)  # or prunes it
+    assert [upkeep.remove(leftover) for leftover in listed] == [True]
+    with lock_of(store.path):  # or writes this very moment
         assert [upkeep.remove(leftover) for leftover in listed] == [False]
 
 
@@ -271,6 +273,23 @@ def test_one_unreadable_manifest_stops_nobody(store, tiny, train, monkeypatch):
     assert (locked.parent, "is not ours") in upkeep.not_ours(root) and upkeep.leftovers(root) == []
     new = extraction.extract(tiny, train, store=root, pool="max", **QUIET)
     assert upkeep.verify(new.path) == [] and locked.exists()
+
+
+def test_a_file_that_cannot_be_deleted_stops_no_other(store, monkeypatch, capsys):
+    root, unlink = store.path.parent, Path.unlink
+    left = [store.path / name for name in (".manifest.json.a.tmp", ".manifest.json.b.tmp")]
+    for file in left:
+        file.touch()
+
+    def refused(path, *arguments, **named):
+        if path == left[0]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return unlink(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert cli.main(["prune", str(root), "--yes"]) == 0
+    assert "kept  [Errno 13] Permission denied" in capsys.readouterr().out
+    assert [file.exists() for file in left] == [True, False]
 
 
 def test_a_writer_s_lock_goes_with_it(tmp_path, store):

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -241,6 +241,7 @@ TEXTS = st.one_of(
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(text=TEXTS, name=st.sampled_from(["metadata.csv", "metadata.jsonl"]))
+@example(b"\x80\r", "metadata.csv")
 def test_any_metadata_is_read_or_refused_in_one_line(text, name):
     with tempfile.TemporaryDirectory() as folder:
         (fill(Path(folder), "0.png") / name).write_bytes(text)

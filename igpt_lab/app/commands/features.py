@@ -173,8 +173,12 @@ def prune(root: str, yes: bool) -> None:
     sizes = []
     for leftover in leftovers:
         size, line = leftover.size, f"{leftover.what}  {_shown(leftover.path)}"
-        if yes and not upkeep.remove(leftover):
-            print(f"{'kept':>13}  a process is at it by now  {line}")
+        try:
+            kept = "a process is at it by now" if yes and not upkeep.remove(leftover) else ""
+        except OSError as error:  # one that cannot be deleted does not stop the others
+            kept = str(error)
+        if kept:
+            print(f"{'kept':>13}  {kept}  {line}")
             continue
         print(f"{size / 1e6:10,.3f} MB  {line}")
         sizes.append(size)
