@@ -271,6 +271,19 @@ def test_every_folder_and_file_of_the_package_is_listed():
     assert listed == {file for file in files if not file.endswith("__init__")}
 
 
+def test_every_test_behind_a_promise_is_there():
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    promises = re.findall(r"^\| (?!promise|-)[^|]+\|([^|]+)\|$", page, re.MULTILINE)
+    assert len(promises) > 30
+    for promise in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", promise)
+        files = re.findall(r"\(\.\./(tests/[\w/]+\.py)\)", promise)
+        assert named or files, promise
+        for file, test in [*named, *((file, "test_") for file in files)]:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert f"def {test}" in source, f"{file} has no {test}"
+
+
 def test_fine_tuning_numbers():
     said = " ".join(TEXT.split())
     config = json.loads((FASHION / "fine_tuned.json").read_text())["config"]
