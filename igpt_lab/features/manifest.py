@@ -277,7 +277,7 @@ def cut_of(manifest: dict, usual: int) -> int | None:
 
 def covers(part: dict) -> int:
     """Rows of the source that a listed part stands for."""
-    return part["rows"] + len(part.get("skipped", ()))
+    return part["rows"] + len(part.get("skipped") or ())
 
 
 def _counts(manifest: dict) -> dict[str, int]:

@@ -34,5 +34,6 @@ def wrong_type(name: str, kind: pa.DataType) -> str:
 
 def nulls(column: pa.ChunkedArray) -> int:
     """Rows, or numbers in them, that have no value."""
-    lists = pa.types.is_fixed_size_list(column.type)
-    return column.null_count + sum(chunk.flatten().null_count for chunk in column.chunks if lists)
+    if not (pa.types.is_fixed_size_list(column.type) and column.type.value_field.nullable):
+        return column.null_count
+    return column.null_count + sum(chunk.flatten().null_count for chunk in column.chunks)

@@ -142,7 +142,7 @@ class FeatureStore(StoreFolder):
 
     def skipped(self, split: str) -> pd.DataFrame:
         """`row` in the source and `reason` of the images that could not be read and have no features."""
-        rows = [entry for part in self.listed(split) if part for entry in part.get("skipped", [])]
+        rows = [entry for part in self.listed(split) if part for entry in part.get("skipped") or ()]
         return pd.DataFrame(rows, columns=["row", "reason"])
 
     @property

@@ -29,9 +29,10 @@ from igpt_lab.models import loading
 NAMES = ["..", ".", "", "/tmp", "a/b", "a\\b", "C:", "a\0b", "a\nb", "\ud800", "x" * 300, "../../x"]
 KEY = {
     "model": "m", "weights": "w", "palette": "p", "size": 4, "resample": "r", "crop": "c", "images": "i",
-    "splits": {"train": ["f", 5], "test": ["g", 2]}, "layers": {"ln_1": [0, 1]}, "pool": "mean", "alignment": "sos",
+    "splits": {"train": ["f", 5], "test": ["g", 3]}, "layers": {"ln_1": [0, 1]}, "pool": "mean", "alignment": "sos",
     "dtype": "float32", "format": 1,
 }  # fmt: skip
+SKIPPED = {"train": [], "test": [(2, "no image")]}
 VALUES = np.arange(10, dtype=np.float32).reshape(5, 2)
 
 
@@ -41,7 +42,7 @@ def write(root, key=KEY) -> Path:
     for split, number, rows in (("train", 0, range(3)), ("train", 1, range(3, 5)), ("test", 0, range(2))):
         values = {"ln_1.0": VALUES[rows], "ln_1.1": VALUES[rows]}
         stats = {"ln_1.0": [1.5, 0.0, 0], "ln_1.1": [float("inf"), 0.5, 3]}
-        writer.write_part(split, number, np.array(rows), np.array(rows), values, stats)
+        writer.write_part(split, number, np.array(rows), np.array(rows), values, stats, SKIPPED[split])
     writer.close()
     return writer.path.rename(root / "theirs")
 
