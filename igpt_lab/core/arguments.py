@@ -32,9 +32,10 @@ WORDS = {
     "Features": "features as lab.Features.from_store(store, 'train') gives them",
     "FeatureStore": "a store as lab.FeatureStore.open('FOLDER') gives it",
     "ImageGPTForCausalImageModeling": "a model as lab.load_model('NAME') gives it",
+    "ImageGPTForImageClassification": "a classifier as lab.load_classifier('FOLDER') gives it",
 }
-LEAST = {"seed": 0, "draw": 0} | dict.fromkeys(
-    "batch_size workers count completions draws top_k n_boot types neighbours buffer per_class max_iter".split(), 1
+LEAST = {"seed": 0, "draw": 0, "count": 0} | dict.fromkeys(
+    "batch_size workers completions draws top_k n_boot types neighbours buffer per_class max_iter".split(), 1
 )  # by the name of an argument: the least whole number that has a meaning
 OF_THIS_DISK = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.IGNORECASE)  # RFC 8089
 OPEN = ("Any", "ndarray", "Tensor")  # which take much that is like them

@@ -83,11 +83,12 @@ def classify(
     trained, and for what is no image.
     """
     model = load_classifier(model) if isinstance(model, str | Path) else model
-    if not isinstance(model, ImageGPTForImageClassification) or not model.score.weight.any():
+    names = tuple((model.config.id2label or {}).values())
+    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))  # finetune names them
+    if unnamed and not model.score.weight.any():
         raise ValueError(
             f"{getattr(model, 'name', 'this model')} has no class head that was trained; expected what finetune wrote"
         )
-    names = tuple((model.config.id2label or {}).values())
     labels: np.ndarray | None = None
     if isinstance(images, ImageSet | TokenSet):
         tokens = tokens_of(model, images, progress=progress)

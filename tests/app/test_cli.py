@@ -144,7 +144,7 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
         (["extract", "TINY", ""], "the name of the images is empty"),
         (["extract", "", "fashion-mini"], "the model's name is empty"),
         (["extract", "TINY", "fashion-mini", "--workers", "0"], "workers=0; expected at least 1"),
-        (["sample", "fashion-xs", "--count", "-1"], "count=-1; expected at least 1"),
+        (["sample", "fashion-xs", "--count", "-1"], "count=-1; expected at least 0"),
         (["sample", "fashion-xs", "--seed", "-1"], "seed=-1; expected at least 0"),
         (["sample", "fashion-xs", "--top-k", "0"], "top_k=0; expected at least 1"),
         (["reproduce", "--model", "fashion-xz"], "did you mean 'fashion-xs'"),

@@ -125,7 +125,7 @@ def test_every_public_function_checks_its_arguments():
         (lambda: lab.load_images("fashion-mini", "test", limit=5.5), "limit=5.5 is of type float"),
         (lambda: lab.probe_layers("a store", "a store"), "train='a store' is of type str.*Features.from_store"),
         (lambda: lab.extract("fashion-xs", IMAGES, workers=-3), "workers=-3; expected at least 1"),
-        (lambda: lab.sample(lab.load_model("fashion-xs"), 0), "count=0; expected at least 1"),
+        (lambda: lab.sample(lab.load_model("fashion-xs"), -1), "count=-1; expected at least 0"),
         (lambda: lab.sample(lab.load_model("fashion-xs"), 1, seed=np.int64(-1)), "seed=-1; expected at least 0"),
         (lambda: lab.ExtractionSettings(layers=[]), "layers is empty"),
         (lambda: lab.PretrainConfig(steps=1.5), "steps=1.5; expected int"),

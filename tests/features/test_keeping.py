@@ -209,7 +209,7 @@ def test_an_address_of_this_disk_is_a_path(tmp_path, monkeypatch, tiny, train):
     spelt = (f"file://{tmp_path}/a%20b", f"file://localhost{tmp_path}/a b", f"file:{tmp_path}/a b", "~/a b")
     assert [place(name) for name in spelt] == [tmp_path / "a b"] * 4 and place(Path("~/x")) == tmp_path / "x"
     for wrong in ("file://elsewhere/x", "~nosuchuser/x", "nowhere://x"):
-        with pytest.raises(ValueError, match="expected a path"):
+        with pytest.raises(ValueError, match="expected a path|no user of this name"):
             place(wrong)
     monkeypatch.chdir(tmp_path)
     for name in (f"file://{tmp_path}/stores", "~/stores"):

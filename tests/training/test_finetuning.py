@@ -305,7 +305,9 @@ def test_a_model_without_a_trained_class_head_classifies_nothing(tiny, tiny_fold
     bare = lab.ImageGPTForImageClassification(TINY)
     with pytest.warns(UserWarning, match="this head starts at zero"):
         loaded = load_classifier(tiny_folder)
-    for model in (tiny, bare, loaded):
+    with pytest.raises(TypeError, match="expected a classifier as lab.load_classifier"):
+        classify(tiny, train, progress=False)
+    for model in (bare, loaded):
         with pytest.raises(ValueError, match="has no class head that was trained; expected what finetune wrote"):
             classify(model, train, progress=False)
 
