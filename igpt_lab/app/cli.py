@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import igpt_lab as lab
 from igpt_lab.app.commands import features, models, probing, results, sampling, training
@@ -34,12 +37,32 @@ COMMANDS = (  # in the order of the help
 )
 
 
+# What moves a terminal's cursor, writes to its clipboard or turns the order of a line; a progress bar goes up a line.
+CONTROLS = re.compile(
+    r"\x1b(?!\[A)|[\0-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+class Shown:
+    """A stream that shows control characters as escapes: names in what is printed may be a stranger's."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(CONTROLS.sub(lambda control: ascii(control[0])[1:-1], text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input ends in one line on stderr and exit code 1, a closed pipe in exit code 141."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be UTF-8, and is printed as it is
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        code = _run(arguments)
+        with redirect_stdout(Shown(sys.stdout)), redirect_stderr(Shown(sys.stderr)):
+            code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `igpt-lab ... | head`; Python would say so once more when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

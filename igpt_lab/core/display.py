@@ -58,7 +58,7 @@ def picture(png: bytes, *, words: str) -> str:
 @cache
 def say_once(text: str) -> None:
     """One line on stderr, the first time that there is this to say."""
-    print(text, file=sys.stderr)
+    print(" ".join(text.split()), file=sys.stderr)
 
 
 def control_names(column: pd.Series) -> pd.Series:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 from igpt_lab.core import hub
 from igpt_lab.core.arguments import OF_THIS_DISK
@@ -14,6 +14,9 @@ from igpt_lab.features import form
 from igpt_lab.features.manifest import StoreError, StoreFolder, read_manifest
 from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.images.sources import bundled
+
+# An address whose server is that of its kind; a region is part of the server's name.
+OWN_SERVER = re.compile(r"(s3|gs|gcs|hf)://[^/?#@:\\\s]+(/[^?#\s]*)?(\?region=[a-z0-9-]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Sources:
 
 def _is_address(name: str) -> bool:
     """Also a share that Windows would ask for over the network."""
-    return bool(ADDRESS.match(name) and not OF_THIS_DISK.fullmatch(name)) or name.startswith(("//", "\\\\"))
+    is_share = name.replace("\\", "/").startswith("//")
+    return is_share or bool(ADDRESS.match(name) and not OF_THIS_DISK.fullmatch(name))
 
 
 def _is_here(name: str) -> bool:
@@ -88,9 +92,10 @@ def sources_of(store: str | Path | StoreFolder, splits: Sequence[str] | None = N
 
 
 def _check_address(name: str) -> None:
-    """ValueError where an address chooses the server, its user or a proxy: a signed request would go there."""
-    if ADDRESS.match(name):
-        about = urlsplit(name)
-        if set(parse_qs(about.query, keep_blank_values=True)) - {"region"} or about.username or about.password:
-            expected = "expected s3://bucket/path, with ?region= at most"
-            raise ValueError(f"{name!r} names a server or a user of its own; {expected}")
+    """ValueError where an address chooses the server, its user or a proxy: a signed request would go there.
+
+    Of pyarrow's kinds of address others have a host in them (hdfs), or any library that fsspec knows (fsspec+...).
+    """
+    if ADDRESS.match(name) and not OF_THIS_DISK.fullmatch(name) and not OWN_SERVER.fullmatch(name):
+        expected = "expected s3://bucket/path or gs://bucket/path, with ?region= at most"
+        raise ValueError(f"{name!r} names a server or a user of its own; {expected}")

@@ -179,7 +179,9 @@ def leftovers(root: str | Path) -> list[Leftover]:
     for file in locks:
         if not file.is_symlink() and not file.stat().st_size and not held(file):
             useless.append(Leftover("lock of a process that is gone", file, (file,)))
-    tokens = [file for file in sorted(_folder(root).glob("tokens/*/.*.tmp")) if FOLDER.fullmatch(file.parent.name)]
+    tokens = [file for file in sorted(_folder(root).glob("tokens/*/.part-*.tmp")) if FOLDER.fullmatch(file.parent.name)]
+    linked = [any(map(Path.is_symlink, (file, file.parent, file.parent.parent))) for file in tokens]
+    tokens = [file for file, is_linked in zip(tokens, linked, strict=True) if not is_linked and file.is_file()]
     old = [file for file in tokens if time.time() - file.stat().st_mtime > HOUR]
     return useless + [Leftover("temporary file", file, (file,)) for file in old]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,8 +11,12 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import igpt_lab as lab
 from igpt_lab.app import cli, runs
@@ -182,6 +187,28 @@ def test_a_name_that_is_no_text_is_printed_with_escapes(tmp_path):
     folder = os.fsencode(tmp_path) + b"/no-\xff-text"
     done = subprocess.run([sys.executable, "-m", "igpt_lab", "stores", folder], capture_output=True, cwd=PACKAGE)
     assert done.returncode == 1 and done.stderr.endswith(b"no-\\udcff-text\n"), done.stderr
+
+
+def test_a_name_from_a_file_does_not_steer_the_terminal(tmp_path, capsys):
+    name = "a\x1b]52;c;cHdu\x07\x9b2J\x08\u202eb"
+    pq.write_table(pa.table({name: [1]}), tmp_path / "test.parquet")
+    assert cli.main(["check", "fashion-xs", "--images", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert ascii(name)[1:-1] in shown and shown.rstrip("\n").isprintable()
+
+
+def test_a_class_name_is_one_line(tiny_folder, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    config = json.loads((model / "config.json").read_text())
+    names = {"0": "cat\x1b[2J\nx.png  dog 99.9%", "1": "dog"}
+    (model / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    weights = load_file(model / "model.safetensors")
+    save_file(weights | {"score.weight": torch.ones(2, config["n_embd"])}, model / "model.safetensors")
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    assert cli.main(["classify", str(model), str(tmp_path / "x.png")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1 and shown.rstrip("\n").isprintable() and "cat\\x1b[2J x.png" in shown
 
 
 def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images, tmp_path, capsys, monkeypatch):

@@ -304,3 +304,19 @@ def test_a_writer_s_lock_goes_with_it(tmp_path, store):
         assert [leftover.path for leftover in upkeep.leftovers(tmp_path)] == [left]
         StoreWriter.create(tmp_path, key, {"train": 3}).close()
         assert not left.exists() and len(locks_of(tmp_path / key.folder())) == 1
+
+
+@pytest.mark.parametrize("link", ["tokens", "tokens/set-01234567", "tokens/set-01234567/.part-0.tmp"])
+def test_prune_follows_no_link_among_the_tokens(link, tmp_path):
+    home, root = tmp_path / "home", tmp_path / "stores"
+    mine = home / "set-01234567/.part-0.tmp"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    os.utime(mine, (0, 0))
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to({"tokens": home, "tokens/set-01234567": mine.parent}.get(link, mine))
+    dangling = root / "tokens/other-01234567/.part-1.tmp"
+    dangling.parent.mkdir()
+    dangling.symlink_to(tmp_path / "nowhere")
+    assert cli.main(["prune", str(root), "--yes"]) == 0
+    assert mine.read_bytes() == b"mine" and (root / link).is_symlink() and dangling.is_symlink()

@@ -278,7 +278,15 @@ def broken(tiny_folder, tiny_images, tmp_path):
     return store, source
 
 
-ADDRESSES = ["s3://bucket/set", "gs://bucket/set", "owner/name", "https://host/x", "//host/share", "\\\\host\\share"]
+ADDRESSES = [
+    "s3://bucket/set",
+    "gs://bucket/set",
+    "owner/name",
+    "s3://b/x@1:2?region=eu-west-1",
+    "//host/share",
+    "\\\\host\\share",
+]
+ADDRESSES += ["/\\host\\share"]
 
 
 @pytest.mark.parametrize("name", ADDRESSES)
@@ -317,6 +325,8 @@ def test_a_remote_place_in_a_manifest_needs_the_user_s_word(what, name, broken, 
     [
         "s3://b/x?endpoint_override=evil:80", "s3://b/x?region=x&endpoint%5Foverride=evil", "s3://key:secret@b/x",
         "gs://b/x?scheme=http&endpoint_override=evil", "s3://b/x?scheme=http", "S3://b/x?endpoint_override=evil",
+        "hdfs://evil:9000/x", "fsspec+https://evil/x", "fsspec+ssh://evil/x", "fsspec+file:///etc", "HTTP://evil/x",
+        "s3://b/x?region=evil.com/", "s3://b/x?region=a;endpoint_override=evil", "s3://b/x#?endpoint_override=evil",
     ],
 )  # fmt: skip
 def test_a_server_in_a_manifest_is_refused_even_so(name, broken, monkeypatch):

@@ -145,4 +145,5 @@ def classify(folder: str, files: list[str], top: int, device: str | None) -> Non
     classified = lab.classify(lab.load_classifier(folder, device=device), map(read_image, files))
     for file, probabilities in zip(files, classified.probabilities, strict=True):
         best = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])[:top]
-        print(f"{file}  " + "  ".join(f"{classified.names[k]} {probabilities[k]:.1%}" for k in best))
+        names = [" ".join(classified.names[k].split()) for k in best]  # on one line, whatever a stranger's model says
+        print(f"{file}  " + "  ".join(f"{name} {probabilities[k]:.1%}" for name, k in zip(names, best, strict=True)))
