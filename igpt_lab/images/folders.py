@@ -25,6 +25,7 @@ WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF_WORD = {word: split for split, words in WORDS.items() for word in words}
+START = re.compile("train|valid|val|dev|test|eval")  # of names that look like splits, without being one
 METADATA = ("metadata.csv", "metadata.jsonl")
 JUNK = ("__MACOSX", "@eaDir")  # what other systems put beside images, besides what is hidden
 Parts = tuple[str, ...]  # of a path below the root
@@ -132,6 +133,8 @@ def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tupl
     folders = sorted({parts[0] for parts in images if len(parts) > 1})
     splits = {folder: split for folder in folders if (split := split_of(folder))}
     others = [folder for folder in folders if folder not in splits]
+    if not splits:
+        _refuse_hidden_splits(images, folders, name)
     if not splits or not others:
         return splits, ()
     flat = {parts[0] for parts in images if len(parts) == 2}  # folders with images of their own, as classes have
@@ -143,6 +146,23 @@ def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tupl
         f"{name} has {', '.join(splits)}, which may be splits, beside {', '.join(others)}, which are none; move or "
         "rename some, that all of them are splits or all of them classes"
     )
+
+
+def _refuse_hidden_splits(images: list[Parts], folders: list[str], name: str) -> None:
+    """ValueError where splits would be read as classes: trainA and testA, or train and test below another folder."""
+    starts = [start[0] for folder in folders if (start := START.match(folder.lower()))]
+    if len(starts) == len(folders) and "train" in starts and len(set(starts)) > 1:
+        raise ValueError(f"{name} has {', '.join(folders)}: splits or classes? Name splits train and test alone")
+    below: dict[str, dict[str, str]] = {}
+    for folder, inner, *_ in (parts for parts in images if len(parts) > 2):
+        if split := split_of(inner):
+            below.setdefault(folder, {})[split] = inner
+    for folder, inner in below.items():
+        if len(inner) > 1:
+            raise ValueError(
+                f"{name} has the splits {', '.join(sorted(inner.values()))} below {folder}; give the path of {folder}, "
+                "or put the classes into the splits, as in train/cat"
+            )
 
 
 def _chosen(splits: dict[str, str], split: str, name: str, told: str) -> str:

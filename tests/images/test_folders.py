@@ -91,6 +91,25 @@ def test_splits_or_classes_is_asked(paths, tmp_path):
         load_images(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["trainset/cat/0.png", "testset/cat/1.png"], ["trainA/0.png", "testA/1.png"], ["trainx/0.png", "valx/1.png"],
+        ["data/train/cat/0.png", "data/test/cat/1.png"], ["images/train/0.png", "images/val/1.png"],
+        ["cat/train/0.png", "cat/test/1.png", "dog/train/2.png"],
+    ],
+)  # fmt: skip
+def test_splits_are_not_read_as_classes(paths, tmp_path):
+    with pytest.raises(ValueError, match="splits or classes|has the splits .* below"):
+        load_images(fill(tmp_path, *paths), "test")
+
+
+@pytest.mark.parametrize("paths", [["trainer/0.png", "bus/1.png"], ["trains/0.png"], ["cat/test/0.png", "cat/1.png"]])
+def test_classes_are_not_read_as_splits(paths, tmp_path):
+    images = load_images(fill(tmp_path, *paths), "test")
+    assert set(images.label_names) == {path.split("/")[0] for path in paths}
+
+
 def test_folders_beside_the_splits_are_told(tmp_path, capsys):
     fill(tmp_path, "seg_pred/0.png", "seg_train/cat/1.png", "seg_test/cat/2.png", "cover.png")
     images = load_images(tmp_path, "test")
