@@ -5,19 +5,21 @@ The words for splits and the files with labels, metadata.csv and metadata.jsonl,
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
 import unicodedata
 from collections import Counter
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image
 
 from igpt_lab.images.columns import Labels, Opened, label_column, read_labels, unchosen
-from igpt_lab.images.opening import formats
+from igpt_lab.images.opening import first_line, formats
 
 WORDS = {
     "train": ("train", "training"),
@@ -92,8 +94,17 @@ def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
             elif entry.name not in METADATA and (reason := _reason(entry)):
                 left_out[reason] += 1
             elif entry.name not in METADATA:
+                if not "/".join(parts).isascii():
+                    _refuse_no_text(entry.path)
                 images.append(parts)
     return sorted(images), left_out
+
+
+def _refuse_no_text(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{ascii(path)[1:-1]} has a name that is not UTF-8; rename it") from error
 
 
 def _leads_up(path: str) -> bool:
@@ -249,19 +260,23 @@ def _path_of(where: Parts, cell: str) -> str:
 
 def _read_metadata(file: Path) -> pa.Table:
     """A CSV or JSON Lines table with a column file_name; ValueError where it is none."""
-    from pyarrow import csv, json
+    from pyarrow import csv
 
     try:
-        if file.suffix == ".jsonl":
-            table = json.read_json(file, json.ReadOptions(use_threads=False))
+        if file.suffix == ".jsonl":  # not by pyarrow, which ends the process where lists are in lists too often
+            with file.open(encoding="utf-8-sig") as lines:
+                rows = [json.loads(line) for line in lines if line.strip()]
+            table = pa.table(
+                {name: pa.array([row.get(name) for row in rows]) for name in dict.fromkeys(chain.from_iterable(rows))}
+            )
         else:
             text = csv.ConvertOptions(
                 column_types={"file_name": pa.string()}, null_values=[""], strings_can_be_null=True
             )
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
         names = table.column_names
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
     if names.count("file_name") != 1:
         raise ValueError(f"{file} has no column file_name, or two; its columns are {', '.join(names)}")
     return table
