@@ -29,7 +29,7 @@ def _features(schema: pa.Schema) -> dict[str, dict]:
     """What `datasets` noted about each column; {} where it noted nothing."""
     try:
         noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         noted = {}
     return {name: noted[name] if isinstance(noted.get(name), dict) else {} for name in schema.names}
 

@@ -5,19 +5,21 @@ The words for splits and the files with labels, metadata.csv and metadata.jsonl,
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
 import unicodedata
 from collections import Counter
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image
 
 from igpt_lab.images.columns import Labels, Opened, label_column, read_labels, unchosen
-from igpt_lab.images.opening import formats
+from igpt_lab.images.opening import first_line, formats
 
 WORDS = {
     "train": ("train", "training"),
@@ -25,6 +27,7 @@ WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_OF_WORD = {word: split for split, words in WORDS.items() for word in words}
+START = re.compile("train|valid|val|dev|test|eval")  # of names that look like splits, without being one
 METADATA = ("metadata.csv", "metadata.jsonl")
 JUNK = ("__MACOSX", "@eaDir")  # what other systems put beside images, besides what is hidden
 Parts = tuple[str, ...]  # of a path below the root
@@ -91,8 +94,17 @@ def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
             elif entry.name not in METADATA and (reason := _reason(entry)):
                 left_out[reason] += 1
             elif entry.name not in METADATA:
+                if not "/".join(parts).isascii():
+                    _refuse_no_text(entry.path)
                 images.append(parts)
     return sorted(images), left_out
+
+
+def _refuse_no_text(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{ascii(path)[1:-1]} has a name that is not UTF-8; rename it") from error
 
 
 def _leads_up(path: str) -> bool:
@@ -132,6 +144,8 @@ def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tupl
     folders = sorted({parts[0] for parts in images if len(parts) > 1})
     splits = {folder: split for folder in folders if (split := split_of(folder))}
     others = [folder for folder in folders if folder not in splits]
+    if not splits:
+        _refuse_hidden_splits(images, folders, name)
     if not splits or not others:
         return splits, ()
     flat = {parts[0] for parts in images if len(parts) == 2}  # folders with images of their own, as classes have
@@ -143,6 +157,23 @@ def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tupl
         f"{name} has {', '.join(splits)}, which may be splits, beside {', '.join(others)}, which are none; move or "
         "rename some, that all of them are splits or all of them classes"
     )
+
+
+def _refuse_hidden_splits(images: list[Parts], folders: list[str], name: str) -> None:
+    """ValueError where splits would be read as classes: trainA and testA, or train and test below another folder."""
+    starts = [start[0] for folder in folders if (start := START.match(folder.lower()))]
+    if len(starts) == len(folders) and "train" in starts and len(set(starts)) > 1:
+        raise ValueError(f"{name} has {', '.join(folders)}: splits or classes? Name splits train and test alone")
+    below: dict[str, dict[str, str]] = {}
+    for folder, inner, *_ in (parts for parts in images if len(parts) > 2):
+        if split := split_of(inner):
+            below.setdefault(folder, {})[split] = inner
+    for folder, inner in below.items():
+        if len(inner) > 1:
+            raise ValueError(
+                f"{name} has the splits {', '.join(sorted(inner.values()))} below {folder}; give the path of {folder}, "
+                "or put the classes into the splits, as in train/cat"
+            )
 
 
 def _chosen(splits: dict[str, str], split: str, name: str, told: str) -> str:
@@ -229,19 +260,23 @@ def _path_of(where: Parts, cell: str) -> str:
 
 def _read_metadata(file: Path) -> pa.Table:
     """A CSV or JSON Lines table with a column file_name; ValueError where it is none."""
-    from pyarrow import csv, json
+    from pyarrow import csv
 
     try:
-        if file.suffix == ".jsonl":
-            table = json.read_json(file, json.ReadOptions(use_threads=False))
+        if file.suffix == ".jsonl":  # not by pyarrow, which ends the process where lists are in lists too often
+            with file.open(encoding="utf-8-sig") as lines:
+                rows = [json.loads(line) for line in lines if line.strip()]
+            table = pa.table(
+                {name: pa.array([row.get(name) for row in rows]) for name in dict.fromkeys(chain.from_iterable(rows))}
+            )
         else:
             text = csv.ConvertOptions(
                 column_types={"file_name": pa.string()}, null_values=[""], strings_can_be_null=True
             )
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
         names = table.column_names
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
     if names.count("file_name") != 1:
         raise ValueError(f"{file} has no column file_name, or two; its columns are {', '.join(names)}")
     return table

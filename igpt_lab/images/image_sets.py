@@ -134,7 +134,10 @@ class ImageSet(_Rows):
     def _encoded(self, position: int) -> tuple[bytes, str]:
         """The encoded image as the source has it, and its path or ''; ValueError where it is not what it once was."""
         row = int(self.index[position])
-        cell = self.column[row].as_py()
+        try:
+            cell = self.column[row].as_py()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._name_of(row)} has a path that is not UTF-8; write the path anew") from error
         if not isinstance(cell, dict):
             cell = {"path": cell} if isinstance(cell, str) else {"bytes": cell}
         data, path = cell.get("bytes"), cell.get("path") or ""

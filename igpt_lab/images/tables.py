@@ -151,9 +151,9 @@ def open_saved(path: Path, split: str, name: str) -> Opened:
             table = _saved(path / split if several else path)
             others = {other: partial(_labels_of_saved, path / other, name) for other in splits if other != split}
             return Opened(table, path, split, others, tuple(unchosen(table.schema, label_column(table.schema, name))))
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
-    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
+    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(map(str, splits)))}")
 
 
 def _saved(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -177,7 +177,7 @@ def _labels_of_saved(path: Path, name: str) -> Labels | None:
     try:
         label = label_column(_load_saved(path).features.arrow_schema, name)
         return read_labels(_saved(path, [label]), label, f"{name} {path.name}") if label else None
-    except (pa.ArrowException, OSError, LookupError, TypeError) as error:
+    except (pa.ArrowException, OSError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -89,6 +91,25 @@ def test_splits_or_classes_is_asked(paths, tmp_path):
     fill(tmp_path, *paths)
     with pytest.raises(ValueError, match="which may be splits, beside (bus|extra), which are none; move or rename"):
         load_images(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["trainset/cat/0.png", "testset/cat/1.png"], ["trainA/0.png", "testA/1.png"], ["trainx/0.png", "valx/1.png"],
+        ["data/train/cat/0.png", "data/test/cat/1.png"], ["images/train/0.png", "images/val/1.png"],
+        ["cat/train/0.png", "cat/test/1.png", "dog/train/2.png"],
+    ],
+)  # fmt: skip
+def test_splits_are_not_read_as_classes(paths, tmp_path):
+    with pytest.raises(ValueError, match="splits or classes|has the splits .* below"):
+        load_images(fill(tmp_path, *paths), "test")
+
+
+@pytest.mark.parametrize("paths", [["trainer/0.png", "bus/1.png"], ["trains/0.png"], ["cat/test/0.png", "cat/1.png"]])
+def test_classes_are_not_read_as_splits(paths, tmp_path):
+    images = load_images(fill(tmp_path, *paths), "test")
+    assert set(images.label_names) == {path.split("/")[0] for path in paths}
 
 
 def test_folders_beside_the_splits_are_told(tmp_path, capsys):
@@ -249,6 +270,23 @@ def test_any_metadata_is_read_or_refused_in_one_line(text, name):
             assert len(load_images(folder)) == 1
         except ValueError as error:
             assert folder in str(error) and len(str(error).splitlines()) == 1
+
+
+def test_lists_in_lists_do_not_end_the_process(tmp_path):
+    (fill(tmp_path, "0.png") / "metadata.jsonl").write_text('{"file_name": "0.png", "label": ' + "[" * 100_000)
+    code = f"from igpt_lab.images.image_sets import load_images; load_images({str(tmp_path)!r}, 'test')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1 and f"{tmp_path / 'metadata.jsonl'} cannot be read: max" in done.stderr
+
+
+def test_a_name_that_is_not_utf_8_is_named(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff"))
+    try:
+        fill(folder, "0.png")
+    except OSError:
+        pytest.skip("this disk has no such names")
+    with pytest.raises(ValueError, match=r"a\\udcff/0.png has a name that is not UTF-8; rename it"):
+        load_images(tmp_path, "test")
 
 
 def test_a_folder_of_nothing_to_read_says_what_is_there(tmp_path):

@@ -193,3 +193,20 @@ def test_numbers_lead_back_to_the_names(splits, noted):
     assert len(set(names)) == len(names) and set(names) == {word for words in splits for word in words}
     for words, labels in zip(splits, read, strict=True):
         assert [names[number] for number in labels.numbered(names)] == words
+
+
+@pytest.mark.parametrize("note", ["[" * 10_000, '{"info":' * 10_000])
+def test_a_note_of_lists_in_lists_says_nothing(note, tmp_path):
+    images = pa.array([{"bytes": b"x", "path": None}])
+    table = pa.table({"image": images, "label": [7]}).replace_schema_metadata({"huggingface": note})
+    pq.write_table(table, tmp_path / "test.parquet")
+    assert load_images(tmp_path, "test").label_names == ("7",)
+
+
+def test_a_path_that_is_not_utf_8_is_named_by_its_row(tmp_path):
+    ends = pa.array([0, 2], pa.int32()).buffers()[1]
+    path = pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(b"\xff\xfe")])
+    image = pa.StructArray.from_arrays([pa.array([None], pa.binary()), path], ["bytes", "path"])
+    pq.write_table(pa.table({"image": image}), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match="test row 0 has a path that is not UTF-8"):
+        load_images(tmp_path, "test").fingerprint
