@@ -120,7 +120,7 @@ class FeatureStore(StoreFolder):
     @checked
     def index(self, split: str) -> np.ndarray:
         """int64 (N,): row of each image in its source."""
-        return self._whole(split, ["index"]).column(0).to_numpy()
+        return self._whole(split, ["index"]).column(0).to_numpy().copy()  # the user's own, to be written into
 
     @checked
     def labels(self, split: str) -> np.ndarray | None:
@@ -129,7 +129,7 @@ class FeatureStore(StoreFolder):
         if 0 < column.null_count < len(column):
             missing = f"{column.null_count} of {len(column)} rows have no label"
             raise StoreError(f"{self.path} {split}: {missing}; expected one in each row, or in none")
-        return None if column.null_count else column.to_numpy()
+        return None if column.null_count else column.to_numpy().copy()
 
     @checked
     def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:

@@ -49,6 +49,12 @@ def test_round_trip(tmp_path):
     assert stats.max_abs.tolist() == [3, 4] and stats.zeros.tolist() == [0.5, 0] and stats.non_finite.tolist() == [0, 2]
 
 
+def test_arrays_that_are_read_are_the_user_s_own(tmp_path):
+    store = fill(tmp_path, (0, 1)).reader()
+    for array in (store.index("train"), store.labels("train"), store.layer("ln_1", 0, "train")):
+        assert array.flags.writeable and array.flags.owndata
+
+
 def test_row_groups_one_by_one(tmp_path):
     writer = fill(tmp_path)
     store = writer.reader()
