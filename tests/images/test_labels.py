@@ -209,4 +209,4 @@ def test_a_path_that_is_not_utf_8_is_named_by_its_row(tmp_path):
     image = pa.StructArray.from_arrays([pa.array([None], pa.binary()), path], ["bytes", "path"])
     pq.write_table(pa.table({"image": image}), tmp_path / "test.parquet")
     with pytest.raises(ValueError, match="test row 0 has a path that is not UTF-8"):
-        load_images(tmp_path, "test").fingerprint
+        _ = load_images(tmp_path, "test").fingerprint
