@@ -78,6 +78,7 @@ class Features:
         rows = pixels.reshape(len(images), -1).astype(np.float32)
         return cls({0: rows}, images.require_labels(), images.index, images.label_names)
 
+    @checked
     def joined(self, layers: Sequence[int]) -> Features:
         """Several layers side by side as one, which has the number of the middle one: the paper's best five, say."""
         check_known(layers, self.layers)

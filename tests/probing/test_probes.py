@@ -378,6 +378,10 @@ def test_bad_input():
         Features({0: np.full((3, 2), np.nan)}, np.zeros(3, int), np.arange(3))
     with pytest.raises(ValueError, match="has 100 rows; 101 per class"):
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
+    named = replace(TRAIN, names=("a", "b", "c"))
+    with pytest.raises(ValueError, match="class a has 100 rows; .* give ks of at most 100"):
+        probe_few_labels(named, replace(TEST, names=named.names), **QUIET)
+    assert list(TRAIN.joined(1).layers) == [1]
     with pytest.raises(ValueError, match="expected the same"):
         probe_layers(TRAIN, planted(30, 1, (1.0,)), **QUIET)
     with pytest.raises(ValueError, match="2 rows without one"):
