@@ -26,6 +26,8 @@ WORDS = {
     "bool": "True or False",
     "str": "a string",
     "Path": "a path",
+    "PathLike": "a path",
+    "RunRecord": "a record such as lab.RunRecord('curve', store.key, seed=0)",
     "NoneType": "None",
     "ImageSet": "images as lab.load_images('NAME', 'test') gives them",
     "TokenSet": "tokens as lab.load_tokens('NAME', 'test') gives them",
@@ -129,7 +131,9 @@ def _is_one_of(value: Any, classes: Sequence[type]) -> bool:
 
 def _expected(classes: Sequence[type], lists: Sequence[Any]) -> str:
     words = [WORDS.get(kind.__name__, kind.__name__) for kind in classes]
-    words += [f"a list, each {_expected(_classes(typing.get_args(kind)[0]), ())}" for kind in lists]
+    for kind in lists:
+        items = _classes(typing.get_args(kind)[0])
+        words.append("a list of these" if items == list(classes) else f"a list, each {_expected(items, ())}")
     return " or ".join(words)
 
 

@@ -190,10 +190,10 @@ class StoreFolder:
 
 
 def explain_miss(root: str | Place, key: FeatureKey) -> str:
-    """What is new about `key`, by the nearest store under `root`; '' when it has a store or there is none."""
+    """What is new about `key`, by the nearest store under `root`; '' when it has a store, or there is none like it."""
     nearest = None if (place(root) / key.folder()).exists() else key.nearest(root)
-    if nearest is None:
-        return ""
+    if nearest is None or {"images", "splits"} <= {name for name, *_ in nearest[1]}:
+        return ""  # a store of another image set explains nothing
     return f"no store has this key yet; the nearest is {nearest[0]}: {_told(nearest[1])}"
 
 

@@ -133,10 +133,10 @@ def extraction_key(
     layers = settings.layers_at(model.config)
     names = {images.name for images in splits}
     if len(names) != 1:
-        raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}")
+        raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}: extract each alone")
     if len({images.fingerprint for images in splits}) < len(splits):
         same = " and ".join(images.split for images in splits)
-        raise ValueError(f"{names.pop()} gives the same images for {same}; it needs splits of its own")
+        raise ValueError(f"{names.pop()} gives the same images for {same}; it needs splits of its own, a folder each")
     if settings.alignment is None or settings.dtype is None:
         raise ValueError(f"{settings} leaves alignment or dtype open; expected what `settled` returns")
     return FeatureKey(

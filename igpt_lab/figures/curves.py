@@ -206,6 +206,8 @@ def _describe(name: str, rows: pd.DataFrame, low: float) -> tuple[str, str, str]
 
 def _sentence(comparison: Mapping, n_test: int) -> str:
     """The paired test in words."""
+    if not isinstance(comparison, Mapping):
+        raise TypeError(f"a {type(comparison).__name__} came; expected a dict, such as compare_layers(...).to_dict()")
     missing = [name for name in COMPARISON if name not in comparison]
     if missing:
         raise ValueError(f"comparison lacks {', '.join(missing)}; it has {', '.join(map(str, comparison))}")

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from igpt_lab.core.arguments import local
+from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import control_names
 from igpt_lab.core.provenance import RunRecord, atomic_write, digest
 from igpt_lab.figures.style import FIGURES, UNDATED, Figure, render
@@ -29,8 +29,13 @@ from igpt_lab.figures.style import FIGURES, UNDATED, Figure, render
 LARGEST = 2**28  # bytes of a file, or of the arrays in it, that are read
 
 
+@checked
 def save_figure(
-    figure: Axes | matplotlib.figure.Figure, stem: str | os.PathLike, *, data: pd.DataFrame, record: RunRecord
+    figure: Axes | matplotlib.figure.Figure,
+    stem: str | os.PathLike,
+    *,
+    data: pd.DataFrame | Mapping | np.ndarray,
+    record: RunRecord,
 ) -> list[Path]:
     """Write stem.png, .pdf, .svg, .csv (`data`: what is plotted) and .json (`record`, and how it was plotted).
 
@@ -136,6 +141,8 @@ def read_table(csv: bytes, **types) -> pd.DataFrame:
 def _stem(path: str | os.PathLike) -> Path:
     """A path without the suffix of a file that is written there."""
     path = local(path)
+    if path.name in ("", ".."):
+        raise ValueError(f"stem={str(path)!r} ends in no name; expected one for the five files, such as 'curve'")
     return path.with_suffix("") if path.suffix[1:] in (*UNDATED, "csv", "json") else path
 
 

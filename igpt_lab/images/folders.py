@@ -209,12 +209,23 @@ def _labelled(root: Path, base: Parts, images: list[Parts], name: str) -> tuple[
         by_class = sorted((_class_of(parts, base), parts) for parts in images)
         columns["image"] = pa.array("/".join(parts) for _, parts in by_class)
         columns["label"] = pa.array(label for label, _ in by_class)
+        notes = (*notes, *_alone(root, base, images))
     return pa.table(columns, metadata={b"huggingface": features}), notes
 
 
 def _class_of(parts: Parts, base: Parts) -> str:
     """The class of an image: the name of its folder below the split's, in the Unicode form NFC."""
     return unicodedata.normalize("NFC", parts[len(base)])
+
+
+def _alone(root: Path, base: Parts, images: list[Parts]) -> list[str]:
+    """A note on the only class, where all that it holds is folders: an archive may have put it around the classes."""
+    inner = sorted({parts[len(base) + 1] if len(parts) > len(base) + 2 else "" for parts in images})
+    if len({parts[len(base)] for parts in images}) > 1 or "" in inner:
+        return []
+    outer = root.joinpath(*images[0][: len(base) + 1])
+    more = ", ..." if len(inner) > 3 else ""
+    return [f"{outer} is the only class; give it as the images if {', '.join(inner[:3])}{more} in it are what counts"]
 
 
 def _labels_of(root: Path, base: Parts, images: list[Parts], name: str) -> Labels | None:

@@ -71,6 +71,8 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 def read_image(file: str | Path) -> Image.Image:
     """A picture file that the user named -> mode RGB, see `decode`."""
+    if Path(file).is_dir():
+        raise ValueError(f"{file} is a folder; expected a picture file, such as one of {Path(file) / '*'}")
     return decode(Path(file).read_bytes(), str(file))
 
 

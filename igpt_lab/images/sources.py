@@ -140,11 +140,19 @@ def _hint(path: Path) -> str:
 
 
 def title_of(name: str) -> str:
-    """The short name of a source: the last part of its path, or the folder's where a file is named after its split."""
+    """The short name of a source: the last part of its path, or the folder's above what is named after its split."""
     path = local(name).resolve()
     if name in bundled() or not path.is_file():
-        return path.name
+        return _above_splits(path).name or path.name
     return path.parent.name if is_split(path) else path.stem
+
+
+def _above_splits(path: Path) -> Path:
+    """The folder that a folder of one split lies in, as photos of photos/train; any other path as it is."""
+    split = split_of(path.name)
+    while path.is_dir() and split and split_of(path.name) == split:
+        path = path.parent
+    return path
 
 
 def _download(name: str, split: str | None) -> Path:

@@ -70,6 +70,13 @@ class FewLabelResult:
         return named.groupby(["control", "k", "layer_rule", "layer"]).test_accuracy.agg(["mean", "std", "count"])
 
 
+def _check_enough(counts: np.ndarray, names: Sequence[str] | np.ndarray, k: int) -> None:
+    """ValueError where the smallest class has fewer than k rows."""
+    if counts.min() < k:
+        name, fewest = names[counts.argmin()], counts.min()
+        raise ValueError(f"class {name} has {fewest} rows; {k} per class were asked for, give ks of at most {fewest}")
+
+
 @checked
 def probe_few_labels(
     train: Features,
@@ -102,6 +109,7 @@ def probe_few_labels(
     fixed = [min(train.layers), max(train.layers)] if layers is None else list(dict.fromkeys(layers))
     check_known(fixed, train.layers)
     classes, y = np.unique(train.labels, return_inverse=True)
+    _check_enough(np.bincount(y), [train.names[label] for label in classes] if train.names else classes, max(ks))
     subsets = [_Subset.of(train.labels, y, k, draw, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
     fitting = {"max_iter": max_iter, "device": best_device(device)}
     name = f"few labels {shown_control(control)}".strip()

@@ -159,6 +159,8 @@ def label_overlap(
 
 def _layers(layers: Features | Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
     layers = layers.layers if isinstance(layers, Features) else layers
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers of type {type(layers).__name__}; expected Features, or {{number: array (N, D)}}")
     if not layers:
         raise ValueError("no layer came; expected at least one")
     return layers

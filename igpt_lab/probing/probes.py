@@ -56,6 +56,10 @@ class Features:
             for layer, values in self.layers.items():
                 _check_layer(layer, values, len(self.labels), len(self.index))
 
+    def __repr__(self) -> str:
+        classes = f"{len(self.names or np.unique(self.labels))} classes"
+        return f"<Features: {len(self.labels):,} rows, {classes}, layers {span(list(self.layers))}>"
+
     @classmethod
     @checked
     def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
@@ -74,6 +78,7 @@ class Features:
         rows = pixels.reshape(len(images), -1).astype(np.float32)
         return cls({0: rows}, images.require_labels(), images.index, images.label_names)
 
+    @checked
     def joined(self, layers: Sequence[int]) -> Features:
         """Several layers side by side as one, which has the number of the middle one: the paper's best five, say."""
         check_known(layers, self.layers)
@@ -277,6 +282,12 @@ def say_unseen(labels: np.ndarray, classes: np.ndarray, names: Sequence[str]) ->
         )
 
 
+def say_same_rows(x: np.ndarray, tested: np.ndarray) -> None:
+    """Say where a layer of train and of test is the same (N, D), and not one row over and over, as at position 0."""
+    if np.array_equal(x, tested) and np.ptp(x, axis=0).any():
+        say_once("train and test are the same images, so this is no test accuracy; give the features of each split")
+
+
 def matched(train: Features, test: Features) -> MatchedLabels:
     """The labels of test with those of train; nothing is read before they are asked for."""
     return MatchedLabels(test, np.unique(train.labels), train.names, test.names)
@@ -295,7 +306,9 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
     name = f"probe {shown_control(facts['control'])}".strip()
     with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
         for layers, x in stacks(train):
-            for layer, (row, predicted) in zip(layers, probe(x, test_layers(layers, x, test)), strict=True):
+            tested = test_layers(layers, x, test)
+            say_same_rows(x[0], tested[0])
+            for layer, (row, predicted) in zip(layers, probe(x, tested), strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
                 rows.append({"control": facts["control"], "layer": layer, **row, **sizes, "seed": facts["seed"]})
                 predictions[layer] = predicted

@@ -195,10 +195,11 @@ def _validation_loss(model: ImageGPTForCausalImageModeling, tokens: np.ndarray, 
 
 def _split(tokens: np.ndarray, config: ImageGPTConfig, recipe: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, by a seeded draw; checks the tokens against the configuration."""
-    if tokens.ndim != 2 or tokens.shape[1] != config.n_positions or len(tokens) <= recipe.holdout:
-        raise ValueError(
-            f"tokens of shape {tokens.shape}; expected (N, {config.n_positions}) with N above holdout={recipe.holdout}"
-        )
+    if tokens.ndim != 2 or tokens.shape[1] != config.n_positions:
+        raise ValueError(f"tokens of shape {tokens.shape}; expected (N, {config.n_positions})")
+    if len(tokens) <= recipe.holdout:
+        fewer = f"holdout={len(tokens) // 10 or 1} and a validate of no more"
+        raise ValueError(f"holdout={recipe.holdout} of {len(tokens)} images leaves none to train on; try {fewer}")
     if tokens.max() >= config.n_colours:
         raise ValueError(f"token {tokens.max()} >= {config.n_colours} colours; encode with the palette of this model")
     checked_tokens(tokens, config)

@@ -99,12 +99,21 @@ def note_run(
         begun[part] |= {name: run[part][name] for name in SCHEDULE}
     for name in run:
         if begun.get(name) != run[name]:
+            there, here = _differing(begun.get(name), run[name])
             raise ValueError(
-                f"{path.parent} holds a run whose {name} differs: {begun.get(name)} there, {run[name]} here; "
+                f"{path.parent} holds a run whose {name} differs: {there} there, {here} here; "
                 "choose another folder, or the same arguments to go on"
             )
     write_json(path, begun)
     return identity
+
+
+def _differing(there: object, here: object) -> tuple[object, object]:
+    """Of two dicts the items that differ; any other values as they are."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return there, here
+    names = [name for name in there | here if there.get(name) != here.get(name)]
+    return {name: there.get(name) for name in names}, {name: here.get(name) for name in names}
 
 
 def palette_digest(processor: ImageGPTImageProcessorPil | None) -> str | None:

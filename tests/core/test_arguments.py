@@ -54,6 +54,8 @@ REFUSED = [
     (True, int, "x=True is of type bool; expected a whole number"),
     (np.True_, float, "expected a number"),
     (1, bool, "x=1 is of type int; expected True or False"),
+    ("3", int | None, "x='3' is of type str; expected a whole number or None"),
+    ("3", int | Sequence[int], "x='3' is of type str; expected a whole number or a list of these"),
     ("3", Sequence[int] | None, "x='3' is of type str; expected None or a list, each a whole number"),
     ([3.5], Sequence[int], r"x\[0\]=3.5 is of type float; expected a whole number"),
     ([], Sequence[int] | None, "x is empty; expected at least one, or leave it out"),

@@ -436,10 +436,12 @@ def test_bad_activations_are_named_by_layer(tiny, test, tmp_path):
 def test_two_sets_of_one_split_are_refused(tiny, tiny_images, tmp_path):
     named = [load_images(tiny_images / split) for split in ("train", "test")]
     assert [images.split for images in named] == ["train", "test"]
-    with pytest.raises(ValueError, match="one store holds the splits of one image set; got"):
-        extract(tiny, named, store=tmp_path, device="cpu", progress=False)
+    other = replace(named[1], name="other")
+    with pytest.raises(ValueError, match="one store holds the splits of one image set; got .*: extract each alone"):
+        extract(tiny, [named[0], other], store=tmp_path, device="cpu", progress=False)
+    name = tiny_images.name
     both = [load_images(tiny_images / split, "test") for split in ("train", "test")]
-    with pytest.raises(ValueError, match="two image sets are of the same split: train test, test test; load each by"):
+    with pytest.raises(ValueError, match=f"two image sets are of the same split: {name} test, {name} test; load"):
         extract(tiny, both, store=tmp_path, device="cpu", progress=False)
     assert not list(tmp_path.iterdir())
 

@@ -206,6 +206,8 @@ def test_the_nearest_store_is_the_one_named(tmp_path):
     other = dataclasses.replace(far, weights="b" * 64)
     assert explain_miss(tmp_path, other).endswith(': weights is "bbbbbbbb", there "aaaaaaaa"')
     assert explain_miss(tmp_path, far) == ""  # a hit
+    of_others = dataclasses.replace(far, images="c", splits={"train": ("g", 5)})
+    assert explain_miss(tmp_path, of_others) == ""
 
 
 def test_a_change_that_cannot_matter_is_a_hit(tmp_path):

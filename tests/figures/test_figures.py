@@ -44,6 +44,8 @@ def lines(ax):
 
 def test_layer_curve_draws_the_table_in_percent():
     comparison = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
+    with pytest.raises(TypeError, match=r"a list came; expected a dict, such as compare_layers\(...\).to_dict"):
+        layer_curve(layer_table(), comparison=list(comparison))
     ax = layer_curve(layer_table(), title="t", comparison=comparison | {"n_test": 100})
     drawn = lines(ax)
     np.testing.assert_allclose(drawn["ImageGPT, 95 % interval"].get_xydata(), [[0, 50], [1, 80], [2, 70]])

@@ -163,6 +163,14 @@ def test_files_are_named_by_the_stem_and_a_home_folder_is_one(tmp_path, monkeypa
     assert redraw(tmp_path / "old.png.json", tmp_path / "talk" / "old.png")[0].name == "old.png.png"
     with pytest.raises(ValueError, match="~nosuchuser"):
         save_figure(figure, "~nosuchuser/curve", **options)
+    for stem in ("", ".", "a/.."):
+        with pytest.raises(ValueError, match="ends in no name; expected one for the five files"):
+            save_figure(figure, stem, **options)
+    for stem in (None, 3):
+        with pytest.raises(TypeError, match=f"stem={stem} is of type .*; expected a string or a path"):
+            save_figure(figure, stem, **options)
+    with pytest.raises(TypeError, match=r"record='curve' is of type str; expected a record such as lab\.RunRecord"):
+        save_figure(figure, tmp_path / "a", data=options["data"], record="curve")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse the name")

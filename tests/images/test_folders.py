@@ -163,6 +163,16 @@ def test_what_is_left_out_is_told_once(tmp_path, capsys):
     assert told in images._repr_html_()
 
 
+def test_a_folder_around_the_classes_is_told(tmp_path, capsys):
+    fill(tmp_path, "set/images/cat/0.png", "set/images/dog/1.png", "deep/cat/a/0.png", "deep/dog/a/1.png")
+    assert {label for _, label in rows(load_images(tmp_path / "set"))} == {"images"}
+    told = f"{tmp_path / 'set/images'} is the only class; give it as the images if cat, dog in it are what counts"
+    assert told in capsys.readouterr().err
+    assert {label for _, label in rows(load_images(tmp_path / "set/images"))} == {"cat", "dog"}
+    load_images(tmp_path / "deep")
+    assert capsys.readouterr().err == ""
+
+
 def test_links_to_folders(tmp_path, capsys):
     fill(tmp_path / "far", "cat/0.png")
     fill(tmp_path / "set", "dog/a/0.png")

@@ -142,12 +142,21 @@ def test_sources_without_splits(rows, tmp_path):
     sets = [load_images(source, "test") for source in sources]
     for images in sets:
         np.testing.assert_array_equal(pixels_of(images), pixels_of(sets[0]))
-    assert [images.name for images in sets] == ["test", "garments", "saved", "flat"]
+    assert [images.name for images in sets] == ["tree", "garments", "saved", "flat"]
     assert len({images.fingerprint for images in sets[:3]}) == 1
     assert sets[3].labels is None and sets[3].fingerprint != sets[0].fingerprint
     with pytest.raises(ValueError, match="flat test has no labels.*folder of their own"):
         sets[3].require_labels()
     assert sets[0].require_labels() is sets[0].labels
+
+
+@pytest.mark.parametrize("train, test", [("train", "test"), ("seg_train/seg_train", "seg_test/seg_test")])
+def test_folders_of_splits_loaded_one_by_one_are_one_set(tmp_path, train, test):
+    for folder in (train, test):
+        (tmp_path / "photos" / folder / "cat").mkdir(parents=True)
+        Image.new("L", (4, 4), len(folder)).save(tmp_path / "photos" / folder / "cat/0.png")
+    sets = [load_images(tmp_path / "photos" / folder) for folder in (train, test)]
+    assert [(images.name, images.split) for images in sets] == [("photos", "train"), ("photos", "test")]
 
 
 def test_a_file_named_after_its_split_serves_no_other(rows, tmp_path):

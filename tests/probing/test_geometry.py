@@ -304,6 +304,10 @@ def test_bad_input():
     for measure in (measure_layers, cka):
         with pytest.raises(ValueError, match=r"layer 1 has shape \(9, 3\); expected \(20, D\)"):
             measure({0: x, 1: x[:9]}, **QUIET)
+        with pytest.raises(TypeError, match="layers of type ndarray; expected Features, or {number: array"):
+            measure(x, **QUIET)
+    with pytest.raises(TypeError, match="layers of type ndarray"):
+        cka({0: x}, x, **QUIET)
     with pytest.raises(ValueError, match="no layer came"):
         measure_layers({}, **QUIET)
     with pytest.raises(ValueError, match=r"x has shape \(20,\)"):

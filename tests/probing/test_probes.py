@@ -139,6 +139,20 @@ def test_a_class_without_training_rows_is_said(capsys):
     assert "classes without rows in train: 9; the 7 of 240 test images" in capsys.readouterr().err
 
 
+def test_train_given_as_test_is_said(capsys):
+    say_once.cache_clear()
+    constant = replace(TRAIN, layers={layer: np.ones_like(x) for layer, x in TRAIN.layers.items()})
+    probe_layers(constant, constant, **QUIET)  # as position 0 is in any two sets of images
+    probe_layers(TRAIN, TEST, **QUIET)
+    assert "same images" not in capsys.readouterr().err
+    probe_layers(TRAIN, replace(TRAIN, layers={layer: x.copy() for layer, x in TRAIN.layers.items()}), **QUIET)
+    assert "train and test are the same images" in capsys.readouterr().err
+
+
+def test_features_are_shown_in_a_line():
+    assert repr(TRAIN) == f"<Features: {len(TRAIN.labels)} rows, 3 classes, layers 0..2>"
+
+
 def test_permuted_labels_fall_to_chance():
     train, test = planted(3000, 0, (3.0,)), planted(3000, 1, (3.0,))
     row = probe_layers(train, test, permute_labels=True, control="permuted labels", **QUIET).table.iloc[0]
@@ -364,6 +378,10 @@ def test_bad_input():
         Features({0: np.full((3, 2), np.nan)}, np.zeros(3, int), np.arange(3))
     with pytest.raises(ValueError, match="has 100 rows; 101 per class"):
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
+    named = replace(TRAIN, names=("a", "b", "c"))
+    with pytest.raises(ValueError, match="class a has 100 rows; .* give ks of at most 100"):
+        probe_few_labels(named, replace(TEST, names=named.names), **QUIET)
+    assert list(TRAIN.joined(1).layers) == [1]
     with pytest.raises(ValueError, match="expected the same"):
         probe_layers(TRAIN, planted(30, 1, (1.0,)), **QUIET)
     with pytest.raises(ValueError, match="2 rows without one"):

@@ -398,8 +398,13 @@ def test_bad_input(tmp_path):
         run(tmp_path / "a", tokens=TOKENS + 2)
     with pytest.raises(ValueError, match=r"expected \(N, 16\)"):
         run(tmp_path / "a", tokens=TOKENS[:, :9])
+    with pytest.raises(ValueError, match="holdout=6 of 6 images leaves none to train on; try holdout=1 and a validate"):
+        run(tmp_path / "a", tokens=TOKENS[:6])
     assert not (tmp_path / "a").exists()
     run(tmp_path)
+    with pytest.raises(ValueError, match="whose recipe differs") as error:
+        run(tmp_path, recipe=replace(RECIPE, batch_size=5))
+    assert "differs: {'batch_size': 4} there, {'batch_size': 5} here; choose another folder" in str(error.value)
     with pytest.raises(ValueError, match="whose recipe differs"):
         run(tmp_path, recipe=PretrainConfig(steps=10, batch_size=4, warmup=2, holdout=6, validate=5))
     with pytest.raises(ValueError, match="whose tokens differs"):
