@@ -166,6 +166,9 @@ def probe_layers(
     """
     labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
     classes, y = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        known = [train.names[label] if train.names else label for label in classes]
+        raise ValueError(f"the rows of train are of {known or 'no class'} alone; a probe needs two classes or more")
     folds = [stratified_split(labels, holdout, seed=seed)]
     fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
 

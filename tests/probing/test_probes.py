@@ -379,6 +379,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="has 100 rows; 101 per class"):
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
     named = replace(TRAIN, names=("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"of train are of \['c'\] alone; a probe needs two classes or more"):
+        probe_layers(replace(named, labels=np.full_like(TRAIN.labels, 2)), TEST, **QUIET)
     with pytest.raises(ValueError, match="class a has 100 rows; .* give ks of at most 100"):
         probe_few_labels(named, replace(TEST, names=named.names), **QUIET)
     assert list(TRAIN.joined(1).layers) == [1]
