@@ -80,7 +80,7 @@ def test_what_the_line_says(tmp_path, monkeypatch):
     assert advice(raised(gallery, np.zeros(3))).startswith("igpt-lab: images: float64 (3,); expected uint8")
     assert advice(raised(lab.load_images, "no-such-set")).startswith("igpt-lab: ")
     figure = gallery(np.zeros((1, 2, 2), np.uint8))
-    deep = advice(raised(save_figure, figure, tmp_path / "a", data={"x": [1], "y": [1, 2]}, record=None))
+    deep = advice(raised(save_figure, figure, tmp_path / "a", data={"x": [1], "y": [1, 2]}, record=lab.RunRecord("r")))
     assert deep.startswith("igpt-lab: ValueError in igpt_lab.figures.saving.save_figure: ")  # pandas raised it
 
     def full(*_, **__):
