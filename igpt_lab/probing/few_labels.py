@@ -73,7 +73,7 @@ class FewLabelResult:
 def _check_enough(counts: np.ndarray, names: Sequence[str] | np.ndarray, k: int) -> None:
     """ValueError where the smallest class has fewer than k rows."""
     if counts.min() < k:
-        name, fewest = names[counts.argmin()], counts.min()
+        name, fewest = names[int(counts.argmin())], counts.min()
         raise ValueError(f"class {name} has {fewest} rows; {k} per class were asked for, give ks of at most {fewest}")
 
 
