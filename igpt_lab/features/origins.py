@@ -86,7 +86,7 @@ def sources_of(store: str | Path | StoreFolder, splits: Sequence[str] | None = N
             _check_address(name)
     except StoreError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise StoreError(f"{store.path} cannot be repaired: its options are wrong, {error}") from error
     return sources
 

@@ -176,6 +176,13 @@ def test_any_bytes_in_a_part(theirs, data):
         part.write_bytes(good)
 
 
+def test_an_option_of_another_kind_is_named(theirs):
+    path, manifest = theirs
+    (path / "manifest.json").write_text(json.dumps(put(manifest, ("source", "options", "pool"), None)))
+    with pytest.raises(StoreError, match="its options are wrong, pool=None is of type NoneType"):
+        sources_of(path)
+
+
 def relisted(path, table) -> None:
     """A part with a digest as listed, as a hostile or a careless writer leaves it."""
     part, file = path / "train/part-00000-of-00002.parquet", path / "manifest.json"
