@@ -168,10 +168,10 @@ def _refuse_hidden_splits(images: list[Parts], folders: list[str], name: str) ->
     for folder, inner, *_ in (parts for parts in images if len(parts) > 2):
         if split := split_of(inner):
             below.setdefault(folder, {})[split] = inner
-    for folder, inner in below.items():
-        if len(inner) > 1:
+    for folder, splits in below.items():
+        if len(splits) > 1:
             raise ValueError(
-                f"{name} has the splits {', '.join(sorted(inner.values()))} below {folder}; give the path of {folder}, "
+                f"{name} has the splits {', '.join(sorted(splits.values()))} below {folder}; give its path, "
                 "or put the classes into the splits, as in train/cat"
             )
 
