@@ -215,8 +215,9 @@ def _busy(path: Path) -> bool:
 
 def _marked(path: Path) -> bool:
     """Has it a manifest with every field of a key, of this format?"""
+    file = path / "manifest.json"
     try:
-        key = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["key"]
+        key = json.loads(file.read_text(encoding="utf-8"))["key"] if file.is_file() else {}  # a pipe would wait
         return set(form.KEY) <= set(key) and key["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False

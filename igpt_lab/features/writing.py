@@ -105,8 +105,11 @@ class StoreWriter(StoreFolder):
         return self.has(split, number) and self.doubted.get((split, number)) != (True, self.listed(split)[number])
 
     def _claim(self, part: tuple[str, int]) -> bool:
-        """Take a part's lock; False where another process holds it."""
+        """Take a part's lock; False where another process holds it. StoreError where it would be written elsewhere."""
         split, number = part
+        folder = self.path / split
+        if isinstance(folder, Path) and folder.is_symlink():
+            raise StoreError(f"{folder} is a link, so parts would go into another folder; put a folder in its place")
         lock = lock_of(self.path, f".{split}.{number}")
         try:
             lock.acquire(timeout=0)

@@ -170,10 +170,9 @@ def _refuse_hidden_splits(images: list[Parts], folders: list[str], name: str) ->
             below.setdefault(folder, {})[split] = inner
     for folder, splits in below.items():
         if len(splits) > 1:
-            words = ", ".join(sorted(splits.values()))
             raise ValueError(
-                f"{name} has the splits {words} below {folder}; give the path of {folder}, or "
-                "put the classes into the splits, as in train/cat"
+                f"{name} has the splits {', '.join(sorted(splits.values()))} below {folder}; give its path, "
+                "or put the classes into the splits, as in train/cat"
             )
 
 

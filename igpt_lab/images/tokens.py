@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -180,6 +181,8 @@ def _name(images: ImageSet, processor) -> str:
 
 def _read(path: Place, images: ImageSet, positions: np.ndarray) -> Tokens | None:
     """A part from the disk, or None where it is not there, is damaged, or of other rows."""
+    if isinstance(path, Path) and not path.is_file():  # a pipe would wait
+        return None
     try:
         file = pq.ParquetFile(readable(path), pre_buffer=False, page_checksum_verification=True)
         table, skipped = file.read(use_threads=False), json.loads(file.schema_arrow.metadata[b"skipped"])

@@ -320,3 +320,22 @@ def test_prune_follows_no_link_among_the_tokens(link, tmp_path):
     dangling.symlink_to(tmp_path / "nowhere")
     assert cli.main(["prune", str(root), "--yes"]) == 0
     assert mine.read_bytes() == b"mine" and (root / link).is_symlink() and dangling.is_symlink()
+
+
+def test_a_repair_writes_into_no_other_folder(store, tmp_path):
+    mine = tmp_path / "mine" / store.part("train", 1).name
+    shutil.move(store.path / "train", mine.parent)
+    mine.write_bytes(b"mine")
+    (store.path / "train").symlink_to(mine.parent)
+    with pytest.raises(StoreError, match="train is a link, so parts would go into another folder"):
+        upkeep.repair(store.path, upkeep.verify(store.path))
+    assert mine.read_bytes() == b"mine" and not any(file.name.endswith(".tmp") for file in mine.parent.iterdir())
+
+
+def test_prune_waits_for_no_pipe(store, monkeypatch):
+    file = store.path / "manifest.json"
+    file.unlink()
+    os.mkfifo(file)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("would wait"))
+    assert upkeep.leftovers(store.path.parent) == []
+    assert upkeep.not_ours(store.path.parent) == [(store.path, "is not ours")]

@@ -2,17 +2,19 @@
 
 import errno
 import hashlib
+import os
 import shutil
 import weakref
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from igpt_lab.core import provenance
 from igpt_lab.images import image_sets, tokens
 from igpt_lab.images.image_sets import TokenSet, load_images
-from igpt_lab.images.tokens import cached_tokens, parts_of, tokenize
+from igpt_lab.images.tokens import _read, cached_tokens, parts_of, tokenize
 
 
 def test_tokenize(train, tiny, capsys):
@@ -160,3 +162,10 @@ def test_images_are_resized_one_after_another(use, folder, tiny, tmp_path, monke
     else:
         images._repr_html_()
     assert len(alive) == (12 if use == "card" else 40) and max(alive) == 0
+
+
+def test_a_pipe_in_the_place_of_kept_tokens_is_not_waited_for(tmp_path, monkeypatch):
+    images, pipe = load_images("fashion-mini", "test", limit=3), tmp_path / "part-00000-of-00001.parquet"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(pq, "ParquetFile", lambda *_, **__: pytest.fail("would wait"))
+    assert _read(pipe, images, np.arange(3)) is None
