@@ -10,7 +10,6 @@ import igpt_lab as lab
 from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, MODEL, REVISION, argument, command
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
-AT_ONCE = 16  # images that are decoded before they are resized
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
