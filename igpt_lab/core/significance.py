@@ -259,28 +259,28 @@ def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: 
 def layer_table(
     correct: Mapping[int, np.ndarray],
     *,
-    best: int,
+    chosen: int,
     last: int | None = None,
     alpha: float = 0.05,
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A row for each layer: accuracy, difference to the layers `best` and `last`, and whether it may be the peak.
+    """A row for each layer: accuracy, difference to the layers `chosen` and `last`, and whether it may be the peak.
 
-    `correct`: layer -> bool (N,). `best` must have been chosen without these images, on validation: for a best layer
-    chosen on them there is `peak_set`. `last` is by default the last one. Of each difference, such as `minus_best`:
+    `correct`: layer -> bool (N,). `chosen` must have been chosen without these images, on validation: for the best
+    layer on them there is `peak_set`. `last` is by default the last one. Of each difference, such as `minus_chosen`:
     `_low`, `_high` and `_p` for this layer alone (`compare`), and `_low_all`, `_high_all` and `_p_all` that hold for
     all layers at once (Dunnett, 1955, with the layers' own covariance). `peak_p` and `in_peak_set` are of `peak_set`.
     """
     layers, right = _stacked(correct)
     last = layers[-1] if last is None else last
-    if unknown := [layer for layer in (best, last) if layer not in layers]:
+    if unknown := [layer for layer in (chosen, last) if layer not in layers]:
         raise ValueError(f"layer {unknown[0]} is not in `correct`; expected one of {layers}")
     peak = peak_set(correct, alpha=alpha, n_boot=n_boot, seed=seed)
     table = pd.DataFrame(
         [{"layer": layer, **accuracy(row, alpha=alpha)} for layer, row in zip(layers, right, strict=True)]
     )
-    for name, layer in (("minus_best", best), ("minus_last", last)):
+    for name, layer in (("minus_chosen", chosen), ("minus_last", last)):
         columns = _against(right, layers.index(layer), alpha, n_boot, seed)
         table = table.assign(**{name + ending: values for ending, values in columns.items()})
     return table.assign(peak_p=[peak.p_values[layer] for layer in layers], in_peak_set=table.layer.isin(peak.layers))
