@@ -36,7 +36,7 @@ def test_bad_input():
         choice_of([0, 1, 2], [0.5, 0.5], 10)
     with pytest.raises(ValueError, match="all finite"):
         choice_of([0, 1], [0.5, float("nan")], 10)
-    with pytest.raises(ValueError, match=r"folds \(2, 2\) of 1 layers"):
+    with pytest.raises(ValueError, match=r"folds \(2, 2\) of layers \[0\], the last 0"):
         compare_choice({0: np.ones(3, bool)}, np.ones((2, 2)), 0)
 
 
