@@ -1,11 +1,12 @@
 """Whether two accuracies differ, and which layers may be the peak: from `correct`, bool (N,), one for each test image.
 
-Every interval and p value here is over test images, with the training images, draws and networks as they are. `spread`
-states the deviation over draws beside it, and merges nothing.
+Intervals and p values are over test images, with the training images, draws and networks as they are. `spread` states
+the deviation over draws beside it. `compare_choice` alone adds a second uncertainty: over the folds that chose a layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -52,6 +53,42 @@ class PeakSet:
         return asdict(self)
 
 
+NAMED = 0.025  # the standard error of a validation accuracy above which it names no layer
+ROUNDING = 1e-12  # of a mean of fold accuracies; less is a tie
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The `layer` that validation chose, and how sure that is, from `n` held-out images.
+
+    `tied`: layers with the same, highest `accuracy`; the middle one of them is chosen. `within_error`: layers at most
+    one standard error, `error`, below it (Breiman et al., 1984, section 3.4.3). `enough`: held-out images with which
+    the choice would not be `poor`, if accuracies stay as they are; None where no number of them would do.
+    """
+
+    layer: int
+    tied: list[int]
+    within_error: list[int]
+    n_layers: int
+    accuracy: float
+    error: float
+    n: int
+    enough: int | None
+
+    @property
+    def poor(self) -> bool:
+        """More than half of the layers are within one standard error, or that is above 2.5 points."""
+        return self.n_layers > 2 and (self.error > NAMED or 2 * len(self.within_error) > self.n_layers)
+
+    def words(self) -> str:
+        """What is wrong with a poor choice, and how many images would do; "" for a good one."""
+        if not self.poor:
+            return ""
+        layers = f"{len(self.within_error)} of {self.n_layers} layers are within one standard error"
+        would = f"about {self.enough:,} would do" if self.enough else "these layers differ too little for any number"
+        return f"a poor choice: {layers} ({100 * self.error:.1f} points on {self.n:,} held-out images); {would}"
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean accuracy of several draws, and two uncertainties: over draws, and over test images.
@@ -69,6 +106,48 @@ class Spread:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+@checked
+def choice_of(layers: Sequence[int], accuracies: Sequence[float] | np.ndarray, n: int) -> Choice:
+    """The choice among `layers` by their `accuracies` (L,), each over the same n held-out images.
+
+    Columns `layer`, `validation_accuracy` and `n_validation` of a table of probes have them.
+    """
+    means, count = np.asarray(accuracies, float), len(layers)
+    if means.shape != (count,) or not count or not np.isfinite(means).all() or n < 1:
+        raise ValueError(f"{means.size} accuracies of {count} layers on {n} images; expected one each, all finite")
+    place, top = int(middle_of_best(means)), float(means.max())
+    error = math.sqrt(top * (1 - top) / n)
+    tied, near = means >= top - ROUNDING, means >= top - max(error, ROUNDING)
+    gap = top - np.sort(means)[::-1][count // 2] if count > 2 else math.inf  # to the first that must not be within
+    factor = max((error / gap) ** 2 if gap > ROUNDING else math.inf, (error / NAMED) ** 2)
+    enough = max(n, _rounded_up(n * factor)) if math.isfinite(factor) else None
+    names = np.asarray(layers)
+    return Choice(int(names[place]), names[tied].tolist(), names[near].tolist(), count, top, error, int(n), enough)
+
+
+def middle_of_best(means: np.ndarray) -> np.ndarray:
+    """Places int (...) of the largest of `means` (..., L); of equal ones the middle, of two the later."""
+    tied = means >= means.max(-1, keepdims=True) - ROUNDING
+    return (tied.cumsum(-1) > tied.sum(-1, keepdims=True) // 2).argmax(-1)
+
+
+def _rounded_up(number: float) -> int:
+    """To one digit, or to one and a half below 20: 1,700 -> 2,000, 1,200 -> 1,500."""
+    unit = 10 ** math.floor(math.log10(max(number, 1)))
+    step = unit / 2 if number < 2 * unit else unit
+    return int(math.ceil(number / step) * step)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p values of one family of claims, corrected so that any false one has probability p or less (Holm, 1979)."""
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p_values}
 
 
 def accuracy(correct: np.ndarray, *, alpha: float = 0.05) -> dict[str, float]:
@@ -99,7 +178,7 @@ def compare(
     """
     a, b = _right(a, "a"), _right(b, "b")
     _same_images(a, b, index_a, index_b)
-    only_a, only_b, n = int((a & ~b).sum()), int((~a & b).sum()), len(a)
+    (only_a, only_b), n = _outcomes(a, b), len(a)
     shares = np.array([only_a + 1, only_b + 1, n - only_a - only_b]) / (n + 2)
     draws = np.random.default_rng(seed).multinomial(n + 2, shares, size=n_boot)
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / (n + 2), [_level(alpha) / 2, 1 - alpha / 2])
@@ -132,6 +211,50 @@ def permutation_p(observed: float, permuted: Sequence[float] | np.ndarray | pd.S
 
 
 @checked
+def compare_choice(
+    correct: Mapping[int, np.ndarray],
+    folds: np.ndarray,
+    last: int,
+    *,
+    alpha: float = 0.05,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """(low, high) of chosen layer minus layer `last`: a bootstrap over the folds that choose and over test images.
+
+    `correct`: layer -> bool (N,); `folds` (K, L): accuracies of these layers, in this order, on the rows that each of K
+    folds held out. Each draw takes K folds with replacement, chooses the layer again, and takes test images as
+    `compare` does. The percentiles are of deviations from the mean of all draws, added to the observed difference: a
+    layer chosen from resampled folds is worse on average than one chosen from all. What is covered is the difference
+    that the same way of choosing has on average over images; the probes' training rows stay as they are.
+    """
+    layers, right = list(correct), {layer: _right(row, f"layer {layer}") for layer, row in correct.items()}
+    folds = np.asarray(folds, float)
+    if folds.ndim != 2 or folds.shape[1] != len(layers) or last not in right:
+        raise ValueError(
+            f"folds {folds.shape} of {len(layers)} layers, the last {last}; expected (K, L), and one of them"
+        )
+    generator, count, n = np.random.default_rng(seed), len(folds), len(right[last])
+    means = generator.multinomial(count, np.full(count, 1 / count), size=n_boot) @ folds / count
+    draws = []
+    for place, times in zip(*np.unique(middle_of_best(means), return_counts=True), strict=True):
+        gains, losses = _outcomes(right[layers[place]], right[last])
+        drawn = generator.multinomial(
+            n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=times
+        )
+        draws.append((drawn[:, 0] - drawn[:, 1]) / (n + 2) if layers[place] != last else np.zeros(times))
+    deviations = np.concatenate(draws) - np.concatenate(draws).mean()
+    gains, losses = _outcomes(right[layers[int(middle_of_best(folds.mean(0)))]], right[last])
+    low, high = (gains - losses) / n + np.quantile(deviations, [_level(alpha) / 2, 1 - alpha / 2])
+    return float(low), float(high)
+
+
+def _outcomes(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """How many images only a gets right, and how many only b does."""
+    return int((a & ~b).sum()), int((~a & b).sum())
+
+
+@checked
 def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> PeakSet:
     """The layers that may be the best one: the best of all is among them with probability 1 - alpha or more.
 
@@ -158,28 +281,28 @@ def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: 
 def layer_table(
     correct: Mapping[int, np.ndarray],
     *,
-    best: int,
+    chosen: int,
     last: int | None = None,
     alpha: float = 0.05,
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A row for each layer: accuracy, difference to the layers `best` and `last`, and whether it may be the peak.
+    """A row for each layer: accuracy, difference to the layers `chosen` and `last`, and whether it may be the peak.
 
-    `correct`: layer -> bool (N,). `best` must have been chosen without these images, on validation: for a best layer
-    chosen on them there is `peak_set`. `last` is by default the last one. Of each difference, such as `minus_best`:
+    `correct`: layer -> bool (N,). `chosen` must have been chosen without these images, on validation: for the best
+    layer on them there is `peak_set`. `last` is by default the last one. Of each difference, such as `minus_chosen`:
     `_low`, `_high` and `_p` for this layer alone (`compare`), and `_low_all`, `_high_all` and `_p_all` that hold for
     all layers at once (Dunnett, 1955, with the layers' own covariance). `peak_p` and `in_peak_set` are of `peak_set`.
     """
     layers, right = _stacked(correct)
     last = layers[-1] if last is None else last
-    if unknown := [layer for layer in (best, last) if layer not in layers]:
+    if unknown := [layer for layer in (chosen, last) if layer not in layers]:
         raise ValueError(f"layer {unknown[0]} is not in `correct`; expected one of {layers}")
     peak = peak_set(correct, alpha=alpha, n_boot=n_boot, seed=seed)
     table = pd.DataFrame(
         [{"layer": layer, **accuracy(row, alpha=alpha)} for layer, row in zip(layers, right, strict=True)]
     )
-    for name, layer in (("minus_best", best), ("minus_last", last)):
+    for name, layer in (("minus_chosen", chosen), ("minus_last", last)):
         columns = _against(right, layers.index(layer), alpha, n_boot, seed)
         table = table.assign(**{name + ending: values for ending, values in columns.items()})
     return table.assign(peak_p=[peak.p_values[layer] for layer in layers], in_peak_set=table.layer.isin(peak.layers))

@@ -1,20 +1,48 @@
-"""C and layer, chosen on rows that are held out: a grid of C that extends itself, and the most accurate layer."""
+"""C and layer, chosen on held-out rows of train: folds, a grid of C that extends itself, the layer of the best mean."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from igpt_lab.core.significance import middle_of_best
+from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 Fold = tuple[np.ndarray, np.ndarray]  # rows to fit, rows held out
-Choice = tuple[float, float, bool]  # C, its mean accuracy on the held-out rows, did its fits converge
+CHOOSING = 1e-4  # tolerance of the fits that choose C; against 1e-6 it moves a fold's accuracy by a row or two
 
-CHOOSING = 1e-5  # tolerance of the fits that choose C; it moves no validation accuracy by more than a row or two
+
+class ChosenC(NamedTuple):
+    """The C of one layer; `folds` (K,), the accuracy on what each fold holds out; whether the fits converged."""
+
+    C: float
+    folds: np.ndarray
+    converged: bool
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over folds; nan where nothing was held out."""
+        return float(np.mean(self.folds)) if len(self.folds) else math.nan
+
+
+def folds_of(labels: np.ndarray, folds: int, seed: int) -> list[Fold]:
+    """Stratified folds of labels int (N,), at most as many as the smallest class has rows; of 1, a tenth is held out.
+
+    Cross-validation of that many folds is what Kohavi (1995) found best for choosing a model; a tenth is what the paper
+    holds out. ValueError where a class has a single row.
+    """
+    if folds < 1:
+        raise ValueError(f"folds={folds}; expected 1 for a tenth that is held out, or the number of folds")
+    smallest = np.unique(labels, return_counts=True)[1].min()
+    if folds == 1 or smallest < 2:
+        return [stratified_split(labels, 0.1, seed=seed)]
+    splitter = StratifiedKFold(min(folds, int(smallest)), shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(labels)), labels))
 
 
 def choose_C(
@@ -24,56 +52,46 @@ def choose_C(
     Cs: Sequence[float],
     fitting: Mapping[str, Any],
     solver: Callable[..., Fits] = fit_logistic,
-) -> list[Choice]:
-    """x (B, N, D) and y (N,) in [0, K) -> for each of B layers the C of the best mean accuracy on held-out rows.
+) -> list[ChosenC]:
+    """x (B, N, D) and y (N,) in [0, K) -> for each of B layers the C of the best mean accuracy over the folds.
 
-    `fitting` are arguments of `solver`. Of equals the smallest C. A best C at an edge of the grid, and better than its
-    neighbour, extends the grid there. Without `folds` C is the middle of the grid, and its accuracy is nan.
+    `fitting` are arguments of `solver`. Of equal C the middle one. A best C at an edge of the grid, and better than its
+    neighbour, extends the grid there. Without `folds` C is the middle of the grid.
     """
     grid = np.array(sorted(Cs), float)
     if not folds:
-        return [(grid[len(grid) // 2], math.nan, True)] * len(x)
-    accuracies, converged = _validate(x, y, folds, grid, fitting, solver)
-    tried = [{C: (accuracies[i, j], converged[i, j]) for j, C in enumerate(grid)} for i in range(len(x))]
-    if len(grid) > 1:
+        return [ChosenC(grid[len(grid) // 2], np.empty(0), True)] * len(x)
 
-        def validate(layers: list[int], Cs: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-            return _validate(x[layers], y, folds, Cs, fitting, solver)
+    def validate(layers: list[int], strengths: np.ndarray) -> None:
+        accuracies, converged = _validate(x[layers], y, folds, strengths, fitting, solver)
+        for row, layer in enumerate(layers):
+            of_layer = zip(strengths[row], accuracies[:, row].T, converged[row], strict=True)
+            tried[layer] |= {C: ChosenC(C, scores, bool(done)) for C, scores, done in of_layer}
 
-        _extend(tried, grid[1] / grid[0], validate)
-    return [_best_C(scores) for scores in tried]
-
-
-def _extend(tried: list[dict[float, tuple[float, bool]]], ratio: float, validate: Callable) -> None:
-    """Add to `tried`, for each layer C -> (accuracy, converged), what lies beyond as long as the best is at an edge.
-
-    `validate` takes the places of layers and for each of them a list of C, and returns what `_validate` does.
-    """
-    while True:
-        beyond: dict[int, float] = {}
-        for layer, scores in enumerate(tried):
-            C = _beyond(scores, ratio)
-            if C is not None:
-                beyond[layer] = C
+    tried: list[dict[float, ChosenC]] = [{} for _ in x]
+    validate(list(range(len(x))), np.tile(grid, (len(x), 1)))
+    while len(grid) > 1:
+        beyond = {layer: C for layer, choices in enumerate(tried) if (C := _beyond(choices, grid[1] / grid[0]))}
         if not beyond:
-            return
-        accuracies, converged = validate(list(beyond), [[C] for C in beyond.values()])
-        for row, (layer, C) in enumerate(beyond.items()):
-            tried[layer][C] = accuracies[row, 0], converged[row, 0]
+            break
+        validate(list(beyond), np.array(list(beyond.values()))[:, None])
+    return [_best(choices) for choices in tried]
 
 
-def _best_C(scores: dict[float, tuple[float, bool]]) -> Choice:
-    """Of one layer's C -> (accuracy, converged) the best C, its accuracy, and whether all fits converged."""
-    best = max(sorted(scores), key=lambda C: scores[C][0])
-    return best, float(scores[best][0]), all(converged for _, converged in scores.values())
+def _best(choices: Mapping[float, ChosenC]) -> ChosenC:
+    """The C of the best mean, of equal ones the middle; converged, if all fits of the layer are."""
+    Cs = sorted(choices)
+    place = middle_of_best(np.array([choices[C].accuracy for C in Cs]))
+    return choices[Cs[place]]._replace(converged=all(choice.converged for choice in choices.values()))
 
 
-def _beyond(scores: dict[float, tuple[float, bool]], ratio: float) -> float | None:
-    """The next C where the best of `scores` lies at an edge, strictly; None inside the grid and at 1e-8 and 1e8."""
-    Cs = sorted(scores)
-    if scores[Cs[0]][0] > max(scores[C][0] for C in Cs[1:]) and Cs[0] > 1e-8:
+def _beyond(choices: Mapping[float, ChosenC], ratio: float) -> float | None:
+    """The next C where the best lies at an edge, strictly; None inside the grid and at 1e-8 and 1e8."""
+    Cs = sorted(choices)
+    means = [choices[C].accuracy for C in Cs]
+    if means[0] > max(means[1:]) and Cs[0] > 1e-8:
         return Cs[0] / ratio
-    if scores[Cs[-1]][0] > max(scores[C][0] for C in Cs[:-1]) and Cs[-1] < 1e8:
+    if means[-1] > max(means[:-1]) and Cs[-1] < 1e8:
         return Cs[-1] * ratio
     return None
 
@@ -82,37 +100,34 @@ def _validate(
     x: np.ndarray,
     y: np.ndarray,
     folds: Sequence[Fold],
-    Cs: np.ndarray | Sequence[Sequence[float]],
+    Cs: np.ndarray,
     fitting: Mapping[str, Any],
     solver: Callable[..., Fits],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of B layers and S strengths the mean accuracy on held-out rows, and whether all fits converged: each (B, S).
-
-    `Cs` are those of all layers (S,), or those of each (B, S).
-    """
-    accuracies, converged = np.zeros(()), np.ones((), bool)
+    """Accuracies (K, B, S) of B layers with strengths Cs (B, S) on the rows of K folds, and what converged (B, S)."""
+    accuracies, converged = [], np.ones(Cs.shape, bool)
     for fit, held in folds:
         fits = solver(x[:, fit], y[fit], Cs, tol=CHOOSING, **fitting)
         right = [(fits.predict(values[held], layer) == y[held]).mean(1) for layer, values in enumerate(x)]
-        accuracies = accuracies + np.stack(right) / len(folds)
-        converged = converged & fits.converged
-    return accuracies, converged
+        accuracies.append(np.stack(right))
+        converged &= fits.converged
+    return np.stack(accuracies), converged
 
 
-def best_layer(choices: Mapping[int, Choice]) -> int:
-    """The layer of the best validation accuracy, or the middle one where nothing could be held out."""
-    if any(math.isnan(accuracy) for _, accuracy, _ in choices.values()):
-        return sorted(choices)[len(choices) // 2]
-    return max(choices, key=lambda layer: choices[layer][1])
+def chosen_layer(choices: Mapping[int, ChosenC]) -> int:
+    """The layer of the best mean, of equal ones the middle; the middle of all where nothing could be held out."""
+    layers = sorted(choices)
+    means = np.array([choices[layer].accuracy for layer in layers])
+    return layers[int(middle_of_best(np.nan_to_num(means)))]
 
 
-def folds_of(y: np.ndarray, k: int, seed: int) -> tuple[list[Fold], str]:
+def folds_inside(y: np.ndarray, k: int, seed: int) -> tuple[list[Fold], str]:
     """Splits inside k labels per class: 4 folds or as few as k allows, only the first above k = 50.
 
     Returned with the rule in words.
     """
     if k < 2:
         return [], "fixed"
-    folds = list(StratifiedKFold(min(4, k), shuffle=True, random_state=seed).split(np.zeros(len(y)), y))
+    folds = folds_of(y, min(4, k), seed)
     used = folds[: 1 if k > 50 else None]
     return used, f"{len(used)} of {len(folds)} folds"

@@ -14,7 +14,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.images.splits import few_per_class
-from igpt_lab.probing.choosing import Choice, Fold, best_layer, choose_C, folds_of
+from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, folds_inside
 from igpt_lab.probing.probes import (
     Features,
     check_known,
@@ -139,7 +139,7 @@ class _Subset:
     rows: np.ndarray  # int64 (K * k,), positions in train
     folds: list[Fold]
     rule: str  # how C was chosen, in words
-    choices: dict[int, Choice] = field(default_factory=dict)
+    choices: dict[int, ChosenC] = field(default_factory=dict)
     predicted: dict[int, np.ndarray] = field(default_factory=dict)  # int64 (N_test,), positions in the classes
     converged: dict[int, bool] = field(default_factory=dict)
 
@@ -147,18 +147,19 @@ class _Subset:
     def of(cls, labels: np.ndarray, y: np.ndarray, k: int, draw: int, seed: int) -> _Subset:
         """Of `labels` (N,), which are y (N,) when they are counted from 0."""
         rows = few_per_class(labels, k, seed=seed, draw=draw)
-        return cls(k, draw, rows, *folds_of(y[rows], k, seed))
+        return cls(k, draw, rows, *folds_inside(y[rows], k, seed))
 
     @property
     def best(self) -> int:
-        return best_layer(self.choices)
+        return chosen_layer(self.choices)
 
     def row(self, rule: str, layer: int) -> dict:
         """Of the table, but for what test says."""
-        C, accuracy, converged = self.choices[layer]
+        choice = self.choices[layer]
         return {
-            "k": self.k, "draw": self.draw, "layer_rule": rule, "layer": layer, "C": float(C), "C_rule": self.rule,
-            "validation_accuracy": accuracy, "converged": self.converged[layer] and converged,
+            "k": self.k, "draw": self.draw, "layer_rule": rule, "layer": layer, "C": float(choice.C),
+            "C_rule": self.rule, "validation_accuracy": choice.accuracy,
+            "converged": self.converged[layer] and choice.converged,
         }  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def _predict(
             used = [i for i, layer in enumerate(layers) if layer in (subset.best, *fixed)]
             if not used:
                 continue
-            Cs = [[subset.choices[layers[i]][0]] for i in used]
+            Cs = [[subset.choices[layers[i]].C] for i in used]
             fits = fit_logistic(x[used][:, subset.rows], y[subset.rows], Cs, **fitting)
             for fit, layer in enumerate(layers[i] for i in used):
                 subset.predicted[layer] = fits.predict(tested[layer], fit)[0]

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
-from igpt_lab.images.splits import stratified_split
-from igpt_lab.probing.probes import Features, ProbeResult, layer_by_layer
+from igpt_lab.core.significance import middle_of_best
+from igpt_lab.probing.choosing import folds_of
+from igpt_lab.probing.probes import Features, ProbeResult, facts_of, layer_by_layer
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
 SPARE = 8  # neighbours taken from the matrix product beyond those asked for, before distances are measured exactly
@@ -94,29 +95,31 @@ def probe_neighbours(
     *,
     ks: Sequence[int] = (1, 3, 10, 30, 100),
     seed: int = 0,
-    holdout: float = 0.1,
+    folds: int = 10,
     control: str = MODEL,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:
     """The k nearest training rows vote, by Euclidean distance of standardised features; a companion without a fit.
 
-    k of each layer, and the layer, are chosen on the same held-out rows as in `probe_layers`; then all of train votes.
-    Of classes with as many votes the one with nearer rows wins.
+    k of each layer, and the layer, are chosen on the same folds as in `probe_layers`; then all of train votes. Of
+    classes with as many votes the one with nearer rows wins.
     """
     classes, y = np.unique(train.labels, return_inverse=True)
-    fit, held = stratified_split(train.labels, holdout, seed=seed)
-    ks = [k for k in sorted(ks) if k <= len(fit)]
+    splits = folds_of(train.labels, folds, seed)
+    ks = [k for k in sorted(ks) if k <= min(len(fit) for fit, _ in splits)]
     device = best_device(device)
 
-    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
         for values, others in zip(x, tested, strict=True):
-            scores = (_vote(values[fit], y[fit], values[held], ks, device) == y[held]).mean(1)
-            k, validation = ks[int(scores.argmax())], float(scores.max())
-            predicted = classes[_vote(values, y, others, [k], device)[0]]
-            yield {"k": k, "validation_accuracy": validation, "converged": True}, predicted
+            right = [(_vote(values[fit], y[fit], values[held], ks, device) == y[held]).mean(1) for fit, held in splits]
+            scores = np.stack(right)
+            place = int(middle_of_best(scores.mean(0)))
+            predicted = classes[_vote(values, y, others, [ks[place]], device)[0]]
+            row = {"k": ks[place], "validation_accuracy": float(scores[:, place].mean()), "converged": True}
+            yield row, predicted, scores[:, place]
 
-    return layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
+    return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
 
 
 def _vote(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ks: Sequence[int], device) -> np.ndarray:

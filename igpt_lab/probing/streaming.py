@@ -110,11 +110,12 @@ def probe_streaming(
             "validation_accuracy": float(scores[i, best[i]]), "iterations": steps, "objective": float(objective[i]),
             "gradient": float(gradient[i]), "converged": bool(gradient[i] <= tol), "at_edge": int(best[i]) in edges,
             "n_train": len(seen), "n_test": len(tested), "n_features": heads.weights.shape[1] - 1, "seed": seed,
+            "folds": 1, "n_validation": len(held),
         }
         for i, layer in enumerate(layers)
     ]  # fmt: skip
     labels = MatchedLabels(_Labels(store, test), measured.classes, store.classes, store.classes)
-    return result_of(rows, dict(zip(layers, predicted, strict=True)), labels)
+    return result_of(rows, dict(zip(layers, predicted, strict=True)), labels, scores.max(1)[None])
 
 
 @checked
@@ -148,18 +149,20 @@ def probe_on_cluster(
         probe = partial(_stream_layer, point=point, train=train, test=test, steps=steps, **options)
     work = _OnWorker(str(store.path), probe, device)
     tasks = ((f"layer {layer}", (layer,)) for layer in layers)
-    rows, predicted = {}, {}
+    rows, predicted, folds = {}, {}, {}
     with (
         tqdm(total=len(layers), desc="probe", unit="layer", disable=not progress) as bar,
         closing(cluster.run(work, tasks, scheduler=scheduler, workers=workers)) as finished,
     ):
-        for _, (row, labels) in finished:
-            rows[row["layer"]], predicted[row["layer"]] = row, labels
+        for _, (row, labels, of_folds) in finished:
+            layer = row["layer"]
+            rows[layer], predicted[layer], folds[layer] = row, labels, of_folds
             bar.update()
     in_order = [rows[layer] for layer in layers]
     of_train = np.unique(_Labels(store, train).labels)
     labels = MatchedLabels(_Labels(store, test), of_train, store.classes, store.classes)
-    return result_of(in_order, {layer: predicted[layer] for layer in layers}, labels)
+    stacked = np.stack([folds[layer] for layer in layers], axis=1)
+    return result_of(in_order, {layer: predicted[layer] for layer in layers}, labels, stacked)
 
 
 def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, Any]) -> None:
@@ -176,19 +179,19 @@ def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, A
 
 @dataclass(frozen=True)
 class _OnWorker:
-    """Work for `cluster.run`: a layer of the store at `path` -> its row of the table, and its labels of test (N,)."""
+    """Work for `cluster.run`: a layer of the store at `path` -> row, labels of test (N,), fold accuracies."""
 
     path: str
     probe: Callable[..., ProbeResult]
     device: str | torch.device | None
 
-    def open(self) -> Callable[[int], tuple[dict, np.ndarray]]:
+    def open(self) -> Callable[[int], tuple[dict, np.ndarray, np.ndarray]]:
         store = FeatureStore.open(self.path, verify=False)  # whoever asked has it open; to verify is to read all of it
         device = self.device or cluster.device_of_worker(best_device().type)
 
-        def work(layer: int) -> tuple[dict, np.ndarray]:
+        def work(layer: int) -> tuple[dict, np.ndarray, np.ndarray]:
             result = self.probe(store, layer, device=device, progress=False)
-            return result.table.iloc[0].to_dict(), result.predicted[layer]
+            return result.table.iloc[0].to_dict(), result.predicted[layer], result.folds[:, 0]
 
         return work
 

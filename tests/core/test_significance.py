@@ -83,8 +83,8 @@ def test_one_test_image():
     assert (other.low, other.high) == (same.low, same.high) == (-1, 1)
     peak = peak_set({0: np.array([True]), 1: np.array([False])})
     assert peak.layers == [0, 1] and peak.p_values[0] == 1 and peak.p_values[1] == pytest.approx(0.5, abs=0.03)
-    table = layer_table({0: np.array([True]), 1: np.array([False])}, best=0)
-    assert table.minus_best_low_all[1] == -1 and table.minus_best_high_all[1] == 1 and table.in_peak_set.all()
+    table = layer_table({0: np.array([True]), 1: np.array([False])}, chosen=0)
+    assert table.minus_chosen_low_all[1] == -1 and table.minus_chosen_high_all[1] == 1 and table.in_peak_set.all()
 
 
 @pytest.mark.parametrize(("only_a", "only_b", "n"), [(0.12, 0.06, 150), (0.02, 0.02, 400)])
@@ -157,12 +157,12 @@ def test_peak_set_keeps_the_best_and_drops_the_worst():
 
 def test_table_repeats_accuracy_compare_and_peak_set():
     correct = layers(500, [0.5, 0.62, 0.6, 0.55], np.random.default_rng(2))
-    table, peak = layer_table(correct, best=1), peak_set(correct)
+    table, peak = layer_table(correct, chosen=1), peak_set(correct)
     assert table.layer.tolist() == [0, 1, 2, 3]
     for row in table.itertuples():
         assert accuracy(correct[row.layer]) == {name: getattr(row, name) for name in ("test_accuracy", "low", "high")}
         assert row.peak_p == peak.p_values[row.layer] and row.in_peak_set == (row.layer in peak.layers)
-        for name, other in (("minus_best", 1), ("minus_last", 3)):
+        for name, other in (("minus_chosen", 1), ("minus_last", 3)):
             found = compare(correct[row.layer], correct[other])
             ends = [getattr(row, name + end) for end in ("", "_p", "_low", "_high", "_low_all", "_high_all", "_p_all")]
             if row.layer == other:
@@ -175,21 +175,21 @@ def test_table_repeats_accuracy_compare_and_peak_set():
 def test_all_at_once_is_dunnett_where_layers_are_independent():
     """scipy's Dunnett: unpaired, of equal variances; of 20,000 images it is the same to the percent."""
     right = np.random.default_rng(4).random((5, 20_000)) < np.array([0.5, 0.504, 0.51, 0.512, 0.494])[:, None]
-    table = layer_table(dict(enumerate(right)), best=0)
+    table = layer_table(dict(enumerate(right)), chosen=0)
     expected = dunnett(*right[1:].astype(float), control=right[0].astype(float), rng=np.random.default_rng(0))
     assert expected.pvalue.min() < 0.1 < expected.pvalue.max()
-    np.testing.assert_allclose(table.minus_best_p_all[1:], expected.pvalue, atol=0.03)
+    np.testing.assert_allclose(table.minus_chosen_p_all[1:], expected.pvalue, atol=0.03)
     interval = expected.confidence_interval(0.95)
-    np.testing.assert_allclose(table.minus_best_low_all[1:], interval.low, atol=5e-4)
-    np.testing.assert_allclose(table.minus_best_high_all[1:], interval.high, atol=5e-4)
+    np.testing.assert_allclose(table.minus_chosen_low_all[1:], interval.low, atol=5e-4)
+    np.testing.assert_allclose(table.minus_chosen_high_all[1:], interval.high, atol=5e-4)
 
 
 def test_intervals_of_all_layers_cover_all_at_once():
     generator, trials, truth = np.random.default_rng(9), 250, np.array([0.45, 0.5, 0.6, 0.62, 0.6, 0.58, 0.55])
     alone = together = 0
     for i in range(trials):
-        table = layer_table(layers(300, truth, generator), best=3, n_boot=500, seed=i)
-        inside = [table[f"minus_best_low{of}"].le(truth - truth[3]) & table[f"minus_best_high{of}"].ge(truth - truth[3])
+        table = layer_table(layers(300, truth, generator), chosen=3, n_boot=500, seed=i)
+        inside = [table[f"minus_chosen_low{of}"].le(truth - truth[3]) & table[f"minus_chosen_high{of}"].ge(truth - truth[3])
                   for of in ("", "_all")]  # fmt: skip
         alone, together = alone + (not inside[0].all()), together + (not inside[1].all())
     assert as_rare_as_promised(together, trials) and not as_rare_as_promised(alone, trials)
@@ -244,7 +244,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="no layer"):
         peak_set({})
     with pytest.raises(ValueError, match="layer 5 is not in"):
-        layer_table({0: a, 1: b}, best=5)
+        layer_table({0: a, 1: b}, chosen=5)
     with pytest.raises(ValueError, match="no draw"):
         spread([])
     with pytest.raises(ValueError, match="alpha 95; expected"):

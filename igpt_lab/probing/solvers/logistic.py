@@ -70,17 +70,20 @@ def fit_logistic(
     max_iter: int = 1000,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    start: Fits | None = None,
 ) -> Fits:
     """Fit x (B, N, D), or (N, D) of one layer, to y int (N,) in [0, K) with strengths Cs (S,), or (B, S) by layer.
 
     `standardise` brings each feature to mean 0 and variance 1. A fit ends when no derivative is above `tol`, or at
     `max_iter` passes. One in float32 that ends early for want of precision goes on in float64, where the device has it.
+    `start`: fits of as many layers and strengths, of nearly the same rows, from which these begin in place of zero.
     Raises ValueError for values that are not finite, for a C that is not above 0 and for a class without rows.
     """
     x, y, Cs = _checked(x, y, Cs)
     rows = StandardisedRows(x, y, standardise, device)
     problem = Problem(rows, Cs, dtype)
-    weights, iterations = minimise(problem, problem.start(), np.ones(Cs.shape, bool), tol, max_iter)
+    begin = problem.start() if start is None else _begin_at(start, rows, problem)
+    weights, iterations = minimise(problem, begin, np.ones(Cs.shape, bool), tol, max_iter)
     fits = _certified(rows, Cs, problem.from_eigenbasis(weights), iterations, tol)
     todo = ~fits.converged & (iterations < max_iter)
     if dtype == rows.exact or not todo.any():
@@ -123,6 +126,12 @@ def fit_sklearn(
     if not standardise:
         weights[..., -1] += (weights[..., :-1] @ rows.mean[:, None, :, None])[..., 0]  # of features less their mean
     return _certified(rows, Cs, weights, np.array(iterations).reshape(Cs.shape), tol)
+
+
+def _begin_at(start: Fits, rows: StandardisedRows, problem: Problem) -> Tensor:
+    """The weights of `start` in the problem's basis; intercepts move with the mean of the rows."""
+    moved = ((rows.mean - start.mean.to(rows.mean))[:, None, None] @ start.weights.to(rows.mean))[:, :, 0]
+    return problem.to_eigenbasis(start.weights.to(rows.mean), start.intercepts.to(rows.mean) + moved)
 
 
 def _checked(
