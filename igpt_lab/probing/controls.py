@@ -67,14 +67,15 @@ def compare_drops(
     are compared with their last; by default the one that each chose. All are results on the same test images. The
     interval is by a bootstrap over images (`significance.mean_difference`).
     """
-    if not controls or len({len(row) for each in (result, *controls) for row in each.correct.values()}) > 1:
-        raise ValueError(f"{len(controls)} controls; expected at least one, all on the test images of `result`")
+    sizes = sorted({len(row) for each in (result, *controls) for row in each.correct.values()})
+    if len(sizes) > 1:
+        raise ValueError(f"results on {' and '.join(map(str, sizes))} test images; expected the same ones")
     last = max(result.correct)
     layers = [control.chosen if layer is None else layer for control in controls]
     for control, from_layer in zip(controls, layers, strict=True):
         check_known([from_layer, last], control.correct)
     ours = _lost(result, result.chosen, last)
-    theirs = np.stack([_lost(control, *ends) for control, *ends in zip(controls, layers, [last] * len(layers))])
+    theirs = np.stack([_lost(control, from_layer, last) for control, from_layer in zip(controls, layers, strict=True)])
     drops = theirs.mean(1).tolist()
     paired = mean_difference((ours - theirs.mean(0))[None], n_boot=n_boot, seed=seed)
     return DropComparison(
@@ -118,7 +119,7 @@ def probe_permuted(
     classes, y = np.unique(train.labels, return_inverse=True)
     facts = {"n_train": len(y), "n_test": len(test.index), "n_classes": len(classes), "seed": seed}
     predictions: list[dict[int, np.ndarray]] = [{} for _ in range(permutations)]
-    rows = []
+    rows: list[dict] = []
     with tqdm(total=len(train.layers) * permutations, desc=control, unit="probe", disable=not progress) as bar:
         for stacked, x in stacks(train):
             tested, Cs = test_layers(stacked, x, test), strengths[stacked].to_numpy()[:, None]
@@ -140,7 +141,7 @@ def selectivity(result: ProbeResult, control: ProbeResult, *, n_boot: int = 10_0
 
     `control`: the probe of labels without meaning (`control_task`) on the same images. `selectivity` is the accuracy
     less `control_accuracy`, with a paired 95% interval over test images (`significance.compare`); the others have that
-    of `probe_layers`. Whether it falls from the chosen layer to the last: `compare_drops(result, [control], layer=...)`.
+    of `probe_layers`. Whether it falls from the chosen layer to the last: `compare_drops` with a `layer`.
     """
     check_known(list(result.correct), control.correct)
     rows = []

@@ -7,13 +7,14 @@ from itertools import product
 
 import numpy as np
 from joblib import Parallel, delayed
-from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL
-from igpt_lab.probing.probes import Features, ProbeResult, layer_by_layer
+from igpt_lab.core.significance import middle_of_best
+from igpt_lab.probing.choosing import Fold, folds_of
+from igpt_lab.probing.probes import Features, ProbeResult, facts_of, layer_by_layer
 
 
 @checked
@@ -36,29 +37,28 @@ def probe_svm(
     half a minute on two cores. It is no certificate: `converged` is libsvm's own word.
     """
     classes, y = np.unique(train.labels, return_inverse=True)
+    splits = folds_of(train.labels, folds, seed)
+    held = np.array([len(rows) for _, rows in splits])
     grid = list(product(sorted(Cs), sorted(gammas)))
-    splitter = StratifiedKFold(min(folds, np.bincount(y).min()), shuffle=True, random_state=seed)
-    splits = list(splitter.split(y, y))
-    facts = {"folds": len(splits), "n_validation": len(y)}
 
-    def right(x: np.ndarray, fold: tuple[np.ndarray, np.ndarray], C: float, gamma: float) -> int:
-        fit, held = fold
-        return int((_fitted(x[fit], y[fit], C, gamma).predict(x[held]) == y[held]).sum())
+    def right(x: np.ndarray, fold: Fold, C: float, gamma: float) -> int:
+        fit, others = fold
+        return int((_fitted(x[fit], y[fit], C, gamma).predict(x[others]) == y[others]).sum())
 
-    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray]]:
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
         for values, others in zip(x, tested, strict=True):
-            unit = 1 / (values.shape[1] * max(values.var(dtype=np.float64), 1e-300))
+            unit = 1 / (values.shape[1] * values.var(dtype=np.float64) or 1)
             jobs = [delayed(right)(values, fold, C, gamma * unit) for C, gamma in grid for fold in splits]
             fits = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(jobs)  # libsvm lets other threads run
-            bar = tqdm(fits, f"choose C and gamma {control}", len(jobs), unit="fit", leave=False, disable=not progress)
-            scores = np.fromiter(bar, int, len(jobs)).reshape(len(grid), -1).sum(1)
-            best = np.flatnonzero(scores == scores.max())
-            C, gamma = grid[best[len(best) // 2]]
+            bar = tqdm(fits, "choose C and gamma", len(jobs), unit="fit", leave=False, disable=not progress)
+            scores = np.fromiter(bar, float, len(jobs)).reshape(len(grid), -1) / held
+            place = int(middle_of_best(scores.mean(1)))
+            C, gamma = grid[place]
             machine = _fitted(values, y, C, gamma * unit)
-            row = {"C": C, "gamma": gamma, "validation_accuracy": scores.max() / len(y), **facts}
-            yield row | {"converged": machine.fit_status_ == 0}, classes[machine.predict(others)]
+            row = {"C": C, "gamma": gamma, "validation_accuracy": float(scores[place].mean())}
+            yield row | {"converged": machine.fit_status_ == 0}, classes[machine.predict(others)], scores[place]
 
-    return layer_by_layer(train, test, probe, {"control": control, "seed": seed}, progress)
+    return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
 
 
 def _fitted(x: np.ndarray, y: np.ndarray, C: float, gamma: float) -> SVC:
