@@ -189,7 +189,8 @@ def test_intervals_of_all_layers_cover_all_at_once():
     alone = together = 0
     for i in range(trials):
         table = layer_table(layers(300, truth, generator), chosen=3, n_boot=500, seed=i)
-        inside = [table[f"minus_chosen_low{of}"].le(truth - truth[3]) & table[f"minus_chosen_high{of}"].ge(truth - truth[3])
+        low, high = "minus_chosen_low", "minus_chosen_high"
+        inside = [table[low + of].le(truth - truth[3]) & table[high + of].ge(truth - truth[3])
                   for of in ("", "_all")]  # fmt: skip
         alone, together = alone + (not inside[0].all()), together + (not inside[1].all())
     assert as_rare_as_promised(together, trials) and not as_rare_as_promised(alone, trials)

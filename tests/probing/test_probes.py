@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,7 +30,9 @@ from igpt_lab.probing.probes import (
     control_task,
     probe_layers,
 )
+from igpt_lab.probing.solvers import logistic
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
+from igpt_lab.probing.solvers.logistic import fit_folds, fit_logistic
 
 QUIET = {"progress": False}
 
@@ -50,20 +53,51 @@ TRAIN, TEST = planted(300, 0), planted(240, 1)
 
 
 def test_a_row_equals_the_pipeline_by_hand():
-    result = probe_layers(TRAIN, TEST, Cs=(0.01, 1.0, 100.0), seed=3, **QUIET)
-    fit, held = stratified_split(TRAIN.labels, 0.1, seed=3)
-    for row in result.table.itertuples():
-        x, scores = TRAIN.layers[row.layer].astype(float), {}
-        for C in (0.01, 1.0, 100.0):
-            pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-10, max_iter=10_000))
-            scores[C] = pipeline.fit(x[fit], TRAIN.labels[fit]).score(x[held], TRAIN.labels[held])
-        best = max(scores, key=scores.get)
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=best, tol=1e-10, max_iter=10_000))
-        correct = pipeline.fit(x, TRAIN.labels).predict(TEST.layers[row.layer]) == TEST.labels
-        assert row.C == best and row.validation_accuracy == pytest.approx(scores[best])
-        np.testing.assert_array_equal(result.correct[row.layer], correct)
-        assert row.test_accuracy == correct.mean() and row.converged and row.n_features == 5
-    assert result.chosen == 1 and result.table.chosen.tolist() == [False, True, False]
+    """With ten folds, and with the paper's tenth: scikit-learn's grid search over the same rows."""
+    tenth = [stratified_split(TRAIN.labels, 0.1, seed=3)]
+    for folds, rows in (10, StratifiedKFold(10, shuffle=True, random_state=3)), (1, tenth):
+        result = probe_layers(TRAIN, TEST, Cs=(0.01, 1.0, 100.0), seed=3, folds=folds, **QUIET)
+        for place, row in enumerate(result.table.itertuples()):
+            x = TRAIN.layers[row.layer].astype(float)
+            pipeline = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-10, max_iter=10_000))
+            peer = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 1.0, 100.0]}, cv=rows).fit(x, TRAIN.labels)
+            means, Cs = peer.cv_results_["mean_test_score"], np.array([0.01, 1.0, 100.0])
+            tied = np.flatnonzero(means >= means.max() - 1e-12)
+            assert row.C == Cs[tied[len(tied) // 2]] and row.validation_accuracy == pytest.approx(means.max())
+            of_folds = [peer.cv_results_[f"split{fold}_test_score"][list(Cs).index(row.C)] for fold in range(folds)]
+            np.testing.assert_allclose(result.folds[:, place], of_folds)
+            correct = pipeline.set_params(logisticregression__C=row.C).fit(x, TRAIN.labels)
+            np.testing.assert_array_equal(
+                result.correct[row.layer], correct.predict(TEST.layers[row.layer]) == TEST.labels
+            )
+            assert row.test_accuracy == result.correct[row.layer].mean() and row.converged and row.n_features == 5
+        assert result.chosen == 1 and result.table.chosen.tolist() == [False, True, False]
+        assert set(result.table.n_validation) == {300 if folds == 10 else 30} and set(result.table.folds) == {folds}
+
+
+def test_folds_are_as_many_as_the_smallest_class_has_rows():
+    labels = np.repeat([0, 1, 2], [40, 3, 20])
+    folds = choosing.folds_of(labels, 10, seed=0)
+    assert len(folds) == 3 and sorted(np.concatenate([held for _, held in folds])) == list(range(63))
+    for fit, held in folds:
+        assert set(labels[fit]) == set(labels[held]) == {0, 1, 2} and not set(fit) & set(held)
+    with pytest.raises(ValueError, match="class 1 has 1 row"):
+        choosing.folds_of(np.repeat([0, 1], [5, 1]), 10, seed=0)
+    with pytest.raises(ValueError, match="folds=0; expected 1"):
+        choosing.folds_of(labels, 0, seed=0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_folds_fitted_together_are_the_folds_fitted_alone(monkeypatch, shared):
+    """The same minimum, whatever the start: a convex problem has one."""
+    monkeypatch.setattr(logistic, "SAVED", 1e9 if shared else 0)
+    x, Cs = np.stack([TRAIN.layers[layer] for layer in (0, 1)]), np.array([[0.01, 1.0], [0.1, 10.0]])
+    folds = choosing.folds_of(TRAIN.labels, 5, seed=0)
+    for fits, (fit, held) in zip(fit_folds(x, TRAIN.labels, folds, Cs, tol=1e-6), folds, strict=True):
+        alone = fit_logistic(x[:, fit], TRAIN.labels[fit], Cs, tol=1e-6)
+        assert fits.converged.all()
+        np.testing.assert_allclose(fits.objective, alone.objective, rtol=1e-6)
+        np.testing.assert_allclose(fits.logits(x[0][held]), alone.logits(x[0][held]), atol=2e-3)
 
 
 def test_test_labels_choose_nothing(monkeypatch):
@@ -202,11 +236,10 @@ def test_a_probe_that_stops_early_warns_and_says_how_far_it_is():
 def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
     asked = []
 
-    def scores(x, y, folds, Cs, how, solver):
-        Cs = np.broadcast_to(np.asarray(Cs, float), (len(x), np.shape(Cs)[-1]))
+    def scores(x, y, folds, Cs, fitting, solver):
         asked.append(Cs.tolist())
         aims = np.array([1e-4, 1e3, 0.1])[np.asarray(x[:, 0, 0], int)][:, None]
-        return 1 - np.abs(np.log10(Cs / aims)) / 10, np.ones(Cs.shape, bool)
+        return (1 - np.abs(np.log10(Cs / aims)) / 10)[None], np.ones(Cs.shape, bool)
 
     monkeypatch.setattr(choosing, "_validate", scores)
     x = np.arange(3.0)[:, None, None]
@@ -214,8 +247,10 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
     assert [C for C, *_ in found] == pytest.approx([1e-4, 1e3, 0.1])
     assert len(asked[0][0]) == 3 and [len(each) for each in asked[1:]] == [2, 2, 2, 1]
     assert choosing.choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
-    flat = [{1e-2: (0.5, True), 1e-1: (0.5, True), 1.0: (0.5, True)}]
-    assert choosing._beyond(flat[0], 10) is None  # an edge that is no better than the rest
+    flat = {C: choosing.ChosenC(C, np.array([0.4, 0.6]), True) for C in (1e-2, 1e-1, 1.0)}
+    assert choosing._beyond(flat, 10) is None  # an edge that is no better than the rest
+    assert choosing._best(flat).C == 1e-1  # of equal ones the middle
+    assert choosing.chosen_layer({layer: flat[1.0] for layer in (3, 5, 6, 8, 9)}) == 6
 
 
 def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
@@ -308,11 +343,11 @@ def test_the_rows_say_which_layers_may_be_the_best():
 def test_comparison_by_hand():
     best, last = np.zeros(20, bool), np.zeros(20, bool)
     best[:14], last[:4], last[14:15] = True, True, True  # 10 only best, 1 only last
-    found = compare_layers(ProbeResult(None, {0: best, 3: best, 5: last}, 3))
-    assert (found.best_layer, found.last_layer, found.only_best, found.only_last) == (3, 5, 10, 1)
-    assert found.difference == pytest.approx(9 / 20)
-    assert found.p_value == pytest.approx(2 * (1 + 11) / 2**11)
-    assert found.low < 9 / 20 < found.high
+    chosen = compare_layers(ProbeResult(None, {0: best, 3: best, 5: last}, 3))
+    assert (chosen.chosen_layer, chosen.last_layer, chosen.only_chosen, chosen.only_last) == (3, 5, 10, 1)
+    assert chosen.difference == pytest.approx(9 / 20)
+    assert chosen.p_value == pytest.approx(2 * (1 + 11) / 2**11)
+    assert chosen.low < 9 / 20 < chosen.high and np.isnan([chosen.choice_low, chosen.choice_high]).all()
     alike = compare(best, last, n_boot=500, seed=2)
     again = compare_layers(ProbeResult(None, {0: best, 3: last}, 0), n_boot=500, seed=2)
     assert (again.low, again.high, again.n_test) == (alike.low, alike.high, 20)

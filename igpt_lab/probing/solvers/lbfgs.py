@@ -24,14 +24,19 @@ IDLE = 10  # steps with no gain in value nor slope, after which precision is at 
 DECREASE = 1e-4  # the share of the promised decrease that a step must keep (Nocedal and Wright, eq. 3.4 and below it)
 
 
-def minimise(problem: Problem, start: Tensor, todo: np.ndarray, tol: float, max_iter: int) -> tuple[Tensor, np.ndarray]:
+def minimise(
+    problem: Problem, start: Tensor, todo: np.ndarray, tol: float, max_iter: int, factors: list[Tensor] | None = None
+) -> tuple[Tensor, np.ndarray]:
     """Weights (B, S, M, R + 1) from `start`, and the steps int (B, S) that each fit took.
 
     Only fits of `todo`, bool (B, S), move. One is done when no derivative is above `tol`, or at the end of its
-    precision (`IDLE`). After `max_iter` passes all are left as they are.
+    precision (`IDLE`). After `max_iter` passes all are left as they are. `factors` of all strengths, as of
+    `Problem.factors` near the start, are the first guess of the Hessian.
     """
     result, taken = start.clone(), torch.zeros(todo.shape, dtype=torch.long, device=start.device)
     state = _begin(problem, start, torch.as_tensor(todo, device=start.device))
+    if factors is not None:
+        state.factors = [factors[column] for column in state.columns.tolist()]
     passes = 0  # since the last Hessian
     for count in range(max_iter + 1):
         state.stop_finished(problem.largest_derivative(state.gradient), tol)

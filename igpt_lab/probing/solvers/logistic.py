@@ -14,7 +14,7 @@ Letters: B layers, S strengths, N rows, D features, K classes, and M vectors of 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,9 @@ from torch import Tensor
 from igpt_lab.core.arguments import checked
 from igpt_lab.probing.solvers.lbfgs import minimise
 from igpt_lab.probing.solvers.objective import Problem, StandardisedRows, objective_and_gradient, penalties, with_labels
+
+SAVED = 30  # passes that a Hessian near the end saves in each fold
+KEPT = 2**28  # numbers of the Hessians that are kept meanwhile: 1 GiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +73,17 @@ def fit_logistic(
     max_iter: int = 1000,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    start: Fits | None = None,
 ) -> Fits:
     """Fit x (B, N, D), or (N, D) of one layer, to y int (N,) in [0, K) with strengths Cs (S,), or (B, S) by layer.
 
     `standardise` brings each feature to mean 0 and variance 1. A fit ends when no derivative is above `tol`, or at
     `max_iter` passes. One in float32 that ends early for want of precision goes on in float64, where the device has it.
-    `start`: fits of as many layers and strengths, of nearly the same rows, from which these begin in place of zero.
     Raises ValueError for values that are not finite, for a C that is not above 0 and for a class without rows.
     """
     x, y, Cs = _checked(x, y, Cs)
     rows = StandardisedRows(x, y, standardise, device)
     problem = Problem(rows, Cs, dtype)
-    begin = problem.start() if start is None else _begin_at(start, rows, problem)
-    weights, iterations = minimise(problem, begin, np.ones(Cs.shape, bool), tol, max_iter)
+    weights, iterations = minimise(problem, problem.start(), np.ones(Cs.shape, bool), tol, max_iter)
     fits = _certified(rows, Cs, problem.from_eigenbasis(weights), iterations, tol)
     todo = ~fits.converged & (iterations < max_iter)
     if dtype == rows.exact or not todo.any():
@@ -95,6 +95,51 @@ def fit_logistic(
     return _certified(rows, Cs, problem.from_eigenbasis(weights), iterations + more, tol)
 
 
+def fit_folds(
+    x: np.ndarray,
+    y: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    Cs: np.ndarray,
+    *,
+    tol: float,
+    standardise: bool = True,
+    max_iter: int = 1000,
+    device: str | torch.device = "cpu",
+) -> Iterator[Fits]:
+    """As `fit_logistic` on the rows x[:, fit], x (B, N, D), of each (fit, held) of `folds`.
+
+    Folds share most of their rows. Where it saves passes, all rows are fitted first; each fold then begins there, with
+    the Hessian of that fit as its first guess, and ends by its own derivatives. Without that Hessian a fold would stop
+    too near to a fit that has seen the rows it holds out.
+    """
+    rest, labels, strengths = _checked(x, y, Cs)
+    rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
+    whole = Problem(rows, strengths, torch.float32)
+    unknowns = whole.unknowns()
+    if (
+        whole.basis.shape[1] > whole.basis.shape[2]
+        or whole.price() > SAVED * len(folds)
+        or unknowns**2 * strengths.size > KEPT
+    ):
+        for fit, _ in folds:
+            yield fit_logistic(
+                x[:, fit], y[fit], Cs, standardise=standardise, tol=tol, max_iter=max_iter, device=device
+            )
+        return
+    weights, taken = minimise(whole, whole.start(), every, tol, max_iter)
+    start = _certified(rows, strengths, whole.from_eigenbasis(weights), taken, tol)
+    factors = whole.factors(weights, torch.arange(strengths.shape[1], device=weights.device))
+    basis = whole.basis
+    del whole, weights
+    for fit, _ in folds:
+        few = StandardisedRows(rest[:, fit], labels[fit], standardise, device)
+        problem = Problem(few, strengths, torch.float32, basis)
+        begin = problem.to_eigenbasis(*_moved(start, few))
+        weights, taken = minimise(problem, begin, every, tol, max_iter, factors)
+        yield _certified(few, strengths, problem.from_eigenbasis(weights), taken, tol)
+
+
+@checked
 def fit_sklearn(
     x: Tensor | np.ndarray,
     y: Tensor | np.ndarray | Sequence[int],
@@ -128,10 +173,11 @@ def fit_sklearn(
     return _certified(rows, Cs, weights, np.array(iterations).reshape(Cs.shape), tol)
 
 
-def _begin_at(start: Fits, rows: StandardisedRows, problem: Problem) -> Tensor:
-    """The weights of `start` in the problem's basis; intercepts move with the mean of the rows."""
-    moved = ((rows.mean - start.mean.to(rows.mean))[:, None, None] @ start.weights.to(rows.mean))[:, :, 0]
-    return problem.to_eigenbasis(start.weights.to(rows.mean), start.intercepts.to(rows.mean) + moved)
+def _moved(start: Fits, rows: StandardisedRows) -> tuple[Tensor, Tensor]:
+    """Weights and intercepts of `start` for features less the mean of these rows."""
+    weights = start.weights.to(rows.mean)
+    shift = ((rows.mean - start.mean.to(rows.mean))[:, None, None] @ weights)[:, :, 0]
+    return weights, start.intercepts.to(rows.mean) + shift
 
 
 def _checked(

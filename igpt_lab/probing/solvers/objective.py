@@ -70,13 +70,19 @@ class Problem:
     """The fits of all layers and strengths, in the eigenbasis of each layer's covariance.
 
     There the Hessian at weights of zero is diagonal. `z` are rows (B, N, R + 1) with R = min(N, D), the last feature a
-    constant 1; `penalty` (B, S, 1, R + 1) is 1 / (C N) for each weight and 0 for the intercept.
+    constant 1; `penalty` (B, S, 1, R + 1) is 1 / (C N) for each weight and 0 for the intercept. Another `basis`
+    (B, D, D), orthonormal, may be given: that of nearly the same rows.
     """
 
-    def __init__(self, rows: StandardisedRows, Cs: np.ndarray, dtype: torch.dtype):
+    def __init__(self, rows: StandardisedRows, Cs: np.ndarray, dtype: torch.dtype, basis: Tensor | None = None):
         self.rows, self.dtype = rows, dtype
         standard = torch.cat([step[..., :-1].to(dtype) for step in rows.steps()], dim=1)
-        spectrum, basis = _eigenbasis(standard)
+        if basis is None:
+            spectrum, basis = _eigenbasis(standard)
+        else:
+            spectrum = torch.stack(
+                [(part @ of_layer).square().mean(0) for part, of_layer in zip(standard, basis, strict=True)]
+            )
         self.basis = basis.to(rows.device)
         self.z = torch.empty(*standard.shape[:2], self.basis.shape[2] + 1, dtype=dtype, device=rows.device)
         torch.matmul(standard, self.basis, out=self.z[..., :-1])
@@ -122,11 +128,15 @@ class Problem:
         inner = (gradient[..., :-1] @ self.basis.mT[:, None]).abs().amax((2, 3))
         return torch.maximum(inner, gradient[..., -1].abs().amax(2))
 
+    def unknowns(self) -> int:
+        """Of the largest block of a Hessian; 0 where those of one class are too many."""
+        r = self.z.shape[2]
+        m = len(self.prior) if len(self.prior) > 2 else 1
+        return min(m, UNKNOWNS // r) * r
+
     def price(self) -> float:
         """What a Hessian costs, in passes over the rows."""
-        n, r = self.z.shape[1:]
-        m = len(self.prior) if len(self.prior) > 2 else 1
-        block = min(m, UNKNOWNS // r) * r
+        (n, r), block = self.z.shape[1:], self.unknowns()
         return (min(ROWS * r, n) * block + block**2 / 3) / (4 * n) if block else math.inf
 
     def factors(self, weights: Tensor, columns: Tensor) -> list[Tensor]:
