@@ -224,29 +224,43 @@ def compare_choice(
 
     `correct`: layer -> bool (N,); `folds` (K, L): accuracies of these layers, in this order, on the rows that each of K
     folds held out. Each draw takes K folds with replacement, chooses the layer again, and takes test images as
-    `compare` does. The percentiles are of deviations from the mean of all draws, added to the observed difference: a
-    layer chosen from resampled folds is worse on average than one chosen from all. What is covered is the difference
-    that the same way of choosing has on average over images; the probes' training rows stay as they are.
+    `compare` does. Percentiles are of deviations from the mean over draws, added to the observed difference: a layer
+    chosen from resampled folds is worse on average than one chosen from all. How far the chosen layers lie apart is
+    shrunk by what the test images alone make of it, which the second part has already. What is covered is the
+    difference that this way of choosing has on average over images; the probes' training rows stay as they are.
     """
-    layers, right = list(correct), {layer: _right(row, f"layer {layer}") for layer, row in correct.items()}
+    layers, right = list(correct), np.stack([_right(correct[layer], f"layer {layer}") for layer in correct])
     folds = np.asarray(folds, float)
-    if folds.ndim != 2 or folds.shape[1] != len(layers) or last not in right:
-        raise ValueError(
-            f"folds {folds.shape} of {len(layers)} layers, the last {last}; expected (K, L), and one of them"
-        )
-    generator, count, n = np.random.default_rng(seed), len(folds), len(right[last])
+    if folds.ndim != 2 or folds.shape[1] != len(layers) or last not in layers:
+        raise ValueError(f"folds {folds.shape} of layers {layers}, the last {last}; expected (K, L), and one of them")
+    generator, count = np.random.default_rng(seed), len(folds)
     means = generator.multinomial(count, np.full(count, 1 / count), size=n_boot) @ folds / count
-    draws = []
-    for place, times in zip(*np.unique(middle_of_best(means), return_counts=True), strict=True):
-        gains, losses = _outcomes(right[layers[place]], right[last])
-        drawn = generator.multinomial(
-            n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=times
-        )
-        draws.append((drawn[:, 0] - drawn[:, 1]) / (n + 2) if layers[place] != last else np.zeros(times))
-    deviations = np.concatenate(draws) - np.concatenate(draws).mean()
-    gains, losses = _outcomes(right[layers[int(middle_of_best(folds.mean(0)))]], right[last])
-    low, high = (gains - losses) / n + np.quantile(deviations, [_level(alpha) / 2, 1 - alpha / 2])
+    places, times = np.unique(middle_of_best(means), return_counts=True)
+    differences = right[places].astype(float) - right[layers.index(last)]
+    drops = [_paired_draws(row, size, generator) for row, size in zip(differences, times, strict=True)]
+    between = np.repeat(_beyond_noise(differences, times / n_boot), times)
+    middle = int(middle_of_best(folds.mean(0)))
+    difference = right[middle].mean() - right[layers.index(last)].mean()
+    low, high = difference + np.quantile(np.concatenate(drops) + between, [_level(alpha) / 2, 1 - alpha / 2])
     return float(low), float(high)
+
+
+def _paired_draws(differences: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Deviations of the mean of (N,) differences, -1, 0 or 1, from it: (size,), by bootstrap as in `compare`."""
+    gains, losses, n = (differences > 0).sum(), (differences < 0).sum(), len(differences)
+    drawn = generator.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=size)
+    return (drawn[:, 0] - drawn[:, 1] - (gains - losses)) / (n + 2)
+
+
+def _beyond_noise(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How far the mean of each row of differences (L, N) lies from the rows' weighted mean, less the images' noise.
+
+    The means differ also because these images are a sample; their spread is shrunk by the variance of that.
+    """
+    centred = differences - weights @ differences
+    shifts = centred.mean(1)
+    spread, noise = weights @ shifts**2, weights @ centred.var(1) / differences.shape[1]
+    return shifts * math.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else shifts
 
 
 def _outcomes(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
