@@ -32,6 +32,7 @@ def over_draws(table: pd.DataFrame) -> pd.DataFrame:
     if not several.any():
         return table
     columns = {"test_accuracy": "mean", "low": "min", "high": "max", "converged": "all", "draws": "first"}
+    columns = {name: kind for name, kind in columns.items() if name in table}
     drawn = table[several].assign(low=table.test_accuracy, high=table.test_accuracy)
     means = drawn.groupby(["control", "layer"], as_index=False, sort=False).agg(columns)
     return pd.concat([table[~several], means], ignore_index=True)
