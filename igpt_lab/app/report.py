@@ -211,6 +211,7 @@ def _headline(figures: list[SavedFigure]) -> dict | None:
     tiles.append(_tile(f"last layer, {last}", layers.loc[last]))
     for control, rows in over_draws(curve.table[~is_model]).groupby("control", sort=False):
         name = f"{control}, its best" if len(rows) > 1 else control
+        name += f" (mean and range of {rows.draws.max()})" if rows.draws.max() > 1 else ""
         tiles.append(_tile(name, rows.loc[rows.test_accuracy.idxmax()]))
     compared = saved.comparisons(curve.facts["config"].get("comparison"))
     sentence = "; ".join(saved.in_words(name, comparison) for name, comparison in compared)
