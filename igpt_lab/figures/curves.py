@@ -27,7 +27,7 @@ from igpt_lab.figures.parts import (
     mark_not_converged,
     suptitle,
 )
-from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, plotting, points
+from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, narrow, plotting, points
 
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
@@ -176,8 +176,9 @@ def _plot_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
         ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    range_of = f", range of {rows.draws.max():.0f}" if rows.draws.max() > 1 else ""
-    label = "ImageGPT, 95 % interval" if name == MODEL else as_label(name) + range_of
+    label = "ImageGPT, 95 % interval" if name == MODEL else as_label(name)
+    if (draws := int(rows.draws.max())) > 1:
+        label += f" ({draws})" if narrow() else f", {draws} draws"
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
     ax.plot(rows.layer, y, **style, label=label, **line)
     mark_not_converged(ax, rows.layer, y, rows, style)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from igpt_lab.figures import layer_curve, redraw, save_figure, selectivity
+from igpt_lab.core.display import MODEL
+from igpt_lab.figures import STYLES, layer_curve, redraw, save_figure, selectivity
 from tables import RECORD, drawn_table, layer_table, selectivity_table
 
 
@@ -20,8 +21,8 @@ def heights(ax, values):
 def test_several_draws_are_a_mean_with_their_range():
     ax = layer_curve(drawn_table())
     drawn = lines(ax)
-    np.testing.assert_allclose(drawn["random network, range of 2"].get_xydata(), [[0, 55], [1, 55], [2, 55]])
-    np.testing.assert_allclose(drawn["permuted labels, range of 3"].get_ydata(), [22, 22, 22])
+    np.testing.assert_allclose(drawn["random network, 2 draws"].get_xydata(), [[0, 55], [1, 55], [2, 55]])
+    np.testing.assert_allclose(drawn["permuted labels, 3 draws"].get_ydata(), [22, 22, 22])
     bands = [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
     assert {(round(band.min(), 9), round(band.max(), 9)) for band in bands} >= {(50, 60), (20, 24)}
     np.testing.assert_allclose(drawn["ImageGPT, 95 % interval"].get_ydata(), [50, 80, 70])
@@ -41,7 +42,7 @@ def test_an_axis_that_chance_lies_far_below_is_cut():
     table.loc[table.control != "permuted labels", ["test_accuracy", "low", "high"]] += 0.85
     ax = layer_curve(table)
     assert ax.get_yscale() == "function" and not any("permuted" in text.get_text() for text in ax.texts)
-    np.testing.assert_allclose(lines(ax)["permuted labels, range of 3"].get_ydata(), [22, 22, 22])
+    np.testing.assert_allclose(lines(ax)["permuted labels, 3 draws"].get_ydata(), [22, 22, 22])
     low, at_chance, high, *ours = heights(ax, [20, 25, 24, 90, 93])
     assert 0 < low < high < at_chance < 0.2 and 0.26 < ours[0] < ours[1] < 1
     ax.figure.draw_without_rendering()
@@ -49,6 +50,16 @@ def test_an_axis_that_chance_lies_far_below_is_cut():
     assert "25" in ticks and "90" in ticks and "50" not in ticks
     bottom = heights(ax, [90, 91, 92, 93])
     np.testing.assert_allclose(np.diff(bottom), np.diff(bottom)[0])  # above the cut one point is as high as another
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_legend_of_several_draws_is_inside_the_figure(style):
+    table = drawn_table().assign(in_peak_set=lambda table: table.control == MODEL)
+    ax = layer_curve(table, style=style)
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend()
+    boxes = [part.get_window_extent() for part in (*legend.get_texts(), *legend.get_lines())]
+    assert all(ax.figure.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1 for box in boxes)
 
 
 @pytest.mark.parametrize("base", [0, 0.19])
