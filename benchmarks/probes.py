@@ -44,7 +44,24 @@ def rows(quick: bool) -> Iterator[dict]:
     yield from whole(data, targets, f"{layers} layers x {len(CS)} strengths, {n:,} x {width}, {name}")
     yield from newton(data, layers // 2, (100, 4) if quick else (6_000, 64))
     yield from growth(data, layers // 2, n, width, int(y.max()) + 1)
+    yield from folds((60, 40) if quick else (6_000, 1_000))
     yield from large((300, 3, 8) if quick else (60_000, 25, 512))
+
+
+def folds(shape: tuple[int, int]) -> Iterator[dict]:
+    """What cross-validation costs: `probe_layers` with ten folds against one tenth that is held out."""
+    train, test = shape
+    images = [lab.load_images("fashion-mini", split, limit=n) for split, n in (("train", train), ("test", test))]
+    path = lab.extract("fashion-xs", images, store=CACHE).path
+    results = race({"ours": partial(stored, path), "peer": partial(stored, path, 1)}, 1, warm=0)
+    case, seconds = (
+        f"21 layers of fashion-xs, {train:,} x 96, choice and refit",
+        [each.seconds for each in results.values()],
+    )
+    yield row(case, "time with ten folds", "s", *seconds, "ours, one tenth held out", runs=1, less=True)
+    yield row(
+        case, "peak memory", "MB", *(each.peak for each in results.values()), "ours, one tenth", runs=1, less=True
+    )
 
 
 def large(shape: tuple[int, int, int]) -> Iterator[dict]:
@@ -180,12 +197,12 @@ def write_store(root: Path, n: int, layers: int, width: int) -> Path:
     return store.path
 
 
-def stored(path: Path) -> Callable:
+def stored(path: Path, folds: int = 10) -> Callable:
     """Probes of every layer of a store; did all converge?"""
 
     def call() -> bool:
         train, test = (lab.Features.from_store(FeatureStore.open(path), split) for split in ("train", "test"))
-        return bool(lab.probe_layers(train, test, progress=False).table.converged.all())
+        return bool(lab.probe_layers(train, test, folds=folds, progress=False).table.converged.all())
 
     return call
 

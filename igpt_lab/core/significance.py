@@ -150,6 +150,22 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
+@checked
+def claims(comparisons: Mapping[str, PairedDifference], *, alpha: float = 0.05) -> pd.DataFrame:
+    """One family of claims, each that a difference is above 0: a row a claim, with p as it is and by Holm.
+
+    `verdict`: "holds" or "the opposite holds" where the corrected p is at most `alpha`, else "not resolved".
+    """
+    corrected, rows = holm({name: paired.p_value for name, paired in comparisons.items()}), []
+    for name, paired in comparisons.items():
+        sign = "holds" if paired.difference > 0 else "the opposite holds"
+        verdict = sign if corrected[name] <= _level(alpha) else "not resolved"
+        ends = {"difference": paired.difference, "low": paired.low, "high": paired.high}
+        tests = {"p_value": paired.p_value, "p_holm": corrected[name], "n_test": paired.n_test}
+        rows.append({"claim": name, **ends, **tests, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
 def accuracy(correct: np.ndarray, *, alpha: float = 0.05) -> dict[str, float]:
     """Accuracy of bool (N,) with its interval, by Clopper and Pearson (1934): exact for independent test images."""
     right = _right(correct, "correct")

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from igpt_lab.core.significance import choice_of, compare, compare_choice, holm, middle_of_best
+from igpt_lab.core.significance import (
+    PairedDifference,
+    choice_of,
+    claims,
+    compare,
+    compare_choice,
+    holm,
+    middle_of_best,
+)
 
 
 def test_a_choice_by_hand():
@@ -49,6 +57,18 @@ def test_holm_by_hand():
         {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
     )
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0} and holm({}) == {}
+
+
+def test_a_claim_holds_by_its_corrected_p():
+    def paired(difference, p_value):
+        return PairedDifference(0.5, 0.5, difference, difference - 0.1, difference + 0.1, 3, 2, 100, p_value)
+
+    table = claims({"a": paired(0.2, 0.01), "b": paired(0.1, 0.04), "c": paired(-0.2, 0.001)}).set_index("claim")
+    assert table.verdict.to_dict() == {"a": "holds", "b": "holds", "c": "the opposite holds"}
+    assert table.p_holm.to_dict() == pytest.approx({"a": 0.02, "b": 0.04, "c": 0.003})
+    more = claims({"a": paired(0.2, 0.01), "b": paired(0.1, 0.03), "c": paired(0.1, 0.04)}).set_index("claim")
+    assert more.verdict.to_dict() == {"a": "holds", "b": "not resolved", "c": "not resolved"}
+    assert more.difference.b == 0.1 and more.low.b == pytest.approx(0) and more.n_test.b == 100
 
 
 def test_a_sure_choice_has_the_interval_of_compare():

@@ -108,27 +108,24 @@ def fit_folds(
 ) -> Iterator[Fits]:
     """As `fit_logistic` on the rows x[:, fit], x (B, N, D), of each (fit, held) of `folds`.
 
-    Folds share most of their rows. Where it saves passes, all rows are fitted first; each fold then begins there, with
-    the Hessian of that fit as its first guess, and ends by its own derivatives. Without that Hessian a fold would stop
-    too near to a fit that has seen the rows it holds out.
+    Folds share most of their rows. So all rows are fitted first; each fold begins there, where it saves passes with the
+    Hessian of that fit as its first guess, and ends by its own derivatives. Rows that are fewer than features share
+    nothing.
     """
     rest, labels, strengths = _checked(x, y, Cs)
-    rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
-    whole = Problem(rows, strengths, torch.float32)
-    unknowns = whole.unknowns()
-    if (
-        whole.basis.shape[1] > whole.basis.shape[2]
-        or whole.price() > SAVED * len(folds)
-        or unknowns**2 * strengths.size > KEPT
-    ):
+    if x.shape[1] <= x.shape[2]:
         for fit, _ in folds:
             yield fit_logistic(
                 x[:, fit], y[fit], Cs, standardise=standardise, tol=tol, max_iter=max_iter, device=device
             )
         return
+    rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
+    whole = Problem(rows, strengths, torch.float32)
     weights, taken = minimise(whole, whole.start(), every, tol, max_iter)
     start = _certified(rows, strengths, whole.from_eigenbasis(weights), taken, tol)
-    factors = whole.factors(weights, torch.arange(strengths.shape[1], device=weights.device))
+    factors = None
+    if whole.price() < SAVED * len(folds) and whole.unknowns() ** 2 * strengths.size < KEPT:
+        factors = whole.factors(weights, torch.arange(strengths.shape[1], device=weights.device))
     basis = whole.basis
     del whole, weights
     for fit, _ in folds:

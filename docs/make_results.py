@@ -1,0 +1,153 @@
+"""docs/results.md, from the files in results/ and the template docs/results.md.j2: no number there is typed by hand.
+
+python docs/make_results.py        write it again, as `make reference` does at its end
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from igpt_lab.core.display import MODEL, span
+from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.significance import holm
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/results.md"
+
+
+@lru_cache
+def table(name: str) -> pd.DataFrame:
+    """results/NAME.csv."""
+    return pd.read_csv(ROOT / "results" / f"{name}.csv", keep_default_na=False, na_values=["", "nan"])
+
+
+@lru_cache
+def config(name: str) -> dict[str, Any]:
+    """What results/NAME.json keeps of how the figure was made."""
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["config"]
+
+
+class Run:
+    """A folder of results/: its layer curve, and its other tables by name."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def table(self, name: str) -> pd.DataFrame:
+        return table(f"{self.folder}/{name}")
+
+    def config(self, name: str) -> dict[str, Any]:
+        return config(f"{self.folder}/{name}")
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """The model's own curve, a row a layer."""
+        curve = self.table("layer_curve")
+        return curve[curve.control == MODEL].set_index("layer")
+
+    @cached_property
+    def chosen(self) -> pd.Series:
+        return self.layers[self.layers.chosen.astype(bool)].iloc[0]
+
+    @cached_property
+    def last(self) -> pd.Series:
+        return self.layers.loc[self.layers.index.max()]
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        return self.config("layer_curve")["comparison"]
+
+    @property
+    def drops(self) -> dict[str, Any]:
+        return self.config("layer_curve")["drop less that of random networks"]
+
+    @property
+    def selectivity_lost(self) -> dict[str, Any]:
+        return self.config("selectivity")["drop of selectivity"]
+
+    @cached_property
+    def neighbours(self) -> pd.Series:
+        rows = self.control("nearest neighbours", "companions")
+        return rows[rows.chosen.astype(bool)].iloc[0]
+
+    @property
+    def likeness(self) -> pd.Series:
+        return self.table("likeness").set_index("measure").loc["classifier"]
+
+    def geometry(self, column: str, control: str = MODEL) -> pd.Series:
+        rows = self.control(control, "geometry").set_index("layer")
+        return rows[column]
+
+    def range_of(self, column: str, digits: int) -> str:
+        """The least and the largest value over layers, with the layer of the largest."""
+        values = self.geometry(column)
+        return f"{values.min():.{digits}f} to {values.max():.{digits}f} (layer {values.idxmax()})"
+
+    def control(self, name: str, among: str = "layer_curve") -> pd.DataFrame:
+        rows = self.table(among)
+        return rows[rows.control == name]
+
+    def where(self, column: str) -> str:
+        """The layers of the model's curve for which a column is true, in words."""
+        return span(self.layers.index[self.layers[column].astype(bool)])
+
+
+def regime() -> list[dict[str, Any]]:
+    """The chosen layer of each setting of the search, with its drop, p corrected for all of them, and raw pixels."""
+    rows = table("studies/regime")
+    own, pixels = rows[rows.control == MODEL], rows[rows.control == "raw pixels"].set_index("model").test_accuracy
+    chosen = own[own.chosen.astype(bool)].assign(last=own.groupby("model").layer.transform("max"))
+    corrected = holm(dict(zip(chosen.model, chosen.drop_p, strict=True)))
+    chosen = chosen.assign(p_holm=chosen.model.map(corrected), pixels=chosen.model.map(pixels))
+    verdict = (chosen.p_holm <= 0.05).map({True: "holds", False: "not resolved"})
+    return chosen.assign(verdict=verdict).to_dict("records")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}%"
+
+
+def with_interval(row: Any) -> str:
+    """Accuracy of a row with its interval over test images, in %."""
+    return f"{percent(row['test_accuracy'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def points(row: Any, name: str = "difference", low: str = "low", high: str = "high") -> str:
+    """A difference with its interval, in points of accuracy."""
+    value, ends = row[name], (row[low], row[high])
+    return f"{100 * value:+.1f} [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+
+
+def signed(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def reach(values: Sequence[float] | pd.Series) -> str:
+    """The least and the largest of some shares, in %."""
+    return f"{100 * min(values):.1f} to {percent(max(values))}"
+
+
+def probability(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-") if value < 0.001 else f"{value:.3f}"
+
+
+def rendered() -> str:
+    """The page."""
+    loader = jinja2.FileSystemLoader(ROOT / "docs")
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
+    environment.filters |= filters | {"signed": signed}
+    runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
+    return environment.get_template("results.md.j2").render(table=table, config=config, regime=regime(), **runs)
+
+
+if __name__ == "__main__":
+    atomic_write(PAGE, rendered())
