@@ -55,7 +55,7 @@ def mark_chance(ax: Axes, chance: float, rows: pd.DataFrame) -> None:
     margin = 0.02 * (top - bottom)
     low, high = min(ends[0], chance) - margin, max(ends[1], chance) + margin
     if high > bottom - 0.5 * (top - bottom):
-        ax.set_ylim(min(low, bottom), top)
+        ax.set_ylim(min(low, bottom), max(high, top))
         return
     values, places = [low, high, bottom, top], [0, *CUT, 1]
     ax.set_yscale(

@@ -56,7 +56,7 @@ def layer_curve(
     such as `compare_layers(...).to_dict()`) is written below the title.
     """
     table = checked(table, LAYER_COLUMNS)
-    chance = 100 / table.n_classes.max() if "n_classes" in table else None
+    chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None
     table = over_draws(table)
     main = table[table.control == MODEL]
     chosen, last = main[main.chosen.eq(True)], int(main.layer.max())

@@ -67,7 +67,7 @@ def compare_drops(
     are compared with their last; by default the one that each chose. All are results on the same test images. The
     interval is by a bootstrap over images (`significance.mean_difference`).
     """
-    sizes = sorted({len(row) for each in (result, *controls) for row in each.correct.values()})
+    sizes = sorted({len(row) for probed in (result, *controls) for row in probed.correct.values()})
     if len(sizes) > 1:
         raise ValueError(f"results on {' and '.join(map(str, sizes))} test images; expected the same ones")
     last = max(result.correct)
@@ -110,9 +110,11 @@ def probe_permuted(
     `n_classes` K makes chance 1 / K, where classes are of one size. How far the real accuracy stands from these:
     `significance.permutation_p`.
     """
+    if permutations < 1:
+        raise ValueError(f"permutations={permutations}; expected 1 or more")
     if layers is not None:
         check_known(layers, train.layers)
-        train, test = (replace(each, layers={i: each.layers[i] for i in layers}) for each in (train, test))
+        train, test = (replace(rows, layers={i: rows.layers[i] for i in layers}) for rows in (train, test))
     check_same_layers(train, test)
     strengths = result.table.set_index("layer").C
     check_known(list(train.layers), strengths.index)
