@@ -85,14 +85,8 @@ def fit_logistic(
     problem = Problem(rows, Cs, dtype)
     weights, iterations = minimise(problem, problem.start(), np.ones(Cs.shape, bool), tol, max_iter)
     fits = _certified(rows, Cs, problem.from_eigenbasis(weights), iterations, tol)
-    todo = ~fits.converged & (iterations < max_iter)
-    if dtype == rows.exact or not todo.any():
-        return fits
     del problem, weights  # their rows take as much memory as those that come
-    problem = Problem(rows, Cs, rows.exact)
-    start = problem.to_eigenbasis(fits.weights, fits.intercepts)
-    weights, more = minimise(problem, start, todo, tol, max_iter)
-    return _certified(rows, Cs, problem.from_eigenbasis(weights), iterations + more, tol)
+    return fits if dtype == rows.exact else _finished(fits, rows, tol, max_iter)
 
 
 def fit_folds(
@@ -109,8 +103,8 @@ def fit_folds(
     """As `fit_logistic` on the rows x[:, fit], x (B, N, D), of each (fit, held) of `folds`.
 
     Folds share most of their rows. So all rows are fitted first; each fold begins there, where it saves passes with the
-    Hessian of that fit as its first guess, and ends by its own derivatives. Rows that are fewer than features share
-    nothing.
+    Hessian of that fit as its first guess, and ends by its own derivatives. Without that Hessian it ends at a third of
+    `tol`, as it would stop too near to a fit that has seen its held-out rows. Rows fewer than features share nothing.
     """
     rest, labels, strengths = _checked(x, y, Cs)
     if x.shape[1] <= x.shape[2]:
@@ -123,17 +117,17 @@ def fit_folds(
     whole = Problem(rows, strengths, torch.float32)
     weights, taken = minimise(whole, whole.start(), every, tol, max_iter)
     start = _certified(rows, strengths, whole.from_eigenbasis(weights), taken, tol)
-    factors = None
+    factors, exact = None, tol / 3
     if whole.price() < SAVED * len(folds) and whole.unknowns() ** 2 * strengths.size < KEPT:
-        factors = whole.factors(weights, torch.arange(strengths.shape[1], device=weights.device))
+        factors, exact = whole.factors(weights, torch.arange(strengths.shape[1], device=weights.device)), tol
     basis = whole.basis
     del whole, weights
     for fit, _ in folds:
         few = StandardisedRows(rest[:, fit], labels[fit], standardise, device)
         problem = Problem(few, strengths, torch.float32, basis)
         begin = problem.to_eigenbasis(*_moved(start, few))
-        weights, taken = minimise(problem, begin, every, tol, max_iter, factors)
-        yield _certified(few, strengths, problem.from_eigenbasis(weights), taken, tol)
+        weights, taken = minimise(problem, begin, every, exact, max_iter, factors)
+        yield _finished(_certified(few, strengths, problem.from_eigenbasis(weights), taken, tol), few, tol, max_iter)
 
 
 @checked
@@ -168,6 +162,17 @@ def fit_sklearn(
     if not standardise:
         weights[..., -1] += (weights[..., :-1] @ rows.mean[:, None, :, None])[..., 0]  # of features less their mean
     return _certified(rows, Cs, weights, np.array(iterations).reshape(Cs.shape), tol)
+
+
+def _finished(fits: Fits, rows: StandardisedRows, tol: float, max_iter: int) -> Fits:
+    """The fits, on from where float32 ended for want of precision, in float64 where the device has it."""
+    todo = ~fits.converged & (fits.iterations < max_iter)
+    if not todo.any() or rows.exact == torch.float32:
+        return fits
+    problem = Problem(rows, fits.Cs, rows.exact)
+    start = problem.to_eigenbasis(fits.weights, fits.intercepts)
+    weights, more = minimise(problem, start, todo, tol, max_iter)
+    return _certified(rows, fits.Cs, problem.from_eigenbasis(weights), fits.iterations + more, tol)
 
 
 def _moved(start: Fits, rows: StandardisedRows) -> tuple[Tensor, Tensor]:
