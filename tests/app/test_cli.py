@@ -297,6 +297,6 @@ def test_summary_reads_what_the_notebooks_left(tmp_path):
     record = {"config": {"comparison": {"p_value": 0.001}}}
     (tmp_path / "layer_curve.json").write_text(json.dumps(record))
     assert runs.summary(tmp_path) == {
-        "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
+        "n_layers": 2, "chosen_layer": 1, "chosen_accuracy": 0.8, "chosen_interval": [0.7, 0.9], "first_accuracy": 0.5,
         "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
     }  # fmt: skip
