@@ -134,18 +134,17 @@ def conclude(folder: Path, facts: dict) -> str:
         f"chosen layer {numbers['chosen_layer']} of 0..{numbers['n_layers']}: {numbers['chosen_accuracy']:.1%} "
         f"[{low:.1%}, {high:.1%}]\n"
         f"first, last  {numbers['first_accuracy']:.1%}, {numbers['last_accuracy']:.1%}\n"
-        f"{about_curve(folder)}\n{judged}"
+        f"{about_curve(*_curve(folder))}\n{judged}"
     )
     atomic_write(folder / "summary.json", json.dumps(numbers, indent=2, sort_keys=True) + "\n")
     atomic_write(folder / "summary.txt", text + "\n")
     return text
 
 
-def about_curve(folder: Path) -> str:
-    """The layer curve's drop with its intervals, and how sure the choice of the layer is, a line each."""
+def about_curve(rows: pd.DataFrame, comparison: dict) -> str:
+    """A layer curve's drop with its intervals, and how sure the choice of the layer is, a line each."""
     from igpt_lab.core.chosen import about_choice, difference_in_words
 
-    rows, comparison = _curve(folder)
     p = f"p = {comparison['p_value']:.2g} (McNemar's exact test)"
     return "\n".join([f"chosen less last: {difference_in_words(comparison)}, {p}", *about_choice(rows)])
 
