@@ -1,4 +1,4 @@
-"""The command igpt-lab: extract, check, probe, ablate, pretrain, finetune, sample, reproduce and others (`commands/`)."""
+"""The command igpt-lab: extract, check, probe, ablate, pretrain, finetune, reproduce and others (`commands/`)."""
 
 from __future__ import annotations
 

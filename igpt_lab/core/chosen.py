@@ -54,6 +54,5 @@ def difference_in_words(comparison: Mapping) -> str:
     difference, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
     words = f"{difference:+.1f} points [{low:.1f}, {high:.1f}]"
     ends = [comparison.get(name) for name in ("choice_low", "choice_high")]
-    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
-        return words
-    return f"{words} over test images, [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] with the choice"
+    known = [f"{100 * end:.1f}" for end in ends if isinstance(end, int | float) and math.isfinite(end)]
+    return words if len(known) < 2 else f"{words} over test images, [{', '.join(known)}] with the choice"

@@ -65,8 +65,8 @@ def probe_checkpoints(
 
     `loss` is over the test images, in nats per token, `loss_error` its standard error over images; a BERT model has
     nan. `drop`, `drop_low`, `drop_high`, `drop_choice_low`, `drop_choice_high` and `drop_p` compare the chosen layer
-    with the last (`compare_layers`), the same in all rows of a checkpoint. `untrained` begins with the network before its first step, at step 0. Features go
-    to `store`, one store a checkpoint.
+    with the last (`compare_layers`), the same in all rows of a checkpoint. `untrained` begins with the network before
+    its first step, at step 0. Features go to `store`, one store a checkpoint.
     """
     sources = dict(checkpoints)
     begins_untrained = untrained and 0 not in checkpoints
