@@ -1,4 +1,4 @@
-"""The command igpt-lab: extract, check, ablate, pretrain, finetune, sample, reproduce and others (`commands/`)."""
+"""The command igpt-lab: extract, check, probe, ablate, pretrain, finetune, reproduce and others (`commands/`)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from igpt_lab.app.commands import features, models, probing, results, sampling, 
 COMMANDS = (  # in the order of the help
     features.extract,
     features.check,
+    probing.probe,
     probing.ablate,
     probing.dynamics,
     models.evaluate,

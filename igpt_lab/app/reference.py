@@ -30,19 +30,19 @@ def numbers(table: pd.DataFrame, comparison: Mapping) -> pd.DataFrame:
     """
     yes = {name: table[name].astype(str) == "True" for name in ("chosen", "in_peak_set")}
     ours = control_names(table.control) == MODEL
-    best = table[ours & yes["chosen"]].iloc[0]
+    chosen = table[ours & yes["chosen"]].iloc[0]
     ends = table[ours].sort_values("layer").iloc[[0, -1]]
-    accuracies = {"accuracy, best layer": best, "accuracy, first layer": ends.iloc[0]}
+    accuracies = {"accuracy, chosen layer": chosen, "accuracy, first layer": ends.iloc[0]}
     accuracies |= {"accuracy, last layer": ends.iloc[1]}
     for control in CONTROLS:
         rows = table[(table.control == control) & yes["chosen"]]
         if len(rows):
             accuracies[f"accuracy, {control}"] = rows.iloc[0]
     peak = frozenset(table.layer[ours & yes["in_peak_set"]].astype(int))
-    rows = [("best layer", int(best.layer), peak)]
+    rows = [("chosen layer", int(chosen.layer), peak)]
     rows += [(name, float(row.test_accuracy), _interval(row)) for name, row in accuracies.items()]
-    rows += [("best minus last", float(comparison["difference"]), _interval(comparison))]
-    rows += [("p, best against last", float(comparison["p_value"]), _between(comparison["p_value"]))]
+    rows += [("chosen minus last", float(comparison["difference"]), _interval(comparison))]
+    rows += [("p, chosen against last", float(comparison["p_value"]), _between(comparison["p_value"]))]
     return pd.DataFrame(rows, columns=["number", "value", "allowed"])
 
 
@@ -113,6 +113,6 @@ def _words(allowed: pd.Interval | frozenset) -> str:
 
 
 def _short(number: str, value: float) -> str:
-    if number == "best layer":
+    if number == "chosen layer":
         return f"{value:.0f}"
     return f"{value:.2g}" if number.startswith("p,") else f"{value:.4f}"

@@ -22,6 +22,7 @@ from igpt_lab.app import saved
 from igpt_lab.app.printing import chromium, print_page
 from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.arguments import local
+from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.display import span
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.figures.controls import over_draws
@@ -201,21 +202,22 @@ def _short(name: str) -> str:
 
 def _headline(figures: list[SavedFigure]) -> dict | None:
     """The numbers that one looks for first, from the layer curve."""
-    curve = next((figure for figure in figures if figure.name == figure.function == "layer_curve"), None)
+    curve = saved.main_curve(figures)
     if curve is None:
         return None
     is_model = saved.of_the_model(curve.table)
     layers = curve.table[is_model].set_index("layer")
-    best, last = layers[layers.chosen.astype(bool)].iloc[0], layers.index.max()
-    tiles = [_tile(f"best layer, {best.name} of 0..{last}", best), _tile("first layer, 0", layers.iloc[0])]
+    chosen, last = layers[layers.chosen.astype(bool)].iloc[0], layers.index.max()
+    tiles = [_tile(f"chosen layer, {chosen.name} of 0..{last}", chosen), _tile("first layer, 0", layers.iloc[0])]
     tiles.append(_tile(f"last layer, {last}", layers.loc[last]))
     for control, rows in over_draws(curve.table[~is_model]).groupby("control", sort=False):
-        name = f"{control}, its best" if len(rows) > 1 else control
+        name = f"{control}, its highest" if len(rows) > 1 else control
         name += f" (mean and range of {rows.draws.max()})" if rows.draws.max() > 1 else ""
         tiles.append(_tile(name, rows.loc[rows.test_accuracy.idxmax()]))
     compared = saved.comparisons(curve.facts["config"].get("comparison"))
-    sentence = "; ".join(saved.in_words(name, comparison) for name, comparison in compared)
-    return {"tiles": tiles, "sentence": sentence[:1].upper() + sentence[1:], "n_test": f"{int(best.n_test):,}"}
+    sentences = ["; ".join(saved.in_words(name, comparison) for name, comparison in compared)]
+    sentences = [words[:1].upper() + words[1:] for words in sentences + about_choice(curve.table[is_model]) if words]
+    return {"tiles": tiles, "sentences": sentences, "n_test": f"{int(chosen.n_test):,}"}
 
 
 def _tile(name: str, row: pd.Series) -> dict[str, str]:

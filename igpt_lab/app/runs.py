@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt_lab.app import notebooks
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.core.provenance import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MINE = "results/mine"  # of the user, git-ignored; what is shipped lies beside it
 
@@ -124,37 +128,51 @@ def conclude(folder: Path, facts: dict) -> str:
         numbers["reference"] = dict(zip(table.number, table.verdict, strict=True))
         judged = f"held against results/{target.name}:\n{reference.describe(table)}"
         atomic_write(folder / "reference.csv", table.to_csv(index=False))
-    low, high = numbers["best_interval"]
+    low, high = numbers["chosen_interval"]
     text = (
         f"{numbers['model']} on {numbers['images']}, {numbers['test_rows']:,} test images, {numbers['seconds']:.0f} s\n"
-        f"best layer   {numbers['best_layer']} of 0..{numbers['n_layers']}: {numbers['best_accuracy']:.1%} "
+        f"chosen layer {numbers['chosen_layer']} of 0..{numbers['n_layers']}: {numbers['chosen_accuracy']:.1%} "
         f"[{low:.1%}, {high:.1%}]\n"
         f"first, last  {numbers['first_accuracy']:.1%}, {numbers['last_accuracy']:.1%}\n"
-        f"best against last, same test images: p = {numbers['p_value']:.2g} (McNemar's exact test)\n{judged}"
+        f"{about_curve(*_curve(folder))}\n{judged}"
     )
     atomic_write(folder / "summary.json", json.dumps(numbers, indent=2, sort_keys=True) + "\n")
     atomic_write(folder / "summary.txt", text + "\n")
     return text
 
 
+def about_curve(rows: pd.DataFrame, comparison: dict) -> str:
+    """A layer curve's drop with its intervals, and how sure the choice of the layer is, a line each."""
+    from igpt_lab.core.chosen import about_choice, difference_in_words
+
+    p = f"p = {comparison['p_value']:.2g} (McNemar's exact test)"
+    return "\n".join([f"chosen less last: {difference_in_words(comparison)}, {p}", *about_choice(rows)])
+
+
 def summary(out: Path) -> dict:
     """The layer curve's main numbers, read from the files that the notebooks left."""
-    import pandas as pd
-
-    table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
-    ours = table[control_names(table.control) == MODEL].set_index("layer")
-    best = ours[ours.chosen.astype(str) == "True"].iloc[0]
-    comparison = json.loads((out / "layer_curve.json").read_text())["config"]["comparison"]
+    rows, comparison = _curve(out)
+    ours = rows.set_index("layer")
+    chosen = ours[ours.chosen.astype(str) == "True"].iloc[0]
     return {
         "n_layers": int(ours.index.max()),
-        "best_layer": int(best.name),
-        "best_accuracy": float(best.test_accuracy),
-        "best_interval": [float(best.low), float(best.high)],
+        "chosen_layer": int(chosen.name),
+        "chosen_accuracy": float(chosen.test_accuracy),
+        "chosen_interval": [float(chosen.low), float(chosen.high)],
         "first_accuracy": float(ours.test_accuracy[ours.index.min()]),
         "last_accuracy": float(ours.test_accuracy[ours.index.max()]),
         "p_value": float(comparison["p_value"]),
-        "test_rows": int(best.n_test),
+        "test_rows": int(chosen.n_test),
     }
+
+
+def _curve(folder: Path) -> tuple[pd.DataFrame, dict]:
+    """The layer curve that notebook 2 left: the model's own rows, and the chosen layer against the last."""
+    import pandas as pd
+
+    table = pd.read_csv(folder / "layer_curve.csv", keep_default_na=False)
+    comparison = json.loads((folder / "layer_curve.json").read_text())["config"]["comparison"]
+    return table[control_names(table.control) == MODEL], comparison
 
 
 def renew(run: Path, target: Path) -> list[Path]:

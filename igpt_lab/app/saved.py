@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from igpt_lab.core.chosen import difference_in_words, with_new_names
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.figures import read_figure, read_table
 from igpt_lab.figures.saving import read_json, read_regular
@@ -140,11 +141,16 @@ def significant(comparison: Mapping) -> bool:
 
 
 def in_words(name: str, comparison: Mapping) -> str:
-    """A difference of accuracies in percentage points, with its interval and its p value."""
-    difference, low, high = (100 * comparison[key] for key in ("difference", "low", "high"))
+    """A difference of accuracies in percentage points, with its interval or intervals and its p value."""
     p = _p_value(comparison)
     end = "" if p is None or np.isnan(p) else f", p = {p:.2g}"
-    return f"{name}: {difference:+.1f} points [{low:+.1f}, {high:+.1f}]{end}"
+    return f"{name}: {difference_in_words(comparison)}{end}"
+
+
+def main_curve(figures: list[SavedFigure]) -> SavedFigure | None:
+    """The layer curve of notebook 2, or else that of `igpt-lab probe`."""
+    curves = {figure.name: figure for figure in figures if figure.function == "layer_curve"}
+    return curves.get("layer_curve", curves.get("probe"))
 
 
 def _p_value(comparison: Mapping) -> float:
@@ -185,7 +191,7 @@ def insignificant(figures: list[SavedFigure]) -> list[str]:
             if comparison.get("others", "") in ("", "average") and not significant(comparison):
                 sentence = in_words(name, comparison)
                 lines.setdefault(sentence, f"{figure.name}: {sentence}")
-        if figure.name == "layer_curve" and "in_peak_set" in figure.table:
+        if figure is main_curve(figures) and "in_peak_set" in figure.table:
             layers = figure.table[of_the_model(figure.table)]
             peak = layers.layer[layers.in_peak_set.astype(str) == "True"].astype(int)
             if len(peak) > 1:
@@ -214,7 +220,7 @@ def _add_json(results: Results, csvs: dict[str, bytes], file: Path, files: list[
     if file.name == "summary.json":
         if not isinstance(facts, dict):
             raise ValueError(f"a {type(facts).__name__} came; expected names with values")
-        results.summary = facts
+        results.summary = with_new_names(facts)
     if not isinstance(facts, dict) or "csv_sha256" not in facts or csv in results.odd:
         return
     if file.stem not in csvs:
@@ -255,8 +261,9 @@ def _groups(table: pd.DataFrame) -> pd.Series:
 
 def _versus(comparison: Mapping) -> str:
     """a against b, where a difference says so."""
-    if "best_layer" in comparison:
-        return f"best layer {comparison['best_layer']} against last layer {comparison['last_layer']}"
+    comparison = with_new_names(comparison)
+    if "chosen_layer" in comparison:
+        return f"chosen layer {comparison['chosen_layer']} against last layer {comparison['last_layer']}"
     if {"a", "b"} <= set(comparison):
         return f"{comparison['a']} against {comparison['b']}, {comparison.get('at', '')}".rstrip(", ")
     return ""

@@ -3,6 +3,7 @@
 Accuracy is a fraction in a table and a percentage on an axis. Nothing here sees a model.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping
 
 import matplotlib.figure
@@ -11,6 +12,7 @@ import pandas as pd
 from matplotlib import colormaps, patheffects, ticker
 from matplotlib.axes import Axes
 
+from igpt_lab.core.chosen import about_choice, difference_in_words, with_new_names
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.controls import mark_chance, near_chance, over_draws
 from igpt_lab.figures.names import as_label, letters
@@ -32,7 +34,7 @@ from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords,
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
 DYNAMICS_COLUMNS = ("model", "step", "loss", "loss_error", "layer", "test_accuracy", "low", "high", "chosen")
-COMPARISON = ("best_layer", "last_layer", "difference", "low", "high", "p_value")
+COMPARISON = ("chosen_layer", "last_layer", "difference", "low", "high", "p_value")
 MEASURES = {  # column, and its name on an axis; `_low` and `_high` beside it are its interval
     "intrinsic_dimension": "intrinsic dimension",
     "effective_rank": "effective rank",
@@ -47,13 +49,14 @@ def layer_curve(
 ) -> Axes:
     """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
 
-    `table` has a row for each (control, layer), control "model" being the model, and LAYER_COLUMNS. 'raw pixels', or
-    a control whose name begins so, has one row and becomes a level line. Several rows of a control for a layer, such as
+    `table` has a row for each (control, layer), control "model" being the model, and LAYER_COLUMNS. 'raw pixels', or a
+    control whose name begins so, has one row and becomes a level line. Several rows of a control for a layer, such as
     permutations or networks of other random weights, become their mean, with their range as the band. A control that
     would flatten the model's curve is stated in words at that edge. A column `n_classes` K puts a dashed line at
     chance, 1 / K; where that is far below, the axis is cut, and controls near chance are drawn there. Where the model's
     rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it. `comparison` (COMPARISON,
-    such as `compare_layers(...).to_dict()`) is written below the title.
+    such as `compare_layers(...).to_dict()`) is written below the title, and so is what is wrong with a poor choice,
+    where the model's rows have `validation_accuracy` and `n_validation`.
     """
     table = checked(table, LAYER_COLUMNS)
     chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None
@@ -76,7 +79,8 @@ def layer_curve(
     ax.set(ylabel="test accuracy (%)")
     if chance is not None:
         mark_chance(ax, chance, table[table.control.isin(below)])
-    return finish(ax, title, _sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "")
+    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(main)]
+    return finish(ax, title, ";\n".join(filter(None, notes)))
 
 
 @plotting
@@ -219,15 +223,23 @@ def _sentence(comparison: Mapping, n_test: int) -> str:
     """The paired test in words."""
     if not isinstance(comparison, Mapping):
         raise TypeError(f"a {type(comparison).__name__} came; expected a dict, such as compare_layers(...).to_dict()")
+    comparison = with_new_names(comparison)
     missing = [name for name in COMPARISON if name not in comparison]
     if missing:
         raise ValueError(f"comparison lacks {', '.join(missing)}; it has {', '.join(map(str, comparison))}")
-    best, last, difference, low, high, p = (comparison[name] for name in COMPARISON)
-    if best == last:
-        return f"the chosen layer, {best}, is the last"
-    gain = f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    chosen, last, p = (comparison[name] for name in ("chosen_layer", "last_layer", "p_value"))
+    if chosen == last:
+        return f"the chosen layer, {chosen}, is the last"
     value = "p < 1e-300" if p < 1e-300 else f"p = {p:.1g}".replace("e-0", "e-") if p < 0.001 else f"p = {p:.3f}"
-    return f"best layer {best} against last layer {last}: {gain},\n{value} (McNemar, {n_test:,} test images)"
+    gain = difference_in_words(comparison)
+    if "with the choice" in gain:  # two intervals, which need a line of their own
+        gain = gain.replace(" points ", " points\n")
+    return f"chosen layer {chosen} against last layer {last}: {gain},\n{value} (McNemar, {n_test:,} test images)"
+
+
+def _choice_note(rows: pd.DataFrame) -> str:
+    """What is wrong with a poor choice, in lines that fit; of a good one the layers within one standard error."""
+    return textwrap.fill("".join(about_choice(rows)[-1:]), letters() - 10)
 
 
 def _few_label_lines(table: pd.DataFrame) -> Iterable[tuple[str, Keywords, pd.DataFrame]]:
@@ -306,6 +318,6 @@ def _plot_over_depth(ax: Axes, name: str, style: Keywords, rows: pd.DataFrame) -
     """A curve of `training_dynamics` over depth, its chosen layer ringed."""
     line: Keywords = {"linewidth": points(1), "markersize": points(1.8), "label": as_label(name)}
     ax.plot(rows.layer, 100 * rows.test_accuracy, **style, **line)
-    best = rows[rows.chosen.astype(bool)]
+    chosen = rows[rows.chosen.astype(bool)]
     ring: Keywords = {"markersize": points(6), "markerfacecolor": "none", "markeredgewidth": points(0.7)}
-    ax.plot(best.layer, 100 * best.test_accuracy, marker="o", linestyle="", color=style["color"], **ring)
+    ax.plot(chosen.layer, 100 * chosen.test_accuracy, marker="o", linestyle="", color=style["color"], **ring)

@@ -21,6 +21,7 @@ from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.chosen import difference_in_words
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, say_once, shown_control, span, spark
 from igpt_lab.core.significance import Choice, accuracy, choice_of, compare, compare_choice, peak_set
@@ -244,6 +245,21 @@ class Comparison:
     only_last: int
     n_test: int
     p_value: float
+
+    def __repr__(self) -> str:
+        return line("Comparison", self._facts())
+
+    def _repr_html_(self) -> str:
+        return card("Comparison", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "chosen layer": f"{self.chosen_layer}: {self.chosen_accuracy:.1%}",
+            "last layer": f"{self.last_layer}: {self.last_accuracy:.1%}",
+            "difference": difference_in_words(self.to_dict()),
+            "only one right": f"{self.only_chosen:,} images the chosen, {self.only_last:,} the last",
+            "p": f"{self.p_value:.2g} (McNemar's exact test, {self.n_test:,} test images)",
+        }
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -64,9 +64,9 @@ def probe_checkpoints(
     """A row for each checkpoint and layer: that of `probe_layers`, and `model` (`name`), `step`, `loss` and its error.
 
     `loss` is over the test images, in nats per token, `loss_error` its standard error over images; a BERT model has
-    nan. `drop`, `drop_low`, `drop_high` and `drop_p` compare the chosen layer with the last (`compare_layers`), the
-    same in all rows of a checkpoint. `untrained` begins with the network before its first step, at step 0. Features go
-    to `store`, one store a checkpoint.
+    nan. `drop`, `drop_low`, `drop_high`, `drop_choice_low`, `drop_choice_high` and `drop_p` compare the chosen layer
+    with the last (`compare_layers`), the same in all rows of a checkpoint. `untrained` begins with the network before
+    its first step, at step 0. Features go to `store`, one store a checkpoint.
     """
     sources = dict(checkpoints)
     begins_untrained = untrained and 0 not in checkpoints
@@ -144,4 +144,6 @@ def _drop(result: ProbeResult) -> dict[str, float]:
     if len(result.correct) < 2:
         return {}
     drop = compare_layers(result)
-    return {"drop": drop.difference, "drop_low": drop.low, "drop_high": drop.high, "drop_p": drop.p_value}
+    ends = {"drop_low": drop.low, "drop_high": drop.high}
+    ends |= {"drop_choice_low": drop.choice_low, "drop_choice_high": drop.choice_high}
+    return {"drop": drop.difference, **ends, "drop_p": drop.p_value}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,32 @@ def test_extract_leaves_a_store(tiny_folder, tiny_images, tmp_path, capsys):
     assert store.layers == {"mlp_out": [0, 2], "ln_1": [0, 2]} and store.key["pool"] == "max"
     assert cli.main([*arguments, "--store", str(tmp_path), "--random"]) == 0
     assert "tiny-random-" in capsys.readouterr().out
+
+
+def test_a_probe_of_few_images_says_how_little_it_knows(tiny_folder, tmp_path, capsys, monkeypatch):
+    generator = np.random.default_rng(3)
+    for split, count in (("train", 30), ("test", 10)):
+        for name in ("cat", "dog", "fox"):  # noise: no layer can tell them apart
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["probe", str(tiny_folder), "photos"]) == 0
+    printed, table = capsys.readouterr().out, pd.read_csv("results/mine/tiny-photos/probe.csv")
+    chosen = table[table.chosen].iloc[0]
+    assert chosen.n_train == chosen.n_validation == 90 and chosen.folds == 10
+    assert f"chosen layer {chosen.layer}: {chosen.test_accuracy:.1%} [{chosen.low:.1%}, {chosen.high:.1%}]" in printed
+    drop = re.search(r"points \[(.+), (.+)\] over test images, \[(.+), (.+)\] with the choice, p = ", printed)
+    low, high, choice_low, choice_high = map(float, drop.groups())
+    assert choice_low <= low and high <= choice_high and high - low > 10  # of 30 test images
+    poor = re.search(r"a poor choice: (\d) of 4 layers .* on 90 held-out images\); (.*)", printed)
+    assert int(poor[1]) == table.within_error.sum() and re.fullmatch(
+        r"about [\d,]+ would do|.* for any number", poor[2]
+    )
+    assert "best" not in printed and "a poor choice" in Path("results/mine/tiny-photos/probe.svg").read_text()
+    assert cli.main(["report", "results/mine/tiny-photos", "--no-pdf"]) == 0
+    assert "A poor choice" in Path("results/mine/tiny-photos/report.html").read_text()
 
 
 def test_extract_at_chosen_positions(tiny_folder, tiny_images, tmp_path, capsys):
@@ -297,6 +324,6 @@ def test_summary_reads_what_the_notebooks_left(tmp_path):
     record = {"config": {"comparison": {"p_value": 0.001}}}
     (tmp_path / "layer_curve.json").write_text(json.dumps(record))
     assert runs.summary(tmp_path) == {
-        "n_layers": 2, "best_layer": 1, "best_accuracy": 0.8, "best_interval": [0.7, 0.9], "first_accuracy": 0.5,
+        "n_layers": 2, "chosen_layer": 1, "chosen_accuracy": 0.8, "chosen_interval": [0.7, 0.9], "first_accuracy": 0.5,
         "last_accuracy": 0.6, "p_value": 0.001, "test_rows": 40,
     }  # fmt: skip

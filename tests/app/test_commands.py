@@ -16,6 +16,7 @@ ARGUMENTS = {
     "extract": "model images --split --limit --store=stores --random --point --layers --pool=mean --alignment --dtype "
     "--batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part --device --revision",
     "check": "model --images --split=test --device",
+    "probe": "model images --limit --layers --store=stores --out --device --revision",
     "ablate": "model images --limit --layers --store=stores --out --device --revision",
     "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name",
     "evaluate": "model images --split=test --limit --revision",

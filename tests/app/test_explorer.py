@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
@@ -22,6 +25,7 @@ from igpt_lab.app.explorer import widget as module
 from igpt_lab.app.explorer.layers import changes, survey
 from igpt_lab.app.explorer.views import folder_name
 from igpt_lab.app.explorer.widget import HELD, explore
+from igpt_lab.core.chosen import about_choice
 
 SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
 
@@ -78,14 +82,31 @@ def test_predictions_are_those_of_the_probes(seen, store):
     assert seen.facts["chosen"] == result.chosen == seen.layer and seen.other == 3
 
 
-def test_the_held_out_tenth_has_the_accuracy_that_chose(seen, store):
-    result = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), progress=False)
+def test_the_held_out_tenth_is_met_by_probes_of_the_other_rows(seen, store):
+    train, test = (lab.Features.from_store(store, split) for split in ("train", "test"))
+    result = lab.probe_layers(train, test, progress=False)
     seen.split = HELD
+    held = np.isin(train.index, sent(seen, "rows", "<i4"))
+    theirs = []
+    for layer, C in zip(result.table.layer, result.table.C, strict=True):
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+        fitted.fit(train.layers[layer][~held], train.labels[~held])
+        theirs.append(fitted.score(train.layers[layer][held], train.labels[held]))
     accuracies = [row["accuracy"] for row in seen.facts["curve"]]
     one_row = 1 / 6 + 1e-9  # of 6, one may differ
-    np.testing.assert_allclose(accuracies, result.table.validation_accuracy, atol=one_row)
+    np.testing.assert_allclose(accuracies, theirs, atol=one_row)
+    assert seen.facts["doubts"] == about_choice(result.table)  # also here: all of train chose
     assert seen.facts["n"] == 6 and seen.facts["chosen"] == result.chosen and "held out" in seen.facts["of"]
     assert set(sent(seen, "rows", "<i4")) <= set(store.index("train"))
+
+
+def test_a_poor_choice_is_told_in_the_panel_the_page_and_the_text(seen, store):
+    table = seen.answers.table
+    assert table.n_validation.tolist() == [60] * 4 and seen.facts["doubts"] == about_choice(table)
+    unsure = table.assign(validation_accuracy=[0.8, 0.8, 0.7, 0.8])
+    seen._computed["answers", "ln_1", "test", 0] = replace(seen.answers, table=unsure)
+    assert "; within one standard error: 0, 1, 3; a poor choice: 3 of 4 layers" in seen.describe()
+    assert "A poor choice: 3 of 4 layers" in seen._repr_mimebundle_()[0]["text/html"]
 
 
 def test_few_labels_are_those_of_the_few_label_probe(seen, store):

@@ -204,11 +204,11 @@ def test_renewing_replaces_the_shipped_run_and_the_notebooks(checkout):
     (run / "notebooks/01_features.ipynb").write_text('{"tags": ["injected-parameters"]}')
     for name in ("layer_curve.csv", "cka.png", "reference.csv", "summary.txt"):
         (run / name).write_text("renewed")
-    (run / "summary.json").write_text('{"best_layer": 1, "reference": {}}')
+    (run / "summary.json").write_text('{"chosen_layer": 1, "reference": {}}')
     runs.renew(run, shipped)
     assert sorted(file.name for file in shipped.iterdir()) == ["cka.png", "layer_curve.csv", "summary.json"]
     assert (shipped / "layer_curve.csv").read_text() == "renewed"
-    assert json.loads((shipped / "summary.json").read_text()) == {"best_layer": 1}
+    assert json.loads((shipped / "summary.json").read_text()) == {"chosen_layer": 1}
     assert [file.name for file in (checkout / "notebooks").iterdir()] == ["00_tour.ipynb"]
     assert (checkout / "notebooks/00_tour.ipynb").read_text() == "executed"
 

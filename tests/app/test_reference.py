@@ -40,8 +40,8 @@ def chosen(layer: int) -> pd.DataFrame:
 def test_a_run_is_the_same_as_itself():
     assert set(verdicts(table(), drop()).values()) == {"the same"}
     assert list(verdicts(table(), drop())) == [
-        "best layer", "accuracy, best layer", "accuracy, first layer", "accuracy, last layer", "accuracy, raw pixels",
-        "best minus last", "p, best against last",
+        "chosen layer", "accuracy, chosen layer", "accuracy, first layer", "accuracy, last layer",
+        "accuracy, raw pixels", "chosen minus last", "p, chosen against last",
     ]  # fmt: skip
 
 
@@ -49,17 +49,17 @@ def test_an_accuracy_is_within_its_interval_or_differs():
     found = verdicts(table(layer0=0.54, layer3=0.54, pixels=0.46), drop())
     assert found["accuracy, first layer"] == "within its interval"
     assert found["accuracy, last layer"] == found["accuracy, raw pixels"] == "differs"
-    assert found["accuracy, best layer"] == found["best layer"] == "the same"
+    assert found["accuracy, chosen layer"] == found["chosen layer"] == "the same"
 
 
 @pytest.mark.parametrize(("layer", "verdict"), [(1, "the same"), (3, "within its interval"), (2, "differs")])
-def test_a_best_layer_is_within_the_reference_s_peak_set_or_differs(layer, verdict):
-    assert verdicts(chosen(layer), drop())["best layer"] == verdict
+def test_a_chosen_layer_is_within_the_reference_s_peak_set_or_differs(layer, verdict):
+    assert verdicts(chosen(layer), drop())["chosen layer"] == verdict
 
 
 def test_the_fall_to_the_last_layer_has_its_own_interval():
-    assert verdicts(table(), drop(0.29))["best minus last"] == "within its interval"
-    assert verdicts(table(), drop(0.31))["best minus last"] == "differs"
+    assert verdicts(table(), drop(0.29))["chosen minus last"] == "within its interval"
+    assert verdicts(table(), drop(0.31))["chosen minus last"] == "differs"
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,24 @@ def test_a_run_ends_with_the_verdicts_in_its_summary(tmp_path, monkeypatch):
     assert "held against results/fashion-xs-fashion-mini" in text
     assert text.endswith("against the reference: 5 the same, 1 within its interval, 1 differs")
     kept = json.loads((tmp_path / "run/summary.json").read_text())["reference"]
-    assert kept["accuracy, last layer"] == "differs" and kept["best layer"] == "the same"
+    assert kept["accuracy, last layer"] == "differs" and kept["chosen layer"] == "the same"
     listed = pd.read_csv(tmp_path / "run/reference.csv").set_index("number")
     assert listed.here["accuracy, last layer"] == 0.7 and listed.reference["accuracy, last layer"] == 0.6
-    assert listed.interval["best layer"] == "layers 1, 3" and listed.interval["accuracy, last layer"] == "0.55 to 0.65"
+    assert (
+        listed.interval["chosen layer"] == "layers 1, 3" and listed.interval["accuracy, last layer"] == "0.55 to 0.65"
+    )
     assert (tmp_path / "run/summary.txt").read_text() == text + "\n"
+
+
+def test_a_run_s_summary_has_the_drop_with_the_choice_and_says_that_it_is_poor(tmp_path):
+    folder = tmp_path / "run"
+    save(folder, table().assign(validation_accuracy=table().test_accuracy, n_validation=90), STORE)
+    wide = drop() | {"choice_low": 0.05, "choice_high": 0.35}
+    (folder / "layer_curve.json").write_text(json.dumps({"config": {"store": STORE, "comparison": wide}}))
+    text = runs.conclude(folder, {"model": "fashion-xs", "images": "photos", "quick": False, "seconds": 1.0})
+    assert "chosen layer 1 of 0..3: 80.0% [75.0%, 85.0%]\n" in text and "best" not in text
+    assert "+20.0 points [10.0, 30.0] over test images, [5.0, 35.0] with the choice, p = 1e-05 (McNemar" in text
+    assert "\na poor choice: 1 of 4 layers are within one standard error (4.2 points on 90" in text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from igpt_lab.app import cli, report, saved
 from igpt_lab.figures import gallery, layer_curve, protocol_curves, save_figure
 from tables import RECORD, drawn_table, layer_table, protocol_tables
 
-BEST = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
+BEST = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
 STORE = {
     "model": "tiny <1>",
     "images": "shades",
@@ -116,13 +116,13 @@ def test_the_page_says_what_the_files_say(run):
     page = Page(path.read_text(encoding="utf-8"))
     words = page.words
     assert page.open == [] and words.startswith("tiny <1> on shades tiny <1> on shades ")
-    assert "80.0% best layer, 1 of 0..2 [79.0%, 81.0%]" in words and "70.0% last layer, 2" in words
-    assert "45.0% random network, its best" in words and "60.0% raw pixels" in words
+    assert "80.0% chosen layer, 1 of 0..2 [79.0%, 81.0%]" in words and "70.0% last layer, 2" in words
+    assert "45.0% random network, its highest" in words and "60.0% raw pixels" in words
     assert "layer_curve : 1 of 8 probes: the model: 1 of 3, layers 2" in words.replace("layer_curve:", "layer_curve :")
-    assert "best layer 1 against last layer 2: +10.0 points [+2.0, +18.0], p = 0.2" in words
+    assert "chosen layer 1 against last layer 2: +10.0 points [2.0, 18.0], p = 0.2" in words
     assert "2 of 3 layers may be the best: 1, 2" in words
-    assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, +1.0]" in words
-    assert "protocol: ours against port, drop: -1.0 points [-3.0, +0.0]" in words
+    assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, 1.0]" in words
+    assert "protocol: ours against port, drop: -1.0 points [-3.0, 0.0]" in words
     assert (
         "ln_1" not in words[words.index("Not significant") : words.index("Figures Layer curve")]
     )  # single pairs are not listed
@@ -135,8 +135,8 @@ def test_controls_of_several_draws_are_told_by_their_mean_and_range(tmp_path):
     save_figure(layer_curve(drawn_table()), tmp_path / "layer_curve", data=drawn_table(), record=RECORD)
     (path,) = report.write_report(tmp_path, pdf=False)
     words = Page(path.read_text(encoding="utf-8")).words
-    assert "55.0% random network, its best (mean and range of 2) [50.0%, 60.0%]" in words
-    assert "22.0% permuted labels, its best (mean and range of 3) [20.0%, 24.0%]" in words
+    assert "55.0% random network, its highest (mean and range of 2) [50.0%, 60.0%]" in words
+    assert "22.0% permuted labels, its highest (mean and range of 3) [20.0%, 24.0%]" in words
 
 
 def test_it_is_one_file_that_reads_nothing_else_and_twice_the_same(run, tmp_path):
@@ -153,6 +153,20 @@ def test_it_is_one_file_that_reads_nothing_else_and_twice_the_same(run, tmp_path
     assert (run / "samples.png").read_bytes() in drawn and (run / "samples.svg").read_bytes() not in drawn
 
 
+def test_a_poor_choice_and_both_intervals_are_told_whatever_the_age_of_the_names(tmp_path):
+    table = layer_table().assign(validation_accuracy=layer_table().test_accuracy, n_validation=90)
+    older = {"best_layer" if name == "chosen_layer" else name: value for name, value in BEST.items()}
+    comparison = older | {"choice_low": -0.05, "choice_high": 0.21}
+    record = lab.RunRecord("layer_curve", {"comparison": comparison}, 0, "c1", {})
+    save_figure(layer_curve(table), tmp_path / "probe", data=table, record=record)
+    (tmp_path / "summary.json").write_text('{"best_layer": 1}')
+    words = Page(report.write_report(tmp_path, pdf=False)[0].read_text()).words
+    drop = "+10.0 points [2.0, 18.0] over test images, [-5.0, 21.0] with the choice, p = 0.004"
+    assert f"Chosen layer 1 against last layer 2: {drop}." in words and "chosen_layer 1" in words
+    assert "A poor choice: 1 of 3 layers are within one standard error (4.2 points on 90 held-out images)" in words
+    assert "best layer" not in words
+
+
 def test_a_table_that_was_changed_is_told(run):
     csv = run / "layer_curve.csv"
     csv.write_text(csv.read_text().replace("0.8", "0.9"))
@@ -161,7 +175,7 @@ def test_a_table_that_was_changed_is_told(run):
 
 def test_words_of_the_folder_never_become_markup(tmp_path):
     folder = tmp_path / HOSTILE
-    config = {"store": STORE | {"model": HOSTILE}, "comparison": BEST | {"best_layer": HOSTILE, "p_value": 0.2}}
+    config = {"store": STORE | {"model": HOSTILE}, "comparison": BEST | {"chosen_layer": HOSTILE, "p_value": 0.2}}
     record = lab.RunRecord(HOSTILE, config, 0, HOSTILE, {HOSTILE: HOSTILE})
     table = layer_table().replace("raw pixels", HOSTILE).assign(**{HOSTILE: HOSTILE})
     save_figure(layer_curve(table, title=HOSTILE), folder / "layer_curve", data=table, record=record)
@@ -176,7 +190,7 @@ def test_words_of_the_folder_never_become_markup(tmp_path):
     assert page.names == set("lang charset http-equiv name content class id src alt scope download href".split())
     assert f"{HOSTILE} on {HOSTILE}" in page.words and f"Folder {HOSTILE} , 2 figures" in page.words
     assert f"2 rows of 45 numbers in broad {HOSTILE}.csv." in page.words
-    assert f"are not told apart by {HOSTILE}" in page.words and f"best layer {HOSTILE} against" in page.words
+    assert f"are not told apart by {HOSTILE}" in page.words and f"chosen layer {HOSTILE} against" in page.words
     assert page.texts.count(HOSTILE) >= 12  # cells, names of columns, tables and fields
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 from base64 import b64decode
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,7 @@ from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.probing.few_labels import FewLabelResult
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.probes import Comparison, ProbeResult
 
 
 def shown(thing) -> tuple[str, str, dict]:
@@ -32,20 +33,35 @@ def shown(thing) -> tuple[str, str, dict]:
 def probe_table(converged=(True, True, False)):
     table = pd.DataFrame({"layer": [0, 1, 2], "test_accuracy": [0.5, 0.8, 0.7], "converged": converged})
     table = table.assign(low=table.test_accuracy - 0.05, high=table.test_accuracy + 0.05, control=MODEL, n_train=600)
+    table = table.assign(validation_accuracy=table.test_accuracy, n_validation=600)
     return table.assign(n_test=400, in_peak_set=[False, True, True], chosen=[False, True, False])
 
 
-def test_a_probe_result_says_which_layer_is_best():
+def test_a_probe_result_says_which_layer_is_chosen():
     text, page, facts = shown(ProbeResult(probe_table(), {}, 1))
     assert facts == {
-        "best layer": "1 of 0..2, chosen on validation: 80.0% [75.0%, 85.0%]",
+        "chosen layer": "1 of 0..2, by validation: 80.0% [75.0%, 85.0%]",
         "last layer": "2: 70.0% [65.0%, 75.0%]", "may be the best": "1, 2", "not converged": "2",
         "images": "600 train, 400 test",
     }  # fmt: skip
-    assert text.startswith("<ProbeResult: best layer 1 of 0..2, ") and "not converged 2" in text
+    assert text.startswith("<ProbeResult: chosen layer 1 of 0..2, ") and "not converged 2" in text
     assert "not converged" not in shown(ProbeResult(probe_table(True), {}, 1))[2]
+    few = shown(ProbeResult(probe_table().assign(n_validation=90), {}, 1))[2]
+    assert few["beware"].startswith("a poor choice: 1 of 3 layers are within one standard error (4.2 points on 90")
     control = ProbeResult(probe_table().assign(control="raw pixels"), {}, 1)
     assert shown(control)[2] == {"control": "raw pixels"} | facts
+
+
+def test_a_comparison_has_both_intervals():
+    ends = {"low": 0.0302, "high": 0.051, "choice_low": 0.026, "choice_high": 0.053}
+    drop = Comparison(12, 20, 0.8545, 0.814, 0.0405, **ends, only_chosen=312, only_last=150, n_test=4000, p_value=3e-13)
+    text, _, facts = shown(drop)
+    assert facts["difference"] == "+4.0 points [3.0, 5.1] over test images, [2.6, 5.3] with the choice"
+    assert facts["chosen layer"] == "12: 85.5%" and facts["p"] == "3e-13 (McNemar's exact test, 4,000 test images)"
+    assert text.startswith(
+        "<Comparison: chosen layer 12: 85.5%; last layer 20: 81.4%; difference +4.0 points [3.0, 5.1]"
+    )
+    assert "with the choice" not in repr(replace(drop, choice_low=float("nan")))
 
 
 def test_a_spark_has_the_values_and_a_ring_at_the_best():

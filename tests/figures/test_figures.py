@@ -43,7 +43,7 @@ def lines(ax):
 
 
 def test_layer_curve_draws_the_table_in_percent():
-    comparison = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
+    comparison = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
     with pytest.raises(TypeError, match=r"a list came; expected a dict, such as compare_layers\(...\).to_dict"):
         layer_curve(layer_table(), comparison=list(comparison))
     ax = layer_curve(layer_table(), title="t", comparison=comparison | {"n_test": 100})
@@ -54,8 +54,29 @@ def test_layer_curve_draws_the_table_in_percent():
     np.testing.assert_allclose(drawn["chosen on validation"].get_xydata(), [[1, 80]])
     np.testing.assert_allclose(drawn["not converged"].get_xydata(), [[2, 70]])
     assert ax.get_title(loc="left") == "t"
-    sentence = "best layer 1 against last layer 2: +10.0 points [2.0, 18.0],\np = 0.004 (McNemar, 100 test images)"
+    sentence = "chosen layer 1 against last layer 2: +10.0 points [2.0, 18.0],\np = 0.004 (McNemar, 100 test images)"
     assert sentence in words(ax)
+
+
+def test_the_subtitle_has_both_intervals_and_says_that_a_choice_is_poor():
+    comparison = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
+    older = {"best_layer" if name == "chosen_layer" else name: value for name, value in comparison.items()}
+    assert words(layer_curve(layer_table(), comparison=older)) == words(
+        layer_curve(layer_table(), comparison=comparison)
+    )
+    wide = comparison | {"choice_low": -0.03, "choice_high": 0.22}
+    drop = (
+        "chosen layer 1 against last layer 2: +10.0 points\n[2.0, 18.0] over test images, [-3.0, 22.0] with the choice"
+    )
+    test = "p = 0.004 (McNemar, 100 test images)"
+    assert f"{drop},\n{test}" in words(layer_curve(layer_table(), comparison=wide))
+    rows = [(MODEL, layer, 0.6, False, True, 0.59, 0.61, 100) for layer in (3, 4)]
+    table = pd.concat([layer_table(), pd.DataFrame(rows, columns=layer_table().columns)], ignore_index=True)
+    table = table.assign(validation_accuracy=table.test_accuracy, n_validation=10_000)
+    table.loc[2, "validation_accuracy"] = 0.797  # the standard error of 0.8 on 10,000 images is 0.004
+    assert f"{drop},\n{test};\nwithin one standard error: 1, 2" in words(layer_curve(table, comparison=wide))
+    poor = [text for text in words(layer_curve(table.assign(n_validation=90))) if "a poor choice" in text]
+    assert len(poor) == 1 and "4.2 points on 90" in " ".join(poor[0].split())  # sqrt(0.8 * 0.2 / 90)
 
 
 def test_layers_that_may_be_the_best_have_a_bar_below():

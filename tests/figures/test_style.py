@@ -23,7 +23,7 @@ from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, selectivity_table
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
-COMPARISON = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
+COMPARISON = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
 
 
 def few_table():

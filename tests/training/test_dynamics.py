@@ -10,6 +10,7 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab.app import cli
+from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.display import MODEL
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import losses_of
@@ -54,6 +55,9 @@ def test_each_checkpoint_is_what_one_by_one_gives(run, tiny_images, tmp_path):
     assert rows.test_accuracy.tolist() == result.table.test_accuracy.tolist()
     assert rows.loss.iloc[0] == pytest.approx(losses.mean(), abs=1e-9)
     assert rows.loss_error.iloc[0] == pytest.approx(losses.std(ddof=1) / math.sqrt(len(losses)), abs=1e-9)
+    ends = lab.compare_layers(result)
+    assert rows.drop_choice_low.tolist() == [ends.choice_low] * 4 and rows.n_validation.tolist() == [60] * 4
+    assert rows.drop_choice_high.tolist() == [ends.choice_high] * 4 and rows.drop_low.tolist() == [ends.low] * 4
     assert rows["drop"].iloc[0] == pytest.approx(
         result.correct[result.chosen].mean() - result.correct[3].mean(), abs=1e-12
     )
@@ -110,8 +114,13 @@ def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, c
     np.testing.assert_allclose(drawn.test_accuracy, table.test_accuracy)
     np.testing.assert_allclose(drawn.loss, table.loss)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in printed[:4]] == [f"{run.name}, step {step}" for step in (0, 2, 4, 6)]
-    assert len(printed) == 4 + 5 and all(Path(each).is_file() for each in printed[4:])
+    doubts, lines = ([line for line in printed if line.startswith("  ") == is_doubt] for is_doubt in (True, False))
+    assert [line.split(":")[0] for line in lines[:4]] == [f"{run.name}, step {step}" for step in (0, 2, 4, 6)]
+    assert len(lines) == 4 + 5 and all(Path(each).is_file() for each in lines[4:])
+    for (_, rows), line in zip(table.groupby("step"), lines[:4], strict=True):
+        assert f"chosen layer {rows.layer[rows.chosen].item()} " in line and "with the choice, p = " in line
+        assert all(words in [doubt.strip() for doubt in doubts] for words in about_choice(rows))
+    assert any("a poor choice" in doubt for doubt in doubts)  # 60 images
     assert (
         cli.main([*arguments[:2], *arguments[1:]]) == 1 and "expected folders of different" in capsys.readouterr().err
     )

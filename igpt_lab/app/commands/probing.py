@@ -1,4 +1,4 @@
-"""Commands that probe every layer: under every protocol, and at every checkpoint of a pretraining."""
+"""Commands that probe every layer: once, under every protocol, and at every checkpoint of a pretraining."""
 
 from __future__ import annotations
 
@@ -21,6 +21,32 @@ from igpt_lab.app.commands.options import (
 from igpt_lab.core import display
 
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
+
+
+@command(MODEL, IMAGES, LIMIT, LAYERS, STORE, OUT, DEVICE, REVISION)
+def probe(
+    model: str, images: str, limit: int | None, layers: list[int] | None, store: str, out: str | None,
+    device: str | None, revision: str | None,
+) -> None:  # fmt: skip
+    """Probe every layer: the curve, the chosen layer against the last, and how sure the choice is.
+
+    C and layer are chosen by cross-validation on the train split; the test split is met once.
+    """
+    splits = [lab.load_images(images, split, limit=limit) for split in ("train", "test")]
+    loaded = lab.load_model(model, revision=revision)
+    features = lab.extract(loaded, splits, store=store, layers=layers, device=device)
+    train, test = (lab.Features.from_store(features, split.split) for split in splits)
+    result = lab.probe_layers(train, test, device=device)
+    comparison, table = lab.compare_layers(result).to_dict(), result.table
+    title = f"{loaded.name} on {splits[0].name}"
+    curve = lab.figures.layer_curve(table, title=title, comparison=comparison)
+    record = lab.RunRecord("probe", {"store": features.key, "comparison": comparison}, seed=0)
+    folder = runs.results_folder(model, images, out, under=runs.MINE)
+    files = lab.figures.save_figure(curve, Path(folder) / "probe", data=table, record=record)
+    row = table[table.chosen].iloc[0]
+    accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}] of {row.n_test:,} test images"
+    print(f"{title}, {row.n_train:,} training images", f"chosen layer {row.layer}: {accuracy}", sep="\n")
+    print(runs.about_curve(table, comparison), *files, sep="\n")
 
 
 @command(MODEL, IMAGES, LIMIT, LAYERS, STORE, OUT, DEVICE, REVISION)
@@ -71,7 +97,8 @@ def dynamics(
     whole = models[0] if len(models) == 1 else "-".join(folders)
     target = runs.results_folder(whole, images, out, under=runs.MINE)
     files = lab.figures.save_figure(figure, Path(target) / (name or kind), data=table, record=record)
-    print(*map(_best_layer, table[table.chosen].itertuples()), *files, sep="\n")
+    rows = table.groupby(["model", "step", "control"], sort=False)
+    print(*(line for _, of_one in rows for line in _chosen_layer(of_one)), *files, sep="\n")
 
 
 def _probe_runs(folders: dict[str, str], train: Any, test: Any, **options: Any) -> Any:
@@ -85,12 +112,17 @@ def _probe_runs(folders: dict[str, str], train: Any, test: Any, **options: Any) 
     return pd.concat(tables, ignore_index=True)
 
 
-def _best_layer(row: Any) -> str:
-    """What a row of the chosen layer says, in a line."""
+def _chosen_layer(rows: Any) -> list[str]:
+    """What the rows of one checkpoint or control say of their chosen layer, in a line, and of a poor choice in one."""
+    from igpt_lab.core import chosen
+
+    row = rows[rows.chosen].iloc[0]
     accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
     if row.control != display.MODEL:
-        return f"{row.model}, {row.control}: {accuracy}"
-    return (
-        f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, layer {row.layer} {accuracy}, "
-        f"less the last {100 * row.drop:+.1f} points, p = {row.drop_p:.2g}"
-    )
+        return [f"{row.model}, {row.control}: {accuracy}"]
+    line = f"{row.model}, step {row.step:,}: {row.loss:.4f} nats per token, chosen layer {row.layer} {accuracy}"
+    if "drop" in row:
+        drop = {name.removeprefix("drop_"): row[name] for name in row.index if name.startswith("drop_")}
+        difference = chosen.difference_in_words(drop | {"difference": row["drop"]})
+        line += f", less the last {difference}, p = {row.drop_p:.2g}"
+    return [line, *(f"  {words}" for words in chosen.about_choice(rows))]

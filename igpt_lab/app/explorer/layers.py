@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
+from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.origins import sources_of
 from igpt_lab.features.store import FeatureStore
@@ -51,6 +52,11 @@ class Answers:
     def peak(self) -> list[int]:
         """Layers that may be the best, where the table says so."""
         return self.table.layer[self.table.in_peak_set].tolist() if "in_peak_set" in self.table else []
+
+    @property
+    def doubts(self) -> list[str]:
+        """Which layers are as good as the chosen one within its error, and what is wrong with a poor choice."""
+        return about_choice(self.table)
 
 
 class Spaces(NamedTuple):
@@ -203,12 +209,13 @@ def ask_few(train: Features, shown: Features, count: int) -> Answers:
 
 
 def ask_held(rest: Features, held: Features, table: pd.DataFrame) -> Answers:
-    """The held-out tenth, by probes of the other nine tenths, with each layer's C: layer and C were chosen on it."""
+    """The held-out tenth, by probes of the other nine tenths, with the C and the layer that all of train chose."""
     predicted = []
     for layer, C in zip(table.layer, table.C, strict=True):
         predicted.append(LinearProbe(C).fit(rest.layers[layer], rest.labels).predict(held.layers[layer]))
     accuracies = pd.DataFrame([accuracy(labels == held.labels) for labels in predicted])
-    accuracies = accuracies.assign(layer=table.layer, C=table.C, converged=table.converged)
+    kept = ["layer", "C", "converged", "validation_accuracy", "n_validation"]
+    accuracies = accuracies.join(table[kept].reset_index(drop=True))
     return Answers(accuracies, int(table.layer[table.chosen].iloc[0]), np.stack(predicted))
 
 

@@ -20,8 +20,8 @@ from igpt_lab.figures.names import as_label
 from igpt_lab.probing.probes import Features
 
 NOTE = (
-    "For looking, not for choosing: layer and C were chosen on a tenth of the training images. A layer picked here by "
-    "its accuracy on test images needs other test images."
+    "For looking, not for choosing: layer and C were chosen by cross-validation on the training images. A layer picked "
+    "here by its accuracy on test images needs other test images."
 )
 IN_A_ROW = 12  # images of a group of changes
 
@@ -153,7 +153,8 @@ def summarise(view: View) -> str:
     row = view.answers.table.set_index("layer").loc[chosen]
     return (
         f"<Explorer {view.title}: {view.of}, point {view.point}, layers {layers[0]}..{layers[-1]}; "
-        f"layer {chosen} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]>"
+        f"layer {chosen} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
+        f"{''.join(f'; {words}' for words in view.answers.doubts)}>"
     )
 
 
@@ -166,7 +167,8 @@ def page(view: View) -> str:
         f"<td>{row.test_accuracy:.1%}</td><td>[{row.low:.1%}, {row.high:.1%}]</td></tr>"
         for row in view.answers.table.itertuples()
     )
-    words = f"{view.of}, {view.point}. Run this cell in JupyterLab to explore. {NOTE}"
+    doubts = "".join(f"{words[0].upper()}{words[1:]}. " for words in view.answers.doubts)
+    words = f"{view.of}, {view.point}. {doubts}Run this cell in JupyterLab to explore. {NOTE}"
     return (
         f"<div><strong>{html.escape(view.title)}</strong><br>{html.escape(words)}<br>"
         f'<img alt="accuracy over depth" width="700" src="data:image/png;base64,{png}">'

@@ -36,7 +36,7 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
 
-HELD = "held out"  # the tenth of train on which layers and C are chosen, by probes that saw the other nine
+HELD = "held out"  # a tenth of train, by probes that saw the other nine
 COUNTS = (1, 4, 25, 100, 400)  # labels per class, where train has them
 CHOICES = ("point", "split", "count", "layer", "other", "image")
 
@@ -198,7 +198,7 @@ class Explorer(AnyWidget):
         return Answers(result.table, result.chosen, np.stack(list(result.predicted.values())))
 
     def _probe_held(self) -> ProbeResult:
-        """C of every layer, chosen on the held-out tenth; nothing else is used of the result."""
+        """C of every layer, and the layer, as all of train chooses them; nothing else is used of the result."""
         train = Features.from_store(self.store, "train", self.point)
         held = take_rows(train, stratified_split(train.labels, 0.1, seed=0)[1])
         return probe_layers(train, held, progress=self._progress)
@@ -246,6 +246,7 @@ class Explorer(AnyWidget):
         return {
             "title": f"{key['model']} on {key['images']}", "told": f"{key['pool']}, {key['alignment']}",
             "layers": layers, "chosen": answers.chosen, "curve": answers.curve, "peak": answers.peak,
+            "doubts": answers.doubts,
             "classes": self.classes, "n": len(self.shown.labels), "n_train": n_train,
             "near": [spaces.near.shape[2], pictures.near.shape[1]],
             "shape": [] if pictures.pixels is None else list(pictures.pixels.shape[1:]), "no_pictures": pictures.why,

@@ -104,8 +104,8 @@ function curveText({ curve, layers }) {
   return "accuracy over depth: " + curve.map((row, l) => `layer ${layers[l]} ${percent(row.accuracy)}`).join(", ");
 }
 
-function curveWords({ chosen, peak, curve }) {
-  return `Ring: layer ${chosen}, chosen on validation.` +
+function curveWords({ chosen, peak, curve, doubts }) {
+  return `Ring: layer ${chosen}, chosen on validation` + doubts.map((words) => `; ${words}`).join("") + "." +
     (peak.length ? " Bar on the axis: layers that may be the best (95%)." : "") +
     (curve.some((row) => !row.converged) ? " Hollow: not converged." : "");
 }
