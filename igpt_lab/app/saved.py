@@ -257,6 +257,8 @@ def _versus(comparison: Mapping) -> str:
     """a against b, where a difference says so."""
     if "best_layer" in comparison:
         return f"best layer {comparison['best_layer']} against last layer {comparison['last_layer']}"
+    if comparison.get("factor") == "interaction":
+        return f"interaction of {comparison['a']} and {comparison['b']}, {comparison.get('at', '')}".rstrip(", ")
     if {"a", "b"} <= set(comparison):
         return f"{comparison['a']} against {comparison['b']}, {comparison.get('at', '')}".rstrip(", ")
     return ""
