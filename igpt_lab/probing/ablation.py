@@ -81,7 +81,7 @@ class Ablation:
     def describe(self) -> str:
         """What `average` has, a line for each, in points of accuracy with 95% intervals over test images."""
         lines = self.average().groupby(["factor", "a", "b"], sort=False)
-        return "\n".join(_line(*key, rows) for key, rows in lines)
+        return "\n".join(_line(factor, a, b, rows) for (factor, a, b), rows in lines)
 
 
 @checked
@@ -118,7 +118,8 @@ def ablate_protocol(
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     probing: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
-    results, keys, repeats = {}, {}, []
+    results: dict[Setting, ProbeResult] = {}
+    keys, repeats = {}, []
     splits = [images.split for images in (train_images, test_images)]
     for alignment in FACTORS["alignment"]:
         stored = extract(
