@@ -6,7 +6,7 @@ BENCH ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 TORCH := torch==2.13.0
-CODE := igpt_lab tests $(wildcard benchmarks)
+CODE := igpt_lab tests $(wildcard benchmarks docs/*.py)
 
 # uv and the interpreter should write bytecode: without it every notebook's kernel compiles torch again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,6 +35,7 @@ reproduce: $(STAMP)
 reference: $(STAMP)
 	@echo "make reference: notebooks/ -> results/ and notebooks/"
 	@$(BIN)/igpt-lab reproduce --all --renew-reference $(ARGS)
+	@$(BIN)/python docs/make_results.py
 
 test: $(STAMP)
 	@echo "make test: pytest on tests/"

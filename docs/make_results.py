@@ -14,6 +14,8 @@ import pandas as pd
 
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.significance import holm
+from igpt_lab.probing.effects import AT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/results.md"
@@ -74,6 +76,37 @@ class Run:
         rows = self.control("nearest neighbours", "companions")
         return rows[rows.chosen.astype(bool)].iloc[0]
 
+    @property
+    def likeness(self) -> pd.Series:
+        return self.table("likeness").set_index("measure").loc["classifier"]
+
+    def geometry(self, column: str, control: str = MODEL) -> pd.Series:
+        rows = self.control(control, "geometry").set_index("layer")
+        return rows[column]
+
+    def range_of(self, column: str, digits: int) -> str:
+        """The least and the largest value over layers, with the layer of the largest."""
+        values = self.geometry(column)
+        return f"{values.min():.{digits}f} to {values.max():.{digits}f} (layer {values.idxmax()})"
+
+    def effects(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """Averages, the recipe and interactions of the protocol: words, and a cell for each of `AT`."""
+        rows = pd.DataFrame(self.config("protocol")["effects"])
+        rows = rows[rows.others.isin(["average", ""])]
+        lines = []
+        for (factor, a, b), cells in rows.groupby(["factor", "a", "b"], sort=False):
+            words = f"interaction of {a} and {b}" if factor == "interaction" else f"`{a}` less `{b}`"
+            lines.append((words, cells.set_index("at").loc[list(AT)].to_dict("records")))
+        return lines
+
+    def stopped(self) -> list[dict[str, Any]]:
+        """What a stopped fit and a converged one give over repeats that should all be the same."""
+        rows = pd.DataFrame(self.config("protocol")["stopped"])
+        setting = rows.alignment + ", " + rows.point + ", " + rows.scaling
+        stopped = [reach(ends) for ends in zip(rows["min"], rows["max"], strict=True)]
+        converged = [reach(ends) for ends in zip(rows.converged_min, rows.converged_max, strict=True)]
+        return rows.assign(setting=setting, stopped=stopped, converged=converged).to_dict("records")
+
     def control(self, name: str, among: str = "layer_curve") -> pd.DataFrame:
         rows = self.table(among)
         return rows[rows.control == name]
@@ -83,13 +116,24 @@ class Run:
         return span(self.layers.index[self.layers[column].astype(bool)])
 
 
+def regime() -> list[dict[str, Any]]:
+    """The chosen layer of each setting of the search, with its drop, p corrected for all of them, and raw pixels."""
+    rows = table("studies/regime")
+    own, pixels = rows[rows.control == MODEL], rows[rows.control == "raw pixels"].set_index("model").test_accuracy
+    chosen = own[own.chosen.astype(bool)].assign(last=own.groupby("model").layer.transform("max"))
+    corrected = holm(dict(zip(chosen.model, chosen.drop_p, strict=True)))
+    chosen = chosen.assign(p_holm=chosen.model.map(corrected), pixels=chosen.model.map(pixels))
+    verdict = (chosen.p_holm <= 0.05).map({True: "holds", False: "not resolved"})
+    return chosen.assign(verdict=verdict).to_dict("records")
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
 def with_interval(row: Any) -> str:
     """Accuracy of a row with its interval over test images, in %."""
-    return f"{percent(row.test_accuracy)} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    return f"{percent(row['test_accuracy'])} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
 def points(row: Any, name: str = "difference", low: str = "low", high: str = "high") -> str:
@@ -121,7 +165,7 @@ def rendered() -> str:
     filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
     environment.filters |= filters | {"signed": signed}
     runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
-    return environment.get_template("results.md.j2").render(table=table, config=config, **runs)
+    return environment.get_template("results.md.j2").render(table=table, config=config, regime=regime(), **runs)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from igpt_lab.core.significance import compare, holm
+from igpt_lab.core.significance import compare, holm, mean_difference
 
 AT = ("chosen layer", "last layer", "drop")
 ENDS = ("difference", "low", "high")
@@ -43,19 +43,14 @@ def with_holm(table: pd.DataFrame, family: pd.Series | None = None) -> pd.DataFr
     return table
 
 
-def average_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> dict:
+def average_difference(differences: np.ndarray) -> dict:
     """Mean of paired differences (P, N) over pairs and N test images, with its interval and p, both over images.
 
-    Differences are whole numbers: 1, 0 or -1, or differences of these. Interval: a bootstrap over images; as in
-    `significance.compare`, two come to the N, one that speaks wholly for either side. p: the exact two-sided sign test
-    of Fisher's randomisation (1935), which flips the sign of all that one image adds; for one pair McNemar's.
+    Differences are whole numbers: 1, 0 or -1, or differences of these. Interval: `significance.mean_difference`. p: the
+    exact two-sided test of Fisher's randomisation (1935), which flips the sign of all that one image adds; for one pair
+    McNemar's.
     """
-    of_images = np.append(differences.mean(0), [1.0, -1.0])
-    values, counts = np.unique(of_images, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(of_images), counts / len(of_images), size=n_boot)
-    low, high = np.quantile(draws @ values / len(of_images), [alpha / 2, 1 - alpha / 2])
-    ends = {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
-    return ends | {"p_value": sign_flip_p(differences.sum(0)), "n_test": differences.shape[1]}
+    return mean_difference(differences) | {"p_value": sign_flip_p(differences.sum(0))}
 
 
 def sign_flip_p(sums: np.ndarray) -> float:
