@@ -181,7 +181,9 @@ def test_a_style_sets_width_and_letters():
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning"])
+@pytest.mark.parametrize(
+    "name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity"]
+)
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
     figure = figures.FIGURES[name](*arguments, **options, style=style).get_figure(root=True)
