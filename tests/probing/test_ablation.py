@@ -118,7 +118,7 @@ def test_a_stopped_fit_depends_on_what_should_not_matter_and_the_optimum_does_no
     train, test = (lab.Features({5: x[rows]}, y[rows], np.arange(200)) for rows in (slice(200), slice(200, 400)))
     repeats = repeat_stopped(train, test, 5, 1e3, standardise=False, progress=False)
     stopped, at_optimum = (repeats[repeats.solver == name] for name in ("100 iterations", "converged"))
-    assert len(stopped) == 12 and len(at_optimum) == 6 and (stopped.iterations == 100).all()
+    assert len(stopped) == 8 and len(at_optimum) == 6 and (stopped.iterations == 100).all()
     assert at_optimum.converged.all() and np.ptp(at_optimum.test_accuracy) == 0 < np.ptp(stopped.test_accuracy)
 
 
@@ -295,5 +295,5 @@ def test_the_command(tiny_folder, tiny_images, tmp_path, capsys):
     assert len(table) == 9 * 2 and set(table.layer) == {0, 3} and set(table.n_test) == {30}
     config = json.loads((tmp_path / "protocol.json").read_text())["config"]
     assert len(config["effects"]) == 3 * (2 * 4 + 3) + 3 + 9 and len(config["settings"]) == 9
-    assert len(config["repeats"]) == 4 * 18 and len(config["stopped"]) == 4
+    assert len(config["repeats"]) == 4 * 14 and len(config["stopped"]) == 4
     assert config["stores"]["raw"]["layers"] == {"ln_1": [0, 3], "resid_pre": [0, 3]}
