@@ -55,7 +55,7 @@ def geometry_table() -> pd.DataFrame:
 def protocol_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     levels = [("sos", "raw"), ("ln_1", "resid_pre"), ("standardised", "unscaled"), ("converged", "100 iterations")]
     settings = [("", *each) for each in itertools.product(*levels)]
-    settings.append(("port", "raw", "hidden states", "unscaled", "1000 iterations"))
+    settings.append(("transformers", "raw", "hidden states", "unscaled", "1000 iterations"))
     names = "recipe alignment point scaling solver layer test_accuracy chosen converged".split()
     rows = [
         (*each, layer, 0.5 + i / 100 + layer / 10, layer == 1, each[-1] == "converged" or layer == 0)
@@ -67,6 +67,14 @@ def protocol_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     places = ("chosen layer", "last layer", "drop")
     rows = [("alignment", "sos", "raw", "average", at, i / 100) for i, at in enumerate(places)]
     rows += [("alignment", "sos", "raw", "ln_1", "last layer", each) for each in (0.0, 0.02)]
-    rows += [("recipe", "ours", "port", "", at, -0.01) for at in places]
+    rows += [("recipe", "ours", "transformers", "", at, -0.01) for at in places]
+    rows += [("interaction", "point", "scaling", "", at, 0.005) for at in places]
     effects = pd.DataFrame(rows, columns=["factor", "a", "b", "others", "at", "difference"])
     return table, effects.assign(low=effects.difference - 0.02, high=effects.difference + 0.01)
+
+
+def stopped_table() -> pd.DataFrame:
+    """Two fits that a stopped solver repeats badly, one more than the other."""
+    rows = [("sos", "ln_1", "standardised", "chosen layer", 1, 0.8, 0.79, 0.8)]
+    rows.append(("sos", "resid_pre", "unscaled", "last layer", 2, 0.75, 0.6, 0.7))
+    return pd.DataFrame(rows, columns="alignment point scaling at layer converged min max".split())

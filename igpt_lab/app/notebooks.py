@@ -27,7 +27,16 @@ NOTEBOOKS = (
 )
 LONG = ("05_protocol", "07_training_dynamics", "08_fine_tuning")  # run on demand only
 CURVE = "02_layer_probe"  # the notebook that the summary is of
-QUICK = {"train_rows": 600, "test_rows": 400, "ks": [4, 25], "draws": 2, "samples": 12, "primes": 2, "steps": 3}
+QUICK = {
+    "train_rows": 600,
+    "test_rows": 400,
+    "ks": [4, 25],
+    "draws": 2,
+    "samples": 12,
+    "primes": 2,
+    "steps": 3,
+    "seeds": 1,
+}
 MARKER = "papermill-error-cell-tag"  # of the cells that papermill adds to a notebook that failed
 
 

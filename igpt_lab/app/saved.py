@@ -264,6 +264,8 @@ def _versus(comparison: Mapping) -> str:
     comparison = with_new_names(comparison)
     if "chosen_layer" in comparison:
         return f"chosen layer {comparison['chosen_layer']} against last layer {comparison['last_layer']}"
+    if comparison.get("factor") == "interaction":
+        return f"interaction of {comparison['a']} and {comparison['b']}, {comparison.get('at', '')}".rstrip(", ")
     if {"a", "b"} <= set(comparison):
         return f"{comparison['a']} against {comparison['b']}, {comparison.get('at', '')}".rstrip(", ")
     return ""

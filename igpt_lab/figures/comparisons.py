@@ -32,6 +32,7 @@ from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords,
 
 PROTOCOL_COLUMNS = "recipe alignment point scaling solver layer test_accuracy low high chosen converged n_test".split()
 EFFECT_COLUMNS = ("factor", "a", "b", "others", "at", "difference", "low", "high")
+STOPPED_COLUMNS = ("alignment", "point", "scaling", "at", "layer", "converged", "min", "max")
 METHOD_COLUMNS = ("method", "labels", "draw", "test_accuracy", "low", "high")
 COMPARED_COLUMNS = ("model", "control", "layer", "test_accuracy", "low", "high", "chosen")
 PROTOCOL_STYLES: dict[tuple[str, str], Keywords] = {  # by scaling and solver
@@ -40,6 +41,7 @@ PROTOCOL_STYLES: dict[tuple[str, str], Keywords] = {  # by scaling and solver
     ("unscaled", "converged"): {"color": "#D55E00", "linestyle": "-", "marker": "^"},
     ("unscaled", "100 iterations"): {"color": "#E69F00", "linestyle": "--", "marker": "v"},
 }
+STOPPED_STYLE, OPTIMUM_STYLE = list(PROTOCOL_STYLES.values())[3], list(PROTOCOL_STYLES.values())[0]
 TRANSFORMERS_STYLE: Keywords = {"color": "#767676", "linestyle": (0, (1, 1)), "marker": "x"}
 EFFECT_STYLES: dict[str, Keywords] = {
     "chosen layer": {"color": "#0072B2", "marker": "o"},
@@ -78,29 +80,38 @@ def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
 
 
 @plotting
-def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+def protocol_curves(
+    table: pd.DataFrame, effects: pd.DataFrame, stopped: pd.DataFrame | None = None, *, title: str = ""
+) -> matplotlib.figure.Figure:
     """Test accuracy over depth in every setting of a protocol, and below what each of its factors changes.
 
-    `table` (PROTOCOL_COLUMNS) and `effects` (EFFECT_COLUMNS) as `ablate_protocol` returns them: a panel for each
-    alignment and point, a line for each scaling and solver, hollow where a probe did not converge, the chosen layer
-    ringed. The recipe of transformers is plotted in the panel that it resembles. Below: averages of the differences
-    with 95% intervals, and as faint dots the pairs of settings that they are averages of.
+    `table` (PROTOCOL_COLUMNS), `effects` (EFFECT_COLUMNS) and `stopped` (STOPPED_COLUMNS) as `ablate_protocol` returns
+    them: a panel for each alignment and point, a line for each scaling and solver, hollow where a probe did not
+    converge, the chosen layer ringed. The recipe of transformers is plotted in the panel that it resembles. Below:
+    averages of the differences with 95% intervals, and as faint dots the pairs of settings that they are averages of;
+    interactions of two factors (a x b). Last: from the lowest to the highest accuracy of a stopped solver, over repeats
+    that should all be the same, and the accuracy at the optimum.
     """
     check_columns(table, PROTOCOL_COLUMNS)
     check_columns(effects, EFFECT_COLUMNS)
     table = table.assign(recipe=with_empty_words(table.recipe))
     effects = effects.assign(others=with_empty_words(effects.others))
-    settings, transformers = table[table.recipe == ""], table[table.recipe == "port"]
+    settings, transformers = table[table.recipe == ""], table[table.recipe.isin(["transformers", "port"])]
     alignments, places = (settings[name].unique() for name in ("alignment", "point"))
     check_room("alignment and point", len(alignments) * len(places))
-    figure = Figure(figsize=inches(1.5 * len(alignments) + 2.5), layout="constrained")
-    upper, lower = stacked(figure, [1.5 * len(alignments) + 0.6, 1.9])
+    count = len(effects[["factor", "a", "b"]].drop_duplicates())
+    heights = [1.5 * len(alignments) + 0.6, 0.25 * count + 0.65]
+    if stopped is not None:
+        check_columns(stopped, STOPPED_COLUMNS)
+        heights.append(0.2 * len(stopped) + 0.65)
+    figure = Figure(figsize=inches(sum(heights)), layout="constrained")
+    upper, lower, *last_part = stacked(figure, heights)
     panels = upper.subplots(len(alignments), len(places), sharex=True, sharey=True, squeeze=False)
     for ax, (alignment, point) in zip(panels.flat, itertools.product(alignments, places), strict=True):
         _plot_settings(ax, settings[(settings.alignment == alignment) & (settings.point == point)])
         ax.set_title(as_label(f"{alignment}, {point}"), loc="left", fontweight="normal", pad=points(3))
     if len(transformers):
-        _plot_setting(panels[-1, -1], "the port's recipe", TRANSFORMERS_STYLE, transformers)
+        _plot_setting(panels[-1, -1], "recipe of transformers", TRANSFORMERS_STYLE, transformers)
     last = int(table.layer.max())
     panels[0, 0].xaxis.set_major_locator(ticker.MultipleLocator(max(1, math.ceil((last + 1) / 6))))
     for ax in panels[-1]:
@@ -111,6 +122,8 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
     upper.legend(named.values(), named.keys(), loc="outside lower center", ncols=1 if narrow() else 2)
     suptitle(upper, title)
     _plot_effects(lower.add_subplot(), effects)
+    if stopped is not None:
+        _plot_stopped(last_part[0].add_subplot(), stopped)
     return figure
 
 
@@ -118,8 +131,9 @@ def protocol_curves(table: pd.DataFrame, effects: pd.DataFrame, *, title: str = 
 def fine_tuning(table: pd.DataFrame, curves: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
     """Test accuracy of each method, full labels and few; below, layer curves before and after on one axis.
 
-    `table` (METHOD_COLUMNS) has a row for each (method, labels, draw), plotted in its order: means over draws, single
-    draws as faint dots, and 95% intervals over test images where there is one draw. `curves` is as for `layer_curve`,
+    `table` (METHOD_COLUMNS) has a row for each (method, labels, draw, seed), plotted in its order: means over draws and
+    seeds with their standard deviation, single runs as faint dots, and where there is one run the 95% interval over
+    test images. `curves` is as for `layer_curve`,
     control "model" being the model before, each other control a model after.
     """
     check_columns(table, METHOD_COLUMNS)
@@ -179,10 +193,22 @@ def _plot_effects(ax: Axes, effects: pd.DataFrame) -> None:
             ends = [[100 * (whole.difference - whole.low)], [100 * (whole.high - whole.difference)]]
             ax.errorbar(100 * whole.difference, y, xerr=ends, **style, **bars, label="_" if i else at)
     ax.axvline(0, color="black", linewidth=points(0.6), zorder=0)
-    rows_downwards(ax, [f"{a} less {b}" for _, a, b in names])
+    rows_downwards(ax, [f"{a} x {b}" if factor == "interaction" else f"{a} less {b}" for factor, a, b in names])
     ax.set(xlabel="difference (points)" if narrow() else "difference of test accuracy (points)")
     spacing = 1.5 if narrow() else None
     figure_of(ax, root=False).legend(loc="outside lower right", ncols=3, handlelength=1.5, columnspacing=spacing)
+
+
+def _plot_stopped(ax: Axes, stopped: pd.DataFrame) -> None:
+    """What a stopped solver makes of one fit, repeated, and the optimum beside it."""
+    places, low, high = range(len(stopped)), 100 * stopped["min"], 100 * stopped["max"]
+    ax.hlines(places, low, high, color=STOPPED_STYLE["color"], linewidth=points(3), label="100 iterations, repeated")
+    ax.plot((low + high) / 2, places, "|", color=STOPPED_STYLE["color"], markersize=points(5))
+    optimum: Keywords = OPTIMUM_STYLE | {"linestyle": "", "markersize": points(3)}
+    ax.plot(100 * stopped.converged, places, **optimum, label="converged")
+    rows_downwards(ax, [f"{row.point}, {row.scaling}, layer {row.layer}" for row in stopped.itertuples()])
+    ax.set(xlabel="test accuracy (%)")
+    figure_of(ax, root=False).legend(loc="outside lower right", ncols=2, handlelength=1.5)
 
 
 def _plot_methods(ax: Axes, table: pd.DataFrame) -> None:
@@ -193,9 +219,9 @@ def _plot_methods(ax: Axes, table: pd.DataFrame) -> None:
         style = LABEL_STYLES[i % 2]
         rows = table[table.labels == labels]
         rows = rows.assign(y=rows.method.map(methods.index) + 0.15 * (2 * i - 1))
-        draws = rows.groupby("y")
-        mean, lone = draws[["test_accuracy", "low", "high"]].mean(), draws.size() == 1
-        ends = np.where(lone, interval(mean), 0)
+        runs = rows.groupby("y")
+        mean, deviation = runs[["test_accuracy", "low", "high"]].mean(), 100 * runs.test_accuracy.std(ddof=1)
+        ends = np.where(runs.size() == 1, interval(mean), deviation)
         ax.errorbar(100 * mean.test_accuracy, mean.index, xerr=ends, **style | bars, label=as_label(labels))
         ax.plot(100 * rows.test_accuracy, rows.y, ".", color=style["color"], alpha=0.3, markersize=points(4))
     rows_downwards(ax, methods)

@@ -2,14 +2,15 @@
 
 Published curves of ImageGPT's layers differ in four ways besides the network: alignment (is the start token in front,
 as in training?), point (normed or not), scaling (are features standardised?) and solver (does the probe converge?).
-Here every combination is run on the same images, with C and the layer always chosen on the same held-out rows; beside
-them stands the recipe of the notebook that came with transformers' ImageGPT, the only complete per-layer table that
-others have published.
+Here every combination of the first three is run to convergence on the same images, with C and the layer always chosen
+by the same cross-validation; beside them stands the recipe of the notebook that came with transformers' ImageGPT, the
+only complete per-layer table that others have published. A stopped solver is no factor: its accuracy depends on the
+order of the rows, the precision and the processor, so of it the spread is shown (`stopped`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,62 +21,67 @@ import pandas as pd
 import torch
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.significance import compare, mean_difference, peak_set
+from igpt_lab.core.significance import compare, holm, peak_set
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
+from igpt_lab.probing.effects import AT, AVERAGE, ENDS, Setting, effects_of, with_holm
 from igpt_lab.probing.probes import CS, Features, ProbeResult, probe_layers
-from igpt_lab.probing.solvers.logistic import fit_logistic, fit_sklearn
+from igpt_lab.probing.solvers.logistic import fit_sklearn
+from igpt_lab.probing.stopped import repeat_stopped, spread_of
 
 FACTORS = {  # a factor, its level in this package and the other one
     "alignment": ("sos", "raw"),
     "point": ("ln_1", "resid_pre"),
     "scaling": ("standardised", "unscaled"),
-    "solver": ("converged", "100 iterations"),
 }
-SOLVERS = {"converged": (fit_logistic, 1000), "100 iterations": (fit_sklearn, 100)}
-OURS = tuple(level for level, _ in FACTORS.values())
-TRANSFORMERS = ("raw", "hidden states", "unscaled", "1000 iterations")  # hidden states: un-normed, but the last
-ENDS = ("difference", "low", "high")
-AT = ("chosen layer", "last layer", "drop")
+OURS: Setting = tuple(level for level, _ in FACTORS.values())
+UNSCALED: Setting = ("sos", "resid_pre", "unscaled")  # where a stopped solver is furthest from its optimum
+TRANSFORMERS: Setting = ("raw", "hidden states", "unscaled")  # hidden states: un-normed, but the last
 
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """`results`: a `ProbeResult` for each (alignment, point, scaling, solver): all of FACTORS', and TRANSFORMERS.
+    """`results`: a `ProbeResult` for each (alignment, point, scaling): all of FACTORS', and TRANSFORMERS.
 
     `table`: a row for each setting and layer. `settings`: a row for each setting, with the layer that validation chose,
-    the last layer, and `drop`, what is lost between them. `effects`: a row for each difference between two settings.
+    the last layer, and `drop`, what is lost between them. `effects`: a row for each difference between two settings,
+    and for each interaction of two factors. `repeats`: a row for each repeat of a fit that should not depend on what
+    differs between them, and `stopped` their spread (`stopped.spread_of`).
     """
 
-    results: Mapping[tuple[str, str, str, str], ProbeResult]
+    results: Mapping[Setting, ProbeResult]
     keys: Mapping[str, dict]
     table: pd.DataFrame
     settings: pd.DataFrame
     effects: pd.DataFrame
+    repeats: pd.DataFrame
+    stopped: pd.DataFrame
 
     def to_dict(self) -> dict:
-        """What a figure's record needs: the stores' keys, settings and effects; nan becomes None."""
-        tables = self.settings, self.effects
-        settings, effects = (table.astype(object).where(table.notna(), None) for table in tables)
-        return {
-            "stores": dict(self.keys),
-            "settings": settings.to_dict("records"),
-            "effects": effects.to_dict("records"),
-        }
+        """What a figure's record needs: the stores' keys, and the tables but for `table`; nan becomes None."""
+        tables = {name: getattr(self, name) for name in ("settings", "effects", "repeats", "stopped")}
+        rows = {name: table.astype(object).where(table.notna(), None) for name, table in tables.items()}
+        return {"stores": dict(self.keys), **{name: table.to_dict("records") for name, table in rows.items()}}
 
     def single(self) -> pd.DataFrame:
-        """The rows of `effects` in which `a` is this package's setting and `b` departs from it in one factor."""
+        """The rows of `effects` in which `a` is this package's setting and `b` departs from it in one factor.
+
+        `p_holm` corrects for these rows alone.
+        """
         ours = {name: ", ".join(OURS[:i] + OURS[i + 1 :]) for i, name in enumerate(FACTORS)}
-        return self.effects[self.effects.others == self.effects.factor.map(ours)].reset_index(drop=True)
+        return with_holm(self.effects[self.effects.others == self.effects.factor.map(ours)].reset_index(drop=True))
+
+    def average(self) -> pd.DataFrame:
+        """The rows of `effects` that are not of one pair of settings: averages, the recipe, and interactions."""
+        return self.effects[self.effects.others.isin([AVERAGE, ""])].reset_index(drop=True)
 
     def describe(self) -> str:
-        """The average effects, a line for each factor, in points of accuracy with 95% intervals over test images."""
-        average = self.effects[self.effects.others == "average"]
-        lines = [_line(f"{a} less {b}", rows) for (a, b), rows in average.groupby(["a", "b"], sort=False)]
-        return "\n".join([*lines, _line("ours less the port's recipe", self.effects[self.effects.factor == "recipe"])])
+        """What `average` has, a line for each, in points of accuracy with 95% intervals over test images."""
+        lines = self.average().groupby(["factor", "a", "b"], sort=False)
+        return "\n".join(_line(factor, a, b, rows) for (factor, a, b), rows in lines)
 
 
 @checked
@@ -87,25 +93,33 @@ def ablate_protocol(
     store: str | Path = "stores",
     layers: Sequence[int] | None = None,
     Cs: Sequence[float] = CS,
+    folds: int = 5,
+    orders: int = 3,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Ablation:
-    """Probe `layers` (all by default) in all 16 settings of FACTORS, and by the recipe of transformers.
+    """Probe `layers` (all by default) in all 8 settings of FACTORS, and by the recipe of transformers.
 
-    Two extractions, one for each alignment, go to `store`. In every setting C and the layer are chosen on the same
-    held-out tenth of train, and test is met once. `solver` alone decides how a fit ends: `logistic.fit_logistic` at its
-    optimum, `logistic.fit_sklearn` after 100 iterations at most. The recipe of transformers has C = 1 and at most 1000
-    iterations, mixes un-normed states with a normed last one, and takes the layer that is best on test.
+    Two extractions, one for each alignment, go to `store`. In every setting C and the layer are chosen by the same
+    cross-validation on train, with five `folds` by default, half of `probe_layers`' as there are many probes; test is
+    met once. The recipe of transformers has C = 1 and at most 1000 iterations of scikit-learn's, mixes un-normed states
+    with a normed last one, and takes the layer that is best on test.
 
     `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images: at
     the layer that each setting chose, at the last one, and for the `drop` from one to the other. Where `others` names
     levels of the other factors, it is `significance.compare` of two settings; where it is "average", the mean over all
-    eight pairs. Both with a 95% interval over test images, by bootstrap.
+    four pairs (`effects.average_difference`). Of a row with the factor "interaction", `a` and `b` are factors, and
+    `difference` is how much more the choice of this package in `a` gains beside its choice in `b` than beside the other
+    level of `b`. 95% intervals and p over test images; `p_holm` is corrected within its family, `effects.effects_of`.
+
+    `repeats` fits this package's setting and UNSCALED again, at the chosen and the last layer with the C chosen there,
+    in `orders` orders of the training rows, two precisions and one or two threads, stopped and at the optimum.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     probing: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
-    results, keys = {}, {}
+    results: dict[Setting, ProbeResult] = {}
+    keys, repeats = {}, []
     splits = [images.split for images in (train_images, test_images)]
     for alignment in FACTORS["alignment"]:
         stored = extract(
@@ -114,21 +128,29 @@ def ablate_protocol(
         )  # fmt: skip
         keys[alignment] = stored.key
         features = {point: _features(stored, splits, point) for point in FACTORS["point"]}
-        for point, scaling, solver in product(*list(FACTORS.values())[1:]):
-            setting = (alignment, point, scaling, solver)
-            results[setting] = _probe(features[point], setting, SOLVERS[solver], Cs, probing)
+        for point, scaling in product(FACTORS["point"], FACTORS["scaling"]):
+            setting = (alignment, point, scaling)
+            results[setting] = _probe(features[point], setting, Cs=Cs, folds=folds, **probing)
+            if setting in (OURS, UNSCALED):
+                repeats.append(_repeats(features[point], setting, results[setting], orders, progress))
     normed, unnormed = (features[point] for point in FACTORS["point"])  # of raw, the last alignment
     last = model.config.n_layer
     mixed = _hidden_states(normed[0], unnormed[0], last), _hidden_states(normed[1], unnormed[1], last)
-    results[TRANSFORMERS] = _probe(mixed, TRANSFORMERS, (fit_sklearn, 1000), [1.0], probing)
+    results[TRANSFORMERS] = _probe(mixed, TRANSFORMERS, Cs=[1.0], folds=1, solver=fit_sklearn, max_iter=1000, **probing)
     settings = pd.DataFrame([_setting_row(setting, result) for setting, result in results.items()])
+    settings.insert(settings.columns.get_loc("drop_p") + 1, "drop_holm", pd.Series(holm(settings.drop_p.to_dict())))
     table = pd.concat([_with_setting(setting, result) for setting, result in results.items()], ignore_index=True)
-    return Ablation(results, keys, table, settings, pd.DataFrame([*_effects(results), *_recipe_effects(results)]))
+    correct = {setting: {at: _correct(setting, result, at) for at in AT[:2]} for setting, result in results.items()}
+    all_repeats = pd.concat(repeats, ignore_index=True)
+    stopped = spread_of(all_repeats, [*FACTORS, "at", "layer", "C"])
+    effects = effects_of(correct, FACTORS, TRANSFORMERS)
+    return Ablation(results, keys, table, settings, effects, all_repeats, stopped)
 
 
-def _line(name: str, rows: pd.DataFrame) -> str:
+def _line(factor: str, a: str, b: str, rows: pd.DataFrame) -> str:
     rows = rows.assign(**100 * rows[list(ENDS)])
     effects = [f"{at} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for at, d, low, high in rows[["at", *ENDS]].values]
+    name = f"{a} x {b}" if factor == "interaction" else f"{a} less {b}"
     return f"{name:<33}" + "   ".join(effects)
 
 
@@ -138,20 +160,24 @@ def _features(store: FeatureStore, splits: Sequence[str], point: str) -> tuple[F
     return train, test
 
 
-def _probe(
-    features: tuple[Features, Features],
-    setting: tuple[str, ...],
-    solver: tuple[Callable, int],
-    Cs: Sequence[float],
-    probing: dict[str, Any],
-) -> ProbeResult:
-    """The probe of one setting, on features of train and test, with a solver and its limit of iterations."""
-    train, test = features
-    solve, max_iter = solver
-    scaled, name = setting[2] == "standardised", ", ".join(setting)
-    return probe_layers(
-        train, test, Cs=Cs, standardise=scaled, solver=solve, max_iter=max_iter, control=name, **probing
-    )
+def _probe(features: tuple[Features, Features], setting: Setting, **probing: Any) -> ProbeResult:
+    """The probe of one setting, on features of train and test."""
+    return probe_layers(*features, standardise=setting[2] == "standardised", control=", ".join(setting), **probing)
+
+
+def _repeats(
+    features: tuple[Features, Features], setting: Setting, result: ProbeResult, orders: int, progress: bool
+) -> pd.DataFrame:
+    """Repeats of one setting, at its chosen layer and at the last one."""
+    tables, Cs = [], result.table.set_index("layer").C
+    for at, layer in zip(AT, (result.chosen, max(result.correct)), strict=False):
+        standardise = setting[2] == "standardised"
+        rows = repeat_stopped(
+            *features, layer, float(Cs[layer]), standardise=standardise, orders=orders, progress=progress
+        )
+        names = {**dict(zip(FACTORS, setting, strict=True)), "at": at, "layer": layer, "C": float(Cs[layer])}
+        tables.append(pd.concat([pd.DataFrame([names] * len(rows)), rows], axis=1))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _hidden_states(normed: Features, unnormed: Features, last: int) -> Features:
@@ -160,22 +186,24 @@ def _hidden_states(normed: Features, unnormed: Features, last: int) -> Features:
     return replace(unnormed, layers=layers)
 
 
-def _named(setting: tuple) -> dict[str, str]:
-    return {"recipe": "port" if setting == TRANSFORMERS else "", **dict(zip(FACTORS, setting, strict=True))}
+def _named(setting: Setting) -> dict[str, str]:
+    is_theirs = setting == TRANSFORMERS
+    names = {"recipe": "transformers" if is_theirs else "", **dict(zip(FACTORS, setting, strict=True))}
+    return names | {"solver": "1000 iterations" if is_theirs else "converged"}
 
 
-def _with_setting(setting: tuple, result: ProbeResult) -> pd.DataFrame:
+def _with_setting(setting: Setting, result: ProbeResult) -> pd.DataFrame:
     rows = result.table.drop(columns="control").assign(chosen=result.table.layer == _chosen(setting, result))
     return pd.concat([pd.DataFrame([_named(setting)] * len(rows)), rows], axis=1)
 
 
-def _chosen(setting: tuple, result: ProbeResult) -> int:
+def _chosen(setting: Setting, result: ProbeResult) -> int:
     """The layer that a setting reports: by validation, in the recipe of transformers the best on test."""
     accuracies = result.table.set_index("layer").test_accuracy
     return int(accuracies.idxmax()) if setting == TRANSFORMERS else result.chosen
 
 
-def _setting_row(setting: tuple, result: ProbeResult) -> dict:
+def _setting_row(setting: Setting, result: ProbeResult) -> dict:
     rows, chosen, last = result.table.set_index("layer"), _chosen(setting, result), max(result.correct)
     drop, peak = compare(result.correct[chosen], result.correct[last]), peak_set(result.correct).layers
     names = ["test_accuracy", "low", "high"]
@@ -190,43 +218,5 @@ def _setting_row(setting: tuple, result: ProbeResult) -> dict:
     }  # fmt: skip
 
 
-def _effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
-    """Rows of `effects` for each factor: eight pairs of settings that differ in it alone, then their average."""
-    rows = []
-    for place, (factor, (a, b)) in enumerate(FACTORS.items()):
-        contexts = list(product(*[levels for name, levels in FACTORS.items() if name != factor]))
-        pairs = [(rest[:place] + (a,) + rest[place:], rest[:place] + (b,) + rest[place:]) for rest in contexts]
-        named = {"factor": factor, "a": a, "b": b}
-        for at in AT[:2]:
-            for rest, pair in zip(contexts, pairs, strict=True):
-                rows.append(named | {"others": ", ".join(rest), "at": at} | _difference(results, pair, at))
-        for at in AT:
-            rows.append(named | {"others": "average", "at": at} | mean_difference(_paired(results, pairs, at)))
-    return rows
-
-
-def _recipe_effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
-    """Rows of `effects` for this package's setting against the recipe of transformers."""
-    named = {"factor": "recipe", "a": "ours", "b": "port", "others": ""}
-    pair = (OURS, TRANSFORMERS)
-    rows = [named | {"at": at} | _difference(results, pair, at) for at in AT[:2]]
-    return [*rows, named | {"at": "drop"} | mean_difference(_paired(results, [pair], "drop"))]
-
-
-def _difference(results: Mapping[tuple, ProbeResult], pair: tuple[tuple, tuple], at: str) -> dict:
-    """`significance.compare` of two settings at one layer."""
-    a, b = (_correct(setting, results[setting], at) for setting in pair)
-    compared = compare(a, b)
-    return {name: getattr(compared, name) for name in ("difference", "low", "high", "p_value", "n_test")}
-
-
-def _correct(setting: tuple, result: ProbeResult, at: str) -> np.ndarray:
+def _correct(setting: Setting, result: ProbeResult, at: str) -> np.ndarray:
     return result.correct[max(result.correct) if at == "last layer" else _chosen(setting, result)]
-
-
-def _paired(results: Mapping[tuple, ProbeResult], pairs: Sequence[tuple[tuple, tuple]], at: str) -> np.ndarray:
-    """What each test image adds to the differences of pairs of settings: float64 (P, N)."""
-    if at == "drop":
-        return _paired(results, pairs, "chosen layer") - _paired(results, pairs, "last layer")
-    a, b = (np.stack([_correct(pair[i], results[pair[i]], at) for pair in pairs]).astype(float) for i in (0, 1))
-    return a - b

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.significance import accuracy, compare
+from igpt_lab.core.significance import accuracy, spread
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
+from igpt_lab.probing.effects import average_difference, with_holm
 from igpt_lab.probing.few_labels import FewLabelResult, probe_few_labels
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
 from igpt_lab.training.classifier import Classified, classify
@@ -25,24 +27,50 @@ from igpt_lab.training.settings import FinetuneConfig
 
 BOTH, ALONE = "L_gen + L_clf", "L_clf alone"  # what also meets few labels, and whose layers are probed afterwards
 SCRATCH, HEAD = "from scratch", "head alone"
+CHOSEN, LAST = "probe, chosen layer", "probe, last layer"
 
 
 @dataclass(frozen=True, eq=False)
 class FineTuningComparison:
-    """`table`: a row for each (method, labels, draw), two probes first, with the accuracy on test and its interval.
+    """`table`: a row for each (method, labels, draw, seed), two probes first, with the accuracy on test, its interval.
 
-    `pairs`: a row for each way to fine-tune with all labels, compared with the best layer's probe on the same test
-    images (`significance.compare`). `before`: the probe of all layers of the network as it was. `curves`: a row for
-    each layer, of that probe and of those after L_gen + L_clf and after L_clf alone. `classified`: method -> what the
-    network that was fine-tuned with all labels says of the test images. `settings`: what all runs have in common.
+    `correct`: bool (N,) for each row of `table`, right or wrong on the test images. `summary`: a row for each (labels,
+    method), over its runs. `pairs`: a row for each claim about methods with all labels (see `compare_fine_tuning`).
+    `before`: the probe of all layers of the network as it was. `curves`: a row for each layer, of that probe and of
+    those after L_gen + L_clf and after L_clf alone, of the first seed. `classified`: method -> what the network that
+    was fine-tuned with all labels and the first seed says of the test images. `middle`: the layer of the head that is
+    not on the last one. `settings`: what all runs have in common.
     """
 
     table: pd.DataFrame
+    correct: list[np.ndarray]
     pairs: pd.DataFrame
     before: ProbeResult
     curves: pd.DataFrame
     classified: Mapping[str, Classified]
+    middle: int
     settings: FinetuneConfig
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Mean, standard deviation over runs (seeds, or draws of few labels), and interval over test images.
+
+        The interval holds the runs as they are (`significance.spread`); the deviation, nan for one run, the images.
+        """
+        rows = []
+        for (labels, method), group in self.table.groupby(["labels", "method"], sort=False):
+            over = spread([self.correct[row] for row in group.index])
+            numbers = {"mean": over.mean, "sd": over.standard_deviation, "runs": over.n_draws}
+            rows.append({"labels": labels, "method": method, **numbers, "low": over.low, "high": over.high})
+        return pd.DataFrame(rows)
+
+    def words(self) -> str:
+        """Which layer but the last has a head, and whether it stands for the middle of the network."""
+        last = max(self.before.correct)
+        chosen = "was chosen by cross-validation" if self.middle == self.before.chosen else "was named"
+        where = f"Layer {self.middle} of {last}, which {chosen}, has the head that is not on the last layer"
+        late = "; it lies in the last quarter of the network, so that it does not stand for the middle"
+        return where + (late if self.middle > 0.75 * last else "") + "."
 
     @property
     def mistakes(self) -> pd.DataFrame:
@@ -54,7 +82,9 @@ class FineTuningComparison:
         """What a figure's record needs."""
         return {
             "settings": asdict(self.settings),
-            "pairs": self.pairs.to_dict("index"),
+            "middle": self.middle,
+            "summary": self.summary.astype(object).where(self.summary.notna(), None).to_dict("records"),
+            "pairs": self.pairs.astype(object).where(self.pairs.notna(), None).to_dict("index"),
             "curves": self.curves.to_dict("list"),
         }
 
@@ -69,42 +99,55 @@ def compare_fine_tuning(
     store: str | Path = "stores",
     per_class: int = 25,
     draws: int = 2,
+    seeds: Sequence[int] = (0, 1, 2),
+    middle: int | None = None,
     progress: bool = True,
 ) -> FineTuningComparison:
     """Fine-tune `model` in five ways with all labels, and in two with `per_class` labels; probe it before and after.
 
-    The ways: L_gen + L_clf; L_clf alone; both losses with the head on the layer that the probe chose; both from
-    scratch, with weights drawn anew (seed 0); the head alone. The first two also meet `draws` subsets of `per_class`
-    labels of each class. `settings` are those of every run, but for what sets the ways apart. The probes are those of
-    the chosen layer and of the last, with the same labels. Features of the network as it was go to `store`; runs are
-    not kept.
+    The ways: L_gen + L_clf; L_clf alone; both losses with the head on layer `middle`, by default the one that
+    cross-validation chose; both from scratch, with weights drawn anew by the seed; the head alone. Each runs with all
+    `seeds`, which decide held-out images and batches. The first two also meet `draws` subsets of `per_class` labels of
+    each class, with the first seed. `settings` are those of every run, but for what sets the ways apart. The probes are
+    those of the chosen layer and of the last, with the same labels. Features of the network as it was go to `store`;
+    runs are not kept.
+
+    `pairs` compares each way with the chosen layer's probe, the head on `middle` with the head on the last layer, and
+    L_gen + L_clf with L_clf alone, on the same test images: `difference` is the mean over seeds, with `sd` over seeds,
+    and interval and p over test images (`effects.average_difference`). `p_holm` corrects for all of these claims.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
+    last = model.config.n_layer
+    if middle is not None and not 1 <= middle <= last:
+        raise ValueError(f"middle={middle}; expected a layer from 1 to {last}, on which a head can sit")
     train, test = _features(model, train_images, test_images, store, progress)
     before = probe_layers(train, test, progress=progress)
-    last = model.config.n_layer
     few = probe_few_labels(train, test, ks=[per_class], draws=draws, layers=[last], progress=progress)
-    rows, curves = _probe_rows(before, few, last), [before.table]
-    pairs: dict[str, dict] = {}
+    (rows, correct), curves = _probe_rows(before, few, last), [before.table]
+    middle = max(1, before.chosen) if middle is None else middle
+    methods = _methods(settings, middle, before.chosen)
     classified: dict[str, Classified] = {}
-    runs = _runs(settings, max(1, before.chosen), per_class, draws)
+    runs = _runs(methods, seeds, per_class, draws)
     for method, tuning in tqdm(runs, desc="fine-tuning", unit="run", disable=not progress):
         with tempfile.TemporaryDirectory() as folder:
-            start = _from_scratch(model) if method == SCRATCH else model
+            start = _from_scratch(model, tuning.seed) if method == SCRATCH else model
             finetune(start, train_images, tuning, folder, progress=False)
             result = classify(folder, test_images, progress=False)
             labels = "all" if tuning.per_class is None else str(per_class)
-            rows.append({"method": method, "labels": labels, "draw": tuning.draw, **result.accuracy()})
-            if tuning.per_class is not None:
+            facts = {"method": method, "labels": labels, "draw": tuning.draw, "seed": tuning.seed}
+            rows.append({**facts, **result.accuracy()})
+            correct.append(result.correct)
+            if tuning.per_class is not None or method in classified:
                 continue
             classified[method] = result
-            pairs[method] = compare(result.correct, before.correct[before.chosen]).to_dict()
             if method in (BOTH, ALONE):
                 tuned = load_model(f"{folder}/causal")
                 train, test = _features(tuned, train_images, test_images, f"{folder}/stores", progress=False)
                 curves.append(probe_layers(train, test, control=f"after {method}", progress=False).table)
-    table, paired = pd.DataFrame(rows), pd.DataFrame.from_dict(pairs, orient="index")
-    return FineTuningComparison(table, paired, before, pd.concat(curves, ignore_index=True), classified, settings)
+    table = pd.DataFrame(rows)
+    pairs = _pairs(table, correct, list(methods))
+    all_curves = pd.concat(curves, ignore_index=True)
+    return FineTuningComparison(table, correct, pairs, before, all_curves, classified, middle, settings)
 
 
 def _features(
@@ -116,35 +159,61 @@ def _features(
     return Features.from_store(features, train_images.split), Features.from_store(features, test_images.split)
 
 
-def _runs(settings: FinetuneConfig, middle: int, per_class: int, draws: int) -> list[tuple[str, FinetuneConfig]]:
-    """The method and the settings of each run: all ways with all labels, then two of them with few."""
-    methods = {
+def _methods(settings: FinetuneConfig, middle: int, chosen: int) -> dict[str, FinetuneConfig]:
+    on_layer = f"head on the chosen layer, {middle}" if middle == chosen else f"head on layer {middle}"
+    return {
         BOTH: settings,
         ALONE: replace(settings, generative=0.0),
-        f"{BOTH}, head on layer {middle}": replace(settings, layer=middle),
+        on_layer: replace(settings, layer=middle),
         SCRATCH: settings,
         HEAD: replace(settings, head_only=True),
     }
-    runs = list(methods.items())
+
+
+def _runs(
+    methods: Mapping[str, FinetuneConfig], seeds: Sequence[int], per_class: int, draws: int
+) -> list[tuple[str, FinetuneConfig]]:
+    """The method and the settings of each run: all ways and seeds with all labels, then two of them with few."""
+    runs = [(method, replace(tuning, seed=seed)) for method, tuning in methods.items() for seed in seeds]
     for method in (BOTH, ALONE):
-        runs += [(method, replace(methods[method], per_class=per_class, draw=draw)) for draw in range(draws)]
+        few = replace(methods[method], per_class=per_class, seed=seeds[0])
+        runs += [(method, replace(few, draw=draw)) for draw in range(draws)]
     return runs
 
 
-def _from_scratch(model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalImageModeling:
+def _pairs(table: pd.DataFrame, correct: Sequence[np.ndarray], methods: Sequence[str]) -> pd.DataFrame:
+    """A row for each claim; of two methods the runs of the same seed are compared."""
+    claims = [(method, CHOSEN) for method in methods] + [(methods[2], BOTH), (BOTH, ALONE)]
+    rows = {}
+    for a, b in claims:
+        of_a, of_b = (
+            np.stack([correct[row] for row in table.index[(table.method == method) & (table.labels == "all")]])
+            for method in (a, b)
+        )
+        differences = of_a.astype(int) - of_b
+        over_seeds = float(differences.mean(1).std(ddof=1)) if len(differences) > 1 else float("nan")
+        means = {"accuracy_a": float(of_a.mean()), "accuracy_b": float(of_b.mean())}
+        rows[f"{a} less {b}"] = means | average_difference(differences) | {"sd": over_seeds, "seeds": len(differences)}
+    return with_holm(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+def _from_scratch(model: ImageGPTForCausalImageModeling, seed: int) -> ImageGPTForCausalImageModeling:
     """A network of the same shape with weights drawn anew."""
-    scratch = ImageGPTForCausalImageModeling(model.config, generator=torch.Generator().manual_seed(0))
+    scratch = ImageGPTForCausalImageModeling(model.config, generator=torch.Generator().manual_seed(seed))
     scratch.name, scratch.processor = f"{model.name}-random", model.processor
-    scratch.source = {**model.source, "random": True, "seed": 0}
+    scratch.source = {**model.source, "random": True, "seed": seed}
     return scratch
 
 
-def _probe_rows(before: ProbeResult, few: FewLabelResult, last: int) -> list[dict]:
-    """Rows of the two probes, with all labels and with few."""
-    rows = []
-    for method, layer, rule in (("probe, best layer", before.chosen, "chosen"), ("probe, last layer", last, "fixed")):
-        rows.append({"method": method, "labels": "all", "draw": 0, **accuracy(before.correct[layer])})
+def _probe_rows(before: ProbeResult, few: FewLabelResult, last: int) -> tuple[list[dict], list[np.ndarray]]:
+    """Rows of the two probes, with all labels and with few, and which test images each gets right."""
+    rows, right = [], []
+    for method, layer, rule in ((CHOSEN, before.chosen, "chosen"), (LAST, last, "fixed")):
+        runs = [("all", 0, before.correct[layer])]
         for row, correct in zip(few.table.itertuples(), few.correct, strict=True):
             if row.layer_rule == rule:
-                rows.append({"method": method, "labels": str(row.k), "draw": row.draw, **accuracy(correct)})
-    return rows
+                runs.append((str(row.k), int(row.draw), correct))
+        for labels, draw, correct in runs:
+            rows.append({"method": method, "labels": labels, "draw": draw, "seed": 0, **accuracy(correct)})
+            right.append(correct)
+    return rows, right

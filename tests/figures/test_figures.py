@@ -31,7 +31,7 @@ from igpt_lab.figures import (
     surprise_gallery,
     training_dynamics,
 )
-from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables
+from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, stopped_table
 
 
 def words(ax):
@@ -149,17 +149,37 @@ def test_protocol_curves_draw_every_setting_in_its_panel():
     np.testing.assert_allclose(
         lines(panels[1])["standardised, 100 iterations"].get_xydata(), [[0, 55], [1, 65], [2, 75]]
     )
-    np.testing.assert_allclose(lines(panels[3])["the port's recipe"].get_ydata(), [66, 76, 86])
-    assert all("the port's recipe" not in lines(ax) for ax in panels[:3])
+    np.testing.assert_allclose(lines(panels[3])["recipe of transformers"].get_ydata(), [66, 76, 86])
+    assert all("recipe of transformers" not in lines(ax) for ax in panels[:3])
     drawn = panels[0].get_lines()
     assert [line.get_markerfacecolor() == "white" for line in drawn if len(line.get_xdata()) == 3] == [0, 1, 0, 1]
     assert [line.get_xydata().tolist() for line in drawn if len(line.get_xdata()) == 1 and line.get_marker() == "s"]
-    assert [label.get_text() for label in below.get_yticklabels()] == ["sos less raw", "ours less port"]
+    assert [label.get_text() for label in below.get_yticklabels()] == [
+        "sos less raw", "ours less transformers", "point x scaling"
+    ]  # fmt: skip
     bars = {bar.get_label(): bar.lines[0].get_xdata().tolist() for bar in below.containers[:3]}
     assert bars == {"chosen layer": [0], "last layer": [1], "drop": [2]}
     assert [0, 2] in [list(line.get_xdata()) for line in below.get_lines() if len(line.get_xdata()) == 2]
     ends = below.containers[1].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(ends[:, 0], [-1, 2])
+
+
+def test_a_stopped_solver_is_drawn_as_its_spread_beside_the_optimum():
+    below = protocol_curves(*protocol_tables(), stopped_table()).axes[-1]
+    assert [label.get_text() for label in below.get_yticklabels()] == [
+        "ln_1, standardised, layer 1",
+        "resid_pre, unscaled, layer 2",
+    ]
+    ranges = [segment[:, 0].tolist() for segment in below.collections[0].get_segments()]
+    np.testing.assert_allclose(ranges, [[79, 80], [60, 70]])
+    np.testing.assert_allclose(lines(below)["converged"].get_xdata(), [80, 75])
+
+
+def test_a_table_of_an_older_version_is_drawn_with_its_stopped_solver():
+    table, effects = protocol_tables()
+    old = table.assign(recipe=table.recipe.replace({"transformers": "port"}))
+    axes = protocol_curves(old, effects).axes
+    assert "standardised, 100 iterations" in lines(axes[0]) and "recipe of transformers" in lines(axes[3])
 
 
 def test_gallery_by_hand():
@@ -335,7 +355,8 @@ def test_fine_tuning_draws_means_of_draws_and_curves_before_and_after():
     np.testing.assert_allclose(few.lines[0].get_xdata().astype(float), [60])  # the mean, over single draws
     ends = [segment[:, 0] for segment in all_labels.lines[2][0].get_segments()]
     np.testing.assert_allclose(ends, [[70, 85], [80, 95]])
-    np.testing.assert_allclose(few.lines[2][0].get_segments()[0][:, 0], [60, 60])  # two draws: no interval of images
+    deviation = 10 * 2**0.5  # two draws, 50 and 70: their standard deviation, no interval over images
+    np.testing.assert_allclose(few.lines[2][0].get_segments()[0][:, 0], [60 - deviation, 60 + deviation])
     drawn = lines(lower)
     np.testing.assert_allclose(drawn["before"].get_xydata(), [[0, 50], [1, 80], [2, 70]])
     np.testing.assert_allclose(drawn["x"].get_xydata(), drawn["before"].get_xydata())

@@ -24,7 +24,7 @@ HOSTILE = "_cost $5 to $x^2$\x1b[31m\n]]><x> \\frac{" + "long " * 60
 TITLE = f"\udce9 {HOSTILE}"  # a letter that is not UTF-8, which a table cannot hold
 MEANT = {
     MODEL,
-    *"chosen fixed port standardised unscaled converged average drop".split(),
+    *"chosen fixed transformers interaction standardised unscaled converged average drop".split(),
     "100 iterations",
     "raw pixels",
 }

@@ -20,7 +20,7 @@ from igpt_lab.app import cli
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
-from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, selectivity_table
+from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, selectivity_table, stopped_table
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
 COMPARISON = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
@@ -64,7 +64,7 @@ def drawings():
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
         "geometry_curves": ([geometry_table()], {}, geometry_table()),
         "selectivity": ([selectivity_table()], {"title": "t"}, selectivity_table()),
-        "protocol_curves": ([table, effects], {"title": "t"}, table),
+        "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
         "fine_tuning": ([method_table(), layer_table()], {}, method_table()),

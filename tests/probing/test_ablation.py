@@ -1,5 +1,6 @@
 """The ablation's cells against features, probes and comparisons made by hand."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -8,16 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.core.significance import compare, mean_difference
-from igpt_lab.images.splits import stratified_split
+from igpt_lab.core.significance import compare, holm
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.ablation import FACTORS, OURS, TRANSFORMERS
-from igpt_lab.probing.probes import CS
+from igpt_lab.probing.ablation import FACTORS, OURS, TRANSFORMERS, UNSCALED
+from igpt_lab.probing.effects import AT, average_difference, effects_of, sign_flip_p
+from igpt_lab.probing.stopped import repeat_stopped, spread_of
 
 SIZES = {"tr": 150, "te": 120}
 
@@ -67,8 +67,9 @@ def by_hand(model, tokens, alignment, point):
 
 
 def test_every_setting_has_every_layer(found):
-    assert len(found.results) == 17 and set(found.results) > {OURS, TRANSFORMERS}
-    assert len(found.table) == 17 * 4 and not found.table.duplicated(["recipe", *FACTORS, "layer"]).any()
+    assert len(found.results) == 9 and set(found.results) > {OURS, TRANSFORMERS}
+    assert (found.table[found.table.recipe == ""].solver == "converged").all()  # a stopped solver is in no setting
+    assert len(found.table) == 9 * 4 and not found.table.duplicated(["recipe", *FACTORS, "layer"]).any()
     assert (found.table.groupby(["recipe", *FACTORS]).chosen.sum() == 1).all()
     assert found.keys["sos"]["alignment"] == "sos" and found.keys["raw"]["alignment"] == "raw"
     for setting, rows in found.table.groupby(list(FACTORS)):
@@ -81,8 +82,8 @@ def test_every_setting_has_every_layer(found):
 def test_a_cell_is_probe_layers_by_hand(found, model, images, alignment, point):
     train, test = (lab.Features(by_hand(model, each, alignment, point), each.labels, each.index) for each in images)
     for scaling in FACTORS["scaling"]:
-        expected = lab.probe_layers(train, test, standardise=scaling == "standardised", progress=False)
-        result = found.results[alignment, point, scaling, "converged"]
+        expected = lab.probe_layers(train, test, folds=5, standardise=scaling == "standardised", progress=False)
+        result = found.results[alignment, point, scaling]
         assert result.chosen == expected.chosen
         for layer in range(4):
             np.testing.assert_array_equal(result.correct[layer], expected.correct[layer])
@@ -91,48 +92,70 @@ def test_a_cell_is_probe_layers_by_hand(found, model, images, alignment, point):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("scaling", FACTORS["scaling"])
-def test_a_stopped_cell_is_scikit_learn_by_hand(found, model, images, stores, scaling):
-    store = lab.extract(model, images, store=stores, points=FACTORS["point"], alignment="raw", progress=False)
-    train, test = (lab.StoredLayers(store, split, "resid_pre") for split in ("train", "test"))
-    y, truth = (each.labels for each in images)
-    fit, held = stratified_split(y, 0.1, seed=0)
+def test_a_repeat_is_scikit_learn_by_hand_on_rows_in_another_order(found, model, images, stores):
+    store = lab.extract(model, images, store=stores, points=FACTORS["point"], progress=False)
+    (x, y), (tested, truth) = (
+        (lab.StoredLayers(store, split, "ln_1")[3], each.labels)
+        for split, each in zip(("train", "test"), images, strict=True)
+    )
+    rows = found.repeats[(found.repeats.point == "ln_1") & (found.repeats["at"] == "last layer")]
+    assert set(rows.layer) == {3} and rows.C.iloc[0] == found.results[OURS].table.C.iloc[3]
+    order = np.random.default_rng(2).permutation(len(y))
+    scaler = StandardScaler().fit(x[order].astype(float))
+    model = LogisticRegression(C=rows.C.iloc[0], max_iter=100).fit(scaler.transform(x[order].astype(float)), y[order])
+    row = rows.set_index(["solver", "order", "dtype", "threads"]).loc["100 iterations", 2, "float64", 1]
+    assert row.iterations == pytest.approx(model.n_iter_[0], rel=0.1, abs=2)
+    assert row.test_accuracy == pytest.approx(model.score(scaler.transform(tested), truth), abs=1 / len(truth))
+    at_optimum = rows[rows.solver == "converged"].test_accuracy
+    assert np.ptp(at_optimum) <= 1 / len(truth)
+    np.testing.assert_allclose(at_optimum, found.results[OURS].correct[3].mean(), atol=1 / len(truth))
 
-    def classifier(C):
-        scaler = [StandardScaler()] if scaling == "standardised" else []
-        return make_pipeline(*scaler, LogisticRegression(C=C, max_iter=100))
 
-    for row in found.results["raw", "resid_pre", scaling, "100 iterations"].table.itertuples():
-        x = train[row.layer]
-        scores = {C: classifier(C).fit(x[fit], y[fit]).score(x[held], y[held]) for C in {*CS, row.C}}
-        assert row.validation_accuracy == pytest.approx(scores[row.C]) == max(scores.values())
-        refit = classifier(row.C).fit(x, y)
-        steps = refit[-1].n_iter_[0]
-        assert row.iterations == pytest.approx(steps, rel=0.1, abs=2)  # in float32 rounding decides the last ones
-        assert row.test_accuracy == pytest.approx(refit.score(test[row.layer], truth), abs=1 / len(truth))
+def test_a_stopped_fit_depends_on_what_should_not_matter_and_the_optimum_does_not():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(400, 30)).astype(np.float32) * np.geomspace(1e-2, 1e3, 30, dtype=np.float32)
+    y = (x[:, 0] * 100 + generator.normal(size=400) > 0).astype(int)  # what tells the classes apart is the smallest
+    train, test = (lab.Features({5: x[rows]}, y[rows], np.arange(200)) for rows in (slice(200), slice(200, 400)))
+    repeats = repeat_stopped(train, test, 5, 1e3, standardise=False, progress=False)
+    stopped, at_optimum = (repeats[repeats.solver == name] for name in ("100 iterations", "converged"))
+    assert len(stopped) == 8 and len(at_optimum) == 6 and (stopped.iterations == 100).all()
+    assert at_optimum.converged.all() and np.ptp(at_optimum.test_accuracy) == 0 < np.ptp(stopped.test_accuracy)
+
+
+def test_the_spread_by_hand(found):
+    names = [*FACTORS, "at", "layer", "C"]
+    assert found.stopped[[*FACTORS, "at"]].apply(tuple, axis=1).tolist() == [
+        (*setting, at) for setting in (OURS, UNSCALED) for at in AT[:2]
+    ]
+    table = pd.DataFrame({"a": "x", "b": 1, "solver": ["100 iterations"] * 3 + ["converged"] * 2})
+    (row,) = spread_of(table.assign(test_accuracy=[0.1, 0.2, 0.6, 0.5, 0.5]), ["a", "b"]).itertuples()
+    assert (row.min, row.max, row.repeats, row.converged) == (0.1, 0.6, 3, 0.5)
+    assert row.sd == pytest.approx((0.14 / 2) ** 0.5)  # deviations -0.2, -0.1, 0.3
+    assert found.stopped[names].equals(spread_of(found.repeats, names)[names])
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_the_port_s_recipe_by_hand(found, model, images):
+def test_the_recipe_of_transformers_by_hand(found, model, images):
     train, test = (by_hand(model, each, "raw", "hidden states") for each in images)
     y, truth = (each.labels for each in images)
     scores = [LogisticRegression(max_iter=1000).fit(train[i], y).score(test[i], truth) for i in range(4)]
-    port = found.table[found.table.recipe == "port"]
+    port = found.table[found.table.recipe == "transformers"]
     assert port.test_accuracy.tolist() == pytest.approx(scores, abs=1 / len(truth)) and (port.C == 1).all()
     assert port.layer[port.chosen].item() == np.argmax(scores)  # picked on test, as published
-    row = found.settings[found.settings.recipe == "port"].iloc[0]
+    row = found.settings[found.settings.recipe == "transformers"].iloc[0]
     assert [row.test_accuracy, row.last_accuracy] == pytest.approx([max(scores), scores[-1]], abs=1 / len(truth))
 
 
 def test_settings_and_effects_are_compare_by_hand(found):
     for row in found.settings[found.settings.recipe == ""].itertuples():
         result = found.results[tuple(getattr(row, name) for name in FACTORS)]
-        by_validation = result.table.set_index("layer").validation_accuracy.idxmax()
+        by_validation = result.chosen
+        assert result.table.validation_accuracy.max() == result.table.validation_accuracy[by_validation]
         expected = compare(result.correct[by_validation], result.correct[3])
         assert row.layer == by_validation
         assert (row.drop, row.drop_low, row.drop_p) == (expected.difference, expected.low, expected.p_value)
-    row = found.effects.set_index(["factor", "others", "at"]).loc["point", "raw, unscaled, converged", "chosen layer"]
-    a, b = (found.results["raw", point, "unscaled", "converged"] for point in ("ln_1", "resid_pre"))
+    row = found.effects.set_index(["factor", "others", "at"]).loc["point", "raw, unscaled", "chosen layer"]
+    a, b = (found.results["raw", point, "unscaled"] for point in ("ln_1", "resid_pre"))
     expected = compare(a.correct[a.chosen], b.correct[b.chosen])
     assert (row.a, row.b) == FACTORS["point"]
     assert (row.difference, row.low, row.high, row.p_value) == (
@@ -151,11 +174,11 @@ def test_one_change_at_a_time_is_from_our_setting(found):
         assert row.difference == pytest.approx(a.mean() - b.mean(), abs=1e-12)
 
 
-def test_averages_are_over_the_eight_pairs(found):
-    effects = found.effects[found.effects.factor != "recipe"]
+def test_averages_are_over_the_four_pairs(found):
+    effects = found.effects[found.effects.factor.isin(list(FACTORS))]
     for _, rows in effects.groupby(["factor", "at"]):
         whole, pairs = rows[rows.others == "average"].iloc[0], rows[rows.others != "average"]
-        assert len(pairs) == (0 if whole["at"] == "drop" else 8)
+        assert len(pairs) == (0 if whole["at"] == "drop" else 4)
         if len(pairs):
             assert whole.difference == pytest.approx(pairs.difference.mean(), abs=1e-12)
         assert whole.low <= whole.difference <= whole.high
@@ -169,19 +192,82 @@ def test_the_interval_of_an_average_is_the_bootstrap_over_images():
     right = generator.random((8, 2, 400)) < np.array([0.7, 0.6])[:, None]
     right[1:] = np.where(generator.random(400) < 0.8, right[0], right[1:])  # pairs mostly agree
     differences = right[:, 0].astype(float) - right[:, 1]
-    found = mean_difference(differences)
+    found = average_difference(differences)
     of_images = np.append(differences.mean(0), [1, -1])  # and the two images that are added
     resampled = of_images[generator.integers(0, 402, (10_000, 402))].mean(1)
     np.testing.assert_allclose([found["low"], found["high"]], np.quantile(resampled, [0.025, 0.975]), atol=0.004)
-    one, alone = mean_difference(differences[:1]), compare(right[0, 0], right[0, 1])
+    one, alone = average_difference(differences[:1]), compare(right[0, 0], right[0, 1])
     assert one["difference"] == pytest.approx(alone.difference)
     np.testing.assert_allclose([one["low"], one["high"]], [alone.low, alone.high], atol=0.006)
     assert found["high"] - found["low"] < one["high"] - one["low"]
 
 
+def test_p_of_an_average_counts_all_signs():
+    sums = np.array([3, -1, 2, 2, 0, 1])
+    signs = np.array(list(itertools.product([1, -1], repeat=len(sums))))
+    assert sign_flip_p(sums) == pytest.approx((np.abs(signs @ sums) >= 7).mean())
+    assert sign_flip_p(np.zeros(5)) == 1
+    generator = np.random.default_rng(5)
+    a, b = generator.random((2, 300)) < np.array([[0.7], [0.6]])
+    one = average_difference((a.astype(int) - b)[None])
+    assert one["p_value"] == pytest.approx(compare(a, b).p_value)  # McNemar's
+    assert average_difference(np.stack([a.astype(int) - b] * 4))["p_value"] == pytest.approx(one["p_value"])
+
+
+FACTORS_BY_HAND = {"f": ("f1", "f2"), "g": ("g1", "g2"), "h": ("h1", "h2")}
+SETTINGS_BY_HAND = list(itertools.product(*FACTORS_BY_HAND.values()))
+
+
+def test_an_interaction_by_hand():
+    """10 images. Both first levels of f and g get 6 to 9 right as h says, all others none."""
+    right = {setting: np.zeros(10, bool) for setting in SETTINGS_BY_HAND}
+    right["f1", "g1", "h1"][:6], right["f1", "g1", "h2"][:9] = True, True
+    correct = {setting: {AT[0]: row, AT[1]: np.zeros(10, bool)} for setting, row in right.items()}
+    effects = effects_of(correct, FACTORS_BY_HAND, SETTINGS_BY_HAND[-1])
+    found = effects[effects.factor == "interaction"].set_index(["a", "b", "at"])
+    by_place = found.xs("chosen layer", level="at").difference
+    assert by_place.to_dict() == {  # f's gain beside g1: 0.6 and 0.9, beside g2: 0
+        ("f", "g"): pytest.approx(0.75), ("f", "h"): pytest.approx(-0.15), ("g", "h"): pytest.approx(-0.15),
+    }  # fmt: skip
+    assert (found.xs("last layer", level="at").difference == 0).all()
+    row = found.loc["f", "h", "chosen layer"]  # 3 images add -1, in one of two contexts each: all signs equal, 2 of 8
+    assert row.p_value == pytest.approx(0.25) and row.low < -0.15 < row.high
+    assert found.loc["f", "g", "drop"].difference == pytest.approx(0.75)
+
+
+def test_where_choices_add_up_no_interaction_is_left():
+    """Each choice decides images of its own, so that what it gains does not depend on the others."""
+    correct = {}
+    for setting in SETTINGS_BY_HAND:
+        first = np.array([level.endswith("1") for level in setting])
+        correct[setting] = {at: np.repeat(first, [20, 30, 50]) for at in AT[:2]}
+    effects = effects_of(correct, FACTORS_BY_HAND, SETTINGS_BY_HAND[-1])
+    found = effects[effects.factor == "interaction"]
+    assert len(found) == 9 and (found.difference == 0).all() and (found.p_value == 1).all()
+    assert (found.low < 0).all() and (found.high > 0).all()
+    averages = effects[(effects.others == "average") & (effects["at"] == "last layer")]
+    np.testing.assert_allclose(averages.difference, [0.2, 0.3, 0.5])
+
+
+def test_p_is_corrected_within_its_family(found):
+    effects = found.effects
+    interactions, averages = effects[effects.factor == "interaction"], effects[effects.others == "average"]
+    pairs = effects[effects.factor.isin(list(FACTORS)) & (effects.others != "average")]
+    for family, size in ((interactions, 9), (averages, 9), (effects[effects.factor == "recipe"], 3), (pairs, 24)):
+        assert len(family) == size
+        np.testing.assert_allclose(family.p_holm, list(holm(dict(enumerate(family.p_value))).values()))
+    single = found.single()
+    np.testing.assert_allclose(single.p_holm, list(holm(dict(enumerate(single.p_value))).values()))
+    corrected = holm(dict(enumerate(found.settings.drop_p)))
+    np.testing.assert_allclose(found.settings.drop_holm, list(corrected.values()))
+
+
 def test_what_is_said_is_what_was_found(found):
-    *factors, port = found.describe().splitlines()
-    assert len(factors) == 4 and "port" in port
+    *factors, recipe, one, two, three = found.describe().splitlines()
+    assert len(factors) == 3 and recipe.startswith("ours less transformers")
+    assert [line[:25].strip() for line in (one, two, three)] == [
+        "alignment x point", "alignment x scaling", "point x scaling"
+    ]  # fmt: skip
     row = found.effects.set_index(["factor", "others", "at"]).loc["alignment", "average", "last layer"]
     ends = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     assert factors[0].startswith("sos less raw") and f"last layer {ends}" in factors[0]
@@ -206,7 +292,8 @@ def test_the_command(tiny_folder, tiny_images, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "sos less raw" in printed and str(tmp_path / "protocol.png") in printed
     table = pd.read_csv(tmp_path / "protocol.csv", keep_default_na=False)
-    assert len(table) == 17 * 2 and set(table.layer) == {0, 3} and set(table.n_test) == {30}
+    assert len(table) == 9 * 2 and set(table.layer) == {0, 3} and set(table.n_test) == {30}
     config = json.loads((tmp_path / "protocol.json").read_text())["config"]
-    assert len(config["effects"]) == 4 * (2 * 8 + 3) + 3 and len(config["settings"]) == 17
+    assert len(config["effects"]) == 3 * (2 * 4 + 3) + 3 + 9 and len(config["settings"]) == 9
+    assert len(config["repeats"]) == 4 * 14 and len(config["stopped"]) == 4
     assert config["stores"]["raw"]["layers"] == {"ln_1": [0, 3], "resid_pre": [0, 3]}

@@ -53,11 +53,12 @@ def probe(
 def ablate(
     model: str, images: str, limit: int | None, store: str, out: str | None, revision: str | None, **options: Any
 ) -> None:
-    """Probe every layer under every protocol (alignment, point, scaling, solver): a figure, its table, what it says."""
+    """Probe every layer under every protocol (alignment, point, scaling): a figure, its table, what it says."""
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     loaded = lab.load_model(model, revision=revision)
     ablation = lab.ablate_protocol(loaded, train, test, store=store, **options)
-    curves = lab.figures.protocol_curves(ablation.table, ablation.effects, title=f"{loaded.name} on {train.name}")
+    title = f"{loaded.name} on {train.name}"
+    curves = lab.figures.protocol_curves(ablation.table, ablation.effects, ablation.stopped, title=title)
     record = lab.RunRecord("protocol", ablation.to_dict(), seed=0)
     folder = runs.results_folder(model, images, out, under=runs.MINE)
     files = lab.figures.save_figure(curves, Path(folder) / "protocol", data=ablation.table, record=record)

@@ -140,11 +140,13 @@ def fit_sklearn(
     tol: float = 1e-6,
     max_iter: int = 100,
     device: str | torch.device = "cpu",
+    threads: int = 1,
 ) -> Fits:
     """As `fit_logistic`, by scikit-learn's LogisticRegression as others use it: its own stop, and `max_iter`.
 
     Each fit begins at zero, on features as they are (not even centred) unless `standardise`, and ends at scikit-learn's
-    own tolerance. `tol` decides only what the certificate calls converged. Runs on the CPU, whatever the `device`.
+    own tolerance. `tol` decides only what the certificate calls converged. Runs on the CPU, whatever the `device`, each
+    fit with so many `threads`.
     """
     x, y, Cs = _checked(x, y, Cs)
     rows = StandardisedRows(x.cpu(), y.cpu(), standardise, "cpu")
@@ -155,7 +157,7 @@ def fit_sklearn(
         return np.column_stack([model.coef_, model.intercept_]), int(model.n_iter_[0])
 
     # Within a fit more threads wait for each other: two beside other work took 100 times as long as one.
-    with threadpool_limits(1), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+    with threadpool_limits(threads), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         fits = Parallel(n_jobs=-1, prefer="threads")(delayed(fit)(layer, C) for (layer, _), C in np.ndenumerate(Cs))
     of_fits, iterations = zip(*fits, strict=True)
     weights = torch.as_tensor(np.stack(of_fits).reshape(*Cs.shape, *of_fits[0].shape)).to(rows.exact)

@@ -1,0 +1,63 @@
+"""A probe stopped before its optimum has no one accuracy: the same fit over orders of rows, precisions and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from igpt_lab.probing.probes import Features, matched, meet_test
+from igpt_lab.probing.solvers.logistic import fit_logistic, fit_sklearn
+
+STOPPED, CONVERGED = "100 iterations", "converged"
+
+
+def repeat_stopped(
+    train: Features, test: Features, layer: int, C: float, *, standardise: bool = True, orders: int = 3,
+    threads: Sequence[int] = (1, 2), progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """The same probe of one layer again and again, stopped after 100 iterations and at its optimum.
+
+    Nothing that differs between the rows should matter: `order`, the seed that shuffles the training rows (0 leaves
+    them as they are), `dtype` of the features, and `threads` of a stopped fit (more
+    than the first with order 0 alone). Columns: `solver`, these three,
+    `iterations`, `converged` and `test_accuracy`.
+    """
+    classes, y = np.unique(train.labels, return_inverse=True)
+    repeats = [(STOPPED, *each) for each in product(range(orders), ("float32", "float64"), threads[:1])]
+    repeats += [
+        (STOPPED, *each) for each in product([0], ("float32", "float64"), threads[1:])
+    ]  # slow beside other work
+    repeats += [(CONVERGED, *each) for each in product(range(orders), ("float32", "float64"), (1,))]
+    rows = []
+    for solver, order, dtype, count in tqdm(repeats, desc=f"repeats at layer {layer}", disable=not progress):
+        place = np.random.default_rng(order).permutation(len(y)) if order else np.arange(len(y))
+        x, tested = train.layers[layer][place].astype(dtype), test.layers[layer].astype(dtype)
+        if solver == STOPPED:
+            fit = fit_sklearn(x, y[place], [C], standardise=standardise, max_iter=100, threads=count)
+        else:
+            fit = fit_logistic(x, y[place], [C], standardise=standardise)
+        facts = {"solver": solver, "order": order, "dtype": dtype, "threads": count}
+        facts |= {"iterations": int(fit.iterations[0, 0]), "converged": bool(fit.converged[0, 0])}
+        correct = meet_test({layer: classes[fit.predict(tested)[0]]}, matched(train, test))[layer]
+        rows.append(facts | {"test_accuracy": float(correct.mean())})
+    return pd.DataFrame(rows)
+
+
+def spread_of(repeats: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Of `repeats`, a row for each group: the accuracy at the optimum, and what the stopped fits make of it.
+
+    `converged`: the median accuracy at the optimum, `converged_min` and `converged_max` over its repeats. `min`, `max`,
+    `sd` (n - 1): over the `repeats` stopped fits.
+    """
+    rows = []
+    for key, group in repeats.groupby(list(by), sort=False):
+        stopped, at_optimum = (group.test_accuracy[group.solver == solver] for solver in (STOPPED, CONVERGED))
+        optimum = {"converged": at_optimum.median(), "converged_min": at_optimum.min()}
+        optimum |= {"converged_max": at_optimum.max()}
+        ends = {"min": stopped.min(), "max": stopped.max(), "sd": stopped.std(ddof=1), "repeats": len(stopped)}
+        rows.append(dict(zip(by, key, strict=True)) | optimum | ends)
+    return pd.DataFrame(rows)
