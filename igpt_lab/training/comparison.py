@@ -127,7 +127,8 @@ def _runs(settings: FinetuneConfig, middle: int, per_class: int, draws: int) -> 
     }
     runs = list(methods.items())
     for method in (BOTH, ALONE):
-        runs += [(method, replace(methods[method], per_class=per_class, draw=draw)) for draw in range(draws)]
+        few = replace(methods[method], per_class=per_class, draws=draws)
+        runs += [(method, replace(few, draw=draw)) for draw in range(draws)]
     return runs
 
 

@@ -46,9 +46,9 @@ def test_each_way_is_what_one_by_one_gives(comparison, tiny_folder, images, tmp_
         ("from scratch", "all", 0): (scratch, {}),
         ("head alone", "all", 0): (network, {"head_only": True}),
         ("L_gen + L_clf", "8", 0): (network, {"per_class": 8}),
-        ("L_gen + L_clf", "8", 1): (network, {"per_class": 8, "draw": 1}),
+        ("L_gen + L_clf", "8", 1): (network, {"per_class": 8, "draw": 1, "draws": 2}),
         ("L_clf alone", "8", 0): (network, {"per_class": 8, "generative": 0.0}),
-        ("L_clf alone", "8", 1): (network, {"per_class": 8, "draw": 1, "generative": 0.0}),
+        ("L_clf alone", "8", 1): (network, {"per_class": 8, "draw": 1, "draws": 2, "generative": 0.0}),
     }
     rows = comparison.table[6:].reset_index(drop=True)  # after those of the probes
     assert list(zip(rows.method, rows.labels, rows.draw, strict=True)) == list(ways)
