@@ -28,7 +28,8 @@ from igpt_lab.core.provenance import atomic_write, digest
 CAPTIONS = {  # by the function that drew a figure, in the order in which they are shown
     "layer_curve": "Test accuracy of a linear probe on each layer, with 95% intervals over test images. Ring: the "
     "layer that validation chose. Bar below: the layers that may be the best.",
-    "few_label_curve": "Test accuracy over labels per class: mean and standard deviation over draws; dots are draws.",
+    "few_label_curve": "Test accuracy over labels per class: mean over draws, with bars that the note explains; dots "
+    "are draws.",
     "protocol_curves": "The layer curve in every setting of the protocol, hollow where a probe did not converge, and "
     "what each choice changes, with 95% intervals over test images.",
     "geometry_curves": "Measures of each layer that need no probe, with 95% intervals over images.",
