@@ -15,6 +15,7 @@ import pandas as pd
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.significance import holm
+from igpt_lab.probing.effects import AT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/results.md"
@@ -87,6 +88,24 @@ class Run:
         """The least and the largest value over layers, with the layer of the largest."""
         values = self.geometry(column)
         return f"{values.min():.{digits}f} to {values.max():.{digits}f} (layer {values.idxmax()})"
+
+    def effects(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """Averages, the recipe and interactions of the protocol: words, and a cell for each of `AT`."""
+        rows = pd.DataFrame(self.config("protocol")["effects"])
+        rows = rows[rows.others.isin(["average", ""])]
+        lines = []
+        for (factor, a, b), cells in rows.groupby(["factor", "a", "b"], sort=False):
+            words = f"interaction of {a} and {b}" if factor == "interaction" else f"`{a}` less `{b}`"
+            lines.append((words, cells.set_index("at").loc[list(AT)].to_dict("records")))
+        return lines
+
+    def stopped(self) -> list[dict[str, Any]]:
+        """What a stopped fit and a converged one give over repeats that should all be the same."""
+        rows = pd.DataFrame(self.config("protocol")["stopped"])
+        setting = rows.alignment + ", " + rows.point + ", " + rows.scaling
+        stopped = [reach(ends) for ends in zip(rows["min"], rows["max"], strict=True)]
+        converged = [reach(ends) for ends in zip(rows.converged_min, rows.converged_max, strict=True)]
+        return rows.assign(setting=setting, stopped=stopped, converged=converged).to_dict("records")
 
     def control(self, name: str, among: str = "layer_curve") -> pd.DataFrame:
         rows = self.table(among)

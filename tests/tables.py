@@ -18,6 +18,26 @@ def layer_table() -> pd.DataFrame:
     return table.assign(low=table.test_accuracy - 0.01, high=table.test_accuracy + 0.01, n_test=100)
 
 
+def drawn_table(base: float = 0.0) -> pd.DataFrame:
+    """`layer_table` with two random networks and three permutations of four classes; `base` raises the others."""
+    table = layer_table().query("control in ('model', 'raw pixels')")
+    table[["test_accuracy", "low", "high"]] += base
+    rows = [("random network", layer, draw, 0.5 + base + draw / 10) for layer in range(3) for draw in range(2)]
+    rows += [("permuted labels", layer, draw, 0.2 + draw / 50) for layer in range(3) for draw in range(3)]
+    drawn = pd.DataFrame(rows, columns=["control", "layer", "draw", "test_accuracy"])
+    drawn = drawn.assign(low=drawn.test_accuracy - 0.05, high=drawn.test_accuracy + 0.05, converged=True, n_test=100)
+    drawn = drawn.assign(chosen=drawn.layer == 1, n_classes=drawn.control.map({"permuted labels": 4}))
+    return pd.concat([table, drawn], ignore_index=True)
+
+
+def selectivity_table() -> pd.DataFrame:
+    table = layer_table().query("control == 'model'")[["layer", "test_accuracy", "low", "high", "chosen", "n_test"]]
+    for name, value in (("control_accuracy", 0.3), ("selectivity", table.test_accuracy - 0.3)):
+        ends = name.removesuffix("_accuracy")
+        table = table.assign(**{name: value, f"{ends}_low": value - 0.02, f"{ends}_high": value + 0.03})
+    return table
+
+
 def cka_table() -> pd.DataFrame:
     pairs = [(a, b, 1 - 0.1 * abs(a - b) - 0.01 * (a > b)) for a in (0, 3, 6) for b in (0, 6)]
     return pd.DataFrame(pairs, columns=["layer", "other_layer", "cka"]).assign(n=1000, batches=4)

@@ -24,12 +24,15 @@ from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.arguments import local
 from igpt_lab.core.display import span
 from igpt_lab.core.provenance import atomic_write, digest
+from igpt_lab.figures.controls import over_draws
 
 CAPTIONS = {  # by the function that drew a figure, in the order in which they are shown
     "layer_curve": "Test accuracy of a linear probe on each layer, with 95% intervals over test images. Ring: the "
-    "layer that validation chose. Bar below: the layers that may be the best.",
-    "few_label_curve": "Test accuracy over labels per class: mean over draws, with bars that the note explains; dots "
-    "are draws.",
+    "layer that validation chose. Bar below: the layers that may be the best. Of controls with several draws the mean "
+    "and the range.",
+    "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, what the probe did not do "
+    "by itself.",
+    "few_label_curve": "Test accuracy over labels per class: mean over draws, which are the dots, and its interval.",
     "protocol_curves": "The layer curve in every setting of the protocol, hollow where a probe did not converge, and "
     "what each choice changes, with 95% intervals over test images.",
     "geometry_curves": "Measures of each layer that need no probe, with 95% intervals over images.",
@@ -206,8 +209,9 @@ def _headline(figures: list[SavedFigure]) -> dict | None:
     best, last = layers[layers.chosen.astype(bool)].iloc[0], layers.index.max()
     tiles = [_tile(f"best layer, {best.name} of 0..{last}", best), _tile("first layer, 0", layers.iloc[0])]
     tiles.append(_tile(f"last layer, {last}", layers.loc[last]))
-    for control, rows in curve.table[~is_model].groupby("control", sort=False):
+    for control, rows in over_draws(curve.table[~is_model]).groupby("control", sort=False):
         name = f"{control}, its best" if len(rows) > 1 else control
+        name += f" (mean and range of {rows.draws.max()})" if rows.draws.max() > 1 else ""
         tiles.append(_tile(name, rows.loc[rows.test_accuracy.idxmax()]))
     compared = saved.comparisons(curve.facts["config"].get("comparison"))
     sentence = "; ".join(saved.in_words(name, comparison) for name, comparison in compared)

@@ -208,6 +208,28 @@ def compare(
     )  # fmt: skip
 
 
+def mean_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> dict:
+    """Mean of paired differences (P, N) over pairs and N test images, with its interval: a bootstrap over images.
+
+    A pair may be of two accuracies, or of two drops. As in `compare`, two images come to the N, one that speaks wholly
+    for either side. No p value.
+    """
+    of_images = np.append(differences.mean(0), [1.0, -1.0])
+    values, counts = np.unique(of_images, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(of_images), counts / len(of_images), size=n_boot)
+    low, high = np.quantile(draws @ values / len(of_images), [_level(alpha) / 2, 1 - alpha / 2])
+    ends = {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
+    return ends | {"p_value": float("nan"), "n_test": differences.shape[1]}
+
+
+def permutation_p(observed: float, permuted: Sequence[float] | np.ndarray | pd.Series) -> float:
+    """Share of accuracies under permuted labels that reach the observed one, which is itself among them.
+
+    So p is never 0 (Phipson and Smyth, 2010): with ten permutations it is 1 / 11 or more.
+    """
+    return _share(np.asarray(permuted, float), observed)
+
+
 @checked
 def compare_choice(
     correct: Mapping[int, np.ndarray],

@@ -3,8 +3,8 @@
 Each function that plots takes a `style`: `paper` (one column of a page, the default), `wide` (two columns) or `talk`.
 In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure` writes as png.
 
-A new figure touches two places: its function, under `@plotting`, in `curves`, `comparisons`, `maps` or `galleries`;
-and its name in the imports and `__all__` below. From there on `save_figure` and `redraw` know it.
+A new figure touches two places: its function, under `@plotting`, in a file such as `curves`; its name in the imports
+and `__all__` below. From there on `save_figure` and `redraw` know it.
 """
 
 import warnings
@@ -19,6 +19,7 @@ from igpt_lab.figures.comparisons import (
     model_comparison,
     protocol_curves,
 )
+from igpt_lab.figures.controls import SELECTIVITY_COLUMNS, selectivity
 from igpt_lab.figures.curves import (
     DYNAMICS_COLUMNS,
     FEW_COLUMNS,
@@ -55,6 +56,7 @@ __all__ = [
     "neighbour_gallery",
     "protocol_curves",
     "row_gallery",
+    "selectivity",
     "surprise_gallery",
     "training_dynamics",
     "CKA_COLUMNS",
@@ -70,6 +72,7 @@ __all__ = [
     "LINE_STYLES",
     "METHOD_COLUMNS",
     "PROTOCOL_COLUMNS",
+    "SELECTIVITY_COLUMNS",
     "STRIP",
     "STYLES",
     "read_figure",

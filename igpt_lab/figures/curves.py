@@ -12,6 +12,7 @@ from matplotlib import colormaps, patheffects, ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.controls import mark_chance, near_chance, over_draws
 from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.parts import (
     check_columns,
@@ -26,7 +27,7 @@ from igpt_lab.figures.parts import (
     mark_not_converged,
     suptitle,
 )
-from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, plotting, points
+from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, narrow, plotting, points
 
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
@@ -46,27 +47,35 @@ def layer_curve(
 ) -> Axes:
     """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
 
-    `table` has a row for each (control, layer), control "model" being the model, and LAYER_COLUMNS. 'raw pixels' has
-    one row and becomes a level line. A control that would flatten the model's curve is stated in words at that edge.
-    Where the model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it.
-    `comparison` (COMPARISON, such as `compare_layers(...).to_dict()`) is written below the title.
+    `table` has a row for each (control, layer), control "model" being the model, and LAYER_COLUMNS. 'raw pixels', or
+    a control whose name begins so, has one row and becomes a level line. Several rows of a control for a layer, such as
+    permutations or networks of other random weights, become their mean, with their range as the band. A control that
+    would flatten the model's curve is stated in words at that edge. A column `n_classes` K puts a dashed line at
+    chance, 1 / K; where that is far below, the axis is cut, and controls near chance are drawn there. Where the model's
+    rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it. `comparison` (COMPARISON,
+    such as `compare_layers(...).to_dict()`) is written below the title.
     """
     table = checked(table, LAYER_COLUMNS)
+    chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None
+    table = over_draws(table)
     main = table[table.control == MODEL]
     chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows of control {MODEL!r} are marked as chosen; expected exactly one")
     ax = axes(3.0) if ax is None else ax
     shown, low, high = _in_view(table)
-    for name in shown:
+    below = [] if chance is None else near_chance(table[~table.control.isin(shown)], chance, low)
+    for name in [*shown, *below]:
         _plot_layers(ax, name, table[table.control == name].sort_values("layer"))
     _mark_chosen(ax, chosen.iloc[0], last)
     if "in_peak_set" in main and main.in_peak_set.eq(True).any():
         _mark_peak_set(ax, np.sort(main.layer[main.in_peak_set.eq(True)]))
-    far = [(name, rows) for name, rows in table.groupby("control") if name not in shown]
+    far = [(name, rows) for name, rows in table.groupby("control") if name not in [*shown, *below]]
     limit(ax, low, high, [_describe(name, rows, low) for name, rows in far])
     layer_axis(ax, last)
     ax.set(ylabel="test accuracy (%)")
+    if chance is not None:
+        mark_chance(ax, chance, table[table.control.isin(below)])
     return finish(ax, title, _sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "")
 
 
@@ -89,8 +98,8 @@ def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     ax.set_xticks(counts, [f"{k:,}" for k in counts])
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set(xlim=(counts[0] / 1.4, counts[-1] * 1.4), xlabel="labels per class", ylabel="test accuracy (%)")
-    bars = "95% interval over both draws and test images" if _has_both(table) else "standard deviation over draws"
-    return finish(ax, title, f"mean of {draws} draws; bars: {bars};\ndots are draws" if draws > 1 else "one draw")
+    bars = "95% over draws and images together" if _has_both(table) else "standard deviation over draws"
+    return finish(ax, title, f"mean of {draws} draws, which are the dots;\nbars: {bars}" if draws > 1 else "one draw")
 
 
 @plotting
@@ -163,12 +172,14 @@ def _plot_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
     style, weight = LINE_STYLES.get(name, PURPLE), 2 if name == MODEL else 1
     y, low, high = (100 * rows[column] for column in ("test_accuracy", "low", "high"))
     band: Keywords = {"color": style["color"], "alpha": 0.12 * weight, "linewidth": 0}
-    if name == "raw pixels" and len(rows) == 1:  # pixels have no layer: the same at every depth
+    if name.startswith("raw pixels") and len(rows) == 1:  # pixels have no layer: the same at every depth
         ax.axhspan(low.iloc[0], high.iloc[0], **band)
         ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
     label = "ImageGPT, 95 % interval" if name == MODEL else as_label(name)
+    if (draws := int(rows.draws.max())) > 1:
+        label += f" ({draws})" if narrow() else f", {draws} draws"
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
     ax.plot(rows.layer, y, **style, label=label, **line)
     mark_not_converged(ax, rows.layer, y, rows, style)

@@ -57,6 +57,8 @@ POINTS = {  # sizes that grow with the letters, at 7 points
 LINE_STYLES: dict[str, Keywords] = {  # by control
     MODEL: {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    "raw pixels, neighbours": {"color": "#D55E00", "linestyle": "-.", "marker": "s"},
+    "raw pixels, SVM": {"color": "#8C3B00", "linestyle": (0, (1, 1)), "marker": "s"},
     "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
     "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},
 }

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.significance import compare, peak_set
+from igpt_lab.core.significance import compare, mean_difference, peak_set
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -201,7 +201,7 @@ def _effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
             for rest, pair in zip(contexts, pairs, strict=True):
                 rows.append(named | {"others": ", ".join(rest), "at": at} | _difference(results, pair, at))
         for at in AT:
-            rows.append(named | {"others": "average", "at": at} | average_difference(_paired(results, pairs, at)))
+            rows.append(named | {"others": "average", "at": at} | mean_difference(_paired(results, pairs, at)))
     return rows
 
 
@@ -210,7 +210,7 @@ def _recipe_effects(results: Mapping[tuple, ProbeResult]) -> list[dict]:
     named = {"factor": "recipe", "a": "ours", "b": "port", "others": ""}
     pair = (OURS, TRANSFORMERS)
     rows = [named | {"at": at} | _difference(results, pair, at) for at in AT[:2]]
-    return [*rows, named | {"at": "drop"} | average_difference(_paired(results, [pair], "drop"))]
+    return [*rows, named | {"at": "drop"} | mean_difference(_paired(results, [pair], "drop"))]
 
 
 def _difference(results: Mapping[tuple, ProbeResult], pair: tuple[tuple, tuple], at: str) -> dict:
@@ -230,16 +230,3 @@ def _paired(results: Mapping[tuple, ProbeResult], pairs: Sequence[tuple[tuple, t
         return _paired(results, pairs, "chosen layer") - _paired(results, pairs, "last layer")
     a, b = (np.stack([_correct(pair[i], results[pair[i]], at) for pair in pairs]).astype(float) for i in (0, 1))
     return a - b
-
-
-def average_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> dict:
-    """Mean of paired differences (P, N) over pairs and N test images, with its interval: a bootstrap over images.
-
-    As in `significance.compare`, two images come to the N, one that speaks wholly for either side. No p value.
-    """
-    of_images = np.append(differences.mean(0), [1.0, -1.0])
-    values, counts = np.unique(of_images, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(of_images), counts / len(of_images), size=n_boot)
-    low, high = np.quantile(draws @ values / len(of_images), [alpha / 2, 1 - alpha / 2])
-    ends = {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
-    return ends | {"p_value": float("nan"), "n_test": differences.shape[1]}

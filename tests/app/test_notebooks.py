@@ -16,8 +16,8 @@ FOLDER = workbench.notebooks()
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 FIGURES = (
     "tour_layer_curve",
-    "layer_curve", "companions", "few_label_curve", "samples", "completions", "temperatures", "neighbours", "surprise",
-    "contact_sheet", "protocol", "geometry", "cka", "cka_random", "training_dynamics",
+    "layer_curve", "companions", "selectivity", "few_label_curve", "samples", "completions", "temperatures",
+    "neighbours", "surprise", "contact_sheet", "protocol", "geometry", "cka", "cka_random", "training_dynamics",
     "fine_tuning",
 )  # fmt: skip
 

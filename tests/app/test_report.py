@@ -16,7 +16,7 @@ import pytest
 import igpt_lab as lab
 from igpt_lab.app import cli, report, saved
 from igpt_lab.figures import gallery, layer_curve, protocol_curves, save_figure
-from tables import RECORD, layer_table, protocol_tables
+from tables import RECORD, drawn_table, layer_table, protocol_tables
 
 BEST = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
 STORE = {
@@ -129,6 +129,14 @@ def test_the_page_says_what_the_files_say(run):
     assert "samples and real images are not told apart by palette" in words and "by palette, patches" not in words
     assert "Files differed from the commit" in words and "Figures come from 3 commits" in words
     assert "abababab" in words and "ln_1: 0..2" in words and "log" not in [text.strip() for text in page.texts[:3]]
+
+
+def test_controls_of_several_draws_are_told_by_their_mean_and_range(tmp_path):
+    save_figure(layer_curve(drawn_table()), tmp_path / "layer_curve", data=drawn_table(), record=RECORD)
+    (path,) = report.write_report(tmp_path, pdf=False)
+    words = Page(path.read_text(encoding="utf-8")).words
+    assert "55.0% random network, its best (mean and range of 2) [50.0%, 60.0%]" in words
+    assert "22.0% permuted labels, its best (mean and range of 3) [20.0%, 24.0%]" in words
 
 
 def test_it_is_one_file_that_reads_nothing_else_and_twice_the_same(run, tmp_path):

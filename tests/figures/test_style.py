@@ -20,7 +20,7 @@ from igpt_lab.app import cli
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
-from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables
+from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, selectivity_table
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
 COMPARISON = {"best_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
@@ -63,6 +63,7 @@ def drawings():
         "few_label_curve": ([few_table()], {}, few_table()),
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
         "geometry_curves": ([geometry_table()], {}, geometry_table()),
+        "selectivity": ([selectivity_table()], {"title": "t"}, selectivity_table()),
         "protocol_curves": ([table, effects], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -180,7 +181,9 @@ def test_a_style_sets_width_and_letters():
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning"])
+@pytest.mark.parametrize(
+    "name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity"]
+)
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
     figure = figures.FIGURES[name](*arguments, **options, style=style).get_figure(root=True)

@@ -13,10 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.core.significance import compare
+from igpt_lab.core.significance import compare, mean_difference
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.ablation import FACTORS, OURS, TRANSFORMERS, average_difference
+from igpt_lab.probing.ablation import FACTORS, OURS, TRANSFORMERS
 from igpt_lab.probing.probes import CS
 
 SIZES = {"tr": 150, "te": 120}
@@ -169,11 +169,11 @@ def test_the_interval_of_an_average_is_the_bootstrap_over_images():
     right = generator.random((8, 2, 400)) < np.array([0.7, 0.6])[:, None]
     right[1:] = np.where(generator.random(400) < 0.8, right[0], right[1:])  # pairs mostly agree
     differences = right[:, 0].astype(float) - right[:, 1]
-    found = average_difference(differences)
+    found = mean_difference(differences)
     of_images = np.append(differences.mean(0), [1, -1])  # and the two images that are added
     resampled = of_images[generator.integers(0, 402, (10_000, 402))].mean(1)
     np.testing.assert_allclose([found["low"], found["high"]], np.quantile(resampled, [0.025, 0.975]), atol=0.004)
-    one, alone = average_difference(differences[:1]), compare(right[0, 0], right[0, 1])
+    one, alone = mean_difference(differences[:1]), compare(right[0, 0], right[0, 1])
     assert one["difference"] == pytest.approx(alone.difference)
     np.testing.assert_allclose([one["low"], one["high"]], [alone.low, alone.high], atol=0.006)
     assert found["high"] - found["low"] < one["high"] - one["low"]

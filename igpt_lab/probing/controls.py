@@ -1,0 +1,156 @@
+"""What a layer curve is held against: permuted labels, networks that were never trained, a task without meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.devices import best_device
+from igpt_lab.core.significance import accuracy, compare, mean_difference
+from igpt_lab.probing.probes import (
+    Features,
+    ProbeResult,
+    check_known,
+    check_same_layers,
+    matched,
+    meet_test,
+    stacks,
+    test_layers,
+)
+from igpt_lab.probing.solvers.logistic import fit_logistic
+
+
+@dataclass(frozen=True)
+class DropComparison:
+    """What a network loses from its chosen layer to its last, against what control networks lose, each from its own.
+
+    `drop` and `control_drops` are accuracies of the chosen layers less those of the last; `control_mean`,
+    `control_lowest` and `control_highest` are over the controls. `difference` is `drop` less `control_mean`, with its
+    95% interval over the test images, which all networks share; the networks and their layers are held as they are.
+    """
+
+    chosen_layer: int
+    last_layer: int
+    drop: float
+    control_layers: list[int]
+    control_drops: list[float]
+    control_mean: float
+    control_lowest: float
+    control_highest: float
+    difference: float
+    low: float
+    high: float
+    n_test: int
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@checked
+def compare_drops(
+    result: ProbeResult,
+    controls: Sequence[ProbeResult],
+    *,
+    layer: int | None = None,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> DropComparison:
+    """The drop of a trained network against that of one or more controls, such as networks of other random weights.
+
+    An untrained network falls towards its end too: what training did is the difference. `layer` is where the controls
+    are compared with their last; by default the one that each chose. All are results on the same test images. The
+    interval is by a bootstrap over images (`significance.mean_difference`).
+    """
+    sizes = sorted({len(row) for probed in (result, *controls) for row in probed.correct.values()})
+    if len(sizes) > 1:
+        raise ValueError(f"results on {' and '.join(map(str, sizes))} test images; expected the same ones")
+    last = max(result.correct)
+    layers = [control.chosen if layer is None else layer for control in controls]
+    for control, from_layer in zip(controls, layers, strict=True):
+        check_known([from_layer, last], control.correct)
+    ours = _lost(result, result.chosen, last)
+    theirs = np.stack([_lost(control, from_layer, last) for control, from_layer in zip(controls, layers, strict=True)])
+    drops = theirs.mean(1).tolist()
+    paired = mean_difference((ours - theirs.mean(0))[None], n_boot=n_boot, seed=seed)
+    return DropComparison(
+        chosen_layer=result.chosen, last_layer=last, drop=float(ours.mean()), control_layers=layers,
+        control_drops=drops, control_mean=float(np.mean(drops)), control_lowest=min(drops), control_highest=max(drops),
+        difference=paired["difference"], low=paired["low"], high=paired["high"], n_test=len(ours),
+    )  # fmt: skip
+
+
+def _lost(result: ProbeResult, layer: int, last: int) -> np.ndarray:
+    """What each test image adds to the drop from a layer to the last: float64 (N,), 1, 0 or -1."""
+    return result.correct[layer].astype(float) - result.correct[last]
+
+
+@checked
+def probe_permuted(
+    train: Features,
+    test: Features,
+    result: ProbeResult,
+    *,
+    permutations: int = 10,
+    layers: Sequence[int] | None = None,
+    control: str = "permuted labels",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Probes of training labels in random order, which must fall to chance: a row for each layer and permutation.
+
+    Each layer keeps the C that `result`, the probe of the real labels, chose for it. `draw` numbers the permutations,
+    which are the same for all `layers` (default: those of `result`). `chosen`: the layer that the real probe chose.
+    `n_classes` K makes chance 1 / K, where classes are of one size. How far the real accuracy stands from these:
+    `significance.permutation_p`.
+    """
+    if permutations < 1:
+        raise ValueError(f"permutations={permutations}; expected 1 or more")
+    if layers is not None:
+        check_known(layers, train.layers)
+        train, test = (replace(rows, layers={i: rows.layers[i] for i in layers}) for rows in (train, test))
+    check_same_layers(train, test)
+    strengths = result.table.set_index("layer").C
+    check_known(list(train.layers), strengths.index)
+    classes, y = np.unique(train.labels, return_inverse=True)
+    facts = {"n_train": len(y), "n_test": len(test.index), "n_classes": len(classes), "seed": seed}
+    predictions: list[dict[int, np.ndarray]] = [{} for _ in range(permutations)]
+    rows: list[dict] = []
+    with tqdm(total=len(train.layers) * permutations, desc=control, unit="probe", disable=not progress) as bar:
+        for stacked, x in stacks(train):
+            tested, Cs = test_layers(stacked, x, test), strengths[stacked].to_numpy()[:, None]
+            for draw in range(permutations):
+                shuffled = np.random.default_rng([seed, 7, draw]).permutation(y)
+                fits = fit_logistic(x, shuffled, Cs, device=best_device(device))
+                for i, layer in enumerate(stacked):
+                    predictions[draw][layer] = classes[fits.predict(tested[i], i)[0]]
+                    row = {"control": control, "layer": layer, "draw": draw, "C": float(Cs[i, 0])}
+                    rows.append(row | {"converged": bool(fits.converged[i, 0]), "chosen": layer == result.chosen})
+                bar.update(len(stacked))
+    correct = [meet_test(of_draw, matched(train, test)) for of_draw in predictions]
+    return pd.DataFrame([row | accuracy(correct[row["draw"]][row["layer"]]) | facts for row in rows])
+
+
+@checked
+def selectivity(result: ProbeResult, control: ProbeResult, *, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """How much of each layer's accuracy is not the probe's own doing (Hewitt and Liang, 2019): a row a layer.
+
+    `control`: the probe of labels without meaning (`control_task`) on the same images. `selectivity` is the accuracy
+    less `control_accuracy`, with a paired 95% interval over test images (`significance.compare`); the others have that
+    of `probe_layers`. Whether it falls from the chosen layer to the last: `compare_drops` with a `layer`.
+    """
+    check_known(list(result.correct), control.correct)
+    rows = []
+    for layer, right in result.correct.items():
+        paired = compare(right, control.correct[layer], n_boot=n_boot, seed=seed)
+        task = {f"control_{name.removeprefix('test_')}": v for name, v in accuracy(control.correct[layer]).items()}
+        ends = {"selectivity": paired.difference, "selectivity_low": paired.low, "selectivity_high": paired.high}
+        facts = {"chosen": layer == result.chosen, "n_test": paired.n_test}
+        rows.append({"layer": layer, **accuracy(right), **task, **ends, **facts})
+    return pd.DataFrame(rows)
