@@ -98,7 +98,7 @@ def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     ax.set_xticks(counts, [f"{k:,}" for k in counts])
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set(xlim=(counts[0] / 1.4, counts[-1] * 1.4), xlabel="labels per class", ylabel="test accuracy (%)")
-    bars = "95% over draws and images together" if _has_both(table) else "standard deviation over draws"
+    bars = "95% interval over draws and test images together" if _has_both(table) else "standard deviation over draws"
     return finish(ax, title, f"mean of {draws} draws, which are the dots;\nbars: {bars}" if draws > 1 else "one draw")
 
 
