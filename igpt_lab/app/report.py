@@ -33,7 +33,7 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "and the range.",
     "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, what the probe did not do "
     "by itself.",
-    "few_label_curve": "Test accuracy over labels per class: mean and standard deviation over draws; dots are draws.",
+    "few_label_curve": "Test accuracy over labels per class: mean over draws, which are the dots, and its interval.",
     "protocol_curves": "The layer curve in every setting of the protocol, hollow where a probe did not converge, and "
     "what each choice changes, with 95% intervals over test images.",
     "geometry_curves": "Measures of each layer that need no probe, with 95% intervals over images.",

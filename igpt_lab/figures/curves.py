@@ -85,11 +85,12 @@ def layer_curve(
 
 @plotting
 def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Test accuracy over labels per class: mean and standard deviation over draws, each draw a faint dot.
+    """Test accuracy over labels per class: mean over draws with its interval, each draw a faint dot.
 
     `table` has a row for each (control, k, draw, layer_rule, layer), control "model" being the model, k labels per
     class, and FEW_COLUMNS. Lines: the chosen layer, each fixed layer, and each control (its chosen layer where it has
-    one).
+    one). Bars: from `low_all` to `high_all`, the 95% interval over draws and test images together; in a table without
+    them, as one of a single draw, the standard deviation over draws.
     """
     table = checked(table, FEW_COLUMNS)
     ax = axes(3.0) if ax is None else ax
@@ -101,8 +102,8 @@ def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     ax.set_xticks(counts, [f"{k:,}" for k in counts])
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set(xlim=(counts[0] / 1.4, counts[-1] * 1.4), xlabel="labels per class", ylabel="test accuracy (%)")
-    note = f"mean and standard deviation over {draws} draws; dots are draws" if draws > 1 else "one draw"
-    return finish(ax, title, note)
+    bars = "95% interval over draws and test images together" if _has_both(table) else "standard deviation over draws"
+    return finish(ax, title, f"mean of {draws} draws, which are the dots;\nbars: {bars}" if draws > 1 else "one draw")
 
 
 @plotting
@@ -254,15 +255,23 @@ def _few_label_lines(table: pd.DataFrame) -> Iterable[tuple[str, Keywords, pd.Da
         yield name, LINE_STYLES.get(name, PURPLE), rows[chosen] if chosen.any() else rows
 
 
+def _has_both(table: pd.DataFrame) -> bool:
+    """Whether there is an interval over draws and test images together."""
+    return {"low_all", "high_all"} <= set(table) and bool(table.low_all.notna().any())
+
+
 def _plot_draws(ax: Axes, label: str, style: Keywords, rows: pd.DataFrame, aside: float) -> None:
     """One line; `aside` moves it a little, so that bars of different lines do not lie on one another."""
     if rows.duplicated(["k", "draw"]).any():
         raise ValueError(f"{label}: more than one row for the same k and draw; expected one")
     x, y = rows.k * aside, 100 * rows.test_accuracy
-    mean, spread = y.groupby(x).mean(), y.groupby(x).std().fillna(0)
+    mean, reach = y.groupby(x).mean(), y.groupby(x).std().fillna(0)
+    if _has_both(rows):
+        low, high = (100 * rows[end].groupby(x).first() for end in ("low_all", "high_all"))
+        reach = np.maximum([mean - low, high - mean], 0)
     ax.plot(x, y, linestyle="", marker=".", color=style["color"], alpha=0.3)
     bars: Keywords = {"fmt": "none", "ecolor": style["color"], "elinewidth": points(0.8), "capsize": points(1.5)}
-    ax.errorbar(mean.index, mean, spread, **bars)
+    ax.errorbar(mean.index, mean, reach, **bars)
     ax.plot(mean.index, mean, label=as_label(label), **style)
     mark_not_converged(ax, x, y, rows, style)
 

@@ -23,19 +23,24 @@ def stratified_draw(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
 
 
 @checked
-def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0) -> np.ndarray:
-    """Sorted int64 positions (K * k,) of k rows of each class that occurs in `labels` (N,).
+def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0, draws: int = 5) -> np.ndarray:
+    """Sorted int64 positions (K * k,) of k rows of each class that occurs in `labels` (N,): subset `draw` of `draws`.
 
-    A pure function of the labels, `seed`, `draw` and k; the rows for a smaller k lie within those for a larger one.
-    Raises ValueError when a class has fewer than k rows.
+    A pure function of the labels, `seed`, k, `draw` and `draws`; draw 0 is the same for any number of draws. The rows
+    for a smaller k lie within those for a larger one. Draws start evenly spaced on a circle of the shuffled rows of
+    each class: they are disjoint where a class has draws * k rows or more, and else share as few rows as can be on
+    average over pairs. Raises ValueError when a class has fewer than k rows, or `draw` is none of 0..draws - 1.
     """
     if k < 1:
         raise ValueError(f"{k} labels per class; expected at least 1")
+    if not 0 <= draw < draws:
+        raise ValueError(f"draw={draw} of draws={draws}; expected 0 to {draws - 1}")
     chosen = []
     for label, rows in _classes(labels).items():
         if len(rows) < k:
             raise ValueError(f"class {label} has {len(rows)} rows; {k} per class were asked for")
-        chosen.append(np.random.default_rng([seed, draw, label]).permutation(rows)[:k])
+        circle = np.random.default_rng([seed, 0, label]).permutation(rows)
+        chosen.append(np.roll(circle, -(draw * len(rows) // draws))[:k])
     return np.sort(np.concatenate(chosen))
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
+from pandas.core.groupby import DataFrameGroupBy
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
+from igpt_lab.core.significance import Spread, spread
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, folds_inside
 from igpt_lab.probing.probes import (
@@ -28,6 +30,8 @@ from igpt_lab.probing.solvers.logistic import fit_logistic
 
 PAPER_KS = (4, 25, 400)  # labels per class in section 4.5 of Chen et al. (2020)
 PAPER_DRAWS = 5
+BOTH = ["low_all", "high_all"]  # of a 95% interval over draws and test images together
+LINE = ["control", "k", "layer_rule", "layer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,9 @@ class FewLabelResult:
     """`table`: a row for each k, draw and layer; `subsets`: (k, draw) -> rows of the source that were used.
 
     `correct`: bool (N_test,) for each row of the table, as `significance.compare` and `spread` take them; `predicted`:
-    labels (N_test,) for each row.
+    labels (N_test,) for each row. In the table `overlap` is the mean share of their rows that two draws of this k have
+    in common (0: disjoint); `low_all` and `high_all`, the same for all draws of a k and layer rule, are the 95%
+    interval of their mean over draws and test images together (nan for one draw, or draws of the same rows).
     """
 
     table: pd.DataFrame
@@ -51,12 +57,15 @@ class FewLabelResult:
 
     def _facts(self) -> dict[str, str]:
         chosen, failed = self.table[self.table.layer_rule == "chosen"], (~self.table.converged.astype(bool)).sum()
-        spread = chosen.groupby("k").test_accuracy.agg(["mean", "std"])
-        facts = {f"{k} labels a class": f"{row['mean']:.1%} ({100 * row['std']:.1f})" for k, row in spread.iterrows()}
+        means = chosen.groupby("k")[["test_accuracy", *BOTH]].mean()
+        draws, shared = self.table.draw.nunique(), chosen[chosen.overlap > 0].groupby("k").overlap.first()
+        known = means[means.low_all.notna()]
+        intervals = {k: f" [{row.low_all:.1%}, {row.high_all:.1%}]" for k, row in known.iterrows()}
         shown = {
             "control": shown_control(self.table.control.iloc[0]),
-            **facts,
-            "over": f"{self.table.draw.nunique()} draws: mean (deviation)",
+            **{f"{k} labels a class": f"{mean:.1%}{intervals.get(k, '')}" for k, mean in means.test_accuracy.items()},
+            "over": f"{draws} draws and all test images together: mean [95% interval]" if draws > 1 else "one draw",
+            "two draws share": ", ".join(f"{share:.0%} of their rows at k = {k}" for k, share in shared.items()),
         }
         return shown | {"not converged": f"{failed} of {len(self.table)} probes" if failed else ""}
 
@@ -65,9 +74,31 @@ class FewLabelResult:
         return {f"k{k}-draw{draw}": rows.tolist() for (k, draw), rows in self.subsets.items()}
 
     def summary(self) -> pd.DataFrame:
-        """Mean and standard deviation (n - 1) over draws of the test accuracy, a row for each k and layer rule."""
-        named = self.table.assign(layer=self.table.layer.where(self.table.layer_rule == "fixed", "chosen").astype(str))
-        return named.groupby(["control", "k", "layer_rule", "layer"]).test_accuracy.agg(["mean", "std", "count"])
+        """Test accuracy, a row for each k and layer rule: `mean` and `std` (n - 1) over `count` draws, and intervals.
+
+        95% intervals of the mean: `low` and `high` over test images alone, `low_all` and `high_all` over draws and
+        test images together (see `significance.spread`). `overlap` is as in the table.
+        """
+        lines = {name: _spread(rows, self.correct) for name, rows in _lines(self.table)}
+        table = pd.DataFrame.from_dict({name: line.to_dict() for name, line in lines.items()}, orient="index")
+        table.index = pd.MultiIndex.from_tuples(lines, names=LINE)
+        table = table.rename(columns={"standard_deviation": "std", "n_draws": "count"})
+        return table[["mean", "std", "count", "low", "high", *BOTH]].join(_lines(self.table).overlap.first())
+
+
+def _lines(table: pd.DataFrame) -> DataFrameGroupBy:
+    """The rows of each k and layer rule: all draws."""
+    return table.assign(layer=table.layer.where(table.layer_rule == "fixed", "chosen").astype(str)).groupby(LINE)
+
+
+def _spread(rows: pd.DataFrame, correct: Sequence[np.ndarray]) -> Spread:
+    return spread([correct[row] for row in rows.index], overlap=float(rows.overlap.iloc[0]))
+
+
+def _overlap(subsets: Sequence[np.ndarray]) -> float:
+    """The mean share of rows that two of these subsets, of equal size, have in common; 0 for a single one."""
+    times, count = np.unique(np.concatenate(subsets), return_counts=True)[1], len(subsets)
+    return float((times * (times - 1)).sum() / (count * max(count - 1, 1) * len(subsets[0])))
 
 
 def _check_enough(counts: np.ndarray, names: Sequence[str] | np.ndarray, k: int) -> None:
@@ -93,24 +124,24 @@ def probe_few_labels(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> FewLabelResult:
-    """Probes that see only k labels per class; `draws` nested, stratified subsets for each k.
+    """Probes that see only k labels per class; `draws` nested, stratified subsets for each k (`few_per_class`).
 
     `protocol="paper"` takes its setting, k = 4, 25 and 400 with 5 draws (section 4.5), in place of `ks` and `draws`.
     Rows with `layer_rule` `fixed` are those of `layers` (first and last by default); in the row `chosen` the layer is
     chosen too. C and layer are chosen inside the k labels by cross-validation: 4 folds up to k = 50, one fold of them
     above; with k = 1 nothing can be held out, C is the middle of `Cs`, the layer is the middle one, and `C_rule` says
-    `fixed`. Standard deviation over draws is not the interval over test images.
+    `fixed`. Draws are disjoint where each class has draws * k rows; else column `overlap` says how much two share.
     """
     if protocol not in (None, "paper"):
         raise ValueError(f"protocol={protocol!r}; expected 'paper' or None")
     if protocol:
         ks, draws = PAPER_KS, PAPER_DRAWS
     check_same_layers(train, test)
-    fixed = [min(train.layers), max(train.layers)] if layers is None else list(dict.fromkeys(layers))
+    fixed = list(dict.fromkeys([min(train.layers), max(train.layers)] if layers is None else layers))
     check_known(fixed, train.layers)
     classes, y = np.unique(train.labels, return_inverse=True)
     _check_enough(np.bincount(y), [train.names[label] for label in classes] if train.names else classes, max(ks))
-    subsets = [_Subset.of(train.labels, y, k, draw, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
+    subsets = [_Subset.of(train.labels, y, k, draw, draws, seed) for k in dict.fromkeys(ks) for draw in range(draws)]
     fitting = {"max_iter": max_iter, "device": best_device(device)}
     name = f"few labels {shown_control(control)}".strip()
     with tqdm(total=2 * len(train.layers), desc=name, disable=not progress) as bar:
@@ -127,6 +158,11 @@ def probe_few_labels(
     table = pd.DataFrame(rows)
     table.insert(6, "test_accuracy", [right.mean() for right in correct.values()])
     used = {(subset.k, subset.draw): train.index[subset.rows] for subset in subsets}
+    shares = {k: _overlap([rows for (of_k, _), rows in used.items() if of_k == k]) for k in ks}
+    table = table.assign(overlap=table.k.map(shares))
+    for _, line_rows in _lines(table):
+        both = _spread(line_rows, list(correct.values()))
+        table.loc[line_rows.index, BOTH] = both.low_all, both.high_all
     return FewLabelResult(table, used, list(correct.values()), list(predictions.values()))
 
 
@@ -144,9 +180,9 @@ class _Subset:
     converged: dict[int, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, labels: np.ndarray, y: np.ndarray, k: int, draw: int, seed: int) -> _Subset:
+    def of(cls, labels: np.ndarray, y: np.ndarray, k: int, draw: int, draws: int, seed: int) -> _Subset:
         """Of `labels` (N,), which are y (N,) when they are counted from 0."""
-        rows = few_per_class(labels, k, seed=seed, draw=draw)
+        rows = few_per_class(labels, k, seed=seed, draw=draw, draws=draws)
         return cls(k, draw, rows, *folds_inside(y[rows], k, seed))
 
     @property

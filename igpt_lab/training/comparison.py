@@ -176,7 +176,7 @@ def _runs(
     """The method and the settings of each run: all ways and seeds with all labels, then two of them with few."""
     runs = [(method, replace(tuning, seed=seed)) for method, tuning in methods.items() for seed in seeds]
     for method in (BOTH, ALONE):
-        few = replace(methods[method], per_class=per_class, seed=seeds[0])
+        few = replace(methods[method], per_class=per_class, draws=draws, seed=seeds[0])
         runs += [(method, replace(few, draw=draw)) for draw in range(draws)]
     return runs
 

@@ -97,7 +97,8 @@ def _data(
 ) -> _Data:
     """The labels that may be used, all or few of each class, and their split."""
     if tuning.per_class is not None:
-        images = images.select(few_per_class(images.require_labels(), tuning.per_class, seed=0, draw=tuning.draw))
+        subset = {"seed": 0, "draw": tuning.draw, "draws": tuning.draws}
+        images = images.select(few_per_class(images.require_labels(), tuning.per_class, **subset))
     tokens, labels = tokens_of(model, images, progress=progress), images.require_labels()
     names = images.label_names or tuple(map(str, range(labels.max() + 1)))
     train, held_out = np.arange(len(labels)), np.zeros(0, np.int64)

@@ -223,6 +223,7 @@ class FinetuneConfig(TrainConfig):
     head_only: bool = setting("nothing learns but the head", False)
     per_class: int | None = setting("labels of each class that are used, and nothing else; None: all", None)
     draw: int = setting("which subset of `per_class` labels, as in few_per_class", 0)
+    draws: int = setting("how many such subsets there are, as in few_per_class", 5)
     class_weights: str | tuple[float, ...] | None = setting(
         "one for each class, or 'balanced', inverse to its images; scaled to a mean of 1 over the training images", None
     )

@@ -73,16 +73,22 @@ def test_a_spark_has_the_values_and_a_ring_at_the_best():
     assert (float(circle.get("cx")), float(circle.get("cy"))) == points[1] and drawn.get("aria-label") == '"a" < b'
 
 
-def test_few_labels_say_mean_and_deviation():
+def test_few_labels_say_mean_and_interval():
     rows = [
         (MODEL, k, d, rule, 0.1 * k + 0.02 * d, d > 0) for k in (1, 4) for d in range(3) for rule in ("chosen", "fixed")
     ]
     table = pd.DataFrame(rows, columns=["control", "k", "draw", "layer_rule", "test_accuracy", "converged"])
+    table = table.assign(overlap=table.k.map({1: 0.0, 4: 0.6}), low_all=0.1 * table.k, high_all=0.1 * table.k + 0.05)
     _, _, facts = shown(FewLabelResult(table, {}, []))
     assert facts == {
-        "1 labels a class": "12.0% (2.0)", "4 labels a class": "42.0% (2.0)", "over": "3 draws: mean (deviation)",
-        "not converged": "4 of 12 probes",
+        "1 labels a class": "12.0% [10.0%, 15.0%]", "4 labels a class": "42.0% [40.0%, 45.0%]",
+        "over": "3 draws and all test images together: mean [95% interval]",
+        "two draws share": "60% of their rows at k = 4", "not converged": "4 of 12 probes",
     }  # fmt: skip
+    one = table[table.draw == 0].assign(overlap=0.0, low_all=np.nan, high_all=np.nan)
+    _, _, facts = shown(FewLabelResult(one, {}, []))
+    assert facts == {"1 labels a class": "10.0%", "4 labels a class": "40.0%", "over": "one draw",
+                     "not converged": "4 of 4 probes"}  # fmt: skip
 
 
 def test_a_store_says_what_is_in_it_and_whether_it_is_whole(tiny, train, test, tmp_path):

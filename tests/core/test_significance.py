@@ -6,8 +6,10 @@ from math import comb
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, dunnett, norm
+from scipy.stats import t as student
 
 from igpt_lab.core.significance import accuracy, compare, exact_interval, layer_table, peak_set, spread
+from igpt_lab.images.splits import few_per_class
 
 ALPHA = 0.05
 
@@ -224,6 +226,57 @@ def test_interval_of_a_mean_over_draws_covers():
     assert as_rare_as_promised(misses, trials) and misses >= binom.ppf(0.001, trials, 0.02)
 
 
+def by_covariances(right, share):
+    """Half the width of the interval over draws and images: components from covariances, not from mean squares."""
+    (draws, n), by_draws, by_images = right.shape, np.cov(right.T), np.cov(right)
+    of_draws = (by_draws.sum() - np.trace(by_draws)) / (n * (n - 1))
+    of_images = (by_images.sum() - np.trace(by_images)) / (draws * (draws - 1))
+    of_cells = np.trace(by_images) / draws - of_images
+    variance = of_draws * (1 + (draws - 1) * share) / (1 - share) / draws + of_images / n + of_cells / (draws * n)
+    grown = (1 + (draws - 1) * share) / (1 - share)
+    squares = np.array([grown * (of_cells + n * of_draws), of_cells + draws * of_images, -grown * of_cells])
+    freedom = (squares.sum() ** 2) / (squares**2 / [draws - 1, n - 1, (draws - 1) * (n - 1)]).sum()
+    return student.isf(0.025, freedom) * variance**0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_an_interval_over_draws_and_images_is_that_of_covariances(share):
+    generator = np.random.default_rng(3)
+    right = generator.random((4, 200)) < generator.random(200) * 0.4 + np.array([[0.1], [0.2], [0.25], [0.3]])
+    found, reach = spread(right, overlap=share), by_covariances(right, share)
+    assert [found.low_all, found.high_all] == pytest.approx([max(0, found.mean - reach), found.mean + reach])
+    for one in (spread(right[:1]), spread(right, overlap=1.0)):  # nothing says how far draws lie apart
+        assert np.isnan([one.low_all, one.high_all]).all() and np.isfinite([one.low, one.high]).all()
+    same = spread([np.arange(50) < 40] * 3)
+    assert same.low_all <= same.low < 0.8 < same.high <= same.high_all < 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.1, 0.3])
+def test_an_interval_over_draws_and_images_covers(shift):
+    """5 draws of 1,000 images from a population where the accuracy is 70%, draws apart by 0 to 10 points."""
+    generator, trials, hits = np.random.default_rng(7), 600, 0
+    for _ in range(trials):
+        ease, alone = generator.normal(size=1000) * 0.6**0.5, generator.normal(size=(5, 1000)) * 0.4**0.5
+        found = spread(ease + alone + shift * generator.normal(size=(5, 1)) < norm.ppf(0.7) * np.hypot(1, shift))
+        assert found.low_all <= found.low <= found.mean <= found.high <= found.high_all
+        hits += found.low_all <= 0.7 <= found.high_all
+    assert binom.ppf(0.001, trials, 0.93) <= hits <= binom.ppf(0.999, trials, 0.97)
+
+
+@pytest.mark.parametrize("k", [12, 40])
+def test_draws_that_share_rows_keep_the_coverage(k):
+    """5 draws of k of 60 rows, each of which shifts what is learnt from it: disjoint, or sharing 60% of their rows."""
+    generator, trials, hits = np.random.default_rng(8), 600, 0
+    for _ in range(trials):
+        seed = int(generator.integers(1e9))
+        rows = [few_per_class(np.zeros(60, int), k, seed=seed, draw=draw) for draw in range(5)]
+        shift = generator.normal(size=60)[rows].sum(1, keepdims=True) * 0.1 / k**0.5
+        ease, alone = generator.normal(size=1000) * 0.6**0.5, generator.normal(size=(5, 1000)) * 0.4**0.5
+        found = spread(ease + alone + shift < norm.ppf(0.7) * np.hypot(1, 0.1), overlap=0 if k == 12 else 0.6)
+        hits += found.low_all <= 0.7 <= found.high_all
+    assert binom.ppf(0.001, trials, 0.93) <= hits <= binom.ppf(0.999, trials, 0.97)
+
+
 def test_bad_input():
     a, b = pair(3, 2, 1, 1)
     with pytest.raises(ValueError, match="a has 7 test images and b 6"):
@@ -248,6 +301,8 @@ def test_bad_input():
         layer_table({0: a, 1: b}, chosen=5)
     with pytest.raises(ValueError, match="no draw"):
         spread([])
+    with pytest.raises(ValueError, match="overlap=60; expected the share"):
+        spread([a, b], overlap=60)
     with pytest.raises(ValueError, match="alpha 95; expected"):
         peak_set({0: a}, alpha=95)
     with pytest.raises(ValueError, match="alpha 95; expected"):

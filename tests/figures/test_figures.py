@@ -114,6 +114,11 @@ def test_few_label_curve_has_means_and_deviations():
     _, _, (bars,) = ax.containers[0]
     lower, upper = bars.get_segments()[0][:, 1]
     assert (upper - lower) / 2 == pytest.approx(2)  # standard deviation of 10, 12, 14
+    assert words(ax) == ["mean of 3 draws, which are the dots;\nbars: standard deviation over draws"]
+    ax = few_label_curve(table.assign(low_all=0.1 * table.k, high_all=0.1 * table.k + 0.05))
+    _, _, (bars,) = ax.containers[0]
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[10, 15], [40, 45]])
+    assert words(ax) == ["mean of 3 draws, which are the dots;\nbars: 95% interval over draws and test images together"]
 
 
 def test_cka_map_has_the_first_layer_below_and_the_other_to_the_right():

@@ -33,8 +33,31 @@ def test_few_per_class_nests(draw):
         assert np.bincount(labels[chosen]).tolist() == [k, k, 0, 0, 0, k]
     assert all(set(small) < set(large) for small, large in zip(subsets, subsets[1:], strict=False))
     np.testing.assert_array_equal(subsets[1], few_per_class(labels, 4, seed=1, draw=draw))
-    for other in ({"seed": 1, "draw": 9}, {"seed": 2, "draw": draw}):
+    for other in ({"seed": 1, "draw": 4}, {"seed": 2, "draw": draw}):
         assert set(few_per_class(labels, 25, **other)) != set(subsets[2])
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 5, 7])
+def test_draws_are_disjoint_where_the_rows_are_there(draws):
+    """And otherwise no row is used two times more than another of its class: no draws share fewer rows on average."""
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 5], [40, 31, 50]))
+    for k in range(1, 32):
+        used = np.zeros(len(labels), int)
+        for draw in range(draws):
+            used[few_per_class(labels, k, seed=1, draw=draw, draws=draws)] += 1
+        for label in (0, 1, 5):
+            times = used[labels == label]
+            assert times.sum() == draws * k and np.ptp(times) <= 1
+
+
+def test_draws_are_a_pure_function_of_seed_k_draw_and_draws():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1], 100))
+    subset = few_per_class(labels, 9, seed=1, draw=2, draws=3)
+    assert subset.tolist() == few_per_class(labels, 9, seed=1, draw=2, draws=3).tolist()
+    others = ({"seed": 2, "draw": 2, "draws": 3}, {"seed": 1, "draw": 1, "draws": 3}, {"seed": 1, "draw": 2})
+    assert all(subset.tolist() != few_per_class(labels, 9, **other).tolist() for other in others)
+    first = [few_per_class(labels, 9, seed=1, draws=draws).tolist() for draws in (1, 2, 50)]
+    assert first[0] == first[1] == first[2]
 
 
 def test_few_per_class_does_not_touch_the_global_generator():
@@ -48,6 +71,8 @@ def test_few_per_class_says_what_is_short():
         few_per_class(np.array([0, 0, 0, 1, 1]), 3)
     with pytest.raises(ValueError, match="expected at least 1"):
         few_per_class(np.array([0]), 0)
+    with pytest.raises(ValueError, match="draw=5 of draws=5; expected 0 to 4"):
+        few_per_class(np.array([0]), 1, draw=5)
     with pytest.raises(ValueError, match=r"labels as integers \(N,\); these are float64 \(2,\)"):
         few_per_class(np.array([0.0, 1.0]), 1)
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from igpt_lab.core.display import MODEL, say_once
-from igpt_lab.core.significance import compare, peak_set
+from igpt_lab.core.significance import compare, peak_set, spread
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
@@ -368,11 +368,24 @@ def test_few_labels_are_nested_stratified_and_kept():
     assert set(table[(table.k == 60) & (table.layer_rule == "chosen")].layer) == {1}
     for (_, row), right in zip(table.iterrows(), result.correct, strict=True):
         assert row.test_accuracy == right.mean()
+    rows = table.query("k == 60 and layer_rule == 'fixed' and layer == 2")
+    share = 80 / 60 / 3  # 3 * 60 labels of 100 rows: 80 of them twice, each shared by one of three pairs
     summary = result.summary().loc[MODEL, 60, "fixed", "2"]
-    rows = table.query("k == 60 and layer_rule == 'fixed' and layer == 2").test_accuracy
-    assert summary.tolist() == [pytest.approx(rows.mean()), pytest.approx(rows.std()), 3]
+    of_draws = spread([result.correct[i] for i in rows.index], overlap=share)
+    expected = [rows.test_accuracy.mean(), rows.test_accuracy.std(), 3, of_draws.low, of_draws.high]
+    both = [of_draws.low_all, of_draws.high_all, share]
+    assert summary.tolist() == pytest.approx(expected + both)
+    assert set(table.overlap[table.k < 60]) == {0} and (rows[["low_all", "high_all", "overlap"]] == both).all(axis=None)
     again = probe_few_labels(TRAIN, TEST, ks=(4,), draws=3, layers=[0, 2], **QUIET)
     assert again.table.equals(table[table.k == 4].reset_index(drop=True))
+
+
+def test_draws_share_no_rows_where_there_are_enough_and_a_layer_is_fixed_once():
+    result = probe_few_labels(TRAIN.joined(1), TEST.joined(1), ks=(4, 50, 60), draws=2, **QUIET)
+    shares = [len(np.intersect1d(result.subsets[k, 0], result.subsets[k, 1])) / (3 * k) for k in (4, 50, 60)]
+    assert shares == [0, 0, pytest.approx(1 / 3)]
+    assert result.table.groupby("k").overlap.first().tolist() == pytest.approx(shares)
+    assert set(result.summary()["count"]) == {2}
 
 
 def test_the_setting_of_the_paper():

@@ -54,7 +54,7 @@ def test_each_way_is_what_one_by_one_gives(comparison, tiny_folder, images, tmp_
         "head alone": {"head_only": True},
     }
     runs = {(method, "all", 0, seed): changes | {"seed": seed} for method, changes in ways.items() for seed in (0, 3)}
-    runs |= {(method, "8", draw, 0): ways[method] | {"per_class": 8, "draw": draw}
+    runs |= {(method, "8", draw, 0): ways[method] | {"per_class": 8, "draw": draw, "draws": 2}
              for method in ("L_gen + L_clf", "L_clf alone") for draw in (0, 1)}  # fmt: skip
     rows = comparison.table[6:]  # after those of the probes
     assert list(zip(rows.method, rows.labels, rows.draw, rows.seed, strict=True)) == list(runs)
