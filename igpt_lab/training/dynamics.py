@@ -64,8 +64,9 @@ def probe_checkpoints(
     """A row for each checkpoint and layer: that of `probe_layers`, and `model` (`name`), `step`, `loss` and its error.
 
     `loss` is over the test images, in nats per token, `loss_error` its standard error over images; a BERT model has
-    nan. `drop`, `drop_low`, `drop_high` and `drop_p` compare the chosen layer with the last (`compare_layers`), the
-    same in all rows of a checkpoint. `untrained` begins with the network before its first step, at step 0. Features go
+    nan. `drop`, with `drop_low` and `drop_high` over test images, `drop_choice_low` and `drop_choice_high` over the
+    folds of the choice too, and `drop_p` compare the chosen layer with the last (`compare_layers`), the same in all
+    rows of a checkpoint. `untrained` begins with the network before its first step, at step 0. Features go
     to `store`, one store a checkpoint.
     """
     sources = dict(checkpoints)
@@ -144,4 +145,6 @@ def _drop(result: ProbeResult) -> dict[str, float]:
     if len(result.correct) < 2:
         return {}
     drop = compare_layers(result)
-    return {"drop": drop.difference, "drop_low": drop.low, "drop_high": drop.high, "drop_p": drop.p_value}
+    ends = {"drop_low": drop.low, "drop_high": drop.high}
+    choice = {"drop_choice_low": drop.choice_low, "drop_choice_high": drop.choice_high}
+    return {"drop": drop.difference, **ends, **choice, "drop_p": drop.p_value}
