@@ -7,7 +7,7 @@ over seeds, and how seeds differ is not in an interval over images: both are sho
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -66,18 +66,23 @@ def is_seeded(name: str) -> bool:
     return SEEDED.fullmatch(name) is not None
 
 
+def families_of(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Name of a run -> its family and seed: NAME-seed-S is seed S of NAME; any other name is seed 0 of itself."""
+    parts = {name: SEEDED.fullmatch(name) for name in names}
+    keys = {name: (part["family"], int(part["seed"])) if part else (name, 0) for name, part in parts.items()}
+    if twice := [name for name, key in keys.items() if list(keys.values()).count(key) > 1]:
+        raise ValueError(f"{', '.join(twice)} are of the same family and seed; expected one run of each seed")
+    return keys
+
+
 @checked
 def group_by_seed(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `family` and `seed_of_pretraining` in front, from its column `model`.
+    """The table with `family` and `seed_of_pretraining` in front, from the names in its column `model`.
 
-    A run NAME-seed-S is of family NAME, with seed S; any other is the only run or the seed 0, `pretrain`'s default, of
-    the family with its name.
+    A run NAME-seed-S is of family NAME, with seed S; a run NAME has the seed 0, `pretrain`'s default.
     """
-    parts = {name: SEEDED.fullmatch(name) for name in dict.fromkeys(table.model)}
-    names = {name: (part["family"], int(part["seed"])) if part else (name, 0) for name, part in parts.items()}
-    if twice := [name for name, key in names.items() if list(names.values()).count(key) > 1]:
-        raise ValueError(f"{', '.join(twice)} are of the same family and seed; expected one run of each seed")
-    families, seeds = zip(*map(names.__getitem__, table.model), strict=True)
+    keys = families_of(table.model)
+    families, seeds = zip(*map(keys.__getitem__, table.model), strict=True)
     table = table.drop(columns=["family", "seed_of_pretraining"], errors="ignore")
     table.insert(0, "family", families)
     table.insert(1, "seed_of_pretraining", seeds)
