@@ -109,12 +109,13 @@ def _save_summaries(table: Any, stem: Path) -> list[Path]:
 
 def _family(row: dict[str, Any]) -> str:
     """What a row of the summary says, in a line."""
-    words = []
+    words, several = [], row["n_seeds"] > 1
     for measure in ("depth", "height", "drop"):
         mean, low, high = (100 * row[f"{measure}_{part}"] for part in ("mean", "low", "high"))
         images = " to ".join(f"{100 * row.get(f'{measure}_images_{end}', math.nan):.1f}" for end in ("low", "high"))
-        words.append(f"{measure} {mean:.1f} [{low:.1f}, {high:.1f}] over seeds, {images} over images")
-    return f"{row['family']}, {row['n_seeds']} seeds: {'; '.join(words)}"
+        seeds = f" [{low:.1f}, {high:.1f}] over seeds," if several else ","
+        words.append(f"{measure} {mean:.1f}{seeds} {images} over images")
+    return f"{row['family']}, {row['n_seeds']} seed{'s' * several}: {'; '.join(words)}"
 
 
 def _probe_runs(folders: dict[str, str], train: Any, test: Any, **options: Any) -> Any:
