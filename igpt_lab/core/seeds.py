@@ -7,12 +7,15 @@ over seeds, and how seeds differ is not in an interval over images: both are sho
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, control_names, span
@@ -48,7 +51,8 @@ def over_seeds(values: Sequence[float] | np.ndarray, *, alpha: float = 0.05) -> 
     """Mean of (n,) values, one for each seed of pretraining, and its t interval (Student, 1908).
 
     The interval is of the mean over all seeds, where values of seeds are normal. All seeds share the test images: image
-    noise that is common to them moves all values alike and is not in this interval, however many seeds there are.
+    noise that is common to them moves all values alike and is not in this interval, however many seeds there are. The
+    interval of seeds that are all alike, as chosen layers may be, has no width, which says nothing of other seeds.
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
@@ -102,8 +106,7 @@ def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
     own = table[control_names(table.control) == MODEL] if "control" in table else table
     rows = [_run(run.sort_values("layer")) for _, run in own.groupby(["family", "seed_of_pretraining"], sort=False)]
     runs = pd.DataFrame(rows)
-    p_values = runs.drop_p.dropna() if "drop_p" in runs else pd.Series(dtype=float)
-    return runs.assign(drop_p_holm=pd.Series(holm(p_values.to_dict()), dtype=float))
+    return runs.assign(drop_p_holm=_holm(runs.drop_p)) if "drop_p" in runs else runs
 
 
 def _run(run: pd.DataFrame) -> dict[str, object]:
@@ -117,11 +120,8 @@ def _run(run: pd.DataFrame) -> dict[str, object]:
     row |= {column: best[column] for column in ("step", "loss", "loss_error", "n_test") if column in run}
     row |= {"chosen_layer": best.layer, "last_layer": last.layer, "depth": best.layer / deepest}
     row |= {"height": best.test_accuracy, "low": best.low, "high": best.high}
-    row |= {
-        "first": run.test_accuracy.iloc[0],
-        "last": last.test_accuracy,
-        "drop": best.test_accuracy - last.test_accuracy,
-    }
+    row |= {"first": run.test_accuracy.iloc[0], "last": last.test_accuracy}
+    row |= {"drop": best.test_accuracy - last.test_accuracy}
     row |= {column: best[column] for column in run if column.startswith("drop_")}
     if "in_peak_set" in run and run.in_peak_set.eq(True).any():
         peak = [int(layer) for layer in run.layer[run.in_peak_set.eq(True)]]
@@ -152,3 +152,31 @@ def summarise_seeds(runs: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
             row |= {f"{name}_images_{end}": of_family[column].mean() for end, column in ends if column in of_family}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+@checked
+def compare_families(runs: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
+    """A row for each pair of families of `summarise_runs` and measure: does one have more, over seeds?
+
+    `difference` of means, family `a` less family `b`, with the t interval `low`, `high` and `p_value` of Welch (1947),
+    and `p_holm`, corrected for all rows; nan where the seeds of each family are all alike, as chosen layers may be.
+    Families of one seed are left out. Test images are held as they are.
+    """
+    families = {name: rows for name, rows in runs.groupby("family", sort=False) if len(rows) > 1}
+    rows = []
+    for (a, of_a), (b, of_b) in combinations(families.items(), 2):
+        for measure in OVER_IMAGES:
+            difference = of_a[measure].mean() - of_b[measure].mean()
+            low = high = p_value = np.nan
+            if max(of_a[measure].nunique(), of_b[measure].nunique()) > 1:
+                with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # seeds of one are all alike
+                    test = ttest_ind(of_a[measure], of_b[measure], equal_var=False)
+                (low, high), p_value = test.confidence_interval(1 - alpha), float(test.pvalue)
+            rows.append((a, b, measure, difference, low, high, p_value))
+    table = pd.DataFrame(rows, columns="a b measure difference low high p_value".split())
+    return table.assign(p_holm=_holm(table.p_value))
+
+
+def _holm(p_values: pd.Series) -> pd.Series:
+    """Corrected for all of them that are numbers."""
+    return pd.Series(holm(p_values.dropna().to_dict()), index=p_values.index, dtype=float)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from igpt_lab.core.seeds import group_by_seed, over_seeds, summarise_runs, summarise_seeds
+from igpt_lab.core.seeds import compare_families, group_by_seed, over_seeds, summarise_runs, summarise_seeds
 from tables import seed_table
 
 
@@ -78,3 +78,21 @@ def test_a_family_has_both_uncertainties_beside_each_other():
     )
     assert np.isnan(table.loc["b", ["height_sd", "drop_low"]].astype(float)).all()
     assert table.loc["b", "height_images_low"] == pytest.approx(0.57)
+
+
+def test_families_differ_as_welch_s_test_says():
+    runs = summarise_runs(seed_table())
+    assert compare_families(runs).empty  # "b" has one seed
+    other = runs[runs.family == "a"].assign(family="c", height=[0.6, 0.61, 0.64], drop=0.07, depth=0.75)
+    table = compare_families(pd.concat([runs, other], ignore_index=True)).set_index("measure")
+    assert set(table.a) == {"a"} and set(table.b) == {"c"} and table.index.tolist() == ["depth", "height", "drop"]
+    a, b = np.array([0.50, 0.56, 0.47]), np.array([0.6, 0.61, 0.64])
+    of_a, of_b = a.var(ddof=1) / 3, b.var(ddof=1) / 3
+    free = (of_a + of_b) ** 2 / (of_a**2 / 2 + of_b**2 / 2)  # Welch and Satterthwaite
+    row, difference, error = table.loc["height"], a.mean() - b.mean(), math.sqrt(of_a + of_b)
+    assert row.difference == pytest.approx(difference)
+    assert [row.low, row.high] == pytest.approx(list(stats.t.interval(0.95, free, difference, error)))
+    assert row.p_value == pytest.approx(2 * stats.t.sf(abs(difference) / error, free))
+    assert row.p_holm == pytest.approx(3 * row.p_value)
+    alike = pd.concat([other, other.assign(family="d", depth=0.5)])
+    assert compare_families(alike).set_index("measure").loc["depth", ["low", "p_value", "p_holm"]].isna().all()

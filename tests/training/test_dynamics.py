@@ -107,7 +107,7 @@ def test_runs_named_as_seeds_are_grouped_into_families(run, tiny_images, tmp_pat
     assert summary.family.tolist() == ["a", "b"] and summary.n_seeds.tolist() == [2, 1]
     assert summary.height_mean[0] == pytest.approx(chosen.test_accuracy[:2].mean())
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("a, 2 seeds") and Path(printed[-1]).name == "study_summary.csv"
+    assert printed[0].startswith("a, 2 seeds") and Path(printed[-1]).name == "study_differences.csv"
     assert cli.main(["figures", str(tmp_path), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "study.svg").read_bytes() == (tmp_path / "study.svg").read_bytes()
     again = shutil.copytree(run, tmp_path / "runs" / "b-seed-0")

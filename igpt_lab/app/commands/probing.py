@@ -64,8 +64,8 @@ def dynamics(
 
     With --final, a run named FAMILY-seed-S is seed S of its family, and any other its own family's seed 0: the figure
     has a line for each seed, its table a row for each run and layer. Beside it are NAME_runs.csv, a row for each run
-    (where its curve begins, peaks and ends), and NAME_summary.csv, a row for each family: mean, deviation and t
-    interval over seeds, beside the interval over images.
+    (where its curve begins, peaks and ends), NAME_summary.csv, a row for each family: mean, deviation and t interval
+    over seeds, beside the interval over images, and NAME_differences.csv, a row for each pair of families and measure.
     """
     from igpt_lab.core.seeds import families_of, is_seeded
 
@@ -96,11 +96,11 @@ def dynamics(
 
 
 def _save_summaries(table: Any, stem: Path) -> list[Path]:
-    """Print what each family says over its seeds, and write STEM_runs.csv and STEM_summary.csv."""
+    """Print what each family says over its seeds, and write its three tables beside the figure."""
     by_run = lab.summarise_runs(table)
     summary = lab.summarise_seeds(by_run)
     print(*map(_family, summary.to_dict("records")), sep="\n")
-    files = {"runs": by_run, "summary": summary}
+    files = {"runs": by_run, "summary": summary, "differences": lab.compare_families(by_run)}
     return [
         atomic_write(stem.with_name(f"{stem.name}_{ending}.csv"), rows.to_csv(index=False))
         for ending, rows in files.items()
