@@ -78,3 +78,24 @@ def stopped_table() -> pd.DataFrame:
     rows = [("sos", "ln_1", "standardised", "chosen layer", 1, 0.8, 0.79, 0.8)]
     rows.append(("sos", "resid_pre", "unscaled", "last layer", 2, 0.75, 0.6, 0.7))
     return pd.DataFrame(rows, columns="alignment point scaling at layer converged min max".split())
+
+
+def seed_table() -> pd.DataFrame:
+    """Two families of runs with 3 layers: "a" of seeds 0, 1, 2, whose chosen layers are 1, 1 and 2, and "b" of one."""
+    curves = {
+        ("a", 0): (0.30, 0.50, 0.44),
+        ("a", 1): (0.32, 0.56, 0.46),
+        ("a", 2): (0.28, 0.40, 0.47),
+        ("b", 0): (0.2, 0.6, 0.5),
+    }
+    rows = [
+        (family, seed, MODEL, layer, a, a == max(curve), a > 0.45, max(curve) - curve[-1])
+        for (family, seed), curve in curves.items()
+        for layer, a in enumerate(curve)
+    ]
+    names = "family seed_of_pretraining control layer test_accuracy chosen in_peak_set drop".split()
+    table = pd.DataFrame(rows, columns=names).assign(drop_p=0.01, loss=2.0, n_test=100)
+    table = table.assign(low=table.test_accuracy - 0.03, high=table.test_accuracy + 0.04)
+    table = table.assign(drop_low=table["drop"] - 0.02, drop_high=table["drop"] + 0.01, model="m")
+    pixels = table[table.layer == 0].assign(control="raw pixels", test_accuracy=0.9, chosen=True)
+    return pd.concat([table, pixels], ignore_index=True)

@@ -40,6 +40,9 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "cka_map": "Linear CKA between layers: 1 where they differ by a rotation and a scale.",
     "fine_tuning": "Test accuracy of each method, and probes on all layers before and after.",
     "training_dynamics": "How features form: accuracy over the loss, and the layer curve at every checkpoint.",
+    "seed_curves": "Several seeds of pretraining: accuracy over relative depth, the mean thick. Below, the chosen "
+    "layer and its drop to the last: dots are seeds, coloured bars the 95% t interval over seeds, grey bars the 95% "
+    "interval over test images of one seed. Image noise that all seeds share is not in the coloured bars.",
     "model_comparison": "Models side by side: the layer that validation chose, the last layer, and controls, with 95% "
     "intervals over test images.",
     "confusion_matrix": "Test images by their true class (rows) and the predicted one (columns).",

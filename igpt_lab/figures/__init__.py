@@ -40,6 +40,7 @@ from igpt_lab.figures.galleries import (
 )
 from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
+from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "neighbour_gallery",
     "protocol_curves",
     "row_gallery",
+    "seed_curves",
     "selectivity",
     "surprise_gallery",
     "training_dynamics",
@@ -72,6 +74,7 @@ __all__ = [
     "LINE_STYLES",
     "METHOD_COLUMNS",
     "PROTOCOL_COLUMNS",
+    "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",
     "STRIP",
     "STYLES",

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures import (
@@ -28,10 +29,11 @@ from igpt_lab.figures import (
     protocol_curves,
     row_gallery,
     save_figure,
+    seed_curves,
     surprise_gallery,
     training_dynamics,
 )
-from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, stopped_table
+from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, seed_table, stopped_table
 
 
 def words(ax):
@@ -401,3 +403,30 @@ def test_model_comparison_puts_chosen_layer_last_layer_and_controls_of_each_mode
     ends = [segment[:, 0] for segment in ax.containers[0].lines[2][0].get_segments()]
     np.testing.assert_allclose(ends, [[40, 55], [60, 75]])
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
+
+
+def test_seed_curves_have_a_thin_line_for_each_seed_and_both_intervals_beside_each_other():
+    curves, depth, height, drop = seed_curves(seed_table(), title="t").get_axes()
+    thin = [line.get_ydata() for line in curves.get_lines() if line.get_linewidth() < 1 and line.get_linestyle() == "-"]
+    np.testing.assert_allclose(thin, [[30, 50, 44], [32, 56, 46], [28, 40, 47], [20, 60, 50]])
+    np.testing.assert_allclose(lines(curves)["a"].get_xydata(), [[0, 30], [0.5, 146 / 3], [1, 137 / 3]])
+    rings = [line.get_xydata() for line in curves.get_lines() if line.get_markerfacecolor() == "none"]
+    np.testing.assert_allclose(rings[0], [[0.5, 50], [0.5, 56], [1, 47]])
+    dots = [ax.get_lines()[0].get_xdata() for ax in (depth, height, drop)]
+    np.testing.assert_allclose(dots, [[50, 50, 100], [50, 56, 47], [6, 10, 0]], atol=1e-9)
+    for ax, values in ((height, [50, 56, 47]), (drop, [6, 10, 0])):
+        (bar,) = ax.containers  # of "a" alone: one seed, that of "b", has no interval over seeds
+        ends = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        np.testing.assert_allclose(bar.lines[2][0].get_segments()[0][:, 0], ends)
+    grey = [line.get_xdata() for line in height.get_lines() if line.get_color() == "#767676"]
+    np.testing.assert_allclose(grey, [[48, 55], [57, 64]])
+    assert [text.get_text() for text in depth.get_yticklabels()] == ["a", "b"] and depth.yaxis_inverted()
+
+
+def test_seed_curves_of_different_layers_or_too_many_families_say_so():
+    table = seed_table()
+    with pytest.raises(ValueError, match="a: its seeds have different layers"):
+        seed_curves(table[(table.seed_of_pretraining != 1) | (table.layer != 0)])
+    many = pd.concat([table[table.family == "b"].assign(family=name) for name in "abcdef"])
+    with pytest.raises(ValueError, match="6 families; expected at most 5"):
+        seed_curves(many)

@@ -20,7 +20,16 @@ from igpt_lab.app import cli
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
-from tables import RECORD, cka_table, geometry_table, layer_table, protocol_tables, selectivity_table, stopped_table
+from tables import (
+    RECORD,
+    cka_table,
+    geometry_table,
+    layer_table,
+    protocol_tables,
+    seed_table,
+    selectivity_table,
+    stopped_table,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
 COMPARISON = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
@@ -70,6 +79,7 @@ def drawings():
         "fine_tuning": ([method_table(), layer_table()], {}, method_table()),
         "training_dynamics": ([dynamics_table()], {"title": "t"}, dynamics_table()),
         "model_comparison": ([compared_table()], {"title": "t"}, compared_table()),
+        "seed_curves": ([seed_table()], {"title": "t"}, seed_table()),
         "gallery": ([IMAGES], {"columns": 2, "titles": list("abcd")}, tokens),
         "completion_gallery": ([IMAGES[:2], IMAGES[None].repeat(2, 0), IMAGES[:2]], {"prime_rows": 2}, tokens),
         "row_gallery": ([IMAGES.reshape(2, 2, 5, 5, 3)], {"labels": ["one", "two"]}, tokens),
@@ -182,7 +192,8 @@ def test_a_style_sets_width_and_letters():
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
-    "name", ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity"]
+    "name",
+    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves"],
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]

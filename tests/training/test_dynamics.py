@@ -1,6 +1,7 @@
 """Every checkpoint against the same steps taken one by one, and a run's checkpoints found by name."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,31 @@ def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_i
     assert cli.main([*command, "--store", str(tmp_path), "--out", str(tmp_path)]) == 0
     np.testing.assert_allclose(pd.read_csv(tmp_path / "both.csv").test_accuracy, table.test_accuracy)
     assert f"step-000002, raw pixels: {alone:.1%}" in capsys.readouterr().out
+
+
+def test_runs_named_as_seeds_are_grouped_into_families(run, tiny_images, tmp_path, capsys):
+    sources = {"a-seed-0": checkpoints_of(run)[2], "a-seed-1": checkpoints_of(run)[4], "b": run}
+    folders = [str(shutil.copytree(source, tmp_path / "runs" / name)) for name, source in sources.items()]
+    command = ["dynamics", *folders, "--images", str(tiny_images), "--final", "--layers", "1", "3"]
+    assert cli.main([*command, "--store", str(tmp_path), "--out", str(tmp_path), "--name", "study"]) == 0
+    images = [lab.load_images(tiny_images, split) for split in ("train", "test")]
+    table = probe_models(dict(zip(sources, folders, strict=True)), *images, store=tmp_path, layers=[1, 3])
+    saved = pd.read_csv(tmp_path / "study.csv")
+    np.testing.assert_allclose(saved.test_accuracy, table.test_accuracy)
+    assert list(saved.family) == ["a"] * 6 + ["b"] * 3 and set(saved.seed_of_pretraining) == {0, 1}
+    by_run, summary = (pd.read_csv(tmp_path / f"study_{name}.csv") for name in ("runs", "summary"))
+    chosen = table[table.chosen & (table.control == MODEL)]
+    assert by_run.chosen_layer.tolist() == chosen.layer.tolist()
+    assert by_run.height.tolist() == pytest.approx(chosen.test_accuracy.tolist())
+    assert summary.family.tolist() == ["a", "b"] and summary.n_seeds.tolist() == [2, 1]
+    assert summary.height_mean[0] == pytest.approx(chosen.test_accuracy[:2].mean())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("a, 2 seeds") and Path(printed[-1]).name == "study_differences.csv"
+    assert cli.main(["figures", str(tmp_path), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "study.svg").read_bytes() == (tmp_path / "study.svg").read_bytes()
+    again = shutil.copytree(run, tmp_path / "runs" / "b-seed-0")
+    assert cli.main(["dynamics", str(again), *command[1:]]) == 1
+    assert "b-seed-0, b are of the same family and seed" in capsys.readouterr().err
 
 
 def test_the_command_s_figure_goes_to_the_user_s_folder_of_its_models_and_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from igpt_lab.app.commands.options import (
     command,
 )
 from igpt_lab.core import display
+from igpt_lab.core.provenance import atomic_write
 
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
 
@@ -72,34 +74,76 @@ def ablate(
     argument("--images", required=True, help=IMAGES.help),
     LIMIT,
     LAYERS,
-    argument("--final", action="store_true", help="only the end of each: models side by side, with raw pixels"),
+    argument(
+        "--final",
+        action="store_true",
+        help="only the end of each: models, or seeds of a family, side by side, with raw pixels",
+    ),
     STORE,
     OUT,
-    argument("--name", help="of the figure (default: training_dynamics, or model_comparison with --final)"),
+    argument("--name", help="of the figure (default: training_dynamics; with --final model_comparison, or seeds)"),
 )
 def dynamics(
     models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str,
     out: str | None, name: str | None,
 ) -> None:  # fmt: skip
-    """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth."""
+    """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth.
+
+    With --final, a run named FAMILY-seed-S is seed S of its family, and any other its own family's seed 0: the figure
+    has a line for each seed, its table a row for each run and layer. Beside it are NAME_runs.csv, a row for each run
+    (where its curve begins, peaks and ends), NAME_summary.csv, a row for each family: mean, deviation and t interval
+    over seeds, beside the interval over images, and NAME_differences.csv, a row for each pair of families and measure.
+    """
+    from igpt_lab.core.seeds import families_of, is_seeded
+
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     folders = {Path(model).name: model for model in models}
     if len(folders) < len(models):
         raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
-    if final:
-        kind = "model_comparison"
-        table = lab.probe_models(folders, train, test, store=store, layers=layers)
+    of_seeds = final and any(map(is_seeded, folders))
+    kind = "seeds" if of_seeds else "model_comparison" if final else "training_dynamics"
+    if of_seeds:
+        families_of(folders)  # an error in the names, before hours of probes
+    probe = lab.probe_models if final else _probe_runs
+    table = probe(folders, train, test, store=store, layers=layers)
+    whole = models[0] if len(models) == 1 else "-".join(folders)
+    stem = Path(runs.results_folder(whole, images, out, under=runs.MINE)) / (name or kind)
+    tables: list[Path] = []
+    if of_seeds:
+        table = lab.group_by_seed(table)
+        figure = lab.figures.seed_curves(table, title=f"Seeds of pretraining on {train.name}")
+        tables = _save_summaries(table, stem)
+    elif final:
         figure = lab.figures.model_comparison(table, title=f"Models on {train.name}")
     else:
-        kind = "training_dynamics"
-        table = _probe_runs(folders, train, test, store=store, layers=layers)
         figure = lab.figures.training_dynamics(table, title=f"{', '.join(folders)} on {train.name}")
     record = lab.RunRecord(kind, {"images": train.name, "limit": limit, "models": list(folders)}, seed=0)
-    whole = models[0] if len(models) == 1 else "-".join(folders)
-    target = runs.results_folder(whole, images, out, under=runs.MINE)
-    files = lab.figures.save_figure(figure, Path(target) / (name or kind), data=table, record=record)
+    files = lab.figures.save_figure(figure, stem, data=table, record=record)
     rows = table.groupby(["model", "step", "control"], sort=False)
-    print(*(line for _, of_one in rows for line in _chosen_layer(of_one)), *files, sep="\n")
+    print(*(line for _, of_one in rows for line in _chosen_layer(of_one)), *files, *tables, sep="\n")
+
+
+def _save_summaries(table: Any, stem: Path) -> list[Path]:
+    """Print what each family says over its seeds, and write its three tables beside the figure."""
+    by_run = lab.summarise_runs(table)
+    summary = lab.summarise_seeds(by_run)
+    print(*map(_family, summary.to_dict("records")), sep="\n")
+    files = {"runs": by_run, "summary": summary, "differences": lab.compare_families(by_run)}
+    return [
+        atomic_write(stem.with_name(f"{stem.name}_{ending}.csv"), rows.to_csv(index=False))
+        for ending, rows in files.items()
+    ]
+
+
+def _family(row: dict[str, Any]) -> str:
+    """What a row of the summary says, in a line."""
+    words, several = [], row["n_seeds"] > 1
+    for measure in ("depth", "height", "drop"):
+        mean, low, high = (100 * row[f"{measure}_{part}"] for part in ("mean", "low", "high"))
+        images = " to ".join(f"{100 * row.get(f'{measure}_images_{end}', math.nan):.1f}" for end in ("low", "high"))
+        seeds = f" [{low:.1f}, {high:.1f}] over seeds," if several else ","
+        words.append(f"{measure} {mean:.1f}{seeds} {images} over images")
+    return f"{row['family']}, {row['n_seeds']} seed{'s' * several}: {'; '.join(words)}"
 
 
 def _probe_runs(folders: dict[str, str], train: Any, test: Any, **options: Any) -> Any:
