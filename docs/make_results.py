@@ -1,4 +1,4 @@
-"""docs/results.md, from the files in results/ and the template docs/results.md.j2: no number there is typed by hand.
+"""docs/results.md and README's table, from the files in results/ and a template: no number there is typed by hand.
 
 python docs/make_results.py        write it again, as `make reference` does at its end
 """
@@ -14,11 +14,11 @@ import pandas as pd
 
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.core.provenance import atomic_write
-from igpt_lab.core.significance import holm
+from igpt_lab.core.significance import compare, holm
 from igpt_lab.probing.effects import AT
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/results.md"
+PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
 
 
 @lru_cache
@@ -107,6 +107,16 @@ class Run:
         converged = [reach(ends) for ends in zip(rows.converged_min, rows.converged_max, strict=True)]
         return rows.assign(setting=setting, stopped=stopped, converged=converged).to_dict("records")
 
+    def ks(self) -> list[int]:
+        return sorted(set(self.table("few_label_curve").k))
+
+    def few(self, k: int, control: str = MODEL) -> dict[str, float]:
+        """Accuracy with k labels of each class over draws, the layer chosen inside them."""
+        rows = self.control(control, "few_label_curve")
+        rows = rows[(rows.k == k) & (rows.layer_rule == "chosen")]
+        facts = rows[["low_all", "high_all", "overlap"]].iloc[0].to_dict()
+        return {"mean": rows.test_accuracy.mean(), "sd": rows.test_accuracy.std()} | facts
+
     def control(self, name: str, among: str = "layer_curve") -> pd.DataFrame:
         rows = self.table(among)
         return rows[rows.control == name]
@@ -127,6 +137,25 @@ def regime() -> list[dict[str, Any]]:
     return chosen.assign(verdict=verdict).to_dict("records")
 
 
+def dynamics(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The chosen layer of every checkpoint, p of its drop corrected for all of them."""
+    rows = pd.concat([run.table("training_dynamics") for run in runs], ignore_index=True)
+    rows = rows[rows.chosen.astype(bool)].reset_index(drop=True)
+    corrected = pd.Series(holm(rows.drop_p.to_dict()))
+    verdict = (corrected <= 0.05).map({True: "holds", False: "not resolved"})
+    return rows.assign(p_holm=corrected, verdict=verdict).to_dict("records")
+
+
+def long_fine_tuning() -> dict[str, Any]:
+    """The longer run, against the probes that its table pairs it with."""
+    images, facts = table("fashion-xs-fashion-mini/fine_tuned"), config("fashion-xs-fashion-mini/fine_tuned")
+    right = (images.label == images.predicted).to_numpy()
+    ends = f"[{100 * facts['low']:.1f}, {100 * facts['high']:.1f}]"
+    columns = {"probe": "probe_correct", "pixels": "pixels_correct"}
+    pairs = {name: compare(right, images[column].to_numpy()).to_dict() for name, column in columns.items()}
+    return {"accuracy": f"{percent(right.mean())} {ends}", "layer": 12, **pairs}
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
@@ -140,6 +169,11 @@ def points(row: Any, name: str = "difference", low: str = "low", high: str = "hi
     """A difference with its interval, in points of accuracy."""
     value, ends = row[name], (row[low], row[high])
     return f"{100 * value:+.1f} [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+
+
+def together(row: dict[str, float]) -> str:
+    """A mean over draws with its interval over draws and images, in %."""
+    return f"{percent(row['mean'])} [{100 * row['low_all']:.1f}, {100 * row['high_all']:.1f}]"
 
 
 def signed(share: float) -> str:
@@ -163,10 +197,19 @@ def rendered() -> str:
         keep_trailing_newline=True,
     )  # fmt: skip
     filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
-    environment.filters |= filters | {"signed": signed}
+    environment.filters |= filters | {"signed": signed, "together": together}
     runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
-    return environment.get_template("results.md.j2").render(table=table, config=config, regime=regime(), **runs)
+    tables = {"regime": regime(), "dynamics": dynamics(list(runs.values())), "tuned": long_fine_tuning()}
+    return environment.get_template("results.md.j2").render(**tables, **runs)
+
+
+def with_results(readme: str) -> str:
+    """README with the first table of the page between its two marks."""
+    first = rendered().partition("\n| `fashion-xs` |")[2].partition("\n\n")[0]
+    before, mark, rest = readme.partition("<!-- results: written by docs/make_results.py -->\n")
+    return f"{before}{mark}| `fashion-xs` |{first}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
 
 
 if __name__ == "__main__":
     atomic_write(PAGE, rendered())
+    atomic_write(README, with_results(README.read_text(encoding="utf-8")))

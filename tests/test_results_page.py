@@ -11,3 +11,5 @@ def test_every_number_on_the_page_is_one_of_a_file():
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
     assert maker.PAGE.read_text(encoding="utf-8") == maker.rendered()
+    readme = maker.README.read_text(encoding="utf-8")
+    assert readme == maker.with_results(readme) and "| chosen layer | " in readme
