@@ -32,7 +32,7 @@ _HOME = {
     "ablate_protocol": "probing.ablation",
     "check": "features.checks",
     "checkpoints_of": "training.dynamics",
-    "choice_of": "core.significance",
+    "choice_of": "core.choice",
     "cka": "probing.geometry",
     "claims": "core.significance",
     "classify": "training.classifier",

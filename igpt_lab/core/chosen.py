@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from igpt_lab.core.choice import Choice, choice_of
 from igpt_lab.core.display import span
-from igpt_lab.core.significance import Choice, choice_of
 
 OLDER = {  # names in json files written when the chosen layer was called the best
     "best_layer": "chosen_layer",

@@ -54,42 +54,6 @@ class PeakSet:
         return asdict(self)
 
 
-NAMED = 0.025  # the standard error of a validation accuracy above which it names no layer
-ROUNDING = 1e-12  # of a mean of fold accuracies; less is a tie
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The `layer` that validation chose, and how sure that is, from `n` held-out images.
-
-    `tied`: layers with the same, highest `accuracy`; the middle one of them is chosen. `within_error`: layers at most
-    one standard error, `error`, below it (Breiman et al., 1984, section 3.4.3). `enough`: held-out images with which
-    the choice would not be `poor`, if accuracies stay as they are; None where no number of them would do.
-    """
-
-    layer: int
-    tied: list[int]
-    within_error: list[int]
-    n_layers: int
-    accuracy: float
-    error: float
-    n: int
-    enough: int | None
-
-    @property
-    def poor(self) -> bool:
-        """More than half of the layers are within one standard error, or that is above 2.5 points."""
-        return self.n_layers > 2 and (self.error > NAMED or 2 * len(self.within_error) > self.n_layers)
-
-    def words(self) -> str:
-        """What is wrong with a poor choice, and how many images would do; "" for a good one."""
-        if not self.poor:
-            return ""
-        layers = f"{len(self.within_error)} of {self.n_layers} layers are within one standard error"
-        would = f"about {self.enough:,} would do" if self.enough else "these layers differ too little for any number"
-        return f"a poor choice: {layers} ({100 * self.error:.1f} points on {self.n:,} held-out images); {would}"
-
-
 @dataclass(frozen=True)
 class Spread:
     """Mean accuracy of several draws, and two uncertainties: over draws, and over test images.
@@ -112,38 +76,6 @@ class Spread:
         return asdict(self)
 
 
-@checked
-def choice_of(layers: Sequence[int], accuracies: Sequence[float] | np.ndarray, n: int) -> Choice:
-    """The choice among `layers` by their `accuracies` (L,), each over the same n held-out images.
-
-    Columns `layer`, `validation_accuracy` and `n_validation` of a table of probes have them.
-    """
-    means, count = np.asarray(accuracies, float), len(layers)
-    if means.shape != (count,) or not count or not np.isfinite(means).all() or n < 1:
-        raise ValueError(f"{means.size} accuracies of {count} layers on {n} images; expected one each, all finite")
-    place, top = int(middle_of_best(means)), float(means.max())
-    error = math.sqrt(top * (1 - top) / n)
-    tied, near = means >= top - ROUNDING, means >= top - max(error, ROUNDING)
-    gap = top - np.sort(means)[::-1][count // 2] if count > 2 else math.inf  # to the first that must not be within
-    factor = max((error / gap) ** 2 if gap > ROUNDING else math.inf, (error / NAMED) ** 2)
-    enough = max(n, _rounded_up(n * factor)) if math.isfinite(factor) else None
-    names = np.asarray(layers)
-    return Choice(int(names[place]), names[tied].tolist(), names[near].tolist(), count, top, error, int(n), enough)
-
-
-def middle_of_best(means: np.ndarray) -> np.ndarray:
-    """Places int (...) of the largest of `means` (..., L); of equal ones the middle, of two the later."""
-    tied = means >= means.max(-1, keepdims=True) - ROUNDING
-    return (tied.cumsum(-1) > tied.sum(-1, keepdims=True) // 2).argmax(-1)
-
-
-def _rounded_up(number: float) -> int:
-    """To one digit, or to one and a half below 20: 1,700 -> 2,000, 1,200 -> 1,500."""
-    unit = 10 ** math.floor(math.log10(max(number, 1)))
-    step = unit / 2 if number < 2 * unit else unit
-    return int(math.ceil(number / step) * step)
-
-
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """p values of one family of claims, corrected so that any false one has probability p or less (Holm, 1979)."""
     corrected: dict[str, float] = {}
@@ -163,7 +95,7 @@ def claims(comparisons: Mapping[str, PairedDifference], *, alpha: float = 0.05) 
     corrected, rows = holm({name: paired.p_value for name, paired in comparisons.items()}), []
     for name, paired in comparisons.items():
         sign = "holds" if paired.difference > 0 else "the opposite holds"
-        verdict = sign if corrected[name] <= _level(alpha) else "not resolved"
+        verdict = sign if corrected[name] <= check_level(alpha) else "not resolved"
         ends = {"difference": paired.difference, "low": paired.low, "high": paired.high}
         tests = {"p_value": paired.p_value, "p_holm": corrected[name], "n_test": paired.n_test}
         rows.append({"claim": name, **ends, **tests, "verdict": verdict})
@@ -172,7 +104,7 @@ def claims(comparisons: Mapping[str, PairedDifference], *, alpha: float = 0.05) 
 
 def accuracy(correct: np.ndarray, *, alpha: float = 0.05) -> dict[str, float]:
     """Accuracy of bool (N,) with its interval, by Clopper and Pearson (1934): exact for independent test images."""
-    right = _right(correct, "correct")
+    right = check_right(correct, "correct")
     low, high = exact_interval(right.sum(), len(right), alpha=alpha)
     return {"test_accuracy": float(right.mean()), "low": float(low), "high": float(high)}
 
@@ -196,12 +128,12 @@ def compare(
     one that only a gets right and one that only b does (Bonett and Price, 2012): without them the interval of two that
     agree on all images would have no width, and where they rarely differ it would be too narrow.
     """
-    a, b = _right(a, "a"), _right(b, "b")
+    a, b = check_right(a, "a"), check_right(b, "b")
     _same_images(a, b, index_a, index_b)
     (only_a, only_b), n = _outcomes(a, b), len(a)
     shares = np.array([only_a + 1, only_b + 1, n - only_a - only_b]) / (n + 2)
     draws = np.random.default_rng(seed).multinomial(n + 2, shares, size=n_boot)
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / (n + 2), [_level(alpha) / 2, 1 - alpha / 2])
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / (n + 2), [check_level(alpha) / 2, 1 - alpha / 2])
     return PairedDifference(
         accuracy_a=float(a.mean()), accuracy_b=float(b.mean()), difference=(only_a - only_b) / n, low=float(low),
         high=float(high), only_a=only_a, only_b=only_b, n_test=n, p_value=_mcnemar(only_a, only_b),
@@ -217,7 +149,7 @@ def mean_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int
     of_images = np.append(differences.mean(0), [1.0, -1.0])
     values, counts = np.unique(of_images, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(of_images), counts / len(of_images), size=n_boot)
-    low, high = np.quantile(draws @ values / len(of_images), [_level(alpha) / 2, 1 - alpha / 2])
+    low, high = np.quantile(draws @ values / len(of_images), [check_level(alpha) / 2, 1 - alpha / 2])
     ends = {"difference": float(differences.mean()), "low": float(low), "high": float(high)}
     return ends | {"p_value": float("nan"), "n_test": differences.shape[1]}
 
@@ -228,59 +160,6 @@ def permutation_p(observed: float, permuted: Sequence[float] | np.ndarray | pd.S
     So p is never 0 (Phipson and Smyth, 2010): with ten permutations it is 1 / 11 or more.
     """
     return _share(np.asarray(permuted, float), observed)
-
-
-@checked
-def compare_choice(
-    correct: Mapping[int, np.ndarray],
-    folds: np.ndarray,
-    last: int,
-    *,
-    alpha: float = 0.05,
-    n_boot: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """(low, high) of chosen layer minus layer `last`: a bootstrap over the folds that choose and over test images.
-
-    `correct`: layer -> bool (N,); `folds` (K, L): accuracies of these layers, in this order, on the rows that each of K
-    folds held out. Each draw takes K folds with replacement, chooses the layer again, and takes test images as
-    `compare` does. Percentiles are of deviations from the mean over draws, added to the observed difference: a layer
-    chosen from resampled folds is worse on average than one chosen from all. How far the chosen layers lie apart is
-    shrunk by what the test images alone make of it, which the second part has already. What is covered is the
-    difference that this way of choosing has on average over images; the probes' training rows stay as they are.
-    """
-    layers, right = list(correct), np.stack([_right(correct[layer], f"layer {layer}") for layer in correct])
-    folds = np.asarray(folds, float)
-    if folds.ndim != 2 or folds.shape[1] != len(layers) or last not in layers:
-        raise ValueError(f"folds {folds.shape} of layers {layers}, the last {last}; expected (K, L), and one of them")
-    generator, count = np.random.default_rng(seed), len(folds)
-    means = generator.multinomial(count, np.full(count, 1 / count), size=n_boot) @ folds / count
-    places, times = np.unique(middle_of_best(means), return_counts=True)
-    differences = right[places].astype(float) - right[layers.index(last)]
-    drops = [_paired_draws(row, size, generator) for row, size in zip(differences, times, strict=True)]
-    between = np.repeat(_beyond_noise(differences, times / n_boot), times)
-    middle = int(middle_of_best(folds.mean(0)))
-    difference = right[middle].mean() - right[layers.index(last)].mean()
-    low, high = difference + np.quantile(np.concatenate(drops) + between, [_level(alpha) / 2, 1 - alpha / 2])
-    return float(low), float(high)
-
-
-def _paired_draws(differences: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Deviations of the mean of (N,) differences, -1, 0 or 1, from it: (size,), by bootstrap as in `compare`."""
-    gains, losses, n = (differences > 0).sum(), (differences < 0).sum(), len(differences)
-    drawn = generator.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=size)
-    return (drawn[:, 0] - drawn[:, 1] - (gains - losses)) / (n + 2)
-
-
-def _beyond_noise(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How far the mean of each row of differences (L, N) lies from the rows' weighted mean, less the images' noise.
-
-    The means differ also because these images are a sample; their spread is shrunk by the variance of that.
-    """
-    centred = differences - weights @ differences
-    shifts = centred.mean(1)
-    spread, noise = weights @ shifts**2, weights @ centred.var(1) / differences.shape[1]
-    return shifts * math.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else shifts
 
 
 def _outcomes(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
@@ -300,7 +179,7 @@ def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: 
     more it keeps their correlation over images, and is exact in the limit of many discordant images. As what was seen
     counts among the cases, p is never 0. Of several equal best layers, each by itself has that probability.
     """
-    (layers, right), alpha = _stacked(correct), _level(alpha)
+    (layers, right), alpha = _stacked(correct), check_level(alpha)
     wins = _wins(right)
     sums = _flipped_sums(right[:, right.any(0) & ~right.all(0)], n_boot, seed)  # an image all agree on is a 0
     p_values = {}
@@ -363,7 +242,7 @@ def spread(
     worth = min(n * draws, n * mean * (1 - mean) / variance) if variance > 0 else n * (draws if 0 < mean < 1 else 1)
     low, high = exact_interval(mean * worth, worth, alpha=alpha)
     deviation = float(of_draws.std(ddof=1)) if draws > 1 else float("nan")
-    reach = _over_both(right, overlap, _level(alpha))
+    reach = _over_both(right, overlap, check_level(alpha))
     low_all, high_all = np.clip([np.minimum(low, mean - reach), np.maximum(high, mean + reach)], 0, 1).tolist()
     return Spread(float(mean), deviation, draws, float(low), float(high), n, low_all, high_all)
 
@@ -395,7 +274,7 @@ def _over_both(right: np.ndarray, overlap: float, alpha: float) -> float:
 
 def exact_interval(hits: npt.ArrayLike, n: npt.ArrayLike, *, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) of a share of `hits` in n, by Clopper and Pearson (1934); arrays allowed, n need not be whole."""
-    right, alpha = np.asarray(hits, float), _level(alpha)
+    right, alpha = np.asarray(hits, float), check_level(alpha)
     misses = np.asarray(n, float) - right
     low = beta.ppf(alpha / 2, np.where(right > 0, right, 1), misses + 1)
     high = beta.isf(alpha / 2, right + 1, np.where(misses > 0, misses, 1))
@@ -458,13 +337,13 @@ def _wins(right: np.ndarray) -> np.ndarray:
     return right.astype(np.float64) @ ~right.T
 
 
-def _level(alpha: float) -> float:
+def check_level(alpha: float) -> float:
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha}; expected the chance of an error, between 0 and 1: 0.05 for 95 %")
     return alpha
 
 
-def _right(correct: np.ndarray, name: str) -> np.ndarray:
+def check_right(correct: np.ndarray, name: str) -> np.ndarray:
     correct = np.asarray(correct)
     if correct.dtype != bool or correct.ndim != 1 or not len(correct):
         raise ValueError(
@@ -475,7 +354,7 @@ def _right(correct: np.ndarray, name: str) -> np.ndarray:
 
 def _stacked(correct: Mapping[int, np.ndarray], what: str = "layer") -> tuple[list[int], np.ndarray]:
     """Keys in ascending order, and bool (L, N)."""
-    rows = {key: _right(correct[key], f"{what} {key}") for key in sorted(correct)}
+    rows = {key: check_right(correct[key], f"{what} {key}") for key in sorted(correct)}
     if len({len(row) for row in rows.values()}) != 1:
         lengths = {key: len(row) for key, row in rows.items()} or f"no {what}"
         raise ValueError(f"test images: {lengths}; expected the same ones for at least one {what}")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from igpt_lab.core.significance import middle_of_best
+from igpt_lab.core.choice import middle_of_best
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.solvers.logistic import Fits, fit_folds, fit_logistic
 

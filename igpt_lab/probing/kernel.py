@@ -12,8 +12,8 @@ from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.display import MODEL
-from igpt_lab.core.significance import middle_of_best
 from igpt_lab.probing.choosing import Fold, folds_of
 from igpt_lab.probing.probes import Features, ProbeResult, facts_of, layer_by_layer
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
-from igpt_lab.core.significance import middle_of_best
 from igpt_lab.probing.choosing import folds_of
 from igpt_lab.probing.probes import Features, ProbeResult, facts_of, layer_by_layer
 

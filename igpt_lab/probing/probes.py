@@ -21,10 +21,11 @@ from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.choice import Choice, choice_of, compare_choice
 from igpt_lab.core.chosen import difference_in_words
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, say_once, shown_control, span, spark
-from igpt_lab.core.significance import Choice, accuracy, choice_of, compare, compare_choice, peak_set
+from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -271,7 +272,7 @@ def compare_layers(
 ) -> Comparison:
     """The paired test of a `layer` (by default the chosen one) against `last` (by default the last one).
 
-    p, intervals and their sources: `significance.compare` and `compare_choice`.
+    p, intervals and their sources: `significance.compare` and `choice.compare_choice`.
     """
     layer = result.chosen if layer is None else layer
     last = max(result.correct) if last is None else last

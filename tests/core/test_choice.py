@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from igpt_lab.core.significance import (
-    PairedDifference,
-    choice_of,
-    claims,
-    compare,
-    compare_choice,
-    holm,
-    middle_of_best,
-)
+from igpt_lab.core.choice import choice_of, compare_choice, middle_of_best
+from igpt_lab.core.significance import PairedDifference, claims, compare, holm
 
 
 def test_a_choice_by_hand():
