@@ -70,10 +70,15 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """A picture file that the user named -> mode RGB, see `decode`."""
-    if Path(file).is_dir():
-        raise ValueError(f"{file} is a folder; expected a picture file, such as one of {Path(file) / '*'}")
-    return decode(Path(file).read_bytes(), str(file))
+    """A picture file that the user named -> mode RGB, see `decode`; ValueError where it is no regular file."""
+    file = Path(file)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; expected a picture file, such as one of {file / '*'}")
+    try:
+        data = _read_regular(file)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    return decode(data, str(file))
 
 
 def read_inside(root: Place, path: str, *, linked: bool = False) -> bytes:
@@ -85,10 +90,7 @@ def read_inside(root: Place, path: str, *, linked: bool = False) -> bytes:
         if _leads_out(path):
             raise ValueError(OUTSIDE.format(root))
         return (root / path).read_bytes()
-    file = inside(root, path, linked=linked)
-    if file.stat().st_size > LARGEST:
-        raise ValueError(f"it has {file.stat().st_size:,} bytes; expected at most {LARGEST:,}")
-    return file.read_bytes()
+    return _read_regular(inside(root, path, linked=linked))
 
 
 def inside(root: Path, path: str, *, linked: bool = False) -> Path:
@@ -96,9 +98,23 @@ def inside(root: Path, path: str, *, linked: bool = False) -> Path:
     file = root / path if linked else Path(os.path.realpath(root / path))
     if _leads_out(path) if linked else not file.is_relative_to(os.path.realpath(root)):
         raise ValueError(OUTSIDE.format(root))
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError("it is no regular file")
+    _size_of_regular(file)
     return file
+
+
+def _read_regular(file: Path) -> bytes:
+    size = _size_of_regular(file)
+    if size > LARGEST:
+        raise ValueError(f"it has {size:,} bytes; expected at most {LARGEST:,}")
+    return file.read_bytes()
+
+
+def _size_of_regular(file: Path) -> int:
+    """Bytes of a file; ValueError for a pipe, which would wait for its writer, a device or a folder."""
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no regular file")
+    return about.st_size
 
 
 def _leads_out(path: str) -> bool:

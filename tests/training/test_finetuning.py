@@ -338,6 +338,34 @@ def test_images_reach_a_classifier_by_one_door(tiny, train, tmp_path, capsys):
         classify(model, lab.tokenize(train, tiny.processor, progress=False), progress=False)
 
 
+def test_the_command_classify_passes_over_what_it_cannot_read(tiny_folder, tmp_path, capsys):
+    """A pipe, which nobody writes into, a damaged file and none: each a line on stderr; the pictures are classified."""
+    torch.manual_seed(0)
+    model = lab.ImageGPTForImageClassification(TINY)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "model")
+    shutil.copy(tiny_folder / "preprocessor_config.json", tmp_path / "model")
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("black", "white")]
+    for picture, name in zip(pictures, ("black.png", "white.png"), strict=True):
+        picture.save(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "black.png").read_bytes()[:40])
+    files = [str(tmp_path / f"{name}.png") for name in ("pipe", "black", "cut", "white", "none")]
+    command = ["classify", str(tmp_path / "model"), "--top", "1", "--device", "cpu"]
+    assert cli.main([*command, *files]) == 1
+    shown = capsys.readouterr()
+    expected = classify(load_classifier(tmp_path / "model", device="cpu"), pictures, progress=False).probabilities
+    for line, file, chances in zip(shown.out.splitlines(), files[1::2], expected, strict=True):
+        assert line == f"{file}  LABEL_{chances.argmax()} {chances.max():.1%}"
+    pipe, cut, none = [line for line in shown.err.splitlines() if line.startswith("igpt-lab: ")]
+    assert pipe == f"igpt-lab: {files[0]} cannot be read: it is no regular file"
+    assert cut.startswith(f"igpt-lab: {files[2]} is not a readable image") and files[4] in none
+    assert cli.main([*command, files[0]]) == 1
+    assert capsys.readouterr().out == ""
+    assert cli.main(["complete", str(tiny_folder), files[0], "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == pipe
+
+
 def test_the_commands(tiny_folder, tiny_images, tmp_path, capsys):
     out, given = tmp_path / "out", ["--pad", "1", "--batch-size", "16", "--learning-rate", "0.03", "--log-every", "10"]
     arguments = [str(tiny_folder), str(tiny_images), "--out", str(out), "--steps", "40", *given]

@@ -82,8 +82,9 @@ def _primes(model: Any, images: str, split: str, limit: int) -> tuple[Any, dict[
 
     from igpt_lab.images.opening import read_image
 
-    if Path(images).is_file() and Path(images).suffix.lower() in Image.registered_extensions():
-        return model.processor.encode([read_image(images)]), {"images": Path(images).name}
+    file = Path(images)
+    if file.exists() and not file.is_dir() and file.suffix.lower() in Image.registered_extensions():
+        return model.processor.encode([read_image(file)]), {"images": file.name}
     source = lab.load_images(images, split, limit=limit)
     tokens = lab.tokenize(source, model.processor, progress=False)
     return tokens, {"images": source.name, "split": split, "index": source.index.tolist()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +140,30 @@ def _meet(
     argument("--top", type=int, default=3, help="labels to print of each file"),
     DEVICE,
 )
-def classify(folder: str, files: list[str], top: int, device: str | None) -> None:
-    """Print the most probable labels of picture files, by a model that `finetune` wrote."""
-    from igpt_lab.images.opening import read_image
-
-    classified = lab.classify(lab.load_classifier(folder, device=device), map(read_image, files))
-    for file, probabilities in zip(files, classified.probabilities, strict=True):
+def classify(folder: str, files: list[str], top: int, device: str | None) -> int:
+    """Print the most probable labels of picture files, by a model that `finetune` wrote; 1 where one cannot be read."""
+    read: list[str] = []
+    model, pictures = lab.load_classifier(folder, device=device), _pictures(files, read)
+    first = next(pictures, None)
+    if first is None:
+        return 1
+    classified = lab.classify(model, chain([first], pictures))
+    for file, probabilities in zip(read, classified.probabilities, strict=True):
         best = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])[:top]
         names = [" ".join(classified.names[k].split()) for k in best]  # on one line, whatever a stranger's model says
         print(f"{file}  " + "  ".join(f"{name} {probabilities[k]:.1%}" for name, k in zip(names, best, strict=True)))
+    return int(len(read) < len(files))
+
+
+def _pictures(files: list[str], read: list[str]) -> Iterator[Any]:
+    """The pictures that can be read, whose files are added to `read`; stderr names each of the others."""
+    from igpt_lab.images.opening import read_image
+
+    for file in files:
+        try:
+            picture = read_image(file)
+        except (ValueError, OSError) as error:
+            print(f"igpt-lab: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            read.append(file)
+            yield picture
