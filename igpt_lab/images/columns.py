@@ -125,7 +125,7 @@ def read_labels(table: pa.Table, column: str, title: str) -> Labels:
 
     Raises ValueError, which begins with `title`, for other types.
     """
-    names = class_label(table.schema, column)
+    names = class_label(table.schema, column, title)
     values = _plain(table[column], f"{title}: column {column!r}")
     if names and pa.types.is_integer(values.type):
         codes = values.fill_null(-1).to_numpy()
@@ -158,10 +158,21 @@ def _plain(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     raise ValueError(f"{where} is {kind}; expected integers or words as labels")
 
 
-def class_label(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """The names of a ClassLabel, () where `datasets` noted none."""
-    names = _features(schema)[column].get("names")
-    return tuple(unicodedata.normalize("NFC", str(name)) for name in names) if isinstance(names, list) else ()
+def class_label(schema: pa.Schema, column: str, title: str) -> tuple[str, ...]:
+    """The names of a ClassLabel, () where `datasets` noted none.
+
+    Raises ValueError, which begins with `title`, where two classes have one name.
+    """
+    noted = _features(schema)[column].get("names")
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(noted if isinstance(noted, list) else ()):
+        name = unicodedata.normalize("NFC", str(name))
+        if (first := numbers.setdefault(name, number)) < number:
+            raise ValueError(
+                f"{title}: column {column!r} names its classes {first} and {number} both {name!r}; "
+                "give each a name of its own"
+            )
+    return tuple(numbers)
 
 
 def class_names(splits: Sequence[Labels], title: str) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ def _labels_of(root: Path | Remote, split: str, splits: dict[str, list[PurePath]
         return None
     if label is None:
         return None
-    if names := class_label(schema, label):
+    if names := class_label(schema, label, f"{name} {split}"):
         return Labels(np.zeros(0, np.int64), names, noted=True)
     files = [root / file.as_posix() for file in pick(splits, split, name)]
     return read_labels(_read(files, name, [label]), label, f"{name} {split}")

@@ -1,5 +1,7 @@
 """One class has one number in all splits of a source, whatever writes the labels down."""
 
+import json
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -74,6 +76,20 @@ def test_a_class_that_a_split_lacks_shifts_no_other(kind, tmp_path):
     for split, words in WORDS.items():
         images = load_images(tmp_path, split)
         assert images.label_names == ("cat", "dog", "eel") and named(images) == words
+
+
+@pytest.mark.parametrize("second", ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"])
+@pytest.mark.parametrize("others", [{}, {"train": ["dog"]}])
+def test_a_name_of_two_classes_is_refused(second, others, tmp_path):
+    names = ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "dog", second]
+    note = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})
+    table = pa.table({"image": [PNG] * 3, "label": [0, 1, 2]}).replace_schema_metadata({"huggingface": note})
+    pq.write_table(table, tmp_path / "test.parquet")
+    for split, words in others.items():
+        write(tmp_path, split, words)
+    for split in ("test", *others):
+        with pytest.raises(ValueError, match=r" test: column 'label' names its classes 0 and 2 both 'caf.'; give each"):
+            load_images(tmp_path, split)
 
 
 def test_class_labels_in_another_order_are_matched_by_name(tmp_path):
