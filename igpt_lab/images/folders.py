@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from igpt_lab.images.columns import Labels, Opened, label_column, read_labels, unchosen
+from igpt_lab.images.columns import LABEL_COLUMNS, Labels, Opened, label_column, read_labels, unchosen
 from igpt_lab.images.opening import first_line, formats
 
 WORDS = {
@@ -265,6 +265,19 @@ def _metadata(
     return labels, (f"labels are those of {file.name}, column {label}", *absent, *unchosen(table.schema, label))
 
 
+def _as_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels of a CSV file as numbers where all are; but 01 and 1 are two classes, and stay text."""
+    try:
+        numbers = labels.cast(pa.int64())
+        return numbers if numbers.cast(pa.string()).equals(labels) else labels
+    except pa.ArrowException:  # words, fractions, or more than int64 holds
+        pass
+    try:
+        return labels.cast(pa.float64())
+    except pa.ArrowException:
+        return labels
+
+
 def _path_of(where: Parts, cell: str) -> str:
     return posixpath.normpath("/".join([*where, str(cell)]))
 
@@ -282,9 +295,14 @@ def _read_metadata(file: Path) -> pa.Table:
             )
         else:
             text = csv.ConvertOptions(
-                column_types={"file_name": pa.string()}, null_values=[""], strings_can_be_null=True
+                column_types=dict.fromkeys(("file_name", *LABEL_COLUMNS), pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
             )
             table = csv.read_csv(file, csv.ReadOptions(use_threads=False), convert_options=text)
+            for place, name in enumerate(table.column_names):
+                if name in LABEL_COLUMNS:
+                    table = table.set_column(place, name, _as_numbers(table.column(place)))
         names = table.column_names
     except (pa.ArrowException, OSError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {first_line(error)}") from error

@@ -221,6 +221,33 @@ def test_metadata_of_two_splits(tmp_path):
     assert load_images(tmp_path, "test").labels.tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        (("01", "1"), ("01", "1")),
+        (("007", "7"), ("007", "7")),
+        (("10", "9"), ("9", "10")),
+        (("2.0", "1.0"), ("1", "2")),
+        (("true", "false"), ("false", "true")),
+        (("2020-01-02", "2020-01-01"), ("2020-01-01", "2020-01-02")),
+    ],
+)
+def test_labels_that_are_written_in_two_ways_are_two_classes(labels, names, tmp_path):
+    fill(tmp_path, "0.png", "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,{}\n1.png,{}\n".format(*labels))
+    images = load_images(tmp_path)
+    assert images.label_names == names
+    assert images.labels.tolist() == ([0, 1] if labels == names else [1, 0])
+
+
+def test_a_leading_0_is_of_the_name_in_all_splits(tmp_path):
+    fill(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/1.png")
+    for split, labels in {"train": ("01", "02"), "test": ("1", "02")}.items():
+        (tmp_path / split / "metadata.csv").write_text("file_name,label\n0.png,{}\n1.png,{}\n".format(*labels))
+    assert rows(load_images(tmp_path, "test")) == [(2, "1"), (3, "02")]
+    assert load_images(tmp_path, "train").label_names == ("01", "02", "1")
+
+
 def test_metadata_without_labels_leaves_those_of_the_folders(tmp_path, capsys):
     fill(tmp_path, "cat/0.png", "dog/1.png")
     (tmp_path / "metadata.csv").write_text("file_name,caption\ncat/0.png,a\n")
