@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from igpt_lab.core.storage import Remote, readable
+from igpt_lab.core.storage import Remote, as_name, readable
 from igpt_lab.images.columns import Labels, Opened, class_label, columns_of, label_column, read_labels, unchosen
 from igpt_lab.images.opening import first_line, inside
 
@@ -146,7 +146,9 @@ def open_saved(path: Path, split: str, name: str) -> Opened:
     several = (path / "dataset_dict.json").is_file()
     try:
         noted = json.loads((path / ("dataset_dict.json" if several else "state.json")).read_text(encoding="utf-8"))
-        splits = noted["splits"] if several else [noted.get("_split") or split]
+        splits = [noted.get("_split") or split]
+        if several:
+            splits = [as_name(folder, "a split") for folder in noted["splits"]]
         if split in splits:
             table = _saved(path / split if several else path)
             others = {other: partial(_labels_of_saved, path / other, name) for other in splits if other != split}

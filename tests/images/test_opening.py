@@ -227,6 +227,19 @@ def test_a_saved_folder_has_its_tables_inside(write, tmp_path):
         load_images(root)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "..", ".", "", "{elsewhere}", "a/b", "a\0b", 5, None])
+@pytest.mark.parametrize("asked", ["train", "its own"])
+def test_a_saved_folder_has_its_splits_inside(name, asked, tmp_path):
+    """A class that only a split elsewhere has is not read, nor is that split opened where it is asked for."""
+    name = name.format(elsewhere=tmp_path / "elsewhere") if isinstance(name, str) else name
+    for folder, word in (("set/train", "cat"), ("elsewhere", "secret")):
+        cells = {"image": [{"bytes": encoded(), "path": None}], "label": [word]}
+        datasets.Dataset.from_dict(cells).save_to_disk(tmp_path / folder)
+    (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": ["train", name]}))
+    with pytest.raises(ValueError, match="set cannot be read as a folder saved by `datasets`: a split is .*expected a"):
+        load_images(tmp_path / "set", "train" if asked == "train" else str(name))
+
+
 @pytest.mark.parametrize("path", ["a/x.png", "{root}/a/x.png", "a/../b.png"])
 def test_a_path_in_a_table_may_name_any_file_of_its_folder(path, tmp_path):
     root = tmp_path / "set"
