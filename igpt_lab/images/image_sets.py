@@ -267,6 +267,8 @@ def load_images(
     after. Classes are numbered over all splits together, by name. What `load_tokens` takes gives a token set. What was
     chosen and left out is said on stderr. Raises ValueError, which names the culprit.
     """
+    if split == "":
+        raise ValueError("split is empty; expected a name such as 'train' or 'test', or none")
     if token_sets(local(name)):
         return load_tokens(name, split or "test", limit=limit, seed=seed)
     name = str(name)
