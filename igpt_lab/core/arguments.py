@@ -40,6 +40,7 @@ LEAST = {"seed": 0, "draw": 0, "count": 0} | dict.fromkeys(
     "batch_size workers completions draws top_k n_boot types neighbours buffer per_class max_iter".split(), 1
 )  # by the name of an argument: the least whole number that has a meaning
 OF_THIS_DISK = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.IGNORECASE)  # RFC 8089
+LONGEST_PART = 255  # bytes of one name in a path, on all common systems
 OPEN = ("Any", "ndarray", "Tensor")  # which take much that is like them
 F = TypeVar("F", bound=Callable)
 
@@ -138,8 +139,14 @@ def _expected(classes: Sequence[type], lists: Sequence[Any]) -> str:
 
 
 def local(path: str | os.PathLike) -> Path:
-    """A path with `~` and `~user` as their home folders, and file:///folder as /folder; ValueError for no such user."""
+    """A path with `~` and `~user` as their home folders, and file:///folder as /folder.
+
+    ValueError for no such user, and for what no file of any system can be called.
+    """
     text = os.fspath(path)
+    if "\0" in text or max(len(part.encode(errors="surrogatepass")) for part in text.split("/")) > LONGEST_PART:
+        shown = repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
+        raise ValueError(f"{shown} is no path: a name in it has NUL, or over {LONGEST_PART} bytes")
     if here := OF_THIS_DISK.fullmatch(text):
         return Path(url2pathname(here[1]))
     if text.lower().startswith("file://"):

@@ -148,13 +148,24 @@ def prepare(
         names = ", ".join(f"{split_images.name} {split_images.split}" for split_images in images)
         raise ValueError(f"two image sets are of the same split: {names}; load each by the split that it is")
     _check_classes(splits.values())
-    root = place(store)
+    root = _root(store)
     if share is not None:
         _check_share(share, root)
     for split_images in splits.values():
         check_palette(split_images, model.processor)
     key = extraction_key(model, list(splits.values()), settings)
     return Extraction(model, splits, settings, root, device, key, share, cut_at(root / key.folder(), key, ROWS))
+
+
+def _root(store: str | Path | Remote) -> Place:
+    """The folder of stores; ValueError where the path is empty, or a file or below one."""
+    if store == "":
+        raise ValueError("store is empty; expected a folder, which may be new")
+    root = place(store)
+    for above in (root, *root.parents) if isinstance(root, Path) else ():
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"store={str(store)!r}: {above} is a file; expected a folder, which may be new")
+    return root
 
 
 def _check_classes(splits: Iterable[ImageSet | TokenSet]) -> None:

@@ -105,13 +105,13 @@ def settings_of(values: dict) -> ExtractionSettings:
     return ExtractionSettings(**values)
 
 
-def check_names(names: Sequence[str] | dict, known: Sequence[str]) -> None:
+def check_names(names: Sequence[str] | dict, known: Sequence[str], what: str = "an extraction") -> None:
     """TypeError for a keyword that is not known, with the closest that is."""
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise TypeError(f"an extraction has no option {name!r}; {hint}")
+            raise TypeError(f"{what} has no option {name!r}; {hint}")
 
 
 def default_batch(config: ImageGPTConfig, device: torch.device) -> int:

@@ -27,6 +27,7 @@ from igpt_lab.images.image_sets import load_images
 from igpt_lab.models import loading
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
+PIECE = 1 << 16  # rows of a part's index that are read at once
 HOUR = 3600  # seconds; whoever writes tokens is done long before
 LOCK = re.compile(r"\..+-[0-9a-f]{8}(\.[^/]+\.\d+|\.writer-[0-9a-f]{8})?\.lock")
 
@@ -92,12 +93,11 @@ def _problems_of(store: FeatureStore, split: str, number: int, before: set[int])
         yield f"{path} has the digest {sha256[:8]}, the manifest lists {listed['sha256'][:8]}"
     elif listed.get("entry", digest_of(listed)) != digest_of(listed):
         yield f"{path}: rows, stats or skipped rows in the manifest are not as they were listed"
-    index = np.empty(0, np.int64)
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             rows, wrong = file.metadata.num_rows, _wrong_columns(file.schema_arrow, store)
-            if not wrong:
-                index = file.read(["index"], use_threads=False).column(0).to_numpy()
+            fits = rows == listed["rows"] and not wrong  # what does not may be of any size
+            again = _bad_row(file, before) if fits else None
     except (pa.ArrowException, OSError, ValueError) as error:
         yield f"{path} is not readable as Parquet: {str(error).partition(chr(10))[0]}"
         return
@@ -105,10 +105,19 @@ def _problems_of(store: FeatureStore, split: str, number: int, before: set[int])
         yield f"{path} has {rows} rows, the manifest lists {listed['rows']}"
     if wrong:
         yield f"{path} {wrong}"
-    again = sorted(before & set(index)) or list(index[~(index >= 0)])
-    if again or len(np.unique(index)) < len(index):
-        yield f"{path}: `index` has a row twice, or one that was skipped: {(again or sorted(index))[0]}"
-    before.update(index)
+    if again is not None:
+        yield f"{path}: `index` has a row twice, or one that was skipped: {again}"
+
+
+def _bad_row(file: pq.ParquetFile, before: set[int]) -> int | None:
+    """The first of `index` that is in `before`, comes twice, or is no row; None, and all are in `before`, without."""
+    for piece in file.iter_batches(PIECE, columns=["index"], use_threads=False):
+        index, counts = np.unique(piece.column(0).to_numpy(zero_copy_only=False), return_counts=True)
+        rows = set(index.tolist())
+        if bad := sorted(before & rows) or index[(counts > 1) | ~(index >= 0)].tolist():
+            return bad[0]
+        before.update(rows)
+    return None
 
 
 def _wrong_columns(schema: pa.Schema, store: FeatureStore) -> str:

@@ -25,6 +25,10 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 WORDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
+class Fact(str):
+    """A note for the card alone: nothing was left out or overruled."""
+
+
 def _features(schema: pa.Schema) -> dict[str, dict]:
     """What `datasets` noted about each column; {} where it noted nothing."""
     try:

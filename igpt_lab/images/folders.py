@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from igpt_lab.images.columns import LABEL_COLUMNS, Labels, Opened, label_column, read_labels, unchosen
+from igpt_lab.images.columns import LABEL_COLUMNS, Fact, Labels, Opened, label_column, read_labels, unchosen
 from igpt_lab.images.opening import first_line, formats
 
 WORDS = {
@@ -29,7 +29,9 @@ WORDS = {
 SPLIT_OF_WORD = {word: split for split, words in WORDS.items() for word in words}
 START = re.compile("train|valid|val|dev|test|eval")  # of names that look like splits, without being one
 METADATA = ("metadata.csv", "metadata.jsonl")
-JUNK = ("__MACOSX", "@eaDir")  # what other systems put beside images, besides what is hidden
+JUNK = ("__macosx", "@eadir")  # folders that other systems put beside images, besides what is hidden
+NOT_TOLD = re.compile(r"thumbs\.db|desktop\.ini")  # files that other systems put there
+TEXTS = re.compile(r"(readme|licen[cs]e|copying|changelog|citation)(\.\w+)?")  # about a set, beside its class folders
 Parts = tuple[str, ...]  # of a path below the root
 
 
@@ -82,7 +84,7 @@ def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
         above, folder = waiting.pop()
         for entry in os.scandir(folder):
             parts = (*above, entry.name)
-            if entry.name.startswith(".") or entry.name in JUNK:
+            if entry.name.startswith(".") or entry.name.lower() in JUNK:
                 if entry.is_dir() or _suffix(entry.name) in _suffixes():
                     left_out["hidden"] += 1
             elif entry.is_dir():
@@ -92,7 +94,8 @@ def _scan(root: Path) -> tuple[list[Parts], Counter[str]]:
                 else:
                     waiting.append((parts, entry.path))
             elif entry.name not in METADATA and (reason := _reason(entry)):
-                left_out[reason] += 1
+                if not _is_usual(entry, above):
+                    left_out[reason] += 1
             elif entry.name not in METADATA:
                 if not "/".join(parts).isascii():
                     _refuse_no_text(entry.path)
@@ -120,6 +123,12 @@ def _reason(entry: os.DirEntry) -> str:
     if suffix in _suffixes():
         return ""
     return f"{suffix} file" if suffix else "file without a suffix"
+
+
+def _is_usual(entry: os.DirEntry, above: Parts) -> bool:
+    """Is this a file that is no image and is expected there? Nobody needs to be told of it."""
+    name, beside_classes = entry.name.lower(), len(above) < 2
+    return entry.is_file() and bool(NOT_TOLD.fullmatch(name) or beside_classes and TEXTS.fullmatch(name))
 
 
 def _suffix(name: str) -> str:
@@ -262,7 +271,10 @@ def _metadata(
     labels = table[label].take(pa.array([rows["/".join(parts)] for parts in images]))
     more = sum(path.startswith("".join(f"{part}/" for part in base)) for path in rows) - len(images)
     absent = [f"left out: {more} x row of {file.name} whose image is not there"] if more else []
-    return labels, (f"labels are those of {file.name}, column {label}", *absent, *unchosen(table.schema, label))
+    source = f"labels are those of {file.name}, column {label}"
+    folders = {parts[len(base)] for parts in images if len(parts) > len(base) + 1}  # which could be classes
+    first = source if len(folders) > 1 or label != "label" else Fact(source)
+    return labels, (first, *absent, *unchosen(table.schema, label))
 
 
 def _as_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import card, picture, say_once
 from igpt_lab.core.storage import Remote
-from igpt_lab.images.columns import LABEL_COLUMNS, fixed
+from igpt_lab.images.columns import LABEL_COLUMNS, Fact, fixed
 from igpt_lab.images.opening import decode, read_inside
 from igpt_lab.images.sources import bundled, read, title_of
 from igpt_lab.images.splits import stratified_draw
@@ -267,13 +267,15 @@ def load_images(
     after. Classes are numbered over all splits together, by name. What `load_tokens` takes gives a token set. What was
     chosen and left out is said on stderr. Raises ValueError, which names the culprit.
     """
+    if split == "":
+        raise ValueError("split is empty; expected a name such as 'train' or 'test', or none")
     if token_sets(local(name)):
         return load_tokens(name, split or "test", limit=limit, seed=seed)
     name = str(name)
     read_split = read(name, split)
     index = fixed(np.arange(len(read_split.column)))
-    if read_split.notes:
-        say_once(f"{name}: {'; '.join(read_split.notes)}")
+    if told := [note for note in read_split.notes if not isinstance(note, Fact)]:
+        say_once(f"{name}: {'; '.join(told)}")
     images = ImageSet(
         title_of(name), read_split.split, index, read_split.labels, read_split.label_names, read_split.column,
         read_split.root, _source(name, limit, seed), read_split.notes, read_split.listed,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self, TypeVar, get_args, get_origin, get_typ
 import numpy as np
 import torch
 
+from igpt_lab.features.settings import check_names
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights
 
@@ -118,6 +119,10 @@ class TrainConfig(ABC):
     )
     compile: bool | None = setting("compile the blocks; None: where that pays", None)
     recompute: bool = setting("compute activations again in the backward pass, for models that are too large", False)
+
+    def __new__(cls, *_: Any, **named: Any) -> Self:
+        check_names(named, [entry.name for entry in fields(cls)], cls.__name__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))

@@ -1,6 +1,7 @@
 """Extraction on real worker processes against the local engine: the same bytes, whatever is done to the workers."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -79,7 +80,7 @@ class Given:
 
 
 def squared(number, folder):
-    """Of 3 the first worker fails for want of room; 5 is wrong itself; 7 hangs, the first time."""
+    """Of 3 the first worker fails for want of room; 5 is wrong itself; 17 hangs, the first time."""
     with (Path(folder) / "calls").open("a") as file:
         file.write(f"{number}\n")
     calls = (Path(folder) / "calls").read_text().split().count(str(number))
@@ -87,22 +88,47 @@ def squared(number, folder):
         raise OSError(28, "No space left on device")
     if number == 5:
         raise ValueError("row 17 is no image")
-    if number == 7 and calls == 1:
+    if number == 17 and calls == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     return number**2
 
 
-def test_what_fails_for_its_own_reason_is_told_after_the_rest_and_what_hangs_goes_elsewhere(two_workers, tmp_path):
-    tasks = [(f"task {n}", (n, str(tmp_path))) for n in range(10)]
-    found = {}
+def squares(numbers, folder, pool):
+    """(name, result) of each of these numbers, with no deadline of its own."""
+    tasks = [(f"task {n}", (n, str(folder))) for n in numbers]
+    return cluster.run(Given(squared), tasks, scheduler=pool.scheduler_address, workers=2)
+
+
+def test_what_fails_for_its_own_reason_is_told_after_the_rest(two_workers, tmp_path):
+    results = {}
     with pytest.raises(cluster.ClusterError, match="(?s)1 failed, all others.*task 5: ValueError: row 17 is no image"):
-        for name, result in cluster.run(
-            Given(squared), tasks, scheduler=two_workers.scheduler_address, deadline=12, workers=2
-        ):
-            found[name] = result
-    assert found == {f"task {n}": n**2 for n in range(10) if n != 5}
+        for name, result in squares(range(10), tmp_path, two_workers):
+            results[name] = result
+    assert results == {f"task {n}": n**2 for n in range(10) if n != 5}
+    assert sorted((tmp_path / "calls").read_text().split()) == sorted("01233456789")
+
+
+def test_what_hangs_goes_elsewhere(two_workers, tmp_path, monkeypatch):
+    """The deadline comes when nothing but the stopped worker's task is left, however long that takes."""
+
+    def limit(run):
+        stopped = (psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in processes(two_workers))
+        return 0 if not run.banned and len(run.begun) == 1 and any(stopped) else math.inf
+
+    monkeypatch.setattr(cluster._Run, "limit", limit)
+    results = dict(squares(range(12, 20), tmp_path, two_workers))
+    assert results == {f"task {n}": n**2 for n in range(12, 20)}
     calls = (tmp_path / "calls").read_text().split()
-    assert sorted(calls) == sorted("0123456789" + "37")
+    assert sorted(calls) == sorted([*map(str, range(12, 20)), "17"])
+
+
+def test_a_deadline_is_the_one_that_was_given():
+    run = cluster._Run(None, Given(squared), 1, 12)
+    assert run.limit() == 12
+    run.deadline, run.seconds = None, [1.0, 2.0, 60.0]
+    assert run.limit() == 600
+    run.seconds = [50.0, 60.0, 70.0]
+    assert run.limit() == 1200
 
 
 def test_the_bytes_are_those_of_the_local_engine(tiny, train, test, tmp_path, two_workers):

@@ -72,6 +72,31 @@ def test_columns_and_index_are_compared_with_the_key(store):
     assert texts(store) == []
 
 
+def test_the_index_is_read_in_pieces_and_only_of_a_part_with_the_listed_rows(store, monkeypatch):
+    """Of another writer's part nothing says how large it becomes in memory."""
+    part = pq.read_table(store.part("train", 1))
+    largest, batches = [], pq.ParquetFile.iter_batches
+
+    def noted(file, batch_size, columns, **options):
+        assert columns == ["index"]
+        for batch in batches(file, batch_size, columns=columns, **options):
+            largest.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(upkeep, "PIECE", 10)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("a whole column was read"))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    assert texts(store) == [] and max(largest) == 10 and sum(largest) == 60
+    index = np.arange(25, 50)
+    index[23] = 26  # in the third piece, of the first
+    replaced(store, 1, part.set_column(0, "index", pa.array(index)))
+    assert texts(store) == ["part-00001-of-00003.parquet: `index` has a row twice, or one that was skipped: 26"]
+    replaced(store, 1, pa.concat_tables([part] * 40))
+    largest.clear()
+    assert texts(store)[0] == "part-00001-of-00003.parquet has 1000 rows, the manifest lists 25"
+    assert sum(largest) == 35  # of the other two parts
+
+
 def test_a_repair_makes_the_bad_parts_alone(store, monkeypatch):
     good = {path: path.read_bytes() for path in store.path.rglob("*.*")}
     replaced(store, 1, pq.read_table(store.part("train", 1)).drop_columns(["label"]))

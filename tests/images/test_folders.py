@@ -155,7 +155,7 @@ def test_what_is_left_out_is_told_once(tmp_path, capsys):
     images = load_images(tmp_path)
     assert rows(images) == [(0, "cat"), (2, "dog")]
     told = (
-        "left out: 1 x .db file, 1 x .eps file, 2 x .heic file, 1 x file without a suffix, 5 x hidden, "
+        "left out: 1 x .eps file, 2 x .heic file, 1 x file without a suffix, 5 x hidden, "
         "2 x link to nothing, or no file, 1 x linked folder"
     )
     load_images(tmp_path)
@@ -183,6 +183,24 @@ def test_links_to_folders(tmp_path, capsys):
     assert "left out: 2 x linked folder\n" in capsys.readouterr().err
 
 
+def test_what_is_expected_beside_images_is_not_worth_a_line(tmp_path, capsys):
+    fill(tmp_path, "train/cat/0.png", "train/dog/1.png")
+    usual = ("Thumbs.db", "desktop.ini", ".DS_Store")
+    for name in ("README.txt", "LICENSE", "train/readme.md", *usual, *(f"train/cat/{name}" for name in usual)):
+        (tmp_path / name).write_bytes(b"x")
+    assert rows(load_images(tmp_path, "train")) == [(0, "cat"), (1, "dog")] and capsys.readouterr().err == ""
+    (tmp_path / "train/dog/LICENSE").write_bytes(b"x")  # in a class it may be an image that lost its suffix
+    load_images(tmp_path, "train")
+    assert "left out: 1 x file without a suffix\n" in capsys.readouterr().err
+
+
+def test_labels_that_overrule_class_folders_are_told(tmp_path, capsys):
+    fill(tmp_path, "cat/0.png", "dog/1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncat/0.png,eel\ndog/1.png,ox\n")
+    load_images(tmp_path)
+    assert "labels are those of metadata.csv, column label\n" in capsys.readouterr().err
+
+
 def test_suffixes(tmp_path):
     suffixes = ["jfif", "jpe", "avif", "tga", "jp2", "j2k", "dib", "apng", "pnm", "ico", "PNG", "webp"]
     known = {suffix[1:] for suffix in Image.registered_extensions()}
@@ -207,7 +225,7 @@ def test_labels_beside_the_images(file, place, tmp_path, capsys):
     (tmp_path / place / file).write_text(METADATA[file].format(inner, inner))
     images = load_images(tmp_path, "train")
     assert rows(images) == [(0, "eel"), (1, "cat")] and images.label_names == ("cat", "eel")
-    assert f"labels are those of {file}, column label" in capsys.readouterr().err
+    assert capsys.readouterr().err == "" and f"labels are those of {file}, column label" in images._repr_html_()
     if place == "train":
         theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / ".cache"))
         assert sorted(theirs["train"]["label"]) == ["cat", "eel"]

@@ -1,7 +1,9 @@
 """Each setting has one help, from which docstring and command line are made; old names warn and give the same class."""
 
+import copy
 import json
 import math
+import pickle
 from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
@@ -32,8 +34,11 @@ def test_what_both_share_has_one_help_whatever_its_default():
 
 
 def test_a_misspelt_setting_fails_and_none_can_be_changed():
-    with pytest.raises(TypeError, match="learning_rte"):
+    with pytest.raises(TypeError, match="PretrainConfig has no option 'learning_rte'; did you mean 'learning_rate'?"):
         lab.PretrainConfig(steps=300, learning_rte=0.1)
+    with pytest.raises(TypeError, match="FinetuneConfig has no option 'step'; did you mean 'steps'?"):
+        lab.FinetuneConfig(step=3)
+    assert copy.copy(lab.FinetuneConfig(steps=3)) == pickle.loads(pickle.dumps(lab.FinetuneConfig(steps=3)))
     with pytest.raises(FrozenInstanceError):
         lab.FinetuneConfig().steps = 3
 
