@@ -76,6 +76,7 @@ class Spread:
         return asdict(self)
 
 
+@checked
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """p values of one family of claims, corrected so that any false one has probability p or less (Holm, 1979)."""
     corrected: dict[str, float] = {}
@@ -154,6 +155,7 @@ def mean_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int
     return ends | {"p_value": float("nan"), "n_test": differences.shape[1]}
 
 
+@checked
 def permutation_p(observed: float, permuted: Sequence[float] | np.ndarray | pd.Series) -> float:
     """Share of accuracies under permuted labels that reach the observed one, which is itself among them.
 

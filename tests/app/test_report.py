@@ -122,7 +122,7 @@ def test_the_page_says_what_the_files_say(run):
     assert "chosen layer 1 against last layer 2: +10.0 points [2.0, 18.0], p = 0.2" in words
     assert "2 of 3 layers may be the best: 1, 2" in words
     assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, 1.0]" in words
-    assert "protocol: ours against port, drop: -1.0 points [-3.0, 0.0]" in words
+    assert "protocol: ours against transformers, drop: -1.0 points [-3.0, 0.0]" in words
     assert (
         "ln_1" not in words[words.index("Not significant") : words.index("Figures Layer curve")]
     )  # single pairs are not listed
