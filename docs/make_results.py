@@ -156,6 +156,14 @@ def long_fine_tuning() -> dict[str, Any]:
     return {"accuracy": f"{percent(right.mean())} {ends}", "layer": 12, **pairs}
 
 
+def transfer() -> list[dict[str, Any]]:
+    """The chosen layer of each network on each set of images, beside raw pixels as that network is shown them."""
+    rows = table("studies/transfer")
+    own, pixels = rows[rows.control == MODEL], rows[rows.control == "raw pixels"].set_index("model").test_accuracy
+    chosen = own[own.chosen.astype(bool)]
+    return chosen.assign(pixels=chosen.model.map(pixels)).to_dict("records")
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
@@ -199,7 +207,12 @@ def rendered() -> str:
     filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
     environment.filters |= filters | {"signed": signed, "together": together}
     runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
-    tables = {"regime": regime(), "dynamics": dynamics(list(runs.values())), "tuned": long_fine_tuning()}
+    tables = {
+        "regime": regime(),
+        "dynamics": dynamics(list(runs.values())),
+        "tuned": long_fine_tuning(),
+        "transfer": transfer(),
+    }
     return environment.get_template("results.md.j2").render(**tables, **runs)
 
 

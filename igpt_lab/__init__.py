@@ -41,6 +41,7 @@ _HOME = {
     "compare_families": "core.seeds",
     "compare_fine_tuning": "training.comparison",
     "compare_layers": "probing.probes",
+    "compare_poolings": "probing.poolings",
     "compare_samples": "sampling.likeness",
     "complete": "sampling.sampling",
     "control_task": "probing.probes",

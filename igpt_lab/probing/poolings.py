@@ -1,0 +1,72 @@
+"""What a layer's states are reduced to: the mean over positions, the last, the maximum, or means over parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.significance import compare, holm
+from igpt_lab.features.extraction import extract
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.loading import load_model
+from igpt_lab.probing.probes import Features, ProbeResult, compare_layers, probe_layers
+
+POOLS = ("mean", "last", "max", "grid:2", "grid:4")
+
+
+@checked
+def compare_poolings(
+    model: ImageGPTForCausalImageModeling | str | Path,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    pools: Sequence[str] = POOLS,
+    store: str | Path = "stores",
+    layers: Sequence[int] | None = None,
+    folds: int = 5,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Probe `layers` (default: every second, and the last) under each pooling; a row a pooling.
+
+    A row has the `chosen_layer` with its accuracy, the last layer's, and the `drop` between them, as `compare_layers`
+    gives it. `less_first` is the accuracy of the chosen layer less that of the first of `pools`, on the same test
+    images, with its interval; `p_value` (McNemar) is corrected for all poolings in `p_holm`. One extraction for each
+    pooling goes to `store`. `grid:4` has 16 times the features of `mean`.
+    """
+    model = load_model(model) if isinstance(model, str | Path) else model
+    last = model.config.n_layer
+    layers = sorted({*range(0, last, 2), last}) if layers is None else layers
+    rows: dict[str, dict] = {}
+    results: dict[str, ProbeResult] = {}
+    for pool in tqdm(pools, desc="poolings", unit="pooling", disable=not progress):
+        features = extract(
+            model, [train_images, test_images], store=store, pool=pool, layers=layers, device=device, progress=progress
+        )
+        train, test = (Features.from_store(features, images.split) for images in (train_images, test_images))
+        results[pool] = probe_layers(train, test, control=pool, folds=folds, device=device, progress=progress)
+        rows[pool] = {"pool": pool} | _row(results[pool]) | _against(results[pool], results[pools[0]])
+    corrected = holm({pool: row["p_value"] for pool, row in rows.items() if pool != pools[0]})
+    return pd.DataFrame([row | {"p_holm": corrected.get(pool, 1.0)} for pool, row in rows.items()])
+
+
+def _row(result: ProbeResult) -> dict:
+    """The chosen layer and the drop from it to the last."""
+    row, drop = result.table.set_index("layer").loc[result.chosen], compare_layers(result)
+    facts = {"chosen_layer": result.chosen, "n_features": int(row.n_features)}
+    facts |= {name: row[name] for name in ("test_accuracy", "low", "high")}
+    ends = {"drop": drop.difference, "drop_low": drop.low, "drop_high": drop.high, "drop_p": drop.p_value}
+    return facts | {"last_accuracy": drop.last_accuracy, **ends, "n_test": drop.n_test}
+
+
+def _against(result: ProbeResult, first: ProbeResult) -> dict:
+    """The chosen layers of two poolings on the same test images."""
+    paired = compare(result.correct[result.chosen], first.correct[first.chosen])
+    ends = {"less_first": paired.difference, "less_first_low": paired.low, "less_first_high": paired.high}
+    return ends | {"p_value": paired.p_value}
