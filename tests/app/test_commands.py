@@ -27,7 +27,8 @@ ARGUMENTS = {
     "finetune": "model images --out --limit --random --device --revision --class-weights --steps=2000 --batch-size=128 "
     "--learning-rate --cooldown=0 --head-rate=1.0 --generative=1.0 --classifying=1.0 --layer --freeze-below=0 "
     "--head-only=False --per-class --draw=0 --draws=5 --flip=True --pad=4 --augment --holdout=0.1 --patience=10 "
-    "--log-every=50 --save-every=50 --optimizer=adam --clip --accumulate=1 --spike=1.0 --seed=0 --dtype --compile --recompute=False",
+    "--log-every=50 --save-every=50 --optimizer=adam --clip --accumulate=1 --spike=1.0 --seed=0 --dtype "
+    "--compile --recompute=False",
     "classify": "folder FILE --top=3 --device",
     "sample": "model --count=64 --columns=16 --scale=4 --temperature=1.0 --top-k --top-p --seed=0 --batch-size "
     "--out=samples --device --revision",
