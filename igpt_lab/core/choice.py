@@ -92,11 +92,11 @@ def compare_choice(
     """(low, high) of chosen layer minus layer `last`: a bootstrap over the folds that choose and over test images.
 
     `correct`: layer -> bool (N,); `folds` (K, L): accuracies of these layers, in this order, on the rows that each of K
-    folds held out. Each draw takes K folds with replacement, chooses the layer again, and takes test images as
-    `compare` does. Percentiles are of deviations from the mean over draws, added to the observed difference: a layer
-    chosen from resampled folds is worse on average than one chosen from all. How far the chosen layers lie apart is
-    shrunk by what the test images alone make of it, which the second part has already. What is covered is the
-    difference that this way of choosing has on average over images; the probes' training rows stay as they are.
+    folds held out. Each draw takes K folds with replacement and chooses the layer again: how far that layer's
+    difference lies from the mean over draws is what the choice adds, shrunk by what the test images alone make of it.
+    It is added to the draws of `compare` for the layer that all folds choose, so that this interval is the wider one.
+    What is covered is the difference that this way of choosing has on average over images; the probes' training rows
+    stay as they are.
     """
     layers, right = list(correct), np.stack([check_right(correct[layer], f"layer {layer}") for layer in correct])
     folds = np.asarray(folds, float)
@@ -105,20 +105,14 @@ def compare_choice(
     generator, count = np.random.default_rng(seed), len(folds)
     means = generator.multinomial(count, np.full(count, 1 / count), size=n_boot) @ folds / count
     places, times = np.unique(middle_of_best(means), return_counts=True)
-    differences = right[places].astype(float) - right[layers.index(last)]
-    drops = [_paired_draws(row, size, generator) for row, size in zip(differences, times, strict=True)]
-    between = np.repeat(_beyond_noise(differences, times / n_boot), times)
-    middle = int(middle_of_best(folds.mean(0)))
-    difference = right[middle].mean() - right[layers.index(last)].mean()
-    low, high = difference + np.quantile(np.concatenate(drops) + between, [check_level(alpha) / 2, 1 - alpha / 2])
+    lost = right.astype(float) - right[layers.index(last)]
+    added = np.repeat(_beyond_noise(lost[places], times / n_boot), times)
+    row = lost[int(middle_of_best(folds.mean(0)))]
+    gains, losses, n = (row > 0).sum(), (row < 0).sum(), len(row)
+    drawn = generator.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=n_boot)
+    draws = (drawn[:, 0] - drawn[:, 1]) / (n + 2) + added
+    low, high = np.quantile(draws, [check_level(alpha) / 2, 1 - alpha / 2])
     return float(low), float(high)
-
-
-def _paired_draws(differences: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Deviations of the mean of (N,) differences, -1, 0 or 1, from it: (size,), by bootstrap as in `compare`."""
-    gains, losses, n = (differences > 0).sum(), (differences < 0).sum(), len(differences)
-    drawn = generator.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=size)
-    return (drawn[:, 0] - drawn[:, 1] - (gains - losses)) / (n + 2)
 
 
 def _beyond_noise(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
