@@ -90,15 +90,21 @@ def read_inside(root: Place, path: str, *, linked: bool = False) -> bytes:
         if _leads_out(path):
             raise ValueError(OUTSIDE.format(root))
         return (root / path).read_bytes()
-    return _read_regular(inside(root, path, linked=linked))
+    return _read_regular(_placed(root, path, linked=linked))
 
 
 def inside(root: Path, path: str, *, linked: bool = False) -> Path:
     """The regular file at `path`, as `read_inside` has it; it is not opened, as a pipe would wait."""
+    file = _placed(root, path, linked=linked)
+    _size_of_regular(file)
+    return file
+
+
+def _placed(root: Path, path: str, *, linked: bool) -> Path:
+    """The file at `path`, whatever it is; ValueError where it lies outside."""
     file = root / path if linked else Path(os.path.realpath(root / path))
     if _leads_out(path) if linked else not file.is_relative_to(os.path.realpath(root)):
         raise ValueError(OUTSIDE.format(root))
-    _size_of_regular(file)
     return file
 
 
