@@ -12,7 +12,8 @@ LEFT = {"core": set(), "images": {"core"}, "figures": {"core"}}
 LEFT["models"] = {"core", "images"}
 LEFT["features"] = LEFT["models"] | {"models"}
 LEFT["probing"] = LEFT["sampling"] = LEFT["features"] | {"features"}
-LEFT["training"] = LEFT["probing"] | {"probing", "sampling"}
+LEFT["explaining"] = LEFT["probing"] | {"probing", "sampling"}
+LEFT["training"] = LEFT["explaining"] | {"explaining"}
 LEFT["app"] = LEFT["training"] | {"training", "figures", ""}  # "": the package itself, which offers every name
 OTHERS = {"bundled", "__pycache__"}  # data, and what Python writes
 FILES = sorted(path for room in LEFT for path in (PACKAGE / room).rglob("*.py"))

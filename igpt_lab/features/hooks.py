@@ -24,14 +24,18 @@ from torch import Tensor, nn
 from igpt_lab.core.arguments import checked
 from igpt_lab.models.losses import align, check_alignment
 
-POINTS = ("resid_pre", "ln_1", "attn_out", "resid_mid", "ln_2", "mlp_out", "resid_post")
+POINTS = (
+    "resid_pre", "ln_1", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_act", "mlp_out", "resid_post",
+)  # fmt: skip
 # point -> (module of the block, is it that module's input?); "" is the block itself
 PLACES = {
     "resid_pre": ("ln_1", True),
     "ln_1": ("ln_1", False),
+    "head_out": ("attn.c_proj", True),
     "attn_out": ("attn", False),
     "resid_mid": ("ln_2", True),
     "ln_2": ("ln_2", False),
+    "mlp_act": ("mlp.c_proj", True),
     "mlp_out": ("mlp", False),
     "resid_post": ("", False),
 }
@@ -96,13 +100,17 @@ def record(
     points: Sequence[str] = ("ln_1",),
     *,
     layers: Sequence[int] | None = None,
-    pool: str = "mean",
+    pool: str | Callable[[Tensor, str, int], Tensor] = "mean",
     alignment: str | None = None,
 ) -> Iterator[Pooled]:
     """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
 
+    `head_out` is what the heads give before they are mixed by `c_proj`, side by side (N, T, D), and `mlp_act` the
+    MLP's hidden units after their activation, (N, T, 4 D).
+
     `pool`: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated), or
-    `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order).
+    `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order). Or a function of the states
+    (N, T, D), the point and the layer: what it returns, of any shape, is kept in their place.
     `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
     as they come. The hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of
     hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
@@ -112,8 +120,9 @@ def record(
     backbone = getattr(backbone, "_orig_mod", backbone)
     config: Any = model.config
     wanted = {point: layers_of(point, len(backbone.h), layers) for point in points}
-    reduce, pooled = pooling(pool), Pooled(backbone, wanted)
+    pooled = Pooled(backbone, wanted)
     places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
+    reduce = pool if callable(pool) else _by_name(pool)
     last = max(places, key=lambda place: (place[1], POINTS.index(place[0])), default=None)
     handles = [backbone.register_forward_pre_hook(lambda *_: pooled._begin())]
     try:
@@ -128,6 +137,11 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _by_name(pool: str) -> Callable[[Tensor, str, int], Tensor]:
+    reduce = pooling(pool)
+    return lambda states, point, layer: reduce(states)
 
 
 def _aligned(alignment: str, config):
@@ -247,7 +261,7 @@ def _attach(backbone: Any, point: str, layer: int, reduce, pooled: Pooled, last:
     """Register the hook of one point of one layer; returns its handle."""
     name, is_input = PLACES[point]
     block = backbone.h[layer] if layer < len(backbone.h) else None
-    module = backbone.ln_f if block is None else getattr(block, name) if name else block
+    module = backbone.ln_f if block is None else block.get_submodule(name)
 
     def keep(x) -> None:
         if not pooled._running:
@@ -256,7 +270,7 @@ def _attach(backbone: Any, point: str, layer: int, reduce, pooled: Pooled, last:
         if (point, layer) in pooled._values:
             raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
         x = x.detach()
-        pooled._values[point, layer] = reduce(x)
+        pooled._values[point, layer] = reduce(x, point, layer)
         pooled._stats[point, layer] = _measured(x)
         if last and pooled._stops:
             raise _Enough
