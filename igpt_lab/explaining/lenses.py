@@ -41,6 +41,7 @@ def logit_lens(
     tokens: np.ndarray,
     *,
     layers: Sequence[int] | None = None,
+    final: bool = True,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -58,10 +59,13 @@ def logit_lens(
     - `start_token`: the nats of `nats` that a tied head spends on the start token, 0 of an untied one.
 
     Each batch runs twice, for the last layer's distribution and for the rest: no more is held than that distribution,
-    (batch, T, V), and the states of one layer. `batch_size` is by default chosen by the sizes. Raises ValueError for a
-    bidirectional model, for layers that there are not, and for what are no tokens.
+    (batch, T, V), and the states of one layer. With `final=False` it runs once, to the deepest of `layers`, and
+    `error_to_final` is NaN. `batch_size` is by default chosen by the sizes. Raises ValueError for a bidirectional
+    model, for layers that there are not, and for what are no tokens.
     """
-    return lens_table(model, tokens, "logit lens", as_they_are, layers, batch_size, progress)
+    return lens_table(
+        model, tokens, "logit lens", as_they_are, layers=layers, final=final, batch_size=batch_size, progress=progress
+    )
 
 
 @checked
@@ -73,8 +77,8 @@ def lens_strip(
     `tokens`: of one image, (T,) or (1, T). `lens`: a `TunedLens`, or None for the logit lens. Columns: `layer`, `kind`;
     `position`, and the pixel's `row` and `column`; `token`, the most probable colour, and its `probability`; `nats`,
     -log p of the true pixel, as in `logit_lens`; `settled`, the first layer from which on the most probable colour is
-    that of the last layer, whichever layers are asked for; `red`, `green`, `blue`, from 0 to 255: the mean of all
-    colours by their probability, and `true_red`, `true_green`, `true_blue` of the pixel (NaN without a palette).
+    that of the last layer, whichever layers are asked for; `red`, `green`, `blue`, 0 to 255: the mean of all colours
+    by their probability, and `true_red`, `true_green`, `true_blue` of the pixel (NaN without a palette).
     """
     tokens = np.asarray(tokens)
     tokens = lens_tokens(model, tokens[None] if tokens.ndim == 1 else tokens)
@@ -89,13 +93,13 @@ def lens_strip(
         moved = states if lens is None else lens(states, layer)
         return _expected(head_logits(model, moved)[0], pixels[0], colours, palette)[None]
 
-    pixels = _on_device(model, tokens)
+    pixels = on_device(model, tokens)
     with torch.no_grad(), record(model, ["resid_pre"], pool=reduce, alignment="sos") as pooled:
         pooled.run(pixels, use_cache=False)
     values = pooled["resid_pre"][0].double().cpu().numpy()  # (layers, T, 6)
     true = np.full((tokens.shape[1], 3), np.nan) if palette is None else palette.cpu().numpy()[tokens[0]]
     kind = "logit lens" if lens is None else "tuned lens"
-    return pd.concat([_strip_of(layer, kind, values, 255 * true) for layer in chosen], ignore_index=True)
+    return pd.concat([_strip_of(layer, kind, values, (255 * true).round()) for layer in chosen], ignore_index=True)
 
 
 @checked
@@ -105,29 +109,28 @@ def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) 
     A row each for `ln V`, `unigram` and `previous pixel`, with `baseline`, `nats`, its 95% interval over images `low`
     and `high`, and `n` images of `tokens` (N, T). Counts are of `train_tokens` (M, T), M > 1, below `colours`. The
     unigram has one added to each count (Laplace). p(x | previous) is (count + c p(x)) / (all counts + c), p being the
-    unigram (MacKay and Peto, 1995), with the c of 1, 4, 16, ... 1024 that fits the last tenth of the training images
-    best. Before the first pixel comes the start token; before the first of a row, the last of the row above.
+    unigram (MacKay and Peto, 1995), with the c of 1, 4, 16, ... 1024 that fits every tenth training image best, counted
+    on the others. Before the first pixel comes the start token; before the first of a row, the last of the row above.
     """
     size = SimpleNamespace(n_colours=colours, n_positions=np.shape(train_tokens)[-1])
     train_tokens, tokens = (checked_tokens(each, size).astype(np.int64) for each in (train_tokens, tokens))
     if len(train_tokens) < 2 or not len(tokens):
         raise ValueError(f"{len(train_tokens)} training images and {len(tokens)} others; expected at least 2 and 1")
-    held = max(1, len(train_tokens) // 10)
+    held, others = train_tokens[::10], np.delete(train_tokens, np.s_[::10], axis=0)
     strengths = [4.0**power for power in range(6)]
-    tried = [_counted(train_tokens[:-held], colours, c) for c in strengths]
-    best = int(np.argmin([_nats_by(table, train_tokens[-held:]).mean() for table in tried]))
+    best = strengths[int(np.argmin([_nats_by(_counted(others, colours, c), held).mean() for c in strengths]))]
     of_images = {
         "ln V": np.full(len(tokens), np.log(colours)),
         "unigram": -np.log(_unigram(train_tokens, colours))[tokens].mean(1),
-        "previous pixel": _nats_by(_counted(train_tokens, colours, strengths[best]), tokens),
+        "previous pixel": _nats_by(_counted(train_tokens, colours, best), tokens),
     }
     means, low, high = mean_interval(np.stack(list(of_images.values()), axis=1))
     return pd.DataFrame({"baseline": list(of_images), "nats": means, "low": low, "high": high, "n": len(tokens)})
 
 
 def lens_table(
-    model: Any, tokens: np.ndarray, kind: str, translate: Translate, layers: Sequence[int] | None,
-    batch_size: int | None, progress: bool,
+    model: Any, tokens: np.ndarray, kind: str, translate: Translate, *, layers: Sequence[int] | None = None,
+    final: bool = True, batch_size: int | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """The table of `logit_lens`, of states that `translate` has moved first."""
     tokens = lens_tokens(model, tokens)
@@ -135,7 +138,7 @@ def lens_table(
     values = []
     with torch.no_grad():
         for part in batches_of(model, tokens, batch_size, kind, progress):
-            values.append(_of_images(model, _on_device(model, part), chosen, translate))
+            values.append(_of_images(model, on_device(model, part), chosen, translate, final))
     of_images = torch.cat(values).double().cpu().numpy()  # (N, layers, measures)
     table = pd.DataFrame(of_images.mean(0), columns=list(MEASURES))
     _, low, high = mean_interval(of_images[..., 0])
@@ -188,7 +191,7 @@ def as_they_are(states: Tensor, layer: int) -> Tensor:
     return states
 
 
-def _on_device(model: Any, tokens: np.ndarray) -> Tensor:
+def on_device(model: Any, tokens: np.ndarray) -> Tensor:
     return torch.as_tensor(np.asarray(tokens, np.int64)).to(model.device)
 
 
@@ -198,17 +201,18 @@ def _palette(model: Any) -> Tensor | None:
     return None if clusters is None else torch.as_tensor((clusters + 1) / 2, dtype=torch.float32).to(model.device)
 
 
-def _of_images(model: Any, pixels: Tensor, layers: list[int], translate: Translate) -> Tensor:
+def _of_images(model: Any, pixels: Tensor, layers: list[int], translate: Translate, final: bool) -> Tensor:
     """Pixels (n, T) -> the MEASURES (n, layers, 5), means over T."""
-    colours, palette = model.config.vocab_size - 1, _palette(model)
-    logits = model(align(pixels, "sos", model.config), use_cache=False).logits
-    final = over_colours(logits, colours).flatten(0, 1)
-    del logits
-    labels, rows = pixels.flatten(), max(1, LOGITS // model.config.vocab_size)
+    last, palette = _last_log_p(model, pixels) if final else None, _palette(model)
+    labels, colours = pixels.flatten(), model.config.vocab_size - 1
+    rows = max(1, LOGITS // colours)
 
     def reduce(states: Tensor, point: str, layer: int) -> Tensor:
-        parts = zip(*(x.split(rows) for x in (states.flatten(0, 1), labels, final)), strict=True)
-        measured = [_measured(head_logits(model, translate(h, layer)), *others, palette) for h, *others in parts]
+        measured = []
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            logits = head_logits(model, translate(states.flatten(0, 1)[part], layer))
+            measured.append(_measured(logits, labels[part], None if last is None else last[part], palette, colours))
         return torch.cat(measured).view(*pixels.shape, -1).mean(1)
 
     with record(model, ["resid_pre"], layers=layers, pool=reduce, alignment="sos") as pooled:
@@ -216,16 +220,21 @@ def _of_images(model: Any, pixels: Tensor, layers: list[int], translate: Transla
     return pooled["resid_pre"]
 
 
-def _measured(logits: Tensor, labels: Tensor, final: Tensor, palette: Tensor | None) -> Tensor:
+def _last_log_p(model: Any, pixels: Tensor) -> Tensor:
+    """What the model itself gives over colours, log p (n * T, V)."""
+    logits = model(align(pixels, "sos", model.config), use_cache=False).logits
+    return over_colours(logits, model.config.vocab_size - 1).flatten(0, 1)
+
+
+def _measured(logits: Tensor, labels: Tensor, last: Tensor | None, palette: Tensor | None, colours: int) -> Tensor:
     """Logits (m, V or V + 1), true pixels (m,), the last layer's log p (m, V) -> the MEASURES (m, 5)."""
-    colours = final.shape[-1]
     every = widened(logits).log_softmax(-1)
     nats = -every.gather(-1, labels[:, None])[:, 0]
     tied = every.shape[-1] > colours
     start = -every[:, :colours].logsumexp(-1) if tied else torch.zeros_like(nats)
     log_p = over_colours(logits, colours) if tied else every
     p = log_p.exp()
-    error = (final.exp() * (final - log_p)).sum(-1)
+    error = torch.full_like(nats, torch.nan) if last is None else (last.exp() * (last - log_p)).sum(-1)
     return torch.stack([nats, error, -(p * log_p).sum(-1), _squared(p, labels, palette), start], dim=-1)
 
 
@@ -257,7 +266,7 @@ def _strip_of(layer: int, kind: str, values: np.ndarray, true: np.ndarray) -> pd
     table = {"layer": layer, "kind": kind, "position": positions, "row": positions // width}
     table |= {"column": positions % width, "token": best[layer], "probability": values[layer, :, 1]}
     table |= {"nats": values[layer, :, 2], "settled": settled}
-    table |= dict(zip(("red", "green", "blue"), 255 * values[layer, :, 3:].T, strict=True))
+    table |= dict(zip(("red", "green", "blue"), (255 * values[layer, :, 3:].T).round(), strict=True))
     return pd.DataFrame(table | dict(zip(("true_red", "true_green", "true_blue"), true.T, strict=True)))
 
 
