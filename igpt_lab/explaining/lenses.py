@@ -11,7 +11,7 @@ most probable colour) is of the distribution over colours alone, its column cut 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,8 +98,9 @@ def lens_strip(
         pooled.run(pixels, use_cache=False)
     values = pooled["resid_pre"][0].double().cpu().numpy()  # (layers, T, 6)
     true = np.full((tokens.shape[1], 3), np.nan) if palette is None else palette.cpu().numpy()[tokens[0]]
-    kind = "logit lens" if lens is None else "tuned lens"
-    return pd.concat([_strip_of(layer, kind, values, (255 * true).round()) for layer in chosen], ignore_index=True)
+    kind, width = "logit lens" if lens is None else "tuned lens", round(model.config.n_positions**0.5)
+    rows = [_strip_of(layer, kind, width, values, (255 * true).round()) for layer in chosen]
+    return pd.concat(rows, ignore_index=True)
 
 
 @checked
@@ -162,7 +163,9 @@ def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
     return tokens
 
 
-def batches_of(model: Any, tokens: np.ndarray, batch_size: int | None, name: str, progress: bool):
+def batches_of(
+    model: Any, tokens: np.ndarray, batch_size: int | None, name: str, progress: bool
+) -> Iterator[np.ndarray]:
     """Parts of `tokens`, `batch_size` images or as many as the sizes allow, behind a progress bar."""
     size = batch_size or images_at_once(model)
     starts = range(0, len(tokens), size)
@@ -256,13 +259,12 @@ def _expected(logits: Tensor, labels: Tensor, colours: int, palette: Tensor | No
     return torch.cat([token.to(p.dtype), probability, nats, mean], dim=-1)
 
 
-def _strip_of(layer: int, kind: str, values: np.ndarray, true: np.ndarray) -> pd.DataFrame:
+def _strip_of(layer: int, kind: str, width: int, values: np.ndarray, true: np.ndarray) -> pd.DataFrame:
     """The rows of one layer of `lens_strip`, of the values (L + 1, T, 6) of `_expected` at all layers."""
     best = values[..., 0].astype(int)
     differs = best[::-1] != best[-1]  # from the last layer backwards
     settled = len(best) - np.where(differs.any(0), differs.argmax(0), len(best))
     positions = np.arange(values.shape[1])
-    width = round(len(positions) ** 0.5)
     table = {"layer": layer, "kind": kind, "position": positions, "row": positions // width}
     table |= {"column": positions % width, "token": best[layer], "probability": values[layer, :, 1]}
     table |= {"nats": values[layer, :, 2], "settled": settled}

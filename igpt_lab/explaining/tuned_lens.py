@@ -75,9 +75,9 @@ class TunedLens:
         tensors, facts = (local(folder) / name for name in FILES)
         try:
             content, noted = tensors.read_bytes(), json.loads(facts.read_text(encoding="utf-8"))
-            parts = load(content)
-            whole = digest(content) == noted["tensors"]
-            lens = cls(**parts, model=noted["model"], settings=noted["settings"], log=pd.DataFrame(noted["log"]))
+            whole, parts = digest(content) == noted["tensors"], load(content)
+            log = pd.DataFrame(noted["log"])
+            lens = cls(parts["matrices"], parts["biases"], noted["model"], noted["settings"], log)
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder} holds no tuned lens as `save` writes it: {error}") from error
         if not whole:

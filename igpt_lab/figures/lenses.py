@@ -98,8 +98,8 @@ def _mark_levels(ax: Axes, table: pd.DataFrame, marks: pd.DataFrame | None) -> N
         check_columns(marks, BASELINE_COLUMNS)
         levels += zip(marks.baseline, marks.nats, strict=True)
     for place, (name, nats) in enumerate(levels):
-        dash = DASHES[place % len(DASHES)]
-        ax.axhline(nats, color="black", linestyle=dash, linewidth=points(0.7), label=f"{as_label(name)}: {nats:.2f}")
+        line: Keywords = {"linestyle": DASHES[place % len(DASHES)], "linewidth": points(0.7)}
+        ax.axhline(nats, color="black", label=f"{as_label(name)}: {nats:.2f}", **line)
 
 
 def _plot_probe(ax: Axes, probe: pd.DataFrame) -> None:
@@ -147,4 +147,4 @@ def _picture(ax: Axes, image: np.ndarray, **options) -> Axes:
 
 def _bar(figure: Figure, panels: list[Axes], name: str) -> None:
     bar = figure.colorbar(panels[-1].images[0], ax=panels, location="bottom", label=name)
-    bar.outline.set_linewidth(points(0.6))  # type: ignore[operator]
+    bar.outline.set_linewidth(points(0.6))
