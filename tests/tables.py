@@ -38,6 +38,23 @@ def selectivity_table() -> pd.DataFrame:
     return table
 
 
+def lens_table() -> pd.DataFrame:
+    """Two lenses over three layers."""
+    rows = [(layer, kind, 5 - layer - by) for kind, by in (("logit", 0.0), ("tuned", 1.0)) for layer in range(3)]
+    table = pd.DataFrame(rows, columns=["layer", "kind", "nats"])
+    return table.assign(low=table.nats - 0.2, high=table.nats + 0.2, n=400)
+
+
+def strip_table() -> pd.DataFrame:
+    """An image of 2 x 3 pixels through eight layers, whose pixels settle at layers 0 to 5."""
+    rows = [
+        (layer, "logit lens", y, x, 8.0 - layer, 3 * y + x) for layer in range(8) for y in range(2) for x in range(3)
+    ]
+    table = pd.DataFrame(rows, columns=["layer", "kind", "row", "column", "nats", "settled"])
+    colours = {"red": 30 * table.layer, "green": 50 * table.column, "blue": 0}
+    return table.assign(**colours, true_red=255, true_green=100 * table.row, true_blue=9)
+
+
 def cka_table() -> pd.DataFrame:
     pairs = [(a, b, 1 - 0.1 * abs(a - b) - 0.01 * (a > b)) for a in (0, 3, 6) for b in (0, 6)]
     return pd.DataFrame(pairs, columns=["layer", "other_layer", "cka"]).assign(n=1000, batches=4)

@@ -45,6 +45,10 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "interval over test images of one seed. Image noise that all seeds share is not in the coloured bars.",
     "model_comparison": "Models side by side: the layer that validation chose, the last layer, and controls, with 95% "
     "intervals over test images.",
+    "lens_curve": "What each layer says about the next pixel, read by the model's own head, with 95% intervals over "
+    "images, and where it was given the accuracy of a linear probe for the class.",
+    "lens_strip": "One image through depth: the mean colour that each layer expects at every pixel, the nats of the "
+    "true one, and the layer at which the most probable colour settles.",
     "confusion_matrix": "Test images by their true class (rows) and the predicted one (columns).",
     "feature_map": "Images on the plane that keeps most of their features' variance.",
     "completion_gallery": "What the model was given, what it drew, and what the image was.",

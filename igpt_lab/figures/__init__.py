@@ -38,6 +38,7 @@ from igpt_lab.figures.galleries import (
     row_gallery,
     surprise_gallery,
 )
+from igpt_lab.figures.lenses import BASELINE_COLUMNS, LENS_COLUMNS, STRIP_COLUMNS, lens_curve, lens_strip
 from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
@@ -53,6 +54,8 @@ __all__ = [
     "gallery",
     "geometry_curves",
     "layer_curve",
+    "lens_curve",
+    "lens_strip",
     "model_comparison",
     "neighbour_gallery",
     "protocol_curves",
@@ -61,6 +64,7 @@ __all__ = [
     "selectivity",
     "surprise_gallery",
     "training_dynamics",
+    "BASELINE_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DYNAMICS_COLUMNS",
@@ -70,6 +74,7 @@ __all__ = [
     "FIGURES",
     "Figure",
     "LAYER_COLUMNS",
+    "LENS_COLUMNS",
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
@@ -77,6 +82,7 @@ __all__ = [
     "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",
     "STRIP",
+    "STRIP_COLUMNS",
     "STYLES",
     "read_figure",
     "read_table",

@@ -25,10 +25,12 @@ from tables import (
     cka_table,
     geometry_table,
     layer_table,
+    lens_table,
     protocol_tables,
     seed_table,
     selectivity_table,
     stopped_table,
+    strip_table,
 )
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
@@ -66,12 +68,15 @@ def drawings():
     tokens = pd.DataFrame(IMAGES[..., 0].reshape(4, -1))
     table, effects = protocol_tables()
     counts = pd.DataFrame([[3, 1], [0, 2]], pd.Index(["a", "b"], name="true"), ["a", "b"])
+    marks = pd.DataFrame({"baseline": ["unigram", "b"], "nats": [3.5, 2.5]})
     mixed = layer_table().assign(in_peak_set=[True, True, False] + [None] * 5)
     return {
         "layer_curve": ([mixed], {"title": "t", "comparison": COMPARISON}, mixed),
         "few_label_curve": ([few_table()], {}, few_table()),
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
         "geometry_curves": ([geometry_table()], {}, geometry_table()),
+        "lens_curve": ([lens_table(), layer_table()], {"marks": marks, "title": "t"}, lens_table()),
+        "lens_strip": ([strip_table()], {"title": "t"}, strip_table()),
         "selectivity": ([selectivity_table()], {"title": "t"}, selectivity_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
@@ -193,7 +198,8 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     "name",
-    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves"],
+    "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
+    "lens_strip".split(),
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]

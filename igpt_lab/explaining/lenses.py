@@ -1,0 +1,295 @@
+"""Lenses: what layer l says about the next pixel, read by the model's own last norm and head.
+
+The logit lens (nostalgebraist, 2020) of layer l is softmax(U N_f(h^l)), h^l being the un-normed input of block l. With
+the start token in front, state i predicts pixel i: the labels are the tokens themselves, not shifted. Every layer is
+normed by its own scale, and at layer L the lens is the model.
+
+A tied head has an outcome more than there are colours, the start token. `nats` counts it as the model's own loss does
+(`losses_of`), and `start_token` says how many of these nats go to it; all that is said of colours (entropy, distances,
+most probable colour) is of the distribution over colours alone, its column cut before the softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.devices import widened
+from igpt_lab.core.significance import mean_interval
+from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.cost import inner_width
+from igpt_lab.models.losses import align
+
+Translate = Callable[[Tensor, int], Tensor]  # states (..., D) of a layer -> those that the last norm is given
+MEASURES = ("nats", "error_to_final", "entropy", "rgb_error", "start_token")
+NUMBERS = 2**24  # in the widest activations of a batch: 64 MB in float32
+LOGITS = 2**22  # made at a time inside a hook
+
+
+@checked
+def logit_lens(
+    model: Any,
+    tokens: np.ndarray,
+    *,
+    layers: Sequence[int] | None = None,
+    final: bool = True,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """A row for each layer 0..L: how well its states, read by the model's own norm and head, predict the pixels.
+
+    `tokens`: palette indices (N, T) as `tokenize` gives them. `model`: ours, or transformers' of the same class.
+    Columns, means over N images and T pixels:
+
+    - `layer`, `kind` ("logit lens"), `n` images;
+    - `nats`: -log p of the true pixel, with `low` and `high`, its 95% interval over images;
+    - `error_to_final`: KL(final || lens) in nats, of the distributions over colours;
+    - `entropy` of the lens, in nats;
+    - `rgb_error`: expected squared distance of a colour drawn from the lens to the true one, channels from 0 to 1 (NaN
+      where the model has no palette);
+    - `start_token`: the nats of `nats` that a tied head spends on the start token, 0 of an untied one.
+
+    Each batch runs twice, for the last layer's distribution and for the rest: no more is held than that distribution,
+    (batch, T, V), and the states of one layer. With `final=False` it runs once, to the deepest of `layers`, and
+    `error_to_final` is NaN. `batch_size` is by default chosen by the sizes. Raises ValueError for a bidirectional
+    model, for layers that there are not, and for what are no tokens.
+    """
+    return lens_table(
+        model, tokens, "logit lens", as_they_are, layers=layers, final=final, batch_size=batch_size, progress=progress
+    )
+
+
+@checked
+def lens_strip(
+    model: Any, tokens: np.ndarray, *, lens: Any = None, layers: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """One image through depth: a row for each layer and pixel, of what that layer expects there.
+
+    `tokens`: of one image, (T,) or (1, T). `lens`: a `TunedLens`, or None for the logit lens. Columns: `layer`, `kind`;
+    `position`, and the pixel's `row` and `column`; `token`, the most probable colour, and its `probability`; `nats`,
+    -log p of the true pixel, as in `logit_lens`; `settled`, the first layer from which on the most probable colour is
+    that of the last layer, whichever layers are asked for; `red`, `green`, `blue`, 0 to 255: the mean of all colours
+    by their probability, and `true_red`, `true_green`, `true_blue` of the pixel (NaN without a palette).
+    """
+    tokens = np.asarray(tokens)
+    tokens = lens_tokens(model, tokens[None] if tokens.ndim == 1 else tokens)
+    if len(tokens) != 1:
+        raise ValueError(f"tokens {tokens.shape}; expected those of one image, (T,) or (1, T)")
+    if lens is not None:
+        lens.check(model)
+    colours, palette = model.config.vocab_size - 1, _palette(model)
+    chosen = layers_of("resid_pre", len(model.transformer.h), layers)
+
+    def reduce(states: Tensor, point: str, layer: int) -> Tensor:
+        moved = states if lens is None else lens(states, layer)
+        return _expected(head_logits(model, moved)[0], pixels[0], colours, palette)[None]
+
+    pixels = on_device(model, tokens)
+    with torch.no_grad(), record(model, ["resid_pre"], pool=reduce, alignment="sos") as pooled:
+        pooled.run(pixels, use_cache=False)
+    values = pooled["resid_pre"][0].double().cpu().numpy()  # (layers, T, 6)
+    true = np.full((tokens.shape[1], 3), np.nan) if palette is None else palette.cpu().numpy()[tokens[0]]
+    kind, width = "logit lens" if lens is None else "tuned lens", round(model.config.n_positions**0.5)
+    rows = [_strip_of(layer, kind, width, values, (255 * true).round()) for layer in chosen]
+    return pd.concat(rows, ignore_index=True)
+
+
+@checked
+def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) -> pd.DataFrame:
+    """What counting says of the same pixels, in nats: lines to hold a lens against.
+
+    A row each for `ln V`, `unigram` and `previous pixel`, with `baseline`, `nats`, its 95% interval over images `low`
+    and `high`, and `n` images of `tokens` (N, T). Counts are of `train_tokens` (M, T), M > 1, below `colours`. The
+    unigram has one added to each count (Laplace). p(x | previous) is (count + c p(x)) / (all counts + c), p being the
+    unigram (MacKay and Peto, 1995), with the c of 1, 4, 16, ... 1024 that fits every tenth training image best, counted
+    on the others. Before the first pixel comes the start token; before the first of a row, the last of the row above.
+    """
+    size = SimpleNamespace(n_colours=colours, n_positions=np.shape(train_tokens)[-1])
+    train_tokens, tokens = (checked_tokens(each, size).astype(np.int64) for each in (train_tokens, tokens))
+    if len(train_tokens) < 2 or not len(tokens):
+        raise ValueError(f"{len(train_tokens)} training images and {len(tokens)} others; expected at least 2 and 1")
+    held, others = train_tokens[::10], np.delete(train_tokens, np.s_[::10], axis=0)
+    strengths = [4.0**power for power in range(6)]
+    best = strengths[int(np.argmin([_nats_by(_counted(others, colours, c), held).mean() for c in strengths]))]
+    of_images = {
+        "ln V": np.full(len(tokens), np.log(colours)),
+        "unigram": -np.log(_unigram(train_tokens, colours))[tokens].mean(1),
+        "previous pixel": _nats_by(_counted(train_tokens, colours, best), tokens),
+    }
+    means, low, high = mean_interval(np.stack(list(of_images.values()), axis=1))
+    return pd.DataFrame({"baseline": list(of_images), "nats": means, "low": low, "high": high, "n": len(tokens)})
+
+
+def lens_table(
+    model: Any, tokens: np.ndarray, kind: str, translate: Translate, *, layers: Sequence[int] | None = None,
+    final: bool = True, batch_size: int | None = None, progress: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """The table of `logit_lens`, of states that `translate` has moved first."""
+    tokens = lens_tokens(model, tokens)
+    chosen = layers_of("resid_pre", len(model.transformer.h), layers)
+    values = []
+    with torch.no_grad():
+        for part in batches_of(model, tokens, batch_size, kind, progress):
+            values.append(_of_images(model, on_device(model, part), chosen, translate, final))
+    of_images = torch.cat(values).double().cpu().numpy()  # (N, layers, measures)
+    table = pd.DataFrame(of_images.mean(0), columns=list(MEASURES))
+    _, low, high = mean_interval(of_images[..., 0])
+    table.insert(1, "low", low)
+    table.insert(2, "high", high)
+    table.insert(0, "layer", chosen)
+    table.insert(1, "kind", kind)
+    return table.assign(n=len(tokens))
+
+
+def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
+    """Tokens (N, T), checked, for a model that predicts the next pixel; ValueError for any other model."""
+    if not hasattr(model, "lm_head"):
+        raise ValueError(f"a {type(model).__name__} has no head over colours; expected a model as lab.load_model gives")
+    if getattr(model.config, "bidirectional", False):
+        raise ValueError("a bidirectional (BERT) model predicts hidden pixels, not the next one; use a causal model")
+    size = SimpleNamespace(n_colours=model.config.vocab_size - 1, n_positions=model.config.n_positions)
+    tokens = checked_tokens(tokens, size)
+    if not tokens.size:
+        raise ValueError(f"tokens {tokens.shape}; expected at least one image")
+    return tokens
+
+
+def batches_of(
+    model: Any, tokens: np.ndarray, batch_size: int | None, name: str, progress: bool
+) -> Iterator[np.ndarray]:
+    """Parts of `tokens`, `batch_size` images or as many as the sizes allow, behind a progress bar."""
+    size = batch_size or images_at_once(model)
+    starts = range(0, len(tokens), size)
+    for start in tqdm(starts, desc=name, unit="batch", disable=not progress):
+        yield tokens[start : start + size]
+
+
+def images_at_once(model: Any) -> int:
+    """How many images keep the widest activations, and the logits, below NUMBERS."""
+    widest = max(inner_width(model.config), model.config.vocab_size)
+    return int(min(64, max(1, NUMBERS // (model.config.n_positions * widest))))
+
+
+def head_logits(model: Any, states: Tensor) -> Tensor:
+    """Un-normed states (..., D) -> logits (..., V), or V + 1 of a tied head, as after the last block."""
+    normed = model.transformer.ln_f.forward(states)  # `forward`: the hooks of `record` on it are for the model's own
+    return model.lm_head(normed.to(model.lm_head.weight.dtype))
+
+
+def over_colours(logits: Tensor, colours: int) -> Tensor:
+    """log p (..., V) over colours, the start token's column cut, in float32 or wider."""
+    return widened(logits[..., :colours]).log_softmax(-1)
+
+
+def as_they_are(states: Tensor, layer: int) -> Tensor:
+    return states
+
+
+def on_device(model: Any, tokens: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.asarray(tokens, np.int64)).to(model.device)
+
+
+def _palette(model: Any) -> Tensor | None:
+    """Colours (V, 3) with channels from 0 to 1, float32 on the model's device."""
+    clusters = getattr(getattr(model, "processor", None), "clusters", None)
+    return None if clusters is None else torch.as_tensor((clusters + 1) / 2, dtype=torch.float32).to(model.device)
+
+
+def _of_images(model: Any, pixels: Tensor, layers: list[int], translate: Translate, final: bool) -> Tensor:
+    """Pixels (n, T) -> the MEASURES (n, layers, 5), means over T."""
+    last, palette = _last_log_p(model, pixels) if final else None, _palette(model)
+    labels, colours = pixels.flatten(), model.config.vocab_size - 1
+    rows = max(1, LOGITS // colours)
+
+    def reduce(states: Tensor, point: str, layer: int) -> Tensor:
+        measured = []
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            logits = head_logits(model, translate(states.flatten(0, 1)[part], layer))
+            measured.append(_measured(logits, labels[part], None if last is None else last[part], palette, colours))
+        return torch.cat(measured).view(*pixels.shape, -1).mean(1)
+
+    with record(model, ["resid_pre"], layers=layers, pool=reduce, alignment="sos") as pooled:
+        pooled.run(pixels, use_cache=False)
+    return pooled["resid_pre"]
+
+
+def _last_log_p(model: Any, pixels: Tensor) -> Tensor:
+    """What the model itself gives over colours, log p (n * T, V)."""
+    logits = model(align(pixels, "sos", model.config), use_cache=False).logits
+    return over_colours(logits, model.config.vocab_size - 1).flatten(0, 1)
+
+
+def _measured(logits: Tensor, labels: Tensor, last: Tensor | None, palette: Tensor | None, colours: int) -> Tensor:
+    """Logits (m, V or V + 1), true pixels (m,), the last layer's log p (m, V) -> the MEASURES (m, 5)."""
+    every = widened(logits).log_softmax(-1)
+    nats = -every.gather(-1, labels[:, None])[:, 0]
+    tied = every.shape[-1] > colours
+    start = -every[:, :colours].logsumexp(-1) if tied else torch.zeros_like(nats)
+    log_p = over_colours(logits, colours) if tied else every
+    p = log_p.exp()
+    error = torch.full_like(nats, torch.nan) if last is None else (last.exp() * (last - log_p)).sum(-1)
+    return torch.stack([nats, error, -(p * log_p).sum(-1), _squared(p, labels, palette), start], dim=-1)
+
+
+def _squared(p: Tensor, labels: Tensor, palette: Tensor | None) -> Tensor:
+    """Sum over colours of p |colour - true colour|^2, for p (m, V): (m,)."""
+    if palette is None:
+        return torch.full_like(p[:, 0], torch.nan)
+    palette = palette.to(p.dtype)
+    true = palette[labels]
+    return p @ palette.square().sum(-1) - 2 * ((p @ palette) * true).sum(-1) + true.square().sum(-1)
+
+
+def _expected(logits: Tensor, labels: Tensor, colours: int, palette: Tensor | None) -> Tensor:
+    """(T, 6): most probable colour, its probability, nats of the true pixel, and the mean colour, channels 0 to 1."""
+    nats = -widened(logits).log_softmax(-1).gather(-1, labels[:, None])
+    p = over_colours(logits, colours).exp()
+    probability, token = p.max(-1, keepdim=True)
+    mean = p.new_full((len(p), 3), torch.nan) if palette is None else p @ palette.to(p.dtype)
+    return torch.cat([token.to(p.dtype), probability, nats, mean], dim=-1)
+
+
+def _strip_of(layer: int, kind: str, width: int, values: np.ndarray, true: np.ndarray) -> pd.DataFrame:
+    """The rows of one layer of `lens_strip`, of the values (L + 1, T, 6) of `_expected` at all layers."""
+    best = values[..., 0].astype(int)
+    differs = best[::-1] != best[-1]  # from the last layer backwards
+    settled = len(best) - np.where(differs.any(0), differs.argmax(0), len(best))
+    positions = np.arange(values.shape[1])
+    table = {"layer": layer, "kind": kind, "position": positions, "row": positions // width}
+    table |= {"column": positions % width, "token": best[layer], "probability": values[layer, :, 1]}
+    table |= {"nats": values[layer, :, 2], "settled": settled}
+    table |= dict(zip(("red", "green", "blue"), (255 * values[layer, :, 3:].T).round(), strict=True))
+    return pd.DataFrame(table | dict(zip(("true_red", "true_green", "true_blue"), true.T, strict=True)))
+
+
+def _unigram(tokens: np.ndarray, colours: int) -> np.ndarray:
+    counts = np.bincount(tokens.ravel(), minlength=colours) + 1
+    return counts / counts.sum()
+
+
+def _previous(tokens: np.ndarray, colours: int) -> np.ndarray:
+    """The token before each, the start token before the first of an image."""
+    return np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=colours)
+
+
+def _counted(tokens: np.ndarray, colours: int, strength: float) -> np.ndarray:
+    """p(pixel | previous pixel) (V + 1, V), the last row behind the start token."""
+    pairs = _previous(tokens, colours) * colours + tokens
+    counts = np.bincount(pairs.ravel(), minlength=(colours + 1) * colours).reshape(colours + 1, colours)
+    smoothed = counts + strength * _unigram(tokens, colours)
+    return smoothed / smoothed.sum(1, keepdims=True)
+
+
+def _nats_by(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Mean of -log p over an image's pixels, (N,)."""
+    return -np.log(table[_previous(tokens, table.shape[1]), tokens]).mean(1)
