@@ -127,9 +127,11 @@ def extraction_key(
 ) -> FeatureKey:
     """The key of an extraction with settled settings, weights and palette by their content.
 
-    Raises ValueError for a point or layer that the model has not, and for splits of several image sets or of equal
-    images.
+    Raises ValueError for a point or layer that the model has not, for splits of several image sets or of equal images,
+    and inside an `edit` of the model.
     """
+    if getattr(model.transformer, "edits", 0):
+        raise ValueError("a model inside an `edit` block has other features than its key says; use `record` there")
     layers = settings.layers_at(model.config)
     names = {images.name for images in splits}
     if len(names) != 1:
