@@ -16,6 +16,7 @@ from igpt_lab.features.hooks import layers_of, pooling
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import check_alignment
 
@@ -120,6 +121,11 @@ def default_batch(config: ImageGPTConfig, device: torch.device) -> int:
     A function of the shapes alone, since another batch size may round in another way.
     """
     return max(1, (3_200 if device.type == "cpu" else 131_072) // config.n_positions)
+
+
+def width_at(point: str, config: ImageGPTConfig) -> int:
+    """D of the states at a point."""
+    return inner_width(config) if point == "mlp_act" else config.n_embd
 
 
 def extraction_key(
