@@ -1,11 +1,11 @@
 """What it costs to leave out a part or to narrow attention: nats of the next pixel, and accuracy of a probe.
 
-Paired over test images. What comes before the first changed block is computed once for a batch, a layer at a time.
+Paired over test images. `passes` runs the model with everything left out in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -21,26 +21,15 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.edits import Edits, edit, window
-from igpt_lab.explaining.parts import PARTS, check_part, constant, derangement, means_of, resample, skip
-from igpt_lab.features.hooks import layers_of, record
-from igpt_lab.features.settings import default_batch
+from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
+from igpt_lab.explaining.passes import Passes, Variant
+from igpt_lab.features.hooks import layers_of
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.models.losses import check_alignment, cross_entropy
+from igpt_lab.models.losses import check_alignment
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 KINDS = ("skip", "mean", "resample")
-MEMORY = 1 << 30  # bytes of a default batch's states
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """A changed model: its columns of the table, its first changed block, and the `with` block for a batch of n."""
-
-    columns: dict[str, Any]
-    first: int
-    changed: Callable[[int], AbstractContextManager]
 
 
 @checked
@@ -83,9 +72,9 @@ def leave_out(
             model.
     """
     blocks = _check(model, tokens, parts, kind, layers)
-    _check_probe(model, tokens, probe, probe_layer, labels)
+    probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
     variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
-    passes = _Passes(model, variants, probe_layer, kind == "resample", batch_size, progress, seed)
+    passes = Passes(model, variants, probe_layer, kind == "resample", batch_size, progress, seed)
     return _table(passes, tokens, probe, labels)
 
 
@@ -109,7 +98,7 @@ def windows(
     arguments. Raises ValueError for a range or radius that there is not.
     """
     _check(model, tokens, PARTS, KINDS[0], None)
-    _check_probe(model, tokens, probe, probe_layer, labels)
+    probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
     variants = []
     for pair in ranges:
         first, last = pair
@@ -118,8 +107,8 @@ def windows(
         for radius in radii:
             with window(model, radius):  # says what is wrong with it before any work
                 columns = {"radius": radius, "first": first, "last": last}
-            variants.append(_Variant(columns, first, _Window(model, radius, range(first, last + 1))))
-    return _table(_Passes(model, variants, probe_layer, False, batch_size, progress), tokens, probe, labels)
+            variants.append(Variant(columns, first, _Window(model, radius, range(first, last + 1))))
+    return _table(Passes(model, variants, probe_layer, False, batch_size, progress), tokens, probe, labels)
 
 
 @checked
@@ -156,8 +145,8 @@ def refit_after(
         if np.shape(classes) != (len(images),):
             raise ValueError(f"labels {np.shape(classes)} of {len(images)} images; expected one for each")
     variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
-    passes = _Passes(model, variants, model.config.n_layer, kind == "resample", batch_size, progress, seed)
-    train, test = (np.concatenate([part.cpu() for _, part in passes.over(x)], 1) for x in (train_tokens, tokens))
+    passes = Passes(model, variants, model.config.n_layer, kind == "resample", batch_size, progress, seed)
+    train, test = (torch.cat([part for _, part in passes.over(x)], 1).numpy() for x in (train_tokens, tokens))
     bar = tqdm(zip(train, test, strict=True), total=len(train), desc="probes", disable=not progress)
     right = [clone(probe or LinearProbe()).fit(x, train_labels).predict(z) == labels for x, z in bar]
     rows = []
@@ -187,19 +176,21 @@ def _check(
 
 def _check_probe(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, probe: Any, layer: int | None, labels: Any
-) -> None:
+) -> int | None:
+    """The probe's layer, counted from 0; ValueError where something is missing or does not fit."""
     if len({probe is None, layer is None, labels is None}) > 1:
         raise ValueError("a probe, its probe_layer and the labels of the test images come together; one is missing")
-    if layer is not None:
-        layers_of("ln_1", model.config.n_layer, [layer])
-        if np.shape(labels) != (len(tokens),):
-            raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
+    if layer is None:
+        return None
+    if np.shape(labels) != (len(tokens),):
+        raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
+    return layers_of("ln_1", model.config.n_layer, [layer])[0]
 
 
 def _variants(
     model: ImageGPTForCausalImageModeling, parts: Sequence[str], kind: str, blocks: list[int],
     train_tokens: np.ndarray | None, batch_size: int | None, progress: bool,
-) -> list[_Variant]:  # fmt: skip
+) -> list[Variant]:  # fmt: skip
     """The model with each part of each block left out."""
     means: dict = {}
     if kind == "mean":
@@ -212,7 +203,7 @@ def _variants(
             for head in range(model.config.n_head) if part == "head" else (None,):
                 columns = {"part": part, "layer": layer, "head": head, "kind": kind}
                 block = _Without(model, part, layer, head, kind, means.get((part, layer)))
-                variants.append(_Variant(columns, layer, block))
+                variants.append(Variant(columns, layer, block))
     return variants
 
 
@@ -249,95 +240,14 @@ class _Window:
         return window(self.model, self.radius, layers=self.blocks)
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """The model as it is and every variant of it, over images."""
-
-    model: ImageGPTForCausalImageModeling
-    variants: list[_Variant]
-    feature_layer: int | None = None  # where features are read
-    with_donors: bool = False
-    batch_size: int | None = None
-    progress: bool = True
-    seed: int = 0
-
-    def over(self, tokens: np.ndarray) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Of a batch after another: nats (V + 1, n) of each image and float32 features (V + 1, n, D), the model first."""
-        tokens = checked_tokens(tokens, self.model.config).astype(np.int64)
-        donors = tokens[derangement(len(tokens), seed=self.seed)] if self.with_donors else tokens[:0]
-        size = self.batch_size or _batch_size(self.model, 1 + self.with_donors)
-        total = len(tokens) * (1 + len(self.variants))
-        with tqdm(total=total, desc="left out", unit="image", disable=not self.progress) as bar:
-            for start in range(0, len(tokens), size):
-                rows = slice(start, start + size)
-                pixels = torch.as_tensor(np.concatenate([tokens[rows], donors[rows]])).to(self.model.device)
-                yield self._batch(pixels, len(tokens[rows]), bar)
-
-    @torch.no_grad()
-    def _batch(self, pixels: Tensor, count: int, bar: tqdm) -> tuple[Tensor, Tensor | None]:
-        """`pixels` of `count` images, and behind them of their donors."""
-        with record(self.model, ["resid_pre"], layers=[0], pool=lambda x, *_: x, alignment="sos") as embedded:
-            embedded.run(pixels, use_cache=False)
-        x, own = embedded["resid_pre"][:, 0], pixels[:count]
-        read = None if self.feature_layer is None else self.feature_layer % (self.model.config.n_layer + 1)
-        results: list[tuple[Tensor, Tensor | None]] = [self._onwards(x[:count], 0, own, read)]
-        places: dict[int, list[int]] = {}
-        for place, variant in enumerate(self.variants):
-            places.setdefault(variant.first, []).append(place)
-        changed: dict[int, tuple[Tensor, Tensor | None]] = {}
-        bar.update(count)
-        for layer in range(max(places, default=-1) + 1):
-            for place in places.get(layer, ()):
-                with self.variants[place].changed(count):
-                    changed[place] = self._onwards(x, layer, own, read)
-                bar.update(count)
-            x = self._block(x, layer)
-        results += [changed[place] for place in range(len(self.variants))]
-        nats = torch.stack([losses for losses, _ in results])
-        if read is None:
-            return nats, None
-        before = results[0][1]
-        return nats, torch.stack([before if features is None else features for _, features in results])  # type: ignore[misc]
-
-    def _onwards(self, x: Tensor, first: int, pixels: Tensor, read: int | None) -> tuple[Tensor, Tensor | None]:
-        """States before block `first` -> nats (n,), and features (n, D) unless they are read before it."""
-        backbone, features = self.model.transformer, None
-        for layer in range(first, len(backbone.h) + 1):
-            if layer == read:
-                features = self._normed(x[: len(pixels)], layer).mean(dim=1, dtype=torch.float32)
-            if layer < len(backbone.h):
-                x = self._block(x, layer)[: len(pixels)]
-        logits = self.model.lm_head(backbone.ln_f(x))
-        return cross_entropy(logits, pixels, "none").view_as(pixels).mean(1), features
-
-    def _block(self, x: Tensor, layer: int) -> Tensor:
-        backbone = self.model.transformer
-        bias, causal = backbone._bias(x, 0, None, self.model.config.reorder_and_upcast_attn)
-        return backbone.h[layer](x, bias=bias, causal=causal)[0]
-
-    def _normed(self, x: Tensor, layer: int) -> Tensor:
-        backbone: Any = self.model.transformer
-        return (backbone.ln_f if layer == len(backbone.h) else backbone.h[layer].ln_1)(x)
-
-
-def _batch_size(model: ImageGPTForCausalImageModeling, copies: int) -> int:
-    """Images at a time whose states, logits and, with `copies` of 2, donors fit into MEMORY."""
-    config = model.config
-    width = 2 * inner_width(config) + 10 * config.n_embd + 3 * config.n_colours  # of what a block and the head hold
-    room = MEMORY // (4 * config.n_positions * width * copies)
-    return max(1, min(room, default_batch(config, model.device)))
-
-
-def _table(passes: _Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | None) -> pd.DataFrame:
+def _table(passes: Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | None) -> pd.DataFrame:
     """A row for each variant, against the model as it is."""
-    nats, guesses = [], []
-    for losses, features in passes.over(tokens):
-        nats.append(losses)
-        if features is not None:
-            flat = features.flatten(0, 1).cpu().numpy()
-            guesses.append(np.asarray(probe.predict(flat)).reshape(len(losses), -1))
-    losses = torch.cat(nats, 1).double().cpu().numpy() if nats[0].device.type != "mps" else torch.cat(nats, 1).cpu().numpy()
-    rows = []
+    parts, guesses, rows = [], [], []
+    for nats, features in passes.over(tokens):
+        parts.append(nats)
+        if probe is not None:
+            guesses.append(np.reshape(probe.predict(features.flatten(0, 1).numpy()), nats.shape))
+    losses = torch.cat(parts, 1).cpu().numpy().astype(np.float64)
     right = np.concatenate(guesses, 1) == np.asarray(labels) if guesses else None
     for place, variant in enumerate(passes.variants, start=1):
         row = variant.columns | {"nats": float(losses[place].mean())} | _mean_change(losses[place] - losses[0])

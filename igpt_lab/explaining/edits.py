@@ -179,7 +179,7 @@ def _filled(attention: Any, named: dict) -> int:
 
 
 def _out_of_sight(config: Any, radius: int) -> Tensor:
-    """bool (T, T): the key (column) is later than the query (row), or its pixel farther than the radius from its own."""
+    """bool (T, T): the key (column) is later than the query (row), or farther than the radius from its pixel."""
     if getattr(config, "bidirectional", False):
         raise ValueError("a bidirectional model sees all pixels at once; a window needs one that predicts the next")
     positions, side = config.n_positions, math.isqrt(config.n_positions)

@@ -65,7 +65,9 @@ def resample(
     """
     numbers = np.asarray(donors)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not 0 <= numbers.min() <= numbers.max() < len(numbers):
-        raise ValueError(f"donors {numbers.dtype} {numbers.shape}; expected rows of the batch, int (N,), from 0 below N")
+        raise ValueError(
+            f"donors {numbers.dtype} {numbers.shape}; expected rows of the batch, int (N,), from 0 below N"
+        )
     rows = torch.as_tensor(numbers, device=next(model.parameters()).device)
 
     def of_donors(added: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ def _replace(model: nn.Module, part: str, layer: int, head: int | None, stand_in
 
 
 def check_part(model: nn.Module, part: str, layer: int, head: int | None) -> int:
-    """The layer, counted from 0; ValueError for a part, layer or head that is not there, or a head where part is none."""
+    """The layer, counted from 0; ValueError for a part, layer or head that is not there, or a head of another part."""
     if part not in PARTS:
         raise ValueError(f"part {part!r}; expected one of {', '.join(PARTS)}")
     (layer,) = layers_of("resid_post", len(backbone_of(model).h), [layer])

@@ -10,6 +10,15 @@ and `__all__` below. From there on `save_figure` and `redraw` know it.
 import warnings
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.ablations import (
+    ACCURACY_COLUMNS,
+    HEAD_COLUMNS,
+    LEAVE_OUT_COLUMNS,
+    WINDOW_COLUMNS,
+    head_map,
+    leave_out_curve,
+    window_curve,
+)
 from igpt_lab.figures.comparisons import (
     COMPARED_COLUMNS,
     EFFECT_COLUMNS,
@@ -52,7 +61,9 @@ __all__ = [
     "fine_tuning",
     "gallery",
     "geometry_curves",
+    "head_map",
     "layer_curve",
+    "leave_out_curve",
     "model_comparison",
     "neighbour_gallery",
     "protocol_curves",
@@ -61,6 +72,8 @@ __all__ = [
     "selectivity",
     "surprise_gallery",
     "training_dynamics",
+    "window_curve",
+    "ACCURACY_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DYNAMICS_COLUMNS",
@@ -69,7 +82,9 @@ __all__ = [
     "FEW_COLUMNS",
     "FIGURES",
     "Figure",
+    "HEAD_COLUMNS",
     "LAYER_COLUMNS",
+    "LEAVE_OUT_COLUMNS",
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
@@ -78,6 +93,7 @@ __all__ = [
     "SELECTIVITY_COLUMNS",
     "STRIP",
     "STYLES",
+    "WINDOW_COLUMNS",
     "read_figure",
     "read_table",
     "redraw",
