@@ -134,7 +134,7 @@ def _fitting(value: Any, x: Tensor, place: Place) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"the edit of {place} returned a {type(value).__name__}; expected a tensor {tuple(x.shape)}")
     if value.shape != x.shape or value.device != x.device:
-        got, wanted = (f"{tuple(each.shape)} on {each.device}" for each in (value, x))
+        got, wanted = (f"{tuple(tensor.shape)} on {tensor.device}" for tensor in (value, x))
         raise ValueError(f"the edit of {place} returned {got}; expected {wanted}, as it came")
     return value.to(x.dtype)
 

@@ -67,32 +67,42 @@ class Passes:
         """`pixels` (n, T) of `count` images, and behind them of their donors."""
         with record(self.model, ["resid_pre"], layers=[0], pool=lambda x, *_: x, alignment="sos") as embedded:
             embedded.run(pixels, use_cache=False)
-        x, own = embedded["resid_pre"][:, 0], pixels[:count]
-        nats, features = self._onwards(x[:count], 0, own)
-        results = {-1: (nats, nats.new_zeros(count, 0) if features is None else features)}
-        bar.update(count)
-        for layer in range(max((variant.first for variant in self.variants), default=-1) + 1):
+        x, own, read = embedded["resid_pre"][:, 0], pixels[:count], None
+        results: dict[int, tuple[Tensor, Tensor | None]] = {}
+        end = max((variant.first for variant in self.variants), default=-1) + 1
+        for layer in range(end):
+            if layer == self.feature_layer:
+                read = self._features(x[:count], layer)
             for place, variant in enumerate(self.variants):
                 if variant.first == layer:
                     with variant.changed(count):
-                        nats, features = self._onwards(x, layer, own)
-                    results[place] = nats, results[-1][1] if features is None else features
+                        results[place] = self._onwards(x, layer, own)
                     bar.update(count)
             x = self._block(x, layer)
-        losses, read = zip(*(results[place] for place in sorted(results)), strict=True)
-        return torch.stack(losses), torch.stack(read).cpu()
+        nats, features = self._onwards(x[:count], end, own)
+        bar.update(count)
+        if read is None:
+            read = nats.new_zeros(count, 0) if features is None else features
+        ordered = [(nats, read), *(results[place] for place in range(len(self.variants)))]
+        features_of_all = [read if features is None else features for _, features in ordered]
+        return torch.stack([losses for losses, _ in ordered]), torch.stack(features_of_all).cpu()
 
     def _onwards(self, x: Tensor, first: int, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """States before block `first` -> nats (n,) and features (n, D), None where they are read before it."""
         backbone, features = self.model.transformer, None
         for layer in range(first, len(backbone.h) + 1):
             if layer == self.feature_layer:
-                norm: Any = backbone.ln_f if layer == len(backbone.h) else backbone.h[layer].ln_1
-                features = norm(x[: len(pixels)]).mean(dim=1, dtype=torch.float32)
+                features = self._features(x[: len(pixels)], layer)
             if layer < len(backbone.h):
                 x = self._block(x, layer)[: len(pixels)]
         logits = self.model.lm_head(backbone.ln_f(x))
         return cross_entropy(logits, pixels, "none").view_as(pixels).mean(1), features
+
+    def _features(self, x: Tensor, layer: int) -> Tensor:
+        """Mean-pooled `ln_1` of a layer, as an extraction has it."""
+        backbone = self.model.transformer
+        norm: Any = backbone.ln_f if layer == len(backbone.h) else backbone.h[layer].ln_1
+        return norm(x).mean(dim=1, dtype=torch.float32)
 
     def _block(self, x: Tensor, layer: int) -> Tensor:
         backbone = self.model.transformer

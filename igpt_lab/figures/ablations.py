@@ -21,7 +21,8 @@ WINDOW_COLUMNS = ("radius", "first", "last", "nats_change", "low", "high", "n")
 ACCURACY_COLUMNS = ("accuracy_change", "accuracy_low", "accuracy_high", "probe_layer")
 PART_STYLES: dict[str, Keywords] = {"block": LINE_STYLES[MODEL], "attention": AMBER, "mlp": PURPLE}
 STAND_INS = {"skip": "adds nothing", "mean": "adds its mean", "resample": "adds another image's"}
-RANGE_STYLES = [*LINE_STYLES.values(), PURPLE]
+RANGE_STYLES = [LINE_STYLES[MODEL], AMBER, LINE_STYLES["random network"], PURPLE, LINE_STYLES["raw pixels"]]
+RANGE_STYLES += [LINE_STYLES["permuted labels"]]
 LINEAR = 0.01  # nats, below which the axis is linear: a part may cost less than nothing
 
 
@@ -86,7 +87,7 @@ def window_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.F
     loses. Bands are 95% intervals over test images. The axis of nats is logarithmic above 0.01.
     """
     check_columns(table, WINDOW_COLUMNS)
-    ranges = sorted(table.groupby(["first", "last"]))
+    ranges = list(table.groupby(["first", "last"]))
     if len(ranges) > len(RANGE_STYLES):
         raise ValueError(f"{len(ranges)} ranges of blocks; a figure has room for {len(RANGE_STYLES)}")
     lines = [

@@ -1,5 +1,8 @@
 """Parts left out, against laws of the network and passes of the edited model; windows by the same."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,7 +207,7 @@ def test_other_dtypes(tiny, dtype):
 
 def test_scores_in_float32(tiny):
     want = leave_out(tiny, TOKENS, parts=["block"], **QUIET)
-    tiny.config.reorder_and_upcast_attn = True
+    tiny.config = tiny.transformer.config = replace(tiny.config, reorder_and_upcast_attn=True)
     for block in tiny.transformer.h:
         block.attn.upcast = True
     got = leave_out(tiny, TOKENS, parts=["block"], **QUIET)
@@ -250,7 +253,7 @@ def test_other_bad_input(tiny):
         logits(tiny, resample(tiny, "mlp", 0, [1, 0]))
     with pytest.raises(RuntimeError, match="training mode"):
         leave_out(tiny.train(), TOKENS)
-    tiny.eval().config.bidirectional = True
+    tiny.eval().config = replace(tiny.config, bidirectional=True)
     with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
         leave_out(tiny, TOKENS)
     with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
@@ -262,14 +265,23 @@ def test_the_names_are_offered():
         assert getattr(lab, function.__name__) is function
 
 
-CIFAR = "8.25 0.76 0.12 0.09 0.06 0.04 0.04 0.03 0.02 0.02 0.01 0.01 0.00 0.01 0.01 0.01 0.01 0.02 0.04 0.07"
+FULL = "8.25 0.76 0.12 0.09 0.06 0.04 0.04 0.03 0.02 0.02 0.01 0.01 0.00 0.01 0.01 0.01 0.01 0.02 0.04 0.07".split()
+CIFAR = pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="CIFAR-10 is not beside this folder")
 
 
-@pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="CIFAR-10 is not beside this folder")
+def costs(limit, layers=None):
+    """Nats that each block of cifar10-xs costs on the first test images of a stratified draw."""
+    model, images = lab.load_model("cifar10-xs"), lab.load_images(SHARED / "cifar10", "test", limit=limit)
+    tokens = lab.tokenize(images, model.processor, progress=False)
+    return leave_out(model, tokens, parts=["block"], layers=layers, **QUIET).nats_change
+
+
+@CIFAR
+def test_blocks_of_cifar10_xs_on_a_few_images():
+    np.testing.assert_allclose(costs(20, [0, 1, 19]), [8.25, 0.76, 0.07], rtol=0.3)
+
+
+@CIFAR
+@pytest.mark.skipif("IGPT_LAB_ALL" not in os.environ, reason="takes a minute; set IGPT_LAB_ALL to run it")
 def test_the_blocks_of_cifar10_xs_cost_what_a_trial_found():
-    """Two blocks by default; all of them were compared once, to these digits."""
-    model, images = lab.load_model("cifar10-xs"), lab.load_images(SHARED / "cifar10", "test", limit=256)
-    table = leave_out(
-        model, lab.tokenize(images, model.processor, progress=False), parts=["block"], layers=[0, 19], **QUIET
-    )
-    assert [f"{change:.2f}" for change in table.nats_change] == [CIFAR.split()[0], CIFAR.split()[19]]
+    assert [f"{change:.2f}" for change in costs(256)] == FULL

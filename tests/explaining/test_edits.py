@@ -1,6 +1,7 @@
 """Edits against laws of the network, a pass written out by hand, and transformers' model."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,9 +252,7 @@ def test_a_window_of_nothing_leaves_the_start_token(tiny):
 
 @pytest.mark.parametrize("options", [{}, {"reorder_and_upcast_attn": True}, {"scale_attn_by_inverse_layer_idx": True}])
 def test_a_window_as_wide_as_the_image_hides_nothing(tiny, options):
-    for name, value in options.items():
-        setattr(tiny.config, name, value)
-    model = ImageGPTForCausalImageModeling(tiny.config).eval()
+    model = ImageGPTForCausalImageModeling(replace(tiny.config, **options)).eval()
     model.load_state_dict(tiny.state_dict())
     fed = align(TOKENS, "sos", model.config)
     with torch.no_grad():
@@ -294,7 +293,7 @@ def test_no_window(tiny, options, words):
 
 
 def test_no_window_for_a_bidirectional_model(tiny):
-    tiny.config.bidirectional = True
+    tiny.config = replace(tiny.config, bidirectional=True)
     with pytest.raises(ValueError, match="a bidirectional model sees all pixels at once"), window(tiny, 1):
         pass
 
