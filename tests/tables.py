@@ -116,3 +116,29 @@ def seed_table() -> pd.DataFrame:
     table = table.assign(drop_low=table["drop"] - 0.02, drop_high=table["drop"] + 0.01, model="m")
     pixels = table[table.layer == 0].assign(control="raw pixels", test_accuracy=0.9, chosen=True)
     return pd.concat([table, pixels], ignore_index=True)
+
+
+def leave_out_table(*, accuracy: bool = True) -> pd.DataFrame:
+    """Three layers of two heads: the first block costs most, the last one gains a little."""
+    places = [(part, layer, None) for part in ("block", "attention", "mlp") for layer in range(3)]
+    places += [("head", layer, head) for layer in range(3) for head in range(2)]
+    table = pd.DataFrame(places, columns=["part", "layer", "head"]).astype({"head": "Int64"})
+    nats = table.layer.map({0: 2.5, 1: 0.02, 2: -0.003}) / (1 + table["head"].fillna(0).astype(int))
+    table = table.assign(kind="skip", nats=nats + 3, nats_change=nats, low=nats - 0.01, high=nats + 0.01)
+    if accuracy:
+        lost = table.layer.map({0: -0.3, 1: -0.02, 2: 0.0})
+        table = table.assign(probe_layer=2, accuracy=0.5 + lost, accuracy_change=lost)
+        table = table.assign(accuracy_low=lost - 0.02, accuracy_high=lost + 0.02, p_value=0.5)
+    return table.assign(n=100)
+
+
+def window_table() -> pd.DataFrame:
+    rows = [
+        (radius, *blocks, 2.0 / (1 + radius) ** 2 / (1 + blocks[0]))
+        for radius in (0, 1, 3)
+        for blocks in ((0, 1), (2, 2))
+    ]
+    table = pd.DataFrame(rows, columns=["radius", "first", "last", "nats_change"])
+    table = table.assign(low=table.nats_change - 0.02, high=table.nats_change + 0.02, probe_layer=2, n=100)
+    lost = -0.1 * table.nats_change
+    return table.assign(accuracy_change=lost, accuracy_low=lost - 0.01, accuracy_high=lost + 0.01)

@@ -37,6 +37,11 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "protocol_curves": "The layer curve in every setting of the protocol, hollow where a probe did not converge, and "
     "what each choice changes, with 95% intervals over test images.",
     "geometry_curves": "Measures of each layer that need no probe, with 95% intervals over images.",
+    "leave_out_curve": "What leaving out a block, its attention or its MLP costs: nats of the next pixel, and points "
+    "of the unchanged probe at its layer, with 95% intervals over test images.",
+    "head_map": "Nats of the next pixel that leaving out each head costs.",
+    "window_curve": "What hiding the pixels beyond a radius costs, and in which blocks, with 95% intervals over test "
+    "images.",
     "cka_map": "Linear CKA between layers: 1 where they differ by a rotation and a scale.",
     "fine_tuning": "Test accuracy of each method, and probes on all layers before and after.",
     "training_dynamics": "How features form: accuracy over the loss, and the layer curve at every checkpoint.",

@@ -116,8 +116,7 @@ def record(
     hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
     pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
     """
-    backbone: Any = getattr(model, "transformer", model)
-    backbone = getattr(backbone, "_orig_mod", backbone)
+    backbone = backbone_of(model)
     config: Any = model.config
     wanted = {point: layers_of(point, len(backbone.h), layers) for point in points}
     pooled = Pooled(backbone, wanted)
@@ -132,7 +131,7 @@ def record(
         for place in places:
             handles.append(_attach(backbone, *place, reduce, pooled, place == last))
         handles.append(backbone.register_forward_hook(lambda *_: pooled._end()))
-        with _uncompiled(model):
+        with uncompiled(model, "recorded"):
             yield pooled
     finally:
         for handle in handles:
@@ -155,11 +154,17 @@ def _aligned(alignment: str, config):
     return hook
 
 
-def _uncompiled(model: nn.Module):
+def backbone_of(model: nn.Module) -> Any:
+    """The model without its head, also of one that is compiled."""
+    backbone = getattr(model, "transformer", model)
+    return getattr(backbone, "_orig_mod", backbone)
+
+
+def uncompiled(model: nn.Module, done: str):
     """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
     if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
         return nullcontext()
-    warnings.warn("a compiled model is recorded without its compiler: the same numbers, more slowly", stacklevel=4)
+    warnings.warn(f"a compiled model is {done} without its compiler: the same numbers, more slowly", stacklevel=4)
     return torch.compiler.set_stance("force_eager")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.features.hooks import pooling, record
-from igpt_lab.features.settings import ExtractionSettings, default_batch
+from igpt_lab.features.settings import ExtractionSettings, default_batch, width_at
 from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
@@ -77,7 +77,7 @@ class Runner:
                     stats[point].append(pooled.stats(point))
                 if bar is not None:
                     bar.update(len(batch))
-        return self._by_layer(values, stats, pooled.layers, tokens.size * self.model.config.n_embd)
+        return self._by_layer(values, stats, pooled.layers, tokens.size)
 
     def _precision(self) -> AbstractContextManager:
         """A block in which matrix products have the dtype that the settings ask for."""
@@ -85,29 +85,30 @@ class Runner:
             return torch.autocast(self.model.device.type, torch.bfloat16)
         return nullcontext()
 
-    @staticmethod
     def _by_layer(
-        values: dict[str, list[Tensor]], stats: dict[str, list[Tensor]], layers: dict[str, list[int]], states: int
+        self, values: dict[str, list[Tensor]], stats: dict[str, list[Tensor]], layers: dict[str, list[int]], states: int
     ) -> tuple[Features, Stats]:
-        """What the batches left, as one array and one list for each layer; `states` is the count of numbers pooled."""
+        """What the batches left, as one array and one list for each layer; `states` is the count of states pooled."""
         features: Features = {}
         summary: Stats = {}
         for point, numbers in layers.items():
             pooled = torch.cat(values[point]).cpu().numpy()  # (N, layers, D)
             measured = torch.stack(stats[point]).cpu().double().numpy()  # (batches, layers, 3)
+            count = states * width_at(point, self.model.config)
             for i, layer in enumerate(numbers):
                 features[f"{point}.{layer}"] = pooled[:, i]
                 largest, zeros, bad = measured[:, i].T
-                summary[f"{point}.{layer}"] = [float(largest.max()), float(zeros.sum() / states), int(bad.sum())]
+                summary[f"{point}.{layer}"] = [float(largest.max()), float(zeros.sum() / count), int(bad.sum())]
         return features, summary
 
     def _nothing(self) -> tuple[Features, Stats]:
         """Of no image: arrays of no rows, as wide as the pooling makes them."""
-        config = self.model.config
-        rows = np.zeros((0, pooling(self.settings.pool).width(config.n_embd)), np.float32)
-        layers = self.settings.layers_at(config)
-        names = [f"{point}.{layer}" for point, numbers in layers.items() for layer in numbers]
-        return dict.fromkeys(names, rows), {name: [0.0, 0.0, 0] for name in names}
+        config, pool = self.model.config, pooling(self.settings.pool)
+        features: Features = {}
+        for point, layers in self.settings.layers_at(config).items():
+            rows = np.zeros((0, pool.width(width_at(point, config))), np.float32)
+            features |= {f"{point}.{layer}": rows for layer in layers}
+        return features, {name: [0.0, 0.0, 0] for name in features}
 
     def estimate(self, rows: int, part_rows: int) -> str:
         """What `rows` images in parts of `part_rows` will take: bytes and memory by arithmetic, seconds by a batch."""

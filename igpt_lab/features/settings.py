@@ -16,6 +16,7 @@ from igpt_lab.features.hooks import layers_of, pooling
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import check_alignment
 
@@ -122,14 +123,21 @@ def default_batch(config: ImageGPTConfig, device: torch.device) -> int:
     return max(1, (3_200 if device.type == "cpu" else 131_072) // config.n_positions)
 
 
+def width_at(point: str, config: ImageGPTConfig) -> int:
+    """D of the states at a point."""
+    return inner_width(config) if point == "mlp_act" else config.n_embd
+
+
 def extraction_key(
     model: ImageGPTForCausalImageModeling, splits: Sequence[ImageSet | TokenSet], settings: ExtractionSettings
 ) -> FeatureKey:
     """The key of an extraction with settled settings, weights and palette by their content.
 
-    Raises ValueError for a point or layer that the model has not, and for splits of several image sets or of equal
-    images.
+    Raises ValueError for a point or layer that the model has not, for splits of several image sets or of equal images,
+    and inside an `edit` of the model.
     """
+    if getattr(model.transformer, "edits", 0):
+        raise ValueError("a model inside an `edit` block has other features than its key says; use `record` there")
     layers = settings.layers_at(model.config)
     names = {images.name for images in splits}
     if len(names) != 1:

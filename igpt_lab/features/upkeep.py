@@ -127,8 +127,13 @@ def _wrong_columns(schema: pa.Schema, store: FeatureStore) -> str:
         return f"has the columns {schema.names}, the key index, label, {', '.join(layers)}"
     kinds = {name: schema.field(name).type for name in schema.names}
     wrong = [text for name in ("index", "label", *layers) if (text := wrong_type(name, kinds[name]))]
-    widths = sorted({kinds[name].list_size for name in layers}) if not wrong else []
-    return wrong[0] if wrong else f"has layers of different width: {widths}" if len(widths) > 1 else ""
+    if wrong:
+        return wrong[0]
+    for point, stored in store.layers.items():
+        widths = sorted({kinds[f"{point}.{layer}"].list_size for layer in stored})
+        if len(widths) > 1:
+            return f"has layers of different width: {widths}"
+    return ""
 
 
 def repair(path: str | Path, problems: list[tuple[str, int, str]], *, remote: bool = False) -> FeatureStore:

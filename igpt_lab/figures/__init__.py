@@ -10,6 +10,15 @@ and `__all__` below. From there on `save_figure` and `redraw` know it.
 import warnings
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.ablations import (
+    ACCURACY_COLUMNS,
+    HEAD_COLUMNS,
+    LEAVE_OUT_COLUMNS,
+    WINDOW_COLUMNS,
+    head_map,
+    leave_out_curve,
+    window_curve,
+)
 from igpt_lab.figures.comparisons import (
     COMPARED_COLUMNS,
     EFFECT_COLUMNS,
@@ -53,9 +62,11 @@ __all__ = [
     "fine_tuning",
     "gallery",
     "geometry_curves",
+    "head_map",
     "layer_curve",
     "lens_curve",
     "lens_strip",
+    "leave_out_curve",
     "model_comparison",
     "neighbour_gallery",
     "protocol_curves",
@@ -65,6 +76,8 @@ __all__ = [
     "surprise_gallery",
     "training_dynamics",
     "BASELINE_COLUMNS",
+    "window_curve",
+    "ACCURACY_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DYNAMICS_COLUMNS",
@@ -73,8 +86,10 @@ __all__ = [
     "FEW_COLUMNS",
     "FIGURES",
     "Figure",
+    "HEAD_COLUMNS",
     "LAYER_COLUMNS",
     "LENS_COLUMNS",
+    "LEAVE_OUT_COLUMNS",
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
@@ -84,6 +99,7 @@ __all__ = [
     "STRIP",
     "STRIP_COLUMNS",
     "STYLES",
+    "WINDOW_COLUMNS",
     "read_figure",
     "read_table",
     "redraw",

@@ -542,7 +542,7 @@ class ImageGPTModel(Pretrained):
         t, causal = x.shape[1], not self.config.bidirectional and x.shape[1] > 1
         if attention_mask is None and causal and start == 0 and not explicit:
             return None, True
-        bias, dtype = _hide(attention_mask, x), _dtype_of_products(x)
+        bias, dtype = _hide(attention_mask, x), dtype_of_products(x)
         if causal:
             later = torch.full((t, start + t), torch.finfo(dtype).min, device=x.device, dtype=dtype).triu(start + 1)
             bias = later if bias is None else later + bias
@@ -556,11 +556,11 @@ def _hide(mask: Tensor | None, x: Tensor) -> Tensor | None:
     """
     if mask is None or mask.ndim == 4:
         return mask
-    dtype, shown = _dtype_of_products(x), mask.reshape(-1, 1, 1, mask.shape[-1]).bool()
+    dtype, shown = dtype_of_products(x), mask.reshape(-1, 1, 1, mask.shape[-1]).bool()
     return torch.zeros(shown.shape, device=mask.device, dtype=dtype).masked_fill(~shown, torch.finfo(dtype).min)
 
 
-def _dtype_of_products(x: Tensor) -> torch.dtype:
+def dtype_of_products(x: Tensor) -> torch.dtype:
     """The dtype of matrix products with `x`: autocast's, where it is on."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

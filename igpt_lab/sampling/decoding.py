@@ -31,6 +31,8 @@ class Decoder:
         config = model.config
         if config.bidirectional:
             raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
+        if getattr(model.transformer, "edits", 0):
+            raise ValueError("a model inside an `edit` block draws no images by steps; use model.generate there")
         self.model, self.config, self.batch = model, config, batch
         how = {"device": model.device, "dtype": model.dtype}
         self.cache = KeyValueCache.of(config, batch, config.n_positions, **how)

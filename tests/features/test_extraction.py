@@ -17,6 +17,7 @@ from igpt_lab.features.manifest import StoreError
 from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.features.upkeep import verify
 from igpt_lab.images.image_sets import ImageSet, load_images, load_tokens
 from igpt_lab.images.tokens import tokenize
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -47,6 +48,36 @@ def test_equals_a_plain_forward(tiny, train, test, tmp_path, alignment):
         np.testing.assert_allclose(store.layer("ln_1", 3, images.split), expected[:, 3], atol=1e-5)
         np.testing.assert_array_equal(store.labels(images.split), images.labels)
         np.testing.assert_array_equal(store.index(images.split), images.index)
+
+
+def test_points_of_two_widths_in_one_store(tiny, test, tmp_path):
+    """Between the block's equations: what the heads gave, through `c_proj`, is what attention adds."""
+    points = ["head_out", "attn_out", "mlp_act", "mlp_out"]
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    store = extract(tiny, test, points=points, batch_size=7, **options)
+    assert store.layers == dict.fromkeys(points, [0, 1, 2])
+    assert not verify(store.path)
+    for before, after, part in (("head_out", "attn_out", "attn"), ("mlp_act", "mlp_out", "mlp")):
+        product = tiny.transformer.h[1].get_submodule(part).c_proj
+        values = store.layer(before, 1, "test")
+        assert values.shape == (40, product.weight.shape[0])
+        with torch.no_grad():
+            want = product(torch.as_tensor(values))
+        np.testing.assert_allclose(store.layer(after, 1, "test"), want, atol=1e-5)
+    tiny.transformer.h[1].mlp.c_fc.weight.data[:, :8] = 0
+    tiny.transformer.h[1].mlp.c_fc.bias.data[:8] = 0
+    zeros = extract(tiny, test, points=["mlp_act"], **options).stats()
+    assert zeros[zeros.layer == 1].zeros.tolist() == [8 / 32]
+
+
+@pytest.mark.parametrize("pool", ["mean", "grid:2"])
+def test_of_no_image_features_are_as_wide_as_of_some(tiny, pool):
+    settings = ExtractionSettings(points=("head_out", "mlp_act"), pool=pool).settled(tiny.config, tiny.device)
+    some, none = (Runner(tiny, settings).over(np.zeros((n, 16), np.uint16))[0] for n in (2, 0))
+    assert {name: values.shape[1:] for name, values in some.items()} == {
+        name: values.shape[1:] for name, values in none.items()
+    }
+    assert none["mlp_act.0"].shape == (0, 32 * (4 if pool == "grid:2" else 1))
 
 
 def test_found_again_and_kept_apart(tiny, tiny_folder, test, tmp_path, monkeypatch):

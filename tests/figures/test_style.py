@@ -25,12 +25,14 @@ from tables import (
     cka_table,
     geometry_table,
     layer_table,
+    leave_out_table,
     lens_table,
     protocol_tables,
     seed_table,
     selectivity_table,
     stopped_table,
     strip_table,
+    window_table,
 )
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
@@ -78,6 +80,9 @@ def drawings():
         "lens_curve": ([lens_table(), layer_table()], {"marks": marks, "title": "t"}, lens_table()),
         "lens_strip": ([strip_table()], {"title": "t"}, strip_table()),
         "selectivity": ([selectivity_table()], {"title": "t"}, selectivity_table()),
+        "leave_out_curve": ([leave_out_table()], {"title": "t"}, leave_out_table()),
+        "head_map": ([leave_out_table()], {"title": "t"}, leave_out_table()),
+        "window_curve": ([window_table()], {"title": "t"}, window_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -199,7 +204,7 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize(
     "name",
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
-    "lens_strip".split(),
+    "lens_strip leave_out_curve head_map window_curve".split(),
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]

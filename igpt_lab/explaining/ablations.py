@@ -1,0 +1,273 @@
+"""What it costs to leave out a part or to narrow attention: nats of the next pixel, and accuracy of a probe.
+
+Paired over test images. `passes` runs the model with everything left out in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student
+from sklearn.base import clone
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.significance import accuracy, compare
+from igpt_lab.explaining.edits import Edits, edit, window
+from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
+from igpt_lab.explaining.passes import Passes, Variant
+from igpt_lab.features.hooks import layers_of
+from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.losses import check_alignment
+from igpt_lab.probing.solvers.linear_probe import LinearProbe
+
+KINDS = ("skip", "mean", "resample")
+
+
+@checked
+def leave_out(
+    model: ImageGPTForCausalImageModeling,
+    tokens: np.ndarray,
+    *,
+    parts: Sequence[str] = PARTS,
+    kind: str = "skip",
+    layers: Sequence[int] | None = None,
+    train_tokens: np.ndarray | None = None,
+    probe: Any = None,
+    probe_layer: int | None = None,
+    labels: np.ndarray | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What each part of each layer is worth: the model with it left out, less the model as it is.
+
+    Args:
+        tokens: Test images, int (N, T).
+        parts: Of "block", "attention", "mlp", "head"; a block's own residual stream stays.
+        kind: What stands in for what the part adds: "skip", nothing; "mean", its mean over `train_tokens`, position by
+            position; "resample", what it adds in another test image, by a derangement from `seed`.
+        layers: The blocks, all by default.
+        train_tokens: Training images, int (M, T), for "mean".
+        probe: A fitted classifier with `predict`, such as `LinearProbe`, of features (N, D) at `ln_1` of `probe_layer`,
+            mean-pooled; it stays as it is. With `labels` (N,) of the test images.
+        batch_size: Images at a time; by default so many that states take a gigabyte at most.
+
+    Returns:
+        A row for each part, layer and head: `part`, `layer`, `head` (none but of heads), `kind`, `nats` (a pixel's mean
+        loss), `nats_change` with `low` and `high`, the 95% t interval over images, and `n`. With a probe also
+        `probe_layer`, `accuracy`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by `compare`:
+        fractions. A part behind the probe's layer changes nothing there.
+
+    Raises:
+        ValueError: A part, kind, layer or size that there is not, a probe without layer or labels, a bidirectional
+            model.
+    """
+    blocks = _check(model, tokens, parts, kind, layers)
+    probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
+    variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
+    passes = Passes(model, variants, probe_layer, kind == "resample", batch_size, progress, seed)
+    return _table(passes, tokens, probe, labels)
+
+
+@checked
+def windows(
+    model: ImageGPTForCausalImageModeling,
+    tokens: np.ndarray,
+    radii: Sequence[int],
+    ranges: Sequence[tuple[int, int]],
+    *,
+    probe: Any = None,
+    probe_layer: int | None = None,
+    labels: np.ndarray | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What it costs to hide what is farther than a radius from the predicted pixel, in a range of blocks: see `window`.
+
+    `ranges` are pairs (first, last) of blocks, the last included. A row for each range and radius: `radius`, `first`,
+    `last`, `nats`, `nats_change`, `low`, `high` and `n`, and those of a probe, as of `leave_out`, as are the other
+    arguments. Raises ValueError for a range or radius that there is not.
+    """
+    _check(model, tokens, PARTS, KINDS[0], None)
+    probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
+    variants = []
+    for pair in ranges:
+        first, last = pair
+        if not 0 <= first <= last < model.config.n_layer:
+            raise ValueError(f"blocks {first} to {last}; this model has blocks 0..{model.config.n_layer - 1}")
+        for radius in radii:
+            with window(model, radius):  # says what is wrong with it before any work
+                columns = {"radius": radius, "first": first, "last": last}
+            variants.append(Variant(columns, first, _Window(model, radius, range(first, last + 1))))
+    return _table(Passes(model, variants, probe_layer, False, batch_size, progress), tokens, probe, labels)
+
+
+@checked
+def refit_after(
+    model: ImageGPTForCausalImageModeling,
+    train_tokens: np.ndarray,
+    train_labels: np.ndarray,
+    tokens: np.ndarray,
+    labels: np.ndarray,
+    *,
+    parts: Sequence[str] = ("block",),
+    kind: str = "skip",
+    layers: Sequence[int] | None = None,
+    probe: Any = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy of a probe refitted on the last layer of the model with a part left out, less that of the whole model.
+
+    Features are mean-pooled `ln_f`. `probe`: an estimator that is cloned for every fit, by default `LinearProbe()`. Its
+    C is as given: choose it beforehand, on training images. Other arguments are as of `leave_out`. The features of all
+    variants are kept until their fit: 4 D (N + M) bytes for each.
+
+    Returns:
+        A row for each part, layer and head: `part`, `layer`, `head`, `kind`, `accuracy` with its exact interval `low`
+        and `high`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by `compare`, and `n`.
+
+    Raises:
+        ValueError: As `leave_out` does, and for labels of another count than images.
+    """
+    blocks = _check(model, tokens, parts, kind, layers)
+    for images, classes in ((train_tokens, train_labels), (tokens, labels)):
+        if np.shape(classes) != (len(images),):
+            raise ValueError(f"labels {np.shape(classes)} of {len(images)} images; expected one for each")
+    variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
+    passes = Passes(model, variants, model.config.n_layer, kind == "resample", batch_size, progress, seed)
+    train, test = (torch.cat([part for _, part in passes.over(x)], 1).numpy() for x in (train_tokens, tokens))
+    bar = tqdm(zip(train, test, strict=True), total=len(train), desc="probes", disable=not progress)
+    right = [clone(probe or LinearProbe()).fit(x, train_labels).predict(z) == labels for x, z in bar]
+    rows = []
+    for variant, correct in zip(variants, right[1:], strict=True):
+        own = accuracy(correct)
+        own = {"accuracy": own["test_accuracy"], "low": own["low"], "high": own["high"]}
+        rows.append(variant.columns | own | _accuracy_change(correct, right[0]) | {"n": len(labels)})
+    return pd.DataFrame(rows).astype({"head": "Int64"})
+
+
+def _check(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, parts: Sequence[str], kind: str,
+    layers: Sequence[int] | None,
+) -> list[int]:  # fmt: skip
+    """The blocks; ValueError or RuntimeError for what cannot be done, before any work."""
+    check_alignment("sos", model.config)
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}; expected one of {', '.join(KINDS)}")
+    for part in parts:
+        check_part(model, part, 0, 0 if part == "head" else None)
+    if len(checked_tokens(tokens, model.config)) < 2:
+        raise ValueError(f"tokens {np.shape(tokens)}; expected two images or more, for an interval over images")
+    if any(module.training for module in model.modules()):
+        raise RuntimeError("the model is in training mode; call model.eval()")
+    return layers_of("resid_post", model.config.n_layer, layers)
+
+
+def _check_probe(
+    model: ImageGPTForCausalImageModeling, tokens: np.ndarray, probe: Any, layer: int | None, labels: Any
+) -> int | None:
+    """The probe's layer, counted from 0; ValueError where something is missing or does not fit."""
+    if len({probe is None, layer is None, labels is None}) > 1:
+        raise ValueError("a probe, its probe_layer and the labels of the test images come together; one is missing")
+    if layer is None:
+        return None
+    if np.shape(labels) != (len(tokens),):
+        raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
+    return layers_of("ln_1", model.config.n_layer, [layer])[0]
+
+
+def _variants(
+    model: ImageGPTForCausalImageModeling, parts: Sequence[str], kind: str, blocks: list[int],
+    train_tokens: np.ndarray | None, batch_size: int | None, progress: bool,
+) -> list[Variant]:  # fmt: skip
+    """The model with each part of each block left out."""
+    means: dict = {}
+    if kind == "mean":
+        if train_tokens is None:
+            raise ValueError("kind 'mean' needs train_tokens: a mean over test images would make each depend on all")
+        means = means_of(model, train_tokens, parts, layers=blocks, batch_size=batch_size, progress=progress)
+    variants = []
+    for part in parts:
+        for layer in blocks:
+            for head in range(model.config.n_head) if part == "head" else (None,):
+                columns = {"part": part, "layer": layer, "head": head, "kind": kind}
+                block = _Without(model, part, layer, head, kind, means.get((part, layer)))
+                variants.append(Variant(columns, layer, block))
+    return variants
+
+
+@dataclass(frozen=True)
+class _Without:
+    """A part left out; called with the n images of a batch, behind which their donors stand if there are any."""
+
+    model: ImageGPTForCausalImageModeling
+    part: str
+    layer: int
+    head: int | None
+    kind: str
+    mean: Tensor | None
+
+    def __call__(self, n: int) -> AbstractContextManager:
+        return edit(self.model, self._edits(n))
+
+    def _edits(self, n: int) -> Edits:
+        place = self.model, self.part, self.layer
+        if self.kind == "resample":
+            return resample(*place, np.tile(np.arange(n, 2 * n), 2), head=self.head)
+        if self.mean is not None:
+            return constant(*place, self.mean, head=self.head)
+        return skip(*place, head=self.head)
+
+
+@dataclass(frozen=True)
+class _Window:
+    model: ImageGPTForCausalImageModeling
+    radius: int
+    blocks: range
+
+    def __call__(self, n: int) -> AbstractContextManager:
+        return window(self.model, self.radius, layers=self.blocks)
+
+
+def _table(passes: Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | None) -> pd.DataFrame:
+    """A row for each variant, against the model as it is."""
+    parts, guesses, rows = [], [], []
+    for nats, features in passes.over(tokens):
+        parts.append(nats)
+        if probe is not None:
+            guesses.append(np.reshape(probe.predict(features.flatten(0, 1).numpy()), nats.shape))
+    losses = torch.cat(parts, 1).cpu().numpy().astype(np.float64)
+    right = np.concatenate(guesses, 1) == np.asarray(labels) if guesses else None
+    for place, variant in enumerate(passes.variants, start=1):
+        row = variant.columns | {"nats": float(losses[place].mean())} | _mean_change(losses[place] - losses[0])
+        if right is not None:
+            own = {"probe_layer": passes.feature_layer, "accuracy": float(right[place].mean())}
+            row |= own | _accuracy_change(right[place], right[0])
+        rows.append(row | {"n": len(tokens)})
+    table = pd.DataFrame(rows)
+    return table.astype({"head": "Int64"}) if "head" in table else table
+
+
+def _mean_change(changes: np.ndarray) -> dict[str, float]:
+    """Mean of paired differences (N,) with its 95% t interval."""
+    reach = student.ppf(0.975, len(changes) - 1) * changes.std(ddof=1) / np.sqrt(len(changes))
+    mean = float(changes.mean())
+    return {"nats_change": mean, "low": mean - float(reach), "high": mean + float(reach)}
+
+
+def _accuracy_change(correct: np.ndarray, before: np.ndarray) -> dict[str, float]:
+    """Of the same images, bool (N,): with a part left out, less without."""
+    paired = compare(correct, before)
+    ends = {"accuracy_low": paired.low, "accuracy_high": paired.high, "p_value": paired.p_value}
+    return {"accuracy_change": paired.difference} | ends

@@ -1,0 +1,118 @@
+"""Forward passes of a model and of changed copies of it, over the same images.
+
+What comes before the first block that a copy changes is computed once for all of them, a layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from igpt_lab.explaining.parts import derangement
+from igpt_lab.features.hooks import record
+from igpt_lab.features.settings import default_batch
+from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.cost import inner_width
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.losses import cross_entropy
+
+MEMORY = 1 << 30  # bytes of a default batch's states
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed model: its columns of the table, its first changed block, and the `with` block for a batch of n."""
+
+    columns: dict[str, Any]
+    first: int
+    changed: Callable[[int], AbstractContextManager]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The model as it is and every variant of it, over images."""
+
+    model: ImageGPTForCausalImageModeling
+    variants: list[Variant]
+    feature_layer: int | None = None  # where features are read
+    with_donors: bool = False
+    batch_size: int | None = None
+    progress: bool = True
+    seed: int = 0
+
+    def over(self, tokens: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of a batch after another: nats (1 + variants, n) of each image, and features float32 (1 + variants, n, D).
+
+        The model as it is comes first. Features are on the CPU, and of no width where none are read.
+        """
+        tokens = checked_tokens(tokens, self.model.config).astype(np.int64)
+        donors = tokens[derangement(len(tokens), seed=self.seed)] if self.with_donors else tokens[:0]
+        size = self.batch_size or _batch_size(self.model, 1 + self.with_donors)
+        total = len(tokens) * (1 + len(self.variants))
+        with tqdm(total=total, desc="left out", unit="image", disable=not self.progress) as bar:
+            for start in range(0, len(tokens), size):
+                rows = slice(start, start + size)
+                pixels = torch.as_tensor(np.concatenate([tokens[rows], donors[rows]])).to(self.model.device)
+                yield self._batch(pixels, len(tokens[rows]), bar)
+
+    @torch.no_grad()
+    def _batch(self, pixels: Tensor, count: int, bar: tqdm) -> tuple[Tensor, Tensor]:
+        """`pixels` (n, T) of `count` images, and behind them of their donors."""
+        with record(self.model, ["resid_pre"], layers=[0], pool=lambda x, *_: x, alignment="sos") as embedded:
+            embedded.run(pixels, use_cache=False)
+        x, own, read = embedded["resid_pre"][:, 0], pixels[:count], None
+        results: dict[int, tuple[Tensor, Tensor | None]] = {}
+        end = max((variant.first for variant in self.variants), default=-1) + 1
+        for layer in range(end):
+            if layer == self.feature_layer:
+                read = self._features(x[:count], layer)
+            for place, variant in enumerate(self.variants):
+                if variant.first == layer:
+                    with variant.changed(count):
+                        results[place] = self._onwards(x, layer, own)
+                    bar.update(count)
+            x = self._block(x, layer)
+        nats, features = self._onwards(x[:count], end, own)
+        bar.update(count)
+        if read is None:
+            read = nats.new_zeros(count, 0) if features is None else features
+        ordered = [(nats, read), *(results[place] for place in range(len(self.variants)))]
+        features_of_all = [read if features is None else features for _, features in ordered]
+        return torch.stack([losses for losses, _ in ordered]), torch.stack(features_of_all).cpu()
+
+    def _onwards(self, x: Tensor, first: int, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """States before block `first` -> nats (n,) and features (n, D), None where they are read before it."""
+        backbone, features = self.model.transformer, None
+        for layer in range(first, len(backbone.h) + 1):
+            if layer == self.feature_layer:
+                features = self._features(x[: len(pixels)], layer)
+            if layer < len(backbone.h):
+                x = self._block(x, layer)[: len(pixels)]
+        logits = self.model.lm_head(backbone.ln_f(x))
+        return cross_entropy(logits, pixels, "none").view_as(pixels).mean(1), features
+
+    def _features(self, x: Tensor, layer: int) -> Tensor:
+        """Mean-pooled `ln_1` of a layer, as an extraction has it."""
+        backbone = self.model.transformer
+        norm: Any = backbone.ln_f if layer == len(backbone.h) else backbone.h[layer].ln_1
+        return norm(x).mean(dim=1, dtype=torch.float32)
+
+    def _block(self, x: Tensor, layer: int) -> Tensor:
+        backbone = self.model.transformer
+        bias, causal = backbone._bias(x, 0, None, self.model.config.reorder_and_upcast_attn)
+        return backbone.h[layer](x, bias=bias, causal=causal)[0]
+
+
+def _batch_size(model: ImageGPTForCausalImageModeling, copies: int) -> int:
+    """Images at a time whose states, logits and, with `copies` of 2, donors fit into MEMORY."""
+    config = model.config
+    width = 2 * inner_width(config) + 10 * config.n_embd + 3 * config.n_colours  # of what a block and the head hold
+    room = MEMORY // (4 * config.n_positions * width * copies)
+    return max(1, min(room, default_batch(config, model.device)))

@@ -1,0 +1,133 @@
+"""What parts left out and windows of attention cost: curves over depth or radius, and heads as a map.
+
+`accuracy_change` is a fraction in a table, and what is lost is percentage points on an axis.
+"""
+
+import math
+
+import matplotlib.figure
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
+
+from igpt_lab.core.display import MODEL
+from igpt_lab.figures.parts import check_columns, figure_of, head, layer_axis, legend
+from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, plotting, points
+
+LEAVE_OUT_COLUMNS = ("part", "layer", "kind", "nats_change", "low", "high", "n")
+HEAD_COLUMNS = (*LEAVE_OUT_COLUMNS, "head")
+WINDOW_COLUMNS = ("radius", "first", "last", "nats_change", "low", "high", "n")
+ACCURACY_COLUMNS = ("accuracy_change", "accuracy_low", "accuracy_high", "probe_layer")
+PART_STYLES: dict[str, Keywords] = {"block": LINE_STYLES[MODEL], "attention": AMBER, "mlp": PURPLE}
+STAND_INS = {"skip": "adds nothing", "mean": "adds its mean", "resample": "adds another image's"}
+RANGE_STYLES = [LINE_STYLES[MODEL], AMBER, LINE_STYLES["random network"], PURPLE, LINE_STYLES["raw pixels"]]
+RANGE_STYLES += [LINE_STYLES["permuted labels"]]
+LINEAR = 0.01  # nats, below which the axis is linear: a part may cost less than nothing
+
+
+@plotting
+def leave_out_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """What leaving out each block, attention and MLP costs over depth: nats of the next pixel and, below, points.
+
+    `table` (LEAVE_OUT_COLUMNS) as `leave_out` returns it. The lower panel is there where the table has
+    ACCURACY_COLUMNS: test accuracy that the unchanged probe loses at its layer, which the dashed line marks. Bands are
+    95% intervals over test images. The axis of nats is logarithmic above 0.01.
+    """
+    check_columns(table, LEAVE_OUT_COLUMNS)
+    lines = [
+        ("MLP" if part == "mlp" else part, table[table.part == part].sort_values("layer"), style)
+        for part, style in PART_STYLES.items()
+        if (table.part == part).any()
+    ]
+    if not lines:
+        raise ValueError(f"the table has no part {', '.join(PART_STYLES)}; heads are for `head_map`")
+    figure, panels = _panels(table, lines, "layer")
+    if len(panels) > 1:
+        panels[1].axvline(
+            table.probe_layer.iloc[0], color="black", linestyle="--", linewidth=points(0.7), label="probe"
+        )
+    layer_axis(panels[-1], int(max(table.layer.max(), table.get("probe_layer", table.layer).max())))
+    head(panels[0], title, f"each {_of(table)}; {int(table.n.iloc[0]):,} images; bands: 95 %")
+    legend(panels[-1])
+    return figure
+
+
+@plotting
+def head_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Nats lost when a head is left out: heads upwards, layers to the right, on a scale that is linear below 0.01.
+
+    `table` (HEAD_COLUMNS) as `leave_out` returns it; rows of other parts are passed over.
+    """
+    check_columns(table, HEAD_COLUMNS)
+    rows = table[table.part == "head"]
+    if rows.empty:
+        raise ValueError(f"the table has no part head; it has {', '.join(sorted(set(table.part)))}")
+    grid = rows.assign(head=rows["head"].astype(int)).pivot(index="head", columns="layer", values="nats_change")
+    ax = axes(1.2 + 0.16 * len(grid)) if ax is None else ax
+    scale = SymLogNorm(LINEAR, vmin=min(0.0, grid.min(axis=None)), vmax=max(LINEAR, grid.max(axis=None)), base=10)
+    image = ax.imshow(grid, origin="lower", norm=scale, cmap="viridis", interpolation="none", aspect="auto")
+    for axis, numbers, most in (ax.yaxis, grid.index, 8), (ax.xaxis, grid.columns, 12):
+        step = math.ceil(len(numbers) / most)
+        axis.set_ticks(range(0, len(numbers), step), [str(number) for number in numbers[::step]])
+    ax.set(xlabel="layer", ylabel="head")
+    ax.spines[:].set_visible(False)
+    bar = figure_of(ax).colorbar(image, ax=ax, label="nats lost", format=ticker.FormatStrFormatter("%g"))
+    bar.outline.set_linewidth(points(0.6))  # type: ignore[operator]
+    bar.ax.minorticks_off()
+    head(ax, title, f"each {_of(rows)}; {int(rows.n.iloc[0]):,} images", beside=12)
+    return ax
+
+
+@plotting
+def window_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
+    """What a window of attention costs over its radius in pixels, a line for each range of blocks.
+
+    `table` (WINDOW_COLUMNS) as `windows` returns it, with ACCURACY_COLUMNS also the points that the unchanged probe
+    loses. Bands are 95% intervals over test images. The axis of nats is logarithmic above 0.01.
+    """
+    check_columns(table, WINDOW_COLUMNS)
+    ranges = list(table.groupby(["first", "last"]))
+    if len(ranges) > len(RANGE_STYLES):
+        raise ValueError(f"{len(ranges)} ranges of blocks; a figure has room for {len(RANGE_STYLES)}")
+    lines = [
+        (f"blocks {first} to {last}" if first < last else f"block {first}", rows.sort_values("radius"), style)
+        for ((first, last), rows), style in zip(ranges, RANGE_STYLES, strict=False)
+    ]
+    figure, panels = _panels(table, lines, "radius")
+    panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    panels[-1].set_xlabel("radius of the window (pixels)")
+    head(panels[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
+    legend(panels[-1])
+    return figure
+
+
+def _panels(
+    table: pd.DataFrame, lines: list[tuple[str, pd.DataFrame, Keywords]], x: str
+) -> tuple[matplotlib.figure.Figure, list[Axes]]:
+    """A figure of nats lost and, where the table has them, points lost below: lines of (name, rows, style)."""
+    with_points = all(name in table for name in ACCURACY_COLUMNS)
+    figure = Figure(figsize=inches(3.8 if with_points else 2.4), layout="constrained")
+    panels = list(figure.subplots(1 + with_points, sharex=True, squeeze=False)[:, 0])
+    for name, rows, style in lines:
+        _band(panels[0], name, rows[x], rows[["nats_change", "low", "high"]], style)
+        if with_points:
+            _band(panels[1], name, rows[x], -100 * rows[["accuracy_change", "accuracy_low", "accuracy_high"]], style)
+    panels[0].set_yscale("symlog", linthresh=LINEAR)
+    panels[0].yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    for ax, name in zip(panels, ("nats lost", "points lost"), strict=False):
+        ax.axhline(0, color="black", linewidth=points(0.5), zorder=1)
+        ax.set_ylabel(name)
+    return figure, panels
+
+
+def _band(ax: Axes, name: str, x: pd.Series, values: pd.DataFrame, style: Keywords) -> None:
+    """A line with its interval: `values` are the mean and the two ends."""
+    mean, *ends = (values[column] for column in values)
+    ax.fill_between(x, *ends, color=style["color"], alpha=0.2, linewidth=0)
+    ax.plot(x, mean, label=name, **style)
+
+
+def _of(table: pd.DataFrame) -> str:
+    """What stands in for what is left out, in words."""
+    return ", ".join(STAND_INS.get(kind, kind) for kind in table.kind.unique())
