@@ -99,3 +99,23 @@ def seed_table() -> pd.DataFrame:
     table = table.assign(drop_low=table["drop"] - 0.02, drop_high=table["drop"] + 0.01, model="m")
     pixels = table[table.layer == 0].assign(control="raw pixels", test_accuracy=0.9, chosen=True)
     return pd.concat([table, pixels], ignore_index=True)
+
+
+def position_table() -> pd.DataFrame:
+    """Three layers, positions 0 and 7: the first knows nothing, of the second layer 1 is chosen."""
+    rows = [(layer, 0, 0.1, layer == 2) for layer in range(3)]
+    rows += [(layer, 7, a, layer == 1) for layer, a in enumerate((0.3, 0.5, 0.4))]
+    table = pd.DataFrame(rows, columns=["layer", "position", "test_accuracy", "chosen"])
+    return table.assign(low=table.test_accuracy - 0.02, high=table.test_accuracy + 0.03, n_test=100)
+
+
+def prefix_table() -> pd.DataFrame:
+    return position_table().assign(share=[0.5] * 3 + [1.0] * 3).drop(columns="position")
+
+
+def attentive_table() -> pd.DataFrame:
+    """Layers 0 and 4, both probes, seeds 0 and 1 of the attentive one 0.02 apart."""
+    rows = [(layer, "attentive", seed, 0.6 + 0.02 * seed + layer / 20) for layer in (0, 4) for seed in (0, 1)]
+    rows += [(layer, "mean", seed, 0.5 + layer / 40) for layer in (0, 4) for seed in (0, 1)]
+    table = pd.DataFrame(rows, columns=["layer", "probe", "seed", "test_accuracy"])
+    return table.assign(low=table.test_accuracy - 0.02, high=table.test_accuracy + 0.02, n_test=100)

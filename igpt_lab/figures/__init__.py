@@ -39,11 +39,20 @@ from igpt_lab.figures.galleries import (
     surprise_gallery,
 )
 from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
+from igpt_lab.figures.positions import (
+    ATTENTIVE_COLUMNS,
+    POSITION_COLUMNS,
+    PREFIX_COLUMNS,
+    attentive_curve,
+    position_map,
+    prefix_curve,
+)
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
+    "attentive_curve",
     "cka_map",
     "completion_gallery",
     "confusion_matrix",
@@ -55,12 +64,15 @@ __all__ = [
     "layer_curve",
     "model_comparison",
     "neighbour_gallery",
+    "position_map",
+    "prefix_curve",
     "protocol_curves",
     "row_gallery",
     "seed_curves",
     "selectivity",
     "surprise_gallery",
     "training_dynamics",
+    "ATTENTIVE_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DYNAMICS_COLUMNS",
@@ -73,6 +85,8 @@ __all__ = [
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
+    "POSITION_COLUMNS",
+    "PREFIX_COLUMNS",
     "PROTOCOL_COLUMNS",
     "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",

@@ -134,8 +134,8 @@ def test_a_pooling_knows_how_wide_it_is(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "median", "", "mean:", "mean:2", "grid", "grid:0", "grid:-1", "grid:g", "prefix", "prefix:0", "prefix:1,2", "at",
-        "at:", "at:-1", "at:1,", "at:1;2",
+        "median", "", "mean:", "mean:2", "grid", "grid:0", "grid:-1", "grid:g", "prefix", "prefix:0", "prefix:1,2",
+        "at", "at:", "at:-1", "at:1,", "at:1;2",
     ],
 )  # fmt: skip
 def test_no_pooling(name):

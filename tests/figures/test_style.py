@@ -22,9 +22,12 @@ from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFO
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import (
     RECORD,
+    attentive_table,
     cka_table,
     geometry_table,
     layer_table,
+    position_table,
+    prefix_table,
     protocol_tables,
     seed_table,
     selectivity_table,
@@ -73,6 +76,9 @@ def drawings():
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
         "geometry_curves": ([geometry_table()], {}, geometry_table()),
         "selectivity": ([selectivity_table()], {"title": "t"}, selectivity_table()),
+        "position_map": ([position_table()], {"title": "t"}, position_table()),
+        "prefix_curve": ([prefix_table()], {"title": "t"}, prefix_table()),
+        "attentive_curve": ([attentive_table()], {"title": "t"}, attentive_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -193,7 +199,18 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     "name",
-    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves"],
+    [
+        "layer_curve",
+        "few_label_curve",
+        "cka_map",
+        "geometry_curves",
+        "fine_tuning",
+        "selectivity",
+        "seed_curves",
+        "position_map",
+        "prefix_curve",
+        "attentive_curve",
+    ],
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
