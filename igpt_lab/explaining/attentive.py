@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,9 +70,9 @@ def probe_attentive(
 
     Raises ValueError for another layer, point, dtype or number of queries, and MemoryError for states that do not fit.
     """
-    config = model.config
+    config: Any = model.config
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")
-    tokens = [_whole(checked_tokens(each, config), config) for each in (train_tokens, test_tokens)]
+    tokens = [_whole(checked_tokens(images, config), config) for images in (train_tokens, test_tokens)]
     _check_labels(tokens, (train_labels, test_labels))
     _check_model(model, point, queries)
     _check_memory(tokens[0], _width(point, config), dtype, memory)
@@ -105,7 +106,8 @@ def probe_attentive(
 
 def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:
     """States (N, T, D) of palette indices (N, T) at a place: point, layer and alignment."""
-    kept, start = None, 0
+    kept: Tensor | None = None
+    start = 0
     for states in _passes(model, tokens, place, lambda states: states.to(dtype)):
         kept = states.new_empty(len(tokens), *states.shape[1:]) if kept is None else kept
         kept[start : start + len(states)] = states
@@ -120,7 +122,8 @@ def _passes(
 ) -> Iterator[Tensor]:
     """What `reduce` makes of the states (B, T, D) of each batch; blocks above the place do not run."""
     point, layer, alignment = place
-    config, device = model.config, next(model.parameters()).device
+    config: Any = model.config
+    device = next(model.parameters()).device
     size = default_batch(config, device)
     recording = record(model, [point], layers=[layer], pool=lambda states, *_: reduce(states), alignment=alignment)
     with recording as pooled:
