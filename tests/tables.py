@@ -142,3 +142,23 @@ def window_table() -> pd.DataFrame:
     table = table.assign(low=table.nats_change - 0.02, high=table.nats_change + 0.02, probe_layer=2, n=100)
     lost = -0.1 * table.nats_change
     return table.assign(accuracy_change=lost, accuracy_low=lost - 0.01, accuracy_high=lost + 0.01)
+
+
+def position_table() -> pd.DataFrame:
+    """Three layers, positions 0 and 7: the first knows nothing, of the second layer 1 is chosen."""
+    rows = [(layer, 0, 0.1, layer == 2) for layer in range(3)]
+    rows += [(layer, 7, a, layer == 1) for layer, a in enumerate((0.3, 0.5, 0.4))]
+    table = pd.DataFrame(rows, columns=["layer", "position", "test_accuracy", "chosen"])
+    return table.assign(low=table.test_accuracy - 0.02, high=table.test_accuracy + 0.03, n_test=100)
+
+
+def prefix_table() -> pd.DataFrame:
+    return position_table().assign(share=[0.5] * 3 + [1.0] * 3).drop(columns="position")
+
+
+def attentive_table() -> pd.DataFrame:
+    """Layers 0 and 4, both probes, seeds 0 and 1 of the attentive one 0.02 apart."""
+    rows = [(layer, "attentive", seed, 0.6 + 0.02 * seed + layer / 20) for layer in (0, 4) for seed in (0, 1)]
+    rows += [(layer, "mean", seed, 0.5 + layer / 40) for layer in (0, 4) for seed in (0, 1)]
+    table = pd.DataFrame(rows, columns=["layer", "probe", "seed", "test_accuracy"])
+    return table.assign(low=table.test_accuracy - 0.02, high=table.test_accuracy + 0.02, n_test=100)

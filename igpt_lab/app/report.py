@@ -33,6 +33,12 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "and the range.",
     "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, what the probe did not do "
     "by itself.",
+    "position_map": "Test accuracy of a linear probe on single states, by position and layer. Rings: the layers that "
+    "validation chose.",
+    "prefix_curve": "Test accuracy of a linear probe on the mean over the first states: a line for each share of the "
+    "image that they cover. Bands: 95% intervals over test images.",
+    "attentive_curve": "A probe that attends to a layer's states against one of their mean, of as many parameters. "
+    "Dots are seeds, lines their means; bands: 95% intervals over test images.",
     "few_label_curve": "Test accuracy over labels per class: mean over draws, which are the dots, and its interval.",
     "protocol_curves": "The layer curve in every setting of the protocol, hollow where a probe did not converge, and "
     "what each choice changes, with 95% intervals over test images.",

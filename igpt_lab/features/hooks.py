@@ -108,9 +108,10 @@ def record(
     `head_out` is what the heads give before they are mixed by `c_proj`, side by side (N, T, D), and `mlp_act` the
     MLP's hidden units after their activation, (N, T, 4 D).
 
-    `pool`: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated), or
-    `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order). Or a function of the states
-    (N, T, D), the point and the layer: what it returns, of any shape, is kept in their place.
+    `pool`: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated),
+    `prefix:g` (means of the first ceil(T i / g) positions, i = 1..g, concatenated; the last is `mean`), or `at:p,...`
+    (the states at positions p of 0..T - 1, concatenated in that order). Or a function of the states (N, T, D), the
+    point and the layer: what it returns, of any shape, is kept in their place.
     `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
     as they come. The hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of
     hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
@@ -239,6 +240,21 @@ def _grid(name: str, regions: str) -> Pooling:
     return Pooling(name, cells * cells, reduce, check)
 
 
+def _prefix(name: str, shares: str) -> Pooling:
+    """Means of the first ceil(T i / g) positions, i = 1..g."""
+    count = int(shares)
+
+    def check(positions: int) -> None:
+        if count > positions:
+            raise ValueError(f"{name}: {count} prefixes of {positions} positions; expected at most one a position")
+
+    def reduce(x: Tensor) -> Tensor:
+        ends = [-(-x.shape[1] * i // count) for i in range(1, count + 1)]
+        return torch.cat([x[:, :end].mean(dim=1, dtype=torch.float32) for end in ends], dim=1)
+
+    return Pooling(name, count, reduce, check)
+
+
 def _at(name: str, positions: str) -> Pooling:
     """The states at these positions, in the order given."""
     places = [int(place) for place in positions.split(",")]
@@ -257,6 +273,7 @@ POOLINGS: dict[str, tuple[str, Callable[..., Pooling]]] = {
     "last": ("last", _last),
     "max": ("max", _max),
     "grid:g": ("grid:([1-9][0-9]*)", _grid),
+    "prefix:g": ("prefix:([1-9][0-9]*)", _prefix),
     "at:p,...": (f"at:((?:{NUMBER})(?:,(?:{NUMBER}))*)", _at),
 }
 POOLS = tuple(POOLINGS)

@@ -49,11 +49,20 @@ from igpt_lab.figures.galleries import (
 )
 from igpt_lab.figures.lenses import BASELINE_COLUMNS, LENS_COLUMNS, STRIP_COLUMNS, lens_curve, lens_strip
 from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
+from igpt_lab.figures.positions import (
+    ATTENTIVE_COLUMNS,
+    POSITION_COLUMNS,
+    PREFIX_COLUMNS,
+    attentive_curve,
+    position_map,
+    prefix_curve,
+)
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
+    "attentive_curve",
     "cka_map",
     "completion_gallery",
     "confusion_matrix",
@@ -69,6 +78,8 @@ __all__ = [
     "leave_out_curve",
     "model_comparison",
     "neighbour_gallery",
+    "position_map",
+    "prefix_curve",
     "protocol_curves",
     "row_gallery",
     "seed_curves",
@@ -78,6 +89,7 @@ __all__ = [
     "BASELINE_COLUMNS",
     "window_curve",
     "ACCURACY_COLUMNS",
+    "ATTENTIVE_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DYNAMICS_COLUMNS",
@@ -93,6 +105,8 @@ __all__ = [
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
+    "POSITION_COLUMNS",
+    "PREFIX_COLUMNS",
     "PROTOCOL_COLUMNS",
     "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",

@@ -372,7 +372,9 @@ def test_where_memory_runs_out_batches_are_halved(tiny, test, tmp_path, monkeypa
         extract(tiny, test, store=tmp_path / "none", **options)
 
 
-@pytest.mark.parametrize(("pool", "vectors"), [("mean", 1), ("last", 1), ("max", 1), ("grid:2", 4), ("at:9,0,9", 3)])
+@pytest.mark.parametrize(
+    ("pool", "vectors"), [("mean", 1), ("last", 1), ("max", 1), ("grid:2", 4), ("prefix:5", 5), ("at:9,0,9", 3)]
+)
 def test_a_pass_runs_on_the_meta_device(tiny, pool, vectors, monkeypatch):
     settings = ExtractionSettings(["ln_1", "mlp_out"], pool=pool, alignment="sos", dtype="float32", batch_size=8)
     runner = Runner(tiny.to("meta"), settings)

@@ -108,7 +108,23 @@ def test_chosen_positions_are_slices_one_behind_the_other(tiny, places):
     assert pooling("at:1")(torch.zeros(1, 2, 3, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["mean", "last", "max", "grid:1", "grid:4", "at:0", "at:15,2,2"])
+def test_prefixes_are_means_of_what_comes_first_and_the_last_is_the_mean_bit_for_bit(tiny):
+    x = torch.arange(6.0).view(1, 6, 1)
+    assert pooling("prefix:4")(x).tolist() == [[0.5, 1, 2, 2.5]]  # of 2, 3, 5 and 6 positions
+    pooled, mean = recorded(tiny, pool="prefix:5"), recorded(tiny)
+    for point in POINTS:
+        width = mean[point].shape[2]
+        assert pooled[point][..., -width:].equal(mean[point])
+    assert recorded(tiny, pool="prefix:16")["ln_1"][..., :8].equal(recorded(tiny, pool="at:0")["ln_1"])
+    half = torch.randn(2, 7, 3).bfloat16()
+    assert pooling("prefix:2")(half)[:, 3:].equal(pooling("mean")(half))
+    with pytest.raises(ValueError, match="prefix:17: 17 prefixes of 16 positions; expected at most one a position"):
+        recorded(tiny, pool="prefix:17")
+
+
+@pytest.mark.parametrize(
+    "name", ["mean", "last", "max", "grid:1", "grid:4", "prefix:1", "prefix:3", "at:0", "at:15,2,2"]
+)
 def test_a_pooling_knows_how_wide_it_is(name):
     pool = pooling(name)
     assert pool(torch.zeros(2, 16, 6)).shape == (2, pool.width(6))
@@ -117,10 +133,15 @@ def test_a_pooling_knows_how_wide_it_is(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["median", "", "mean:", "mean:2", "grid", "grid:0", "grid:-1", "grid:g", "at", "at:", "at:-1", "at:1,", "at:1;2"],
+    [
+        "median", "", "mean:", "mean:2", "grid", "grid:0", "grid:-1", "grid:g", "prefix", "prefix:0", "prefix:1,2",
+        "at", "at:", "at:-1", "at:1,", "at:1;2",
+    ],
 )  # fmt: skip
 def test_no_pooling(name):
-    with pytest.raises(ValueError, match=r"expected one of \('mean', 'last', 'max', 'grid:g', 'at:p,...'\)"):
+    with pytest.raises(
+        ValueError, match=r"expected one of \('mean', 'last', 'max', 'grid:g', 'prefix:g', 'at:p,...'\)"
+    ):
         pooling(name)
 
 

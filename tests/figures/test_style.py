@@ -22,11 +22,14 @@ from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFO
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import (
     RECORD,
+    attentive_table,
     cka_table,
     geometry_table,
     layer_table,
     leave_out_table,
     lens_table,
+    position_table,
+    prefix_table,
     protocol_tables,
     seed_table,
     selectivity_table,
@@ -83,6 +86,9 @@ def drawings():
         "leave_out_curve": ([leave_out_table()], {"title": "t"}, leave_out_table()),
         "head_map": ([leave_out_table()], {"title": "t"}, leave_out_table()),
         "window_curve": ([window_table()], {"title": "t"}, window_table()),
+        "position_map": ([position_table()], {"title": "t"}, position_table()),
+        "prefix_curve": ([prefix_table()], {"title": "t"}, prefix_table()),
+        "attentive_curve": ([attentive_table()], {"title": "t"}, attentive_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -204,7 +210,7 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize(
     "name",
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
-    "lens_strip leave_out_curve head_map window_curve".split(),
+    "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve".split(),
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]

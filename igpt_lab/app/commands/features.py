@@ -42,7 +42,7 @@ def _share(text: str) -> tuple[int, int]:
     argument("--random", action="store_true", help="draw the weights anew: the untrained control"),
     argument("--point", action="append", help=f"place in a block, may be given again (default: {' '.join(POINTS)})"),
     argument("--layers", type=int, nargs="+", help="these only; blocks above the deepest do not run (default: all)"),
-    argument("--pool", default="mean", help="mean, last, max, grid:g or at:p,..."),
+    argument("--pool", default="mean", help="mean, last, max, grid:g, prefix:g or at:p,..."),
     argument(
         "--alignment", choices=["sos", "raw"], help="start token in front, or not (default: sos; raw for a BERT model)"
     ),

@@ -1,0 +1,207 @@
+"""Is a layer poor, or only its mean? A probe that attends to its un-pooled states, beside one of their mean.
+
+`attentive_fit` has the two readouts and says how they are fitted. States of one layer at a time are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.choice import middle_of_best
+from igpt_lab.core.significance import accuracy, compare
+from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
+from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.settings import default_batch
+from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.cost import inner_width
+from igpt_lab.probing.probes import say_unseen
+
+LAYERS = 6  # by default, evenly over depth
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@checked
+def probe_attentive(
+    model: nn.Module,
+    train_tokens: np.ndarray,
+    train_labels: np.ndarray,
+    test_tokens: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    layers: Sequence[int] | None = None,
+    point: str = "ln_1",
+    seeds: Sequence[int] = (0, 1, 2),
+    queries: int = 4,
+    epochs: int = 40,
+    patience: int = 5,
+    batch_size: int = 128,
+    learning_rate: float = 3e-3,
+    dtype: str = "float32",
+    memory: float = 2.0,
+    alignment: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The attentive probe and the probe of the mean (`attentive_fit`), a row for each layer, probe and seed.
+
+    Columns: `layer`, `probe`, `seed`, `test_accuracy` with its exact 95% interval over test images (`low`, `high`),
+    `validation_accuracy`, `parameters`, `epochs` until the weights that are kept, `chosen` (the probe's and seed's best
+    layer by validation), `drop` (its test accuracy less the last layer's, with `drop_low`, `drop_high` and McNemar's
+    `drop_p`), `n_train`, `n_validation` of these, `n_test`.
+
+    Args:
+        model: Ours or transformers', in eval mode.
+        train_tokens, test_tokens: Palette indices (N, T), as `tokenize` gives them.
+        train_labels, test_labels: int (N,).
+        layers: By default six, evenly from the first to the last.
+        point: Place in a block, see `record`.
+        seeds: Of the weights at the start and of the held-out tenth; the order of images is the same in all.
+        queries: M, a divisor of the width of the states.
+        dtype: In which the training states of a layer are kept, `float32` or `bfloat16`.
+        memory: GB that they may take; those of one layer at a time are kept, and none of test images.
+        alignment: "sos", or "raw" for a bidirectional model.
+
+    Raises ValueError for another layer, point, dtype or number of queries, and MemoryError for states that do not fit.
+    """
+    config: Any = model.config
+    alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")
+    tokens = [_whole(checked_tokens(images, config), config) for images in (train_tokens, test_tokens)]
+    _check_labels(tokens, (train_labels, test_labels))
+    _check_model(model, point, queries)
+    _check_memory(tokens[0], _width(point, config), dtype, memory)
+    known = list(dict.fromkeys(layers_of(point, config.n_layer, layers)))
+    if layers is None:
+        known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, LAYERS).round().astype(int))]
+    training = Training(epochs, patience, batch_size, learning_rate)
+    classes, y = np.unique(train_labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"the training images are all of class {classes[0]}; a probe needs two classes or more")
+    held = held_out(y, seeds)
+    predictions, rows = {}, []
+    with tqdm(total=len(known) * (2 * epochs + 2), desc="attentive probe", unit="pass", disable=not progress) as bar:
+        for layer in known:
+            place = (point, layer, alignment)
+            states = states_of(model, tokens[0], place, DTYPES[dtype])
+            bar.update()
+            fits = fit_both(states, y, held, seeds, queries, training, bar)
+            del states
+            of_layer = _predict(model, tokens[1], place, [readout for readout, _ in fits])
+            bar.update()
+            for probe, (_, fitted), predicted in zip(PROBES, fits, of_layer, strict=True):
+                for s, seed in enumerate(seeds):
+                    predictions[layer, probe, seed] = classes[predicted[s]]
+                    rows.append({"layer": layer, "probe": probe, "seed": seed} | _facts(fitted, s))
+    say_unseen(test_labels, classes, ())
+    correct = {key: predicted == test_labels for key, predicted in predictions.items()}
+    sizes = {"n_train": len(y), "n_validation": int(held[0].sum()), "n_test": len(test_labels)}
+    return _table(rows, correct, sizes)
+
+
+def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:
+    """States (N, T, D) of palette indices (N, T) at a place: point, layer and alignment."""
+    kept: Tensor | None = None
+    start = 0
+    for states in _passes(model, tokens, place, lambda states: states.to(dtype)):
+        kept = states.new_empty(len(tokens), *states.shape[1:]) if kept is None else kept
+        kept[start : start + len(states)] = states
+        start += len(states)
+    assert kept is not None
+    return kept
+
+
+@torch.no_grad()
+def _passes(
+    model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], reduce: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """What `reduce` makes of the states (B, T, D) of each batch; blocks above the place do not run."""
+    point, layer, alignment = place
+    config: Any = model.config
+    device = next(model.parameters()).device
+    size = default_batch(config, device)
+    recording = record(model, [point], layers=[layer], pool=lambda states, *_: reduce(states), alignment=alignment)
+    with recording as pooled:
+        for start in range(0, len(tokens), size):
+            pooled.run(torch.as_tensor(tokens[start : start + size].astype(np.int64)).to(device), use_cache=False)
+            yield pooled[point][:, 0]
+
+
+def _predict(
+    model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], readouts: Sequence[Callable[[Tensor], Tensor]]
+) -> np.ndarray:
+    """Classes (P, S, N) that P readouts see in images, batch by batch."""
+
+    def reduce(states: Tensor) -> Tensor:
+        predicted = torch.stack([readout(states.float()).argmax(-1) for readout in readouts])
+        return predicted.permute(2, 0, 1)  # images first
+
+    return torch.cat(list(_passes(model, tokens, place, reduce))).permute(1, 2, 0).cpu().numpy()
+
+
+def _facts(fitted: Fitted, s: int) -> dict:
+    """What the table says of the fit of the seed at place s."""
+    parameters = sum(values[s].numel() for values in fitted.weights.values())
+    chosen = {"validation_accuracy": fitted.validation_accuracy[s], "epochs": fitted.epochs[s]}
+    return {**chosen, "parameters": parameters}
+
+
+def _table(rows: list[dict], correct: dict[tuple, np.ndarray], sizes: dict[str, int]) -> pd.DataFrame:
+    """Rows with their accuracy on test images, and what falls from the chosen layer to the last."""
+    drops = {}
+    table = pd.DataFrame(rows)
+    for (probe, seed), curve in table.sort_values("layer").groupby(["probe", "seed"], sort=False):
+        layers = curve.layer.tolist()
+        chosen = layers[int(middle_of_best(curve.validation_accuracy.to_numpy()))]
+        paired = compare(correct[chosen, probe, seed], correct[layers[-1], probe, seed])
+        ends = {"drop_low": paired.low, "drop_high": paired.high, "drop_p": paired.p_value}
+        drops[probe, seed] = chosen, {"drop": paired.difference, **ends}
+    made = []
+    for row in rows:
+        layer, probe, seed = key = row["layer"], row["probe"], row["seed"]
+        chosen, drop = drops[probe, seed]
+        first = {"layer": layer, "probe": probe, "seed": seed, **accuracy(correct[key])}
+        made.append(first | row | {"chosen": layer == chosen, **drop, **sizes})
+    return pd.DataFrame(made)
+
+
+def _whole(tokens: np.ndarray, config) -> np.ndarray:
+    if tokens.shape[1] != config.n_positions or not len(tokens):
+        raise ValueError(f"tokens {tokens.shape}; expected whole images (N, {config.n_positions}), some")
+    return tokens
+
+
+def _check_labels(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> None:
+    for name, images, of_images in zip(("train", "test"), tokens, labels, strict=True):
+        if np.shape(of_images) != (len(images),):
+            raise ValueError(f"{name}: labels {np.shape(of_images)} for {len(images)} images; expected one an image")
+
+
+def _check_model(model: nn.Module, point: str, queries: int) -> None:
+    if any(module.training for module in model.modules()):
+        raise RuntimeError("the model is in training mode; call model.eval()")
+    width = _width(point, model.config)
+    if queries < 1 or width % queries:
+        raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
+
+
+def _width(point: str, config) -> int:
+    return inner_width(config) if point == "mlp_act" else config.n_embd
+
+
+def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> None:
+    """MemoryError where the states of one layer take more than `memory` GB."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    needed = tokens.size * width * DTYPES[dtype].itemsize / 1e9
+    if needed > memory:
+        other = ", dtype='bfloat16'" if dtype == "float32" else ""
+        raise MemoryError(
+            f"a layer's states of {len(tokens):,} images are {needed:,.1f} GB in {dtype}, and memory={memory:g}: give "
+            f"fewer training images{other}, or more memory"
+        )

@@ -1,0 +1,153 @@
+"""Which positions know the class: probes of single states, and of the mean over the share of an image seen so far.
+
+With a start token state i has seen the pixels before i alone, so position 0 knows nothing of its image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.significance import compare
+from igpt_lab.features.extraction import extract
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.loading import load_model
+from igpt_lab.probing.probes import CS, Features, probe_layers
+
+Model = ImageGPTForCausalImageModeling | str | Path
+COUNT = 8  # positions, or shares, by default
+
+
+@checked
+def probe_positions(
+    model: Model,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    point: str = "ln_1",
+    store: str | Path = "stores",
+    folds: int = 2,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Class accuracy of single states, a row for each position and layer; columns as `probe_slices` has them.
+
+    `positions` are of 0..T - 1; by default eight from the first to the last, evenly. All layers by default. One
+    extraction, pooled `at:p,...`, goes to `store`. ValueError for a position, layer or point that the model has not.
+    """
+    model = load_model(model) if isinstance(model, str | Path) else model
+    if positions is None:
+        positions = np.unique(np.linspace(0, model.config.n_positions - 1, COUNT).round().astype(int)).tolist()
+    store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
+    pool = f"at:{','.join(map(str, positions))}"
+    train, test = _features(model, train_images, test_images, pool, store_of)
+    probing = {"folds": folds, "seed": seed, "device": device, "progress": progress}
+    return probe_slices(train, test, positions, **probing)
+
+
+@checked
+def probe_prefixes(
+    model: Model,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    shares: int = COUNT,
+    layers: Sequence[int] | None = None,
+    point: str = "ln_1",
+    store: str | Path = "stores",
+    folds: int = 2,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Class accuracy of the mean over the first states, a row for each share of the image and layer.
+
+    Share i / g, for g = `shares`, is the mean of the first ceil(T i / g) states, and share 1 the pooling `mean`;
+    columns as `probe_slices` has them. One extraction, pooled `prefix:g`, goes to `store`. ValueError for a
+    bidirectional model, whose every state sees the whole image, and for a layer or point that the model has not.
+    """
+    model = load_model(model) if isinstance(model, str | Path) else model
+    if model.config.bidirectional:
+        raise ValueError("each state of a bidirectional model sees the whole image, so no prefix is a share of it")
+    store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
+    train, test = _features(model, train_images, test_images, f"prefix:{shares}", store_of)
+    probing = {"folds": folds, "seed": seed, "device": device, "progress": progress}
+    return probe_slices(train, test, [i / shares for i in range(1, shares + 1)], name="share", **probing)
+
+
+@checked
+def probe_slices(
+    train: Features,
+    test: Features,
+    slices: Sequence[int | float],
+    *,
+    name: str = "position",
+    Cs: Sequence[float] = CS,
+    folds: int = 2,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Probe vectors that stand one behind the other in features (N, g D), such as `at:p,...` and `prefix:g` give.
+
+    `slices` (g,) are what the vectors are called, in the column `name`. Each is probed by `probe_layers` as if it were
+    alone, and its rows are those of that table. C is chosen on `folds` folds of train, two by default, as there are g
+    times as many fits as for one curve. `drop` is the accuracy of the slice's chosen layer less that of its last, on
+    the same test images, with its 95% interval and McNemar's p (`significance.compare`).
+    """
+    tables = []
+    for i, value in enumerate(tqdm(slices, desc=f"probes by {name}", unit=name, disable=not progress)):
+        parts = (replace(features, layers=_Slice(features.layers, i, len(slices))) for features in (train, test))
+        result = probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
+        paired = compare(result.correct[result.chosen], result.correct[max(result.correct)])
+        ends = {"drop_low": paired.low, "drop_high": paired.high, "drop_p": paired.p_value}
+        table = result.table.assign(drop=paired.difference, **ends)
+        table.insert(1, name, value)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _features(
+    model: ImageGPTForCausalImageModeling,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    pool: str,
+    options: dict,
+) -> list[Features]:
+    """Those of train and of test, from one extraction."""
+    store = extract(model, [train_images, test_images], pool=pool, **options)
+    (point,) = options["points"]
+    return [Features.from_store(store, images.split, point) for images in (train_images, test_images)]
+
+
+@dataclass(frozen=True)
+class _Slice(Mapping):
+    """Vector `place` of the `count` that stand one behind the other in each layer (N, count D), as (N, D)."""
+
+    layers: Mapping[int, np.ndarray]
+    place: int
+    count: int
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        values = self.layers[layer]
+        width, rest = divmod(values.shape[1], self.count)
+        if rest:
+            raise ValueError(f"layer {layer} has {values.shape[1]} features; expected a multiple of {self.count}")
+        return values[:, self.place * width : (self.place + 1) * width]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
