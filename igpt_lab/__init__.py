@@ -30,6 +30,8 @@ _HOME = {
     "StoreWriter": "features.writing",
     "StoredLayers": "features.store",
     "ablate_protocol": "probing.ablation",
+    "attention_from": "explaining.attention",
+    "attention_maps": "explaining.attention",
     "check": "features.checks",
     "checkpoints_of": "training.dynamics",
     "choice_of": "core.choice",

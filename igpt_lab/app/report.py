@@ -45,6 +45,11 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "interval over test images of one seed. Image noise that all seeds share is not in the coloured bars.",
     "model_comparison": "Models side by side: the layer that validation chose, the last layer, and controls, with 95% "
     "intervals over test images.",
+    "offset_maps": "Where each head looks, measured from the predicted pixel: mean share of attention over images, one "
+    "colour scale for all heads.",
+    "attention_depth": "Mean distance and entropy of attention, a dot for each head with its 95% interval over images, "
+    "beside uniform attention over what is visible.",
+    "attention_from": "Where each head looks in one image from the marked pixel; what comes later is hatched.",
     "confusion_matrix": "Test images by their true class (rows) and the predicted one (columns).",
     "feature_map": "Images on the plane that keeps most of their features' variance.",
     "completion_gallery": "What the model was given, what it drew, and what the image was.",

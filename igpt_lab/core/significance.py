@@ -155,6 +155,16 @@ def mean_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int
     return ends | {"p_value": float("nan"), "n_test": differences.shape[1]}
 
 
+def mean_interval(values: np.ndarray, *, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, low, high) over the first axis of (N, ...), over images: Student's t interval, NaN of one image."""
+    values, n = np.asarray(values, float), len(values)
+    mean = values.mean(0)
+    if n < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    reach = student.isf(check_level(alpha) / 2, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
+    return mean, mean - reach, mean + reach
+
+
 @checked
 def permutation_p(observed: float, permuted: Sequence[float] | np.ndarray | pd.Series) -> float:
     """Share of accuracies under permuted labels that reach the observed one, which is itself among them.

@@ -10,6 +10,14 @@ and `__all__` below. From there on `save_figure` and `redraw` know it.
 import warnings
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.attention import (
+    DEPTH_COLUMNS,
+    FROM_COLUMNS,
+    OFFSET_COLUMNS,
+    attention_depth,
+    attention_from,
+    offset_maps,
+)
 from igpt_lab.figures.comparisons import (
     COMPARED_COLUMNS,
     EFFECT_COLUMNS,
@@ -44,6 +52,8 @@ from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
+    "attention_depth",
+    "attention_from",
     "cka_map",
     "completion_gallery",
     "confusion_matrix",
@@ -55,6 +65,7 @@ __all__ = [
     "layer_curve",
     "model_comparison",
     "neighbour_gallery",
+    "offset_maps",
     "protocol_curves",
     "row_gallery",
     "seed_curves",
@@ -63,16 +74,19 @@ __all__ = [
     "training_dynamics",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
+    "DEPTH_COLUMNS",
     "DYNAMICS_COLUMNS",
     "EFFECT_COLUMNS",
     "FEATURE_COLUMNS",
     "FEW_COLUMNS",
     "FIGURES",
+    "FROM_COLUMNS",
     "Figure",
     "LAYER_COLUMNS",
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
+    "OFFSET_COLUMNS",
     "PROTOCOL_COLUMNS",
     "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",
