@@ -139,9 +139,7 @@ def attention_from(
     return table.assign(weight=shares[..., 1:].ravel(), sos=sos, weighting=weighting)
 
 
-def _checked(
-    model: Any, tokens: Any, layers: Sequence[int] | None, weighting: str
-) -> tuple[np.ndarray, list[int]]:
+def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: str) -> tuple[np.ndarray, list[int]]:
     """Tokens (N, T) of whole images and the blocks, both fit for this model; ValueError where anything is not."""
     config = model.config
     if getattr(config, "bidirectional", False):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers_peer import Case, twin
 
 import igpt_lab as lab
 from igpt_lab.explaining.attention import MEASURES, SHOWN, WEIGHTINGS, _measured, _shares_of, uniform_attention
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import align
-from transformers_peer import Case, twin
 
 SIDE, T = 4, 16
 SIZES = {"vocab_size": 9, "n_positions": T, "n_embd": 8, "n_layer": 3, "n_head": 2}
@@ -92,8 +92,8 @@ def test_measures_are_those_of_transformers_weights_summed_by_hand(flags, weight
                 np.testing.assert_allclose(row[[f"{name}_low", f"{name}_high"]].to_numpy(float), ends, atol=1e-5)
             rows = offsets.loc[(layer, head)]
             assert {*zip(rows.dy, rows.dx, strict=True)} == by_hand[0][1].keys()
-            want = [np.mean([offsets[dy, dx] for _, offsets in by_hand]) for dy, dx in zip(rows.dy, rows.dx, strict=True)]
-            np.testing.assert_allclose(rows.share, want, atol=1e-6)
+            for dy, dx, share in zip(rows.dy, rows.dx, rows.share, strict=True):
+                np.testing.assert_allclose(share, np.mean([pairs[dy, dx] for _, pairs in by_hand]), atol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -122,8 +122,7 @@ def test_offsets_sum_to_1_without_the_start_token_and_the_wrap(tiny):
     assert got.table.layer.tolist() == [2, 2, 0, 0] and got.table["head"].tolist() == [0, 1, 0, 1]
     ahead = (got.offsets.dy > 0) | ((got.offsets.dy == 0) & (got.offsets.dx >= 0))
     assert not ahead.any()
-    here = got.offsets.set_index(["layer", "head", "dy", "dx"]).share
-    np.testing.assert_allclose(here[:, :, 0, -1], got.table.left.to_numpy()[[2, 3, 0, 1]], atol=1e-7)
+    np.testing.assert_allclose(got.offsets.query("dy == 0 and dx == -1").share, got.table.left, atol=1e-7)
 
 
 def test_zero_queries_give_uniform_attention_and_the_closed_form(tiny):

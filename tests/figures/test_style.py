@@ -22,6 +22,7 @@ from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFO
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import (
     RECORD,
+    attention_tables,
     cka_table,
     geometry_table,
     layer_table,
@@ -68,6 +69,7 @@ def drawings():
     counts = pd.DataFrame([[3, 1], [0, 2]], pd.Index(["a", "b"], name="true"), ["a", "b"])
     mixed = layer_table().assign(in_peak_set=[True, True, False] + [None] * 5)
     return {
+        **{name: ([table], {"title": "t"}, table) for name, table in attention_tables().items()},
         "layer_curve": ([mixed], {"title": "t", "comparison": COMPARISON}, mixed),
         "few_label_curve": ([few_table()], {}, few_table()),
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
@@ -193,8 +195,9 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     "name",
-    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves"],
-)
+    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves",
+     "attention_depth", "attention_from", "offset_maps"],
+)  # fmt: skip
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
     figure = figures.FIGURES[name](*arguments, **options, style=style).get_figure(root=True)
