@@ -57,6 +57,10 @@ def attention_from(table: pd.DataFrame, *, title: str = "") -> Axes:
     """
     check_columns(table, FROM_COLUMNS)
     _check_once(table, ["layer", "head", "row", "column"])
+    unseen = table[table.weight.isna()]
+    if unseen.empty:
+        raise ValueError("no weight is NaN; expected that from the predicted pixel on")
+    row, column = min(zip(unseen.row, unseen.column, strict=True))
     side, gap = int(table.row.max()) + 1, 2  # cells from the start token down to the image
     corners = _corners(table, side, side + gap)
     ax = _axes(corners, side, side, gap)
@@ -64,7 +68,6 @@ def attention_from(table: pd.DataFrame, *, title: str = "") -> Axes:
     _plot_boxes(ax, corners, (0, 0, 1, 1), facecolor="none", edgecolor="#999999", linewidth=points(0.4))
     _plot_cells(ax, starts.assign(x=0, y=0), "sos", corners)
     _plot_cells(ax, table.assign(x=table.column, y=table.row + gap), "weight", corners)
-    row, column = min(zip(*(table[name][table.weight.isna()] for name in ("row", "column")), strict=True))
     later = [(column + 1, row + gap, side - column - 1, 1), (0, row + gap + 1, side, side - row - 1)]
     for box in later:
         _plot_boxes(ax, corners, box, facecolor="none", edgecolor="#999999", linewidth=0, hatch=6 * "/")

@@ -51,6 +51,8 @@ def test_from_one_pixel_what_comes_later_is_hatched_and_the_start_token_stands_a
     hatched = [patch.get_path().get_extents().bounds for patch in ax.patches if patch.get_hatch()]
     sizes = [(round(width), round(height)) for _, _, width, height in hatched]
     assert sizes == [(1, 1), (4, 2)]  # the rest of row 1, and rows 2 and 3
+    with pytest.raises(ValueError, match="no weight is NaN"):
+        attention_from(table.dropna())
 
 
 def test_heads_stand_beside_uniform_attention():
