@@ -31,6 +31,8 @@ _HOME = {
     "StoredLayers": "features.store",
     "TunedLens": "explaining.tuned_lens",
     "ablate_protocol": "probing.ablation",
+    "attention_from": "explaining.attention",
+    "attention_maps": "explaining.attention",
     "attribute": "explaining.attribution",
     "attribute_logits": "explaining.attribution",
     "check": "features.checks",

@@ -60,6 +60,11 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "images, and where it was given the accuracy of a linear probe for the class.",
     "lens_strip": "One image through depth: the mean colour that each layer expects at every pixel, the nats of the "
     "true one, and the layer at which the most probable colour settles.",
+    "offset_maps": "Where each head looks, measured from the predicted pixel: mean share of attention over images, one "
+    "colour scale for all heads.",
+    "attention_depth": "Mean distance and entropy of attention, a dot for each head with its 95% interval over images, "
+    "beside uniform attention over what is visible.",
+    "attention_from": "Where each head looks in one image from the marked pixel; what comes later is hatched.",
     "confusion_matrix": "Test images by their true class (rows) and the predicted one (columns).",
     "feature_map": "Images on the plane that keeps most of their features' variance.",
     "completion_gallery": "What the model was given, what it drew, and what the image was.",

@@ -25,12 +25,13 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.models.losses import align, check_alignment
 
 POINTS = (
-    "resid_pre", "ln_1", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_act", "mlp_out", "resid_post",
+    "resid_pre", "ln_1", "qkv", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_act", "mlp_out", "resid_post",
 )  # fmt: skip
 # point -> (module of the block, is it that module's input?); "" is the block itself
 PLACES = {
     "resid_pre": ("ln_1", True),
     "ln_1": ("ln_1", False),
+    "qkv": ("attn.c_attn", False),
     "head_out": ("attn.c_proj", True),
     "attn_out": ("attn", False),
     "resid_mid": ("ln_2", True),
@@ -106,7 +107,8 @@ def record(
     """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
 
     `head_out` is what the heads give before they are mixed by `c_proj`, side by side (N, T, D), and `mlp_act` the
-    MLP's hidden units after their activation, (N, T, 4 D).
+    MLP's hidden units after their activation, (N, T, 4 D). `qkv` holds queries, keys and values side by side,
+    (N, T, 3 D), each with its heads side by side.
 
     `pool`: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated),
     `prefix:g` (means of the first ceil(T i / g) positions, i = 1..g, concatenated; the last is `mean`), or `at:p,...`

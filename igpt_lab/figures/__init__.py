@@ -18,6 +18,13 @@ from igpt_lab.figures.ablations import (
     head_map,
     leave_out_curve,
     window_curve,
+from igpt_lab.figures.attention import (
+    DEPTH_COLUMNS,
+    FROM_COLUMNS,
+    OFFSET_COLUMNS,
+    attention_depth,
+    attention_from,
+    offset_maps,
 )
 from igpt_lab.figures.comparisons import (
     COMPARED_COLUMNS,
@@ -63,6 +70,8 @@ from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
     "attentive_curve",
+    "attention_depth",
+    "attention_from",
     "cka_map",
     "completion_gallery",
     "confusion_matrix",
@@ -80,6 +89,7 @@ __all__ = [
     "neighbour_gallery",
     "position_map",
     "prefix_curve",
+    "offset_maps",
     "protocol_curves",
     "row_gallery",
     "seed_curves",
@@ -92,11 +102,13 @@ __all__ = [
     "ATTENTIVE_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
+    "DEPTH_COLUMNS",
     "DYNAMICS_COLUMNS",
     "EFFECT_COLUMNS",
     "FEATURE_COLUMNS",
     "FEW_COLUMNS",
     "FIGURES",
+    "FROM_COLUMNS",
     "Figure",
     "HEAD_COLUMNS",
     "LAYER_COLUMNS",
@@ -107,6 +119,7 @@ __all__ = [
     "METHOD_COLUMNS",
     "POSITION_COLUMNS",
     "PREFIX_COLUMNS",
+    "OFFSET_COLUMNS",
     "PROTOCOL_COLUMNS",
     "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",

@@ -23,6 +23,7 @@ from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import (
     RECORD,
     attentive_table,
+    attention_tables,
     cka_table,
     geometry_table,
     layer_table,
@@ -76,6 +77,7 @@ def drawings():
     marks = pd.DataFrame({"baseline": ["unigram", "b"], "nats": [3.5, 2.5]})
     mixed = layer_table().assign(in_peak_set=[True, True, False] + [None] * 5)
     return {
+        **{name: ([table], {"title": "t"}, table) for name, table in attention_tables().items()},
         "layer_curve": ([mixed], {"title": "t", "comparison": COMPARISON}, mixed),
         "few_label_curve": ([few_table()], {}, few_table()),
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
@@ -212,6 +214,9 @@ def test_a_style_sets_width_and_letters():
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
     "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve".split(),
 )
+    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves",
+     "attention_depth", "attention_from", "offset_maps"],
+)  # fmt: skip
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
     figure = figures.FIGURES[name](*arguments, **options, style=style).get_figure(root=True)
