@@ -38,6 +38,18 @@ def selectivity_table() -> pd.DataFrame:
     return table
 
 
+def bits_table() -> pd.DataFrame:
+    """Three layers and seven targets; one fit did not converge."""
+    targets = {"current pixel": 4.0, "next pixel": 4.0, "row": 3.6, "column": 3.6, "mean colour": 3.0}
+    targets |= {"class": 3.3, "class (mean state)": 3.3}
+    rows = [
+        (layer, name, h * (1 + layer + i) / 10, h) for layer in range(3) for i, (name, h) in enumerate(targets.items())
+    ]
+    table = pd.DataFrame(rows, columns=["layer", "target", "bits", "entropy"])
+    table = table.assign(low=table.bits - 0.1, high=table.bits + 0.1, log_loss=table.entropy - table.bits, C=0.01)
+    return table.assign(converged=table.index != 4, n_images=100, n_states=400)
+
+
 def cka_table() -> pd.DataFrame:
     pairs = [(a, b, 1 - 0.1 * abs(a - b) - 0.01 * (a > b)) for a in (0, 3, 6) for b in (0, 6)]
     return pd.DataFrame(pairs, columns=["layer", "other_layer", "cka"]).assign(n=1000, batches=4)

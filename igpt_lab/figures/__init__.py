@@ -39,11 +39,13 @@ from igpt_lab.figures.galleries import (
     surprise_gallery,
 )
 from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
+from igpt_lab.figures.readouts import BITS_COLUMNS, bits_curve
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
+    "bits_curve",
     "cka_map",
     "completion_gallery",
     "confusion_matrix",
@@ -61,6 +63,7 @@ __all__ = [
     "selectivity",
     "surprise_gallery",
     "training_dynamics",
+    "BITS_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DYNAMICS_COLUMNS",

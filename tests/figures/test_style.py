@@ -22,6 +22,7 @@ from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFO
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import (
     RECORD,
+    bits_table,
     cka_table,
     geometry_table,
     layer_table,
@@ -73,6 +74,7 @@ def drawings():
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
         "geometry_curves": ([geometry_table()], {}, geometry_table()),
         "selectivity": ([selectivity_table()], {"title": "t"}, selectivity_table()),
+        "bits_curve": ([bits_table()], {"title": "t", "relative": True}, bits_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -193,7 +195,16 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     "name",
-    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves"],
+    [
+        "layer_curve",
+        "bits_curve",
+        "few_label_curve",
+        "cka_map",
+        "geometry_curves",
+        "fine_tuning",
+        "selectivity",
+        "seed_curves",
+    ],
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
