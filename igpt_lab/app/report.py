@@ -31,6 +31,8 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "layer_curve": "Test accuracy of a linear probe on each layer, with 95% intervals over test images. Ring: the "
     "layer that validation chose. Bar below: the layers that may be the best. Of controls with several draws the mean "
     "and the range.",
+    "bits_curve": "What a linear readout of a state says about each target, in bits: the target's entropy H less the "
+    "log loss on test images, with 95% intervals over images.",
     "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, what the probe did not do "
     "by itself.",
     "position_map": "Test accuracy of a linear probe on single states, by position and layer. Rings: the layers that "

@@ -64,6 +64,7 @@ from igpt_lab.figures.positions import (
     position_map,
     prefix_curve,
 )
+from igpt_lab.figures.readouts import BITS_COLUMNS, bits_curve
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
@@ -72,6 +73,7 @@ __all__ = [
     "attentive_curve",
     "attention_depth",
     "attention_from",
+    "bits_curve",
     "cka_map",
     "completion_gallery",
     "confusion_matrix",
@@ -100,6 +102,7 @@ __all__ = [
     "window_curve",
     "ACCURACY_COLUMNS",
     "ATTENTIVE_COLUMNS",
+    "BITS_COLUMNS",
     "CKA_COLUMNS",
     "COMPARED_COLUMNS",
     "DEPTH_COLUMNS",

@@ -24,6 +24,7 @@ from tables import (
     RECORD,
     attentive_table,
     attention_tables,
+    bits_table,
     cka_table,
     geometry_table,
     layer_table,
@@ -91,6 +92,7 @@ def drawings():
         "position_map": ([position_table()], {"title": "t"}, position_table()),
         "prefix_curve": ([prefix_table()], {"title": "t"}, prefix_table()),
         "attentive_curve": ([attentive_table()], {"title": "t"}, attentive_table()),
+        "bits_curve": ([bits_table()], {"title": "t", "relative": True}, bits_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -213,6 +215,16 @@ def test_a_style_sets_width_and_letters():
     "name",
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
     "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve".split(),
+    [
+        "layer_curve",
+        "bits_curve",
+        "few_label_curve",
+        "cka_map",
+        "geometry_curves",
+        "fine_tuning",
+        "selectivity",
+        "seed_curves",
+    ],
 )
     ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves",
      "attention_depth", "attention_from", "offset_maps"],

@@ -251,3 +251,13 @@ def test_scikit_learn_is_left_as_it_is(case, standardise, max_iter):
         assert fits.objective[layer, i] == pytest.approx(value_of(given, y, logits, peer.coef_, CS[i]), rel=1e-6)
     best = fit_logistic(x, y, CS, standardise=standardise)
     assert (fits.objective >= best.objective - 1e-6).all() and not fits.converged.all()  # its tolerance is another
+
+
+def test_a_fit_that_begins_at_the_solution_stays_there():
+    x, y = CASES["ten classes"]
+    done = fit_logistic(x, y, [1.0])
+    again = fit_logistic(x, y, [1.0], start=done)
+    assert again.iterations.item() == 0 < done.iterations.item()
+    torch.testing.assert_close(again.weights, done.weights, atol=1e-5, rtol=1e-5)
+    few = fit_logistic(x[:300], y[:300], [0.1], start=done)  # other rows, other mean, another strength
+    torch.testing.assert_close(few.weights, fit_logistic(x[:300], y[:300], [0.1]).weights, atol=1e-3, rtol=1e-2)

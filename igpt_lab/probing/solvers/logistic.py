@@ -72,18 +72,21 @@ def fit_logistic(
     tol: float = 1e-6,
     max_iter: int = 1000,
     dtype: torch.dtype = torch.float32,
+    start: Fits | None = None,
     device: str | torch.device = "cpu",
 ) -> Fits:
     """Fit x (B, N, D), or (N, D) of one layer, to y int (N,) in [0, K) with strengths Cs (S,), or (B, S) by layer.
 
     `standardise` brings each feature to mean 0 and variance 1. A fit ends when no derivative is above `tol`, or at
     `max_iter` passes. One in float32 that ends early for want of precision goes on in float64, where the device has it.
+    `start`, fits of as many layers, strengths, features and classes, is where it begins instead of at weights of zero.
     Raises ValueError for values that are not finite, for a C that is not above 0 and for a class without rows.
     """
     x, y, Cs = _checked(x, y, Cs)
     rows = StandardisedRows(x, y, standardise, device)
     problem = Problem(rows, Cs, dtype)
-    weights, iterations = minimise(problem, problem.start(), np.ones(Cs.shape, bool), tol, max_iter)
+    begin = problem.start() if start is None else problem.to_eigenbasis(*_moved(start, rows))
+    weights, iterations = minimise(problem, begin, np.ones(Cs.shape, bool), tol, max_iter)
     fits = _certified(rows, Cs, problem.from_eigenbasis(weights), iterations, tol)
     del problem, weights  # their rows take as much memory as those that come
     return fits if dtype == rows.exact else _finished(fits, rows, tol, max_iter)

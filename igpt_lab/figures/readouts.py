@@ -1,0 +1,52 @@
+"""Bits by layer: what a linear readout of a state says about pixels, place, colour and class, over depth."""
+
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+
+from igpt_lab.figures.names import as_label
+from igpt_lab.figures.parts import check_columns, finish, layer_axis, mark_not_converged
+from igpt_lab.figures.style import AMBER, PURPLE, Keywords, axes, narrow, plotting, points
+
+BITS_COLUMNS = ("layer", "target", "bits", "low", "high", "entropy", "converged", "n_images", "n_states")
+TARGET_STYLES: dict[str, Keywords] = {
+    "current pixel": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    "next pixel": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "row": {"color": "#767676", "linestyle": (0, (1, 1)), "marker": "_"},
+    "column": {"color": "#767676", "linestyle": "-.", "marker": "|"},
+    "mean colour": AMBER,
+    "class": {"color": "#009E73", "linestyle": (0, (3, 1)), "marker": "^"},
+    "class (mean state)": {"color": "#009E73", "linestyle": "-", "marker": "v"},
+}
+
+
+@plotting
+def bits_curve(table: pd.DataFrame, *, relative: bool = False, title: str = "", ax: Axes | None = None) -> Axes:
+    """Bits that a linear readout has about each target over depth, a line with its 95% band over test images for each.
+
+    `table` (BITS_COLUMNS) as `bits_by_layer` returns it. Where there is room, the legend states the entropy H of each
+    target, which is the most that can be read. `relative` plots shares of H in place of bits. Bits are the default:
+    they are one unit for all lines, so that what a layer gains of one target and loses of another can be set against
+    each other, while a share makes an eighth of a bit about the class look like a bit about the pixel.
+    """
+    check_columns(table, BITS_COLUMNS)
+    ax = axes(3.4) if ax is None else ax
+    for name in table.target.unique():
+        _plot_target(ax, name, table[table.target == name].sort_values("layer"), relative)
+    ax.axhline(0, color="black", linewidth=points(0.5), zorder=1)
+    layer_axis(ax, int(table.layer.max()))
+    if relative:
+        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=""))
+    ax.set(ylabel="share of H that is read (%)" if relative else "bits that a linear readout has")
+    images, states = int(table.n_images.max()), int(table.n_states.max())
+    return finish(ax, title, f"{states:,} states of {images:,} test images; bands: 95 % over images")
+
+
+def _plot_target(ax: Axes, name: str, rows: pd.DataFrame, relative: bool) -> None:
+    """The line of a target with its band; its entropy differs between layers by no more than rounding."""
+    style, entropy = TARGET_STYLES.get(name, PURPLE), float(rows.entropy.mean())
+    bits, low, high = (rows[column] / (entropy if relative else 1) for column in ("bits", "low", "high"))
+    ax.fill_between(rows.layer, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    marks: Keywords = {"markersize": points(2.5), "linewidth": points(1)}
+    ax.plot(rows.layer, bits, **style, **marks, label=as_label(name) + ("" if narrow() else f", H = {entropy:.1f}"))
+    mark_not_converged(ax, rows.layer, bits, rows, style)
