@@ -55,31 +55,6 @@ def strip_table() -> pd.DataFrame:
     return table.assign(**colours, true_red=255, true_green=100 * table.row, true_blue=9)
 
 
-def attention_tables(side: int = 4, layers: int = 3, heads: int = 2) -> dict[str, pd.DataFrame]:
-    """Made-up tables of `attention_maps` and `attention_from` (of pixel (1, 2)), by the figure that shows them."""
-    index = pd.MultiIndex.from_product([range(layers), range(heads)], names=["layer", "head"]).to_frame(index=False)
-    depth = index.assign(distance=2 + index.layer / 5, entropy=1.5 + index["head"] / 10, n=20, weighting="weights")
-    for name in ("distance", "entropy"):
-        ends = {f"{name}_low": depth[name] - 0.1, f"{name}_high": depth[name] + 0.1, f"{name}_uniform": 3.0}
-        depth = depth.assign(**ends)
-    pairs = [(-up, dx) for up in range(side) for dx in range(1 - side, side) if up or dx < 0]
-    offsets = index.merge(pd.DataFrame(pairs, columns=["dy", "dx"]), how="cross")
-    offsets = offsets.assign(share=0.4 / (offsets.dx**2 + 9 * offsets.dy**2), n=20, weighting="values")
-    cells = pd.DataFrame([(row, column) for row in range(side) for column in range(side)], columns=["row", "column"])
-    one = index.merge(cells, how="cross")
-    seen = one.row * side + one.column < side + 2
-    one = one.assign(weight=(0.9 / (side + 2) * (1 + one["head"] / 9)).where(seen), sos=0.05, weighting="weights")
-    return {"attention_depth": depth, "offset_maps": offsets, "attention_from": one}
-def bits_table() -> pd.DataFrame:
-    """Three layers and seven targets; one fit did not converge."""
-    targets = {"current pixel": 4.0, "next pixel": 4.0, "row": 3.6, "column": 3.6, "mean colour": 3.0}
-    targets |= {"class": 3.3, "class (mean state)": 3.3}
-        (layer, name, h * (1 + layer + i) / 10, h) for layer in range(3) for i, (name, h) in enumerate(targets.items())
-    table = pd.DataFrame(rows, columns=["layer", "target", "bits", "entropy"])
-    table = table.assign(low=table.bits - 0.1, high=table.bits + 0.1, log_loss=table.entropy - table.bits, C=0.01)
-    return table.assign(converged=table.index != 4, n_images=100, n_states=400)
-
-
 def cka_table() -> pd.DataFrame:
     pairs = [(a, b, 1 - 0.1 * abs(a - b) - 0.01 * (a > b)) for a in (0, 3, 6) for b in (0, 6)]
     return pd.DataFrame(pairs, columns=["layer", "other_layer", "cka"]).assign(n=1000, batches=4)
@@ -187,3 +162,32 @@ def attentive_table() -> pd.DataFrame:
     rows += [(layer, "mean", seed, 0.5 + layer / 40) for layer in (0, 4) for seed in (0, 1)]
     table = pd.DataFrame(rows, columns=["layer", "probe", "seed", "test_accuracy"])
     return table.assign(low=table.test_accuracy - 0.02, high=table.test_accuracy + 0.02, n_test=100)
+
+
+def attention_tables(side: int = 4, layers: int = 3, heads: int = 2) -> dict[str, pd.DataFrame]:
+    """Made-up tables of `attention_maps` and `attention_from` (of pixel (1, 2)), by the figure that shows them."""
+    index = pd.MultiIndex.from_product([range(layers), range(heads)], names=["layer", "head"]).to_frame(index=False)
+    depth = index.assign(distance=2 + index.layer / 5, entropy=1.5 + index["head"] / 10, n=20, weighting="weights")
+    for name in ("distance", "entropy"):
+        ends = {f"{name}_low": depth[name] - 0.1, f"{name}_high": depth[name] + 0.1, f"{name}_uniform": 3.0}
+        depth = depth.assign(**ends)
+    pairs = [(-up, dx) for up in range(side) for dx in range(1 - side, side) if up or dx < 0]
+    offsets = index.merge(pd.DataFrame(pairs, columns=["dy", "dx"]), how="cross")
+    offsets = offsets.assign(share=0.4 / (offsets.dx**2 + 9 * offsets.dy**2), n=20, weighting="values")
+    cells = pd.DataFrame([(row, column) for row in range(side) for column in range(side)], columns=["row", "column"])
+    one = index.merge(cells, how="cross")
+    seen = one.row * side + one.column < side + 2
+    one = one.assign(weight=(0.9 / (side + 2) * (1 + one["head"] / 9)).where(seen), sos=0.05, weighting="weights")
+    return {"attention_depth": depth, "offset_maps": offsets, "attention_from": one}
+
+
+def bits_table() -> pd.DataFrame:
+    """Three layers and seven targets; one fit did not converge."""
+    targets = {"current pixel": 4.0, "next pixel": 4.0, "row": 3.6, "column": 3.6, "mean colour": 3.0}
+    targets |= {"class": 3.3, "class (mean state)": 3.3}
+    rows = [
+        (layer, name, h * (1 + layer + i) / 10, h) for layer in range(3) for i, (name, h) in enumerate(targets.items())
+    ]
+    table = pd.DataFrame(rows, columns=["layer", "target", "bits", "entropy"])
+    table = table.assign(low=table.bits - 0.1, high=table.bits + 0.1, log_loss=table.entropy - table.bits, C=0.01)
+    return table.assign(converged=table.index != 4, n_images=100, n_states=400)

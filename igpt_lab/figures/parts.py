@@ -18,9 +18,8 @@ from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.names import as_label, as_lines, letters
 from igpt_lab.figures.style import Keywords, narrow, points
 
-NUMBERS = set("test_accuracy low high difference loss loss_error cka nats x y n n_test batches draw".split())
 NUMBERS = set(
-    "test_accuracy low high difference loss loss_error cka share weight sos x y n n_test batches draw".split()
+    "test_accuracy low high difference loss loss_error cka nats share weight sos x y n n_test batches draw".split()
 )
 ROOM = 1000  # lines, rows, panels or ticks of a figure, at most: each takes memory
 

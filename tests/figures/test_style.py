@@ -22,8 +22,8 @@ from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFO
 from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
 from tables import (
     RECORD,
-    attentive_table,
     attention_tables,
+    attentive_table,
     bits_table,
     cka_table,
     geometry_table,
@@ -214,21 +214,9 @@ def test_a_style_sets_width_and_letters():
 @pytest.mark.parametrize(
     "name",
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
-    "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve".split(),
-    [
-        "layer_curve",
-        "bits_curve",
-        "few_label_curve",
-        "cka_map",
-        "geometry_curves",
-        "fine_tuning",
-        "selectivity",
-        "seed_curves",
-    ],
+    "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve "
+    "attention_depth attention_from offset_maps bits_curve".split(),
 )
-    ["layer_curve", "few_label_curve", "cka_map", "geometry_curves", "fine_tuning", "selectivity", "seed_curves",
-     "attention_depth", "attention_from", "offset_maps"],
-)  # fmt: skip
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]
     figure = figures.FIGURES[name](*arguments, **options, style=style).get_figure(root=True)
