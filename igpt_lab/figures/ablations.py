@@ -73,7 +73,7 @@ def head_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) ->
     ax.set(xlabel="layer", ylabel="head")
     ax.spines[:].set_visible(False)
     bar = figure_of(ax).colorbar(image, ax=ax, label="nats lost", format=ticker.FormatStrFormatter("%g"))
-    bar.outline.set_linewidth(points(0.6))  # type: ignore[operator]
+    bar.outline.set_linewidth(points(0.6))
     bar.ax.minorticks_off()
     head(ax, title, f"each {_of(rows)}; {int(rows.n.iloc[0]):,} images", beside=12)
     return ax
