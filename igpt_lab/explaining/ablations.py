@@ -242,13 +242,15 @@ class _Window:
 
 def _table(passes: Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | None) -> pd.DataFrame:
     """A row for each variant, against the model as it is."""
-    parts, guesses, rows = [], [], []
+    parts: list[Tensor] = []
+    guesses: list[np.ndarray] = []
     for nats, features in passes.over(tokens):
         parts.append(nats)
         if probe is not None:
             guesses.append(np.reshape(probe.predict(features.flatten(0, 1).numpy()), nats.shape))
     losses = torch.cat(parts, 1).cpu().numpy().astype(np.float64)
     right = np.concatenate(guesses, 1) == np.asarray(labels) if guesses else None
+    rows = []
     for place, variant in enumerate(passes.variants, start=1):
         row = variant.columns | {"nats": float(losses[place].mean())} | _mean_change(losses[place] - losses[0])
         if right is not None:

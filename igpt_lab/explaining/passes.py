@@ -67,7 +67,8 @@ class Passes:
         """`pixels` (n, T) of `count` images, and behind them of their donors."""
         with record(self.model, ["resid_pre"], layers=[0], pool=lambda x, *_: x, alignment="sos") as embedded:
             embedded.run(pixels, use_cache=False)
-        x, own, read = embedded["resid_pre"][:, 0], pixels[:count], None
+        x, own = embedded["resid_pre"][:, 0], pixels[:count]
+        read: Tensor | None = None
         results: dict[int, tuple[Tensor, Tensor | None]] = {}
         end = max((variant.first for variant in self.variants), default=-1) + 1
         for layer in range(end):
@@ -89,7 +90,8 @@ class Passes:
 
     def _onwards(self, x: Tensor, first: int, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """States before block `first` -> nats (n,) and features (n, D), None where they are read before it."""
-        backbone, features = self.model.transformer, None
+        backbone = self.model.transformer
+        features: Tensor | None = None
         for layer in range(first, len(backbone.h) + 1):
             if layer == self.feature_layer:
                 features = self._features(x[: len(pixels)], layer)

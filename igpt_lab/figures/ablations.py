@@ -73,7 +73,7 @@ def head_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) ->
     ax.set(xlabel="layer", ylabel="head")
     ax.spines[:].set_visible(False)
     bar = figure_of(ax).colorbar(image, ax=ax, label="nats lost", format=ticker.FormatStrFormatter("%g"))
-    bar.outline.set_linewidth(points(0.6))  # type: ignore[operator]
+    bar.outline.set_linewidth(points(0.6))
     bar.ax.minorticks_off()
     head(ax, title, f"each {_of(rows)}; {int(rows.n.iloc[0]):,} images", beside=12)
     return ax
@@ -114,6 +114,8 @@ def _panels(
         if with_points:
             _band(panels[1], name, rows[x], -100 * rows[["accuracy_change", "accuracy_low", "accuracy_high"]], style)
     panels[0].set_yscale("symlog", linthresh=LINEAR)
+    drawn = pd.concat([rows for _, rows, _ in lines])
+    panels[0].set_ylim(min(-0.2 * LINEAR, 1.5 * drawn.low.min()), max(LINEAR, 1.5 * drawn.high.max()))
     panels[0].yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     for ax, name in zip(panels, ("nats lost", "points lost"), strict=False):
         ax.axhline(0, color="black", linewidth=points(0.5), zorder=1)
