@@ -141,7 +141,8 @@ def _colours(rows: pd.DataFrame, prefix: str) -> np.ndarray:
 
 def _picture(ax: Axes, image: np.ndarray, **options) -> Axes:
     ax.imshow(image, interpolation="none", **options)
-    ax.set(xticks=[], yticks=[])
+    ax.set(xticks=[], yticks=[], anchor="N")
+    ax.spines[:].set_visible(False)
     return ax
 
 
