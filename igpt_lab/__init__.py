@@ -36,7 +36,7 @@ _HOME = {
     "attribute": "explaining.attribution",
     "attribute_logits": "explaining.attribution",
     "bits_by_layer": "explaining.readouts",
-    "check": "features.checks",
+    "check": "explaining.checks",
     "checkpoints_of": "training.dynamics",
     "choice_of": "core.choice",
     "cka": "probing.geometry",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,7 +147,7 @@ def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: s
         raise ValueError(f"weighting {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
     chosen = layers_of("qkv", config.n_layer, layers)
     count = config.n_positions
-    tokens = checked_tokens(tokens, SimpleNamespace(n_colours=config.vocab_size - 1, n_positions=count))
+    tokens = checked_tokens(tokens, config)
     if not len(tokens) or tokens.shape[1] != count or round(count**0.5) ** 2 != count or count < 4:
         raise ValueError(f"tokens {tokens.shape}; expected whole square images, (N, {count}), of 2 x 2 pixels or more")
     return tokens, list(dict.fromkeys(chosen))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.explaining.attribution import attribute_logits
+from igpt_lab.explaining.edits import edit
 from igpt_lab.explaining.lenses import head_logits, lens_tokens, logit_lens, on_device
 from igpt_lab.features.hooks import record
 from igpt_lab.models.losses import align, losses_of
@@ -31,13 +32,28 @@ def lens_against_skip(model: Any, tokens: np.ndarray, layer: int) -> float:
     return float((by_lens - skipped).abs().max())
 
 
+@torch.no_grad()
+def own_patch(model: Any, tokens: np.ndarray, layer: int) -> float:
+    """Largest difference of logits when what a block's parts give is put in the place of itself."""
+    pixels, points = align(on_device(model, lens_tokens(model, tokens)), "sos", model.config), ("attn_out", "mlp_out")
+    with record(model, points, layers=[layer], pool=lambda states, *_: states) as pooled:
+        logits = model(pixels, use_cache=False).logits
+    own = {point: pooled[point][:, 0] for point in points}
+    with edit(model, {(point, layer): lambda _, point=point: own[point] for point in points}):
+        patched = model(pixels, use_cache=False).logits
+    return float((patched - logits).abs().max())
+
+
 def state_0_spread(model: Any, tokens: np.ndarray) -> float:
-    """Largest difference between images of the state at position 0, at any layer: it has seen the start token alone."""
+    """Largest difference between images of the state at position 0, over the largest value of the layer.
+
+    It has seen the start token alone.
+    """
     pixels = on_device(model, lens_tokens(model, tokens))
     with torch.no_grad(), record(model, ["resid_pre"], pool="at:0", alignment="sos") as pooled:
         pooled.run(pixels, use_cache=False)
     states = pooled["resid_pre"]
-    return float((states - states[:1]).abs().max())
+    return float(((states - states[:1]).abs().amax((0, 2)) / states.abs().amax((0, 2))).max())
 
 
 def attribution_error(model: Any, tokens: np.ndarray, position: int = -1) -> float:

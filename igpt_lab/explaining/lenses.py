@@ -156,8 +156,7 @@ def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
         raise ValueError(f"a {type(model).__name__} has no head over colours; expected a model as lab.load_model gives")
     if getattr(model.config, "bidirectional", False):
         raise ValueError("a bidirectional (BERT) model predicts hidden pixels, not the next one; use a causal model")
-    size = SimpleNamespace(n_colours=model.config.vocab_size - 1, n_positions=model.config.n_positions)
-    tokens = checked_tokens(tokens, size)
+    tokens = checked_tokens(tokens, model.config)
     if not tokens.size:
         raise ValueError(f"tokens {tokens.shape}; expected at least one image")
     return tokens

@@ -52,8 +52,7 @@ def probe_positions(
     store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
     pool = f"at:{','.join(map(str, positions))}"
     train, test = _features(model, train_images, test_images, pool, store_of)
-    probing = {"folds": folds, "seed": seed, "device": device, "progress": progress}
-    return probe_slices(train, test, positions, **probing)
+    return probe_slices(train, test, positions, folds=folds, seed=seed, device=device, progress=progress)
 
 
 @checked
@@ -82,8 +81,8 @@ def probe_prefixes(
         raise ValueError("each state of a bidirectional model sees the whole image, so no prefix is a share of it")
     store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
     train, test = _features(model, train_images, test_images, f"prefix:{shares}", store_of)
-    probing = {"folds": folds, "seed": seed, "device": device, "progress": progress}
-    return probe_slices(train, test, [i / shares for i in range(1, shares + 1)], name="share", **probing)
+    seen = [i / shares for i in range(1, shares + 1)]
+    return probe_slices(train, test, seen, name="share", folds=folds, seed=seed, device=device, progress=progress)
 
 
 @checked

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,7 +122,7 @@ def _whole_images(model: Any, tokens: np.ndarray) -> np.ndarray:
         raise ValueError(
             "a bidirectional model has no next pixel; expected a model that predicts pixels in their order"
         )
-    tokens = checked_tokens(tokens, SimpleNamespace(n_positions=config.n_positions, n_colours=config.vocab_size - 1))
+    tokens = checked_tokens(tokens, config)
     if tokens.shape[1] != config.n_positions or len(tokens) < 2:
         raise ValueError(f"tokens {tokens.shape}; expected two or more whole images, (N, {config.n_positions})")
     return tokens.astype(np.int64)

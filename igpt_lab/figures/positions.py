@@ -66,9 +66,7 @@ def prefix_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None
         ax.plot(chosen.layer, 100 * chosen.test_accuracy, color=shade, markersize=points(5), **RING)
     layer_axis(ax, int(table.layer.max()))
     ax.set_ylabel("test accuracy (%)")
-    return finish(
-        ax, title, f"{int(table.n_test.iloc[0]):,} test images; bands: 95 % over images; rings: chosen layers"
-    )
+    return finish(ax, title, f"{int(table.n_test.iloc[0]):,} test images; bands: 95%; rings: chosen layers")
 
 
 @plotting

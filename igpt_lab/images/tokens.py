@@ -62,7 +62,7 @@ def checked_tokens(tokens: Any, config: Any) -> np.ndarray:
             f"tokens {tokens.dtype} {tokens.shape}; expected integers (S, {config.n_positions}) or fewer columns: "
             "`tokenize` or the processor's `encode` make them of images"
         )
-    colours = getattr(config, "n_colours", config.vocab_size - 1)  # transformers' config has no such name
+    colours = config.n_colours if hasattr(config, "n_colours") else config.vocab_size - 1  # transformers' has no such
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < colours:
         raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}; the model's colours are 0 to {colours - 1}")
     return tokens

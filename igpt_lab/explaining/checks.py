@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
+from igpt_lab.explaining import laws
 from igpt_lab.features.hooks import record
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.tokens import tokenize
@@ -27,6 +28,10 @@ from igpt_lab.models.losses import align
 POINTS = ("ln_1", "resid_pre")
 FLOPS = 1e12  # of a pass over all images: seconds on two CPU cores
 RELATIVE = "of the largest value of the layer"
+LAWS = (
+    "lens at the last layer against the loss", "lens against the blocks left out", "patched with its own activations",
+    "the first state the same for all images", "attributions against the logits",
+)  # fmt: skip
 ROUNDING = 1e-4  # float32, through a hundred blocks and more
 
 
@@ -48,7 +53,7 @@ def check(
     device = best_device(device)
     model = model.float().to(device).eval()
     tokens, rows = _tokens(model, images), []
-    bar = tqdm(_checks(model, tokens, device), total=7, unit="check", disable=not progress)
+    bar = tqdm(_checks(model, tokens, device), total=12, unit="check", disable=not progress)
     with torch.inference_mode(), bar:
         for name, measured, allowed, unit in bar:
             passed = pd.NA if measured is None else bool(measured <= allowed)
@@ -80,9 +85,21 @@ def _checks(
     else:
         there = _features(model.to(cpu), tokens.to(cpu))
         yield f"{device} against CPU", _distance(features, there), ROUNDING, RELATIVE
+    yield from _laws(model, tokens[:4].cpu().numpy()) if causal else ((law, None, 0.0, both_ways) for law in LAWS[:-1])
     wide = model.to("cpu" if device.type == "mps" else device).double()  # MPS has no float64
     exact = _features(wide, tokens.to(wide.device))
     yield "float32 against float64", _distance(features, exact), ROUNDING, RELATIVE
+    added = laws.attribution_error(wide, tokens[:2].cpu().numpy()) if causal else None
+    yield LAWS[-1], added, 1e-10, "of a logit, in float64" if causal else both_ways
+
+
+def _laws(model: ImageGPTForCausalImageModeling, tokens: np.ndarray) -> Iterator[tuple[str, float, float, str]]:
+    """The laws of the instruments that read and edit, on a few images (N, T)."""
+    middle = model.config.n_layer // 2
+    yield LAWS[0], laws.lens_against_loss(model, tokens), 1e-5, "nats"
+    yield LAWS[1], laws.lens_against_skip(model, tokens, middle), 0.0, f"largest difference of a logit, layer {middle}"
+    yield LAWS[2], laws.own_patch(model, tokens, middle), 0.0, f"largest difference of a logit, block {middle}"
+    yield LAWS[3], laws.state_0_spread(model, tokens), 1e-5, RELATIVE
 
 
 def _tokens(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet | np.ndarray | None) -> Tensor:

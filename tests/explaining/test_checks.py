@@ -10,11 +10,12 @@ import torch
 import igpt_lab as lab
 from conftest import TINY
 from igpt_lab.app import cli
+from igpt_lab.explaining.checks import LAWS
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 NAMES = [
     "hooks against plain formulas", "causality", "cached decoding against uncached", "batch of 1 against 32",
-    "bfloat16 against float32", "cpu:0 against CPU", "float32 against float64",
+    "bfloat16 against float32", "cpu:0 against CPU", *LAWS[:-1], "float32 against float64", LAWS[-1],
 ]  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_a_sound_model_passes(fields):
 
 def test_what_does_not_apply_is_not_counted():
     table = lab.check(model_of(bidirectional=True), device="cpu", progress=False).set_index("check")
-    assert set(table.index[table.passed.isna()]) == {NAMES[1], NAMES[2], "device against CPU"}
+    assert set(table.index[table.passed.isna()]) == {NAMES[1], NAMES[2], "device against CPU", *LAWS}
     assert table.unit["device against CPU"] == "no accelerator" and table.passed.all()
 
 
@@ -71,6 +72,37 @@ def test_a_broken_block_is_found(name):
     model.transformer.h[1].mlp.register_forward_hook(lambda _, __, output: SABOTAGE[name](output))
     table = checked(model)
     assert not table.passed[name] and table.measured[name] > table.allowed[name]
+
+
+def scaled(_, __, output):
+    return 1.01 * output
+
+
+def drifting():
+    """Adds more at each call."""
+    calls = iter(range(1000))
+    return lambda _, __, output: output + 1e-3 * next(calls)
+
+
+BREAKS = {
+    "lens at the last layer against the loss": lambda model: model.transformer.ln_f.register_forward_hook(scaled),
+    "lens against the blocks left out": lambda model: model.transformer.ln_f.register_forward_hook(scaled),
+    "patched with its own activations": lambda model: model.transformer.h[1].mlp.register_forward_hook(drifting()),
+    "the first state the same for all images": lambda model: model.transformer.h[1].mlp.register_forward_hook(
+        lambda _, __, output: output + 1e-3 * output.mean(1, keepdim=True)
+    ),
+    "attributions against the logits": lambda model: model.transformer.h[1].register_forward_hook(
+        lambda _, __, output: (1.001 * output[0], *output[1:])
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_model_that_breaks_a_law_is_found(law):
+    model = model_of()
+    BREAKS[law](model)
+    table = checked(model)
+    assert not table.passed[law] and table.measured[law] > table.allowed[law]
 
 
 def test_a_device_that_computes_otherwise_is_found():
@@ -119,7 +151,7 @@ def test_given_images(tiny, test):
 def test_the_command(tiny_folder, tiny_images, monkeypatch, capsys):
     assert cli.main(["check", str(tiny_folder), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8 and sum(line.endswith("pass") for line in lines) == 6 and lines[6].endswith("-")
+    assert len(lines) == 13 and sum(line.endswith("pass") for line in lines) == 11 and lines[6].endswith("-")
     assert cli.main(["check", str(tiny_folder), "--device", "cpu", "--images", str(tiny_images)]) == 0
     capsys.readouterr()
     failed = pd.DataFrame([("causality", 0.5, 0.0, "", False)], columns="check measured allowed unit passed".split())
