@@ -125,7 +125,7 @@ def default_batch(config: ImageGPTConfig, device: torch.device) -> int:
 
 def width_at(point: str, config: ImageGPTConfig) -> int:
     """D of the states at a point."""
-    return inner_width(config) if point == "mlp_act" else config.n_embd
+    return {"mlp_act": inner_width(config), "qkv": 3 * config.n_embd}.get(point, config.n_embd)
 
 
 def extraction_key(

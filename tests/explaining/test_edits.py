@@ -12,6 +12,7 @@ from igpt_lab.explaining.edits import edit, window
 from igpt_lab.explaining.parts import skip
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.hooks import POINTS, layers_of, record
+from igpt_lab.features.settings import width_at
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import align
 from igpt_lab.sampling.sampling import sample
@@ -98,7 +99,7 @@ def test_a_negative_layer_counts_from_the_end(tiny):
 
 def test_gradients_flow_through_an_edit(tiny):
     for point in POINTS:
-        new = torch.zeros(8 * (4 if point == "mlp_act" else 1), requires_grad=True)
+        new = torch.zeros(width_at(point, tiny.config), requires_grad=True)
         with edit(tiny, {(point, 1): lambda x, new=new: x + new}):
             tiny(TOKENS, labels=TOKENS).loss.backward()
         assert new.grad.abs().sum() > 0
