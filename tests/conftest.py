@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 import igpt_lab as lab
+from igpt_lab.explaining.measurement import UNCHANGED
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -16,6 +18,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = ImageGPTConfig(
     vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
 )
+
+
+def assert_means(measurement, column):
+    """Each row's `column` is the mean of its images' values, and there are no keys but those of rows and UNCHANGED."""
+    table, keys = measurement.table, list(measurement.keys)
+    of_rows = [tuple(None if pd.isna(value) else value for value in row) for row in table[keys].itertuples(index=False)]
+    for key, mean in zip(of_rows, table[column], strict=True):
+        values = measurement.of_images[key]
+        assert values.dtype == np.float64 and values.ndim == 1
+        np.testing.assert_allclose(values.mean(), mean, rtol=1e-6, atol=1e-9)
+    assert {key[: len(keys)] for key in measurement.of_images} <= {*of_rows, UNCHANGED}
 
 
 @pytest.fixture(scope="session")

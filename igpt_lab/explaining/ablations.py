@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.edits import Edits, edit, window
+from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
 from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
 from igpt_lab.explaining.passes import Passes, Variant
 from igpt_lab.features.hooks import layers_of
@@ -30,6 +31,7 @@ from igpt_lab.models.losses import check_alignment
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 KINDS = ("skip", "mean", "resample")
+KEYS = ("part", "layer", "head")
 
 
 @checked
@@ -47,7 +49,7 @@ def leave_out(
     batch_size: int | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Measurement:
     """What each part of each layer is worth: the model with it left out, less the model as it is.
 
     Args:
@@ -65,7 +67,9 @@ def leave_out(
         A row for each part, layer and head: `part`, `layer`, `head` (none but of heads), `kind`, `nats` (a pixel's mean
         loss), `nats_change` with `low` and `high`, the 95% t interval over images, and `n`. With a probe also
         `probe_layer`, `accuracy`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by `compare`:
-        fractions. A part behind the probe's layer changes nothing there.
+        fractions. A part behind the probe's layer changes nothing there. `of_images` has for (part, layer, head) each
+        image's nats with it left out, and for UNCHANGED those of the model as it is; with a probe also for each of
+        these keys with CORRECT behind it whether the probe is right, 0 or 1.
 
     Raises:
         ValueError: A part, kind, layer or size that there is not, a probe without layer or labels, a bidirectional
@@ -75,7 +79,7 @@ def leave_out(
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
     variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
     passes = Passes(model, variants, probe_layer, kind == "resample", batch_size, progress, seed)
-    return _table(passes, tokens, probe, labels)
+    return _measured(passes, tokens, KEYS, probe, labels)
 
 
 @checked
@@ -90,12 +94,13 @@ def windows(
     labels: np.ndarray | None = None,
     batch_size: int | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Measurement:
     """What it costs to hide what is farther than a radius from the predicted pixel, in a range of blocks: see `window`.
 
     `ranges` are pairs (first, last) of blocks, the last included. A row for each range and radius: `radius`, `first`,
     `last`, `nats`, `nats_change`, `low`, `high` and `n`, and those of a probe, as of `leave_out`, as are the other
-    arguments. Raises ValueError for a range or radius that there is not.
+    arguments. `of_images` has the same for (radius, first, last) and UNCHANGED as there. Raises
+    ValueError for a range or radius that there is not.
     """
     _check(model, tokens, PARTS, KINDS[0], None)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -108,7 +113,8 @@ def windows(
             with window(model, radius):  # says what is wrong with it before any work
                 columns = {"radius": radius, "first": first, "last": last}
             variants.append(Variant(columns, first, _Window(model, radius, range(first, last + 1))))
-    return _table(Passes(model, variants, probe_layer, False, batch_size, progress), tokens, probe, labels)
+    passes = Passes(model, variants, probe_layer, False, batch_size, progress)
+    return _measured(passes, tokens, ("radius", "first", "last"), probe, labels)
 
 
 @checked
@@ -126,7 +132,7 @@ def refit_after(
     batch_size: int | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Measurement:
     """Accuracy of a probe refitted on the last layer of the model with a part left out, less that of the whole model.
 
     Features are mean-pooled `ln_f`. `probe`: an estimator that is cloned for every fit, by default `LinearProbe()`. Its
@@ -136,6 +142,7 @@ def refit_after(
     Returns:
         A row for each part, layer and head: `part`, `layer`, `head`, `kind`, `accuracy` with its exact interval `low`
         and `high`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by `compare`, and `n`.
+        `of_images` has for (part, layer, head) and for UNCHANGED, the whole model, whether the probe is right, 0 or 1.
 
     Raises:
         ValueError: As `leave_out` does, and for labels of another count than images.
@@ -154,7 +161,8 @@ def refit_after(
         own = accuracy(correct)
         own = {"accuracy": own["test_accuracy"], "low": own["low"], "high": own["high"]}
         rows.append(variant.columns | own | _accuracy_change(correct, right[0]) | {"n": len(labels)})
-    return pd.DataFrame(rows).astype({"head": "Int64"})
+    of_images = {key: correct.astype(np.float64) for key, correct in zip(_keys(variants), right, strict=True)}
+    return Measurement(pd.DataFrame(rows).astype({"head": "Int64"}), of_images, KEYS)
 
 
 def _check(
@@ -240,8 +248,15 @@ class _Window:
         return window(self.model, self.radius, layers=self.blocks)
 
 
-def _table(passes: Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | None) -> pd.DataFrame:
-    """A row for each variant, against the model as it is."""
+def _keys(variants: list[Variant], names: Sequence[str] = KEYS) -> list[tuple]:
+    """Keys of the model as it is and of its variants, in the order of their passes."""
+    return [UNCHANGED, *(tuple(variant.columns[name] for name in names) for variant in variants)]
+
+
+def _measured(
+    passes: Passes, tokens: np.ndarray, names: tuple[str, ...], probe: Any, labels: np.ndarray | None
+) -> Measurement:
+    """A row for each variant, against the model as it is; `names` are the columns of its key."""
     parts: list[Tensor] = []
     guesses: list[np.ndarray] = []
     for nats, features in passes.over(tokens):
@@ -250,6 +265,10 @@ def _table(passes: Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | 
             guesses.append(np.reshape(probe.predict(features.flatten(0, 1).numpy()), nats.shape))
     losses = torch.cat(parts, 1).cpu().numpy().astype(np.float64)
     right = np.concatenate(guesses, 1) == np.asarray(labels) if guesses else None
+    keys = _keys(passes.variants, names)
+    of_images = dict(zip(keys, losses, strict=True))
+    if right is not None:
+        of_images |= {(*key, CORRECT): correct.astype(np.float64) for key, correct in zip(keys, right, strict=True)}
     rows = []
     for place, variant in enumerate(passes.variants, start=1):
         row = variant.columns | {"nats": float(losses[place].mean())} | _mean_change(losses[place] - losses[0])
@@ -258,7 +277,7 @@ def _table(passes: Passes, tokens: np.ndarray, probe: Any, labels: np.ndarray | 
             row |= own | _accuracy_change(right[place], right[0])
         rows.append(row | {"n": len(tokens)})
     table = pd.DataFrame(rows)
-    return table.astype({"head": "Int64"}) if "head" in table else table
+    return Measurement(table.astype({"head": "Int64"}) if "head" in table else table, of_images, names)
 
 
 def _mean_change(changes: np.ndarray) -> dict[str, float]:

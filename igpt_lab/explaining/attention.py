@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.significance import mean_interval
+from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import layers_of, record
 from igpt_lab.images.tokens import checked_tokens
 
@@ -37,11 +38,13 @@ SHOWN = ("distance", "entropy", "entropy_ratio", "sos", "wrap", "left", "above",
 PAIRS = 2**26  # of a state and a slot in a batch, over all heads: 268 MB, where a model itself makes all its weights
 
 
-@dataclass(frozen=True)
-class AttentionSummary:
-    """Where each head looks: `table` has a row for each layer and head, `offsets` one for each of its offsets."""
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionSummary(Measurement):
+    """Where each head looks: `table` has a row for each layer and head, `offsets` one for each of its offsets.
 
-    table: pd.DataFrame
+    `of_images` has for (layer, head) each image's distance over that of uniform attention.
+    """
+
     offsets: pd.DataFrame
 
 
@@ -93,10 +96,15 @@ def attention_maps(
             sums = sums.to(offsets) + offsets.sum(0)
     shares = (sums.cpu().double() / len(tokens)).unflatten(-1, (side, 2 * side - 1)).numpy()
     values, offsets_uniform = uniform_attention(side)
-    table = _table(torch.cat(measures).cpu().double().numpy(), chosen, values)
+    of_all = torch.cat(measures).cpu().double().numpy()  # (N, layers, heads, 9)
     long = _long(shares, chosen, offsets_uniform)
     ends = {"n": len(tokens), "weighting": weighting}
-    return AttentionSummary(table.assign(**ends), long.assign(**ends))
+    ratios = of_all[..., MEASURES.index("distance")] / values["distance"]
+    of_images = {
+        (layer, head): ratios[:, place, head] for place, layer in enumerate(chosen) for head in range(ratios.shape[2])
+    }
+    table = _table(of_all, chosen, values).assign(**ends)
+    return AttentionSummary(table, of_images, ("layer", "head"), offsets=long.assign(**ends))
 
 
 @checked

@@ -18,6 +18,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
+from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
@@ -48,13 +49,14 @@ def probe_attentive(
     memory: float = 2.0,
     alignment: str | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Measurement:
     """The attentive probe and the probe of the mean (`attentive_fit`), a row for each layer, probe and seed.
 
     Columns: `layer`, `probe`, `seed`, `test_accuracy` with its exact 95% interval over test images (`low`, `high`),
     `validation_accuracy`, `parameters`, `epochs` until the weights that are kept, `chosen` (the probe's and seed's best
     layer by validation), `drop` (its test accuracy less the last layer's, with `drop_low`, `drop_high` and McNemar's
-    `drop_p`), `n_train`, `n_validation` of these, `n_test`.
+    `drop_p`), `n_train`, `n_validation` of these, `n_test`. `of_images` has for (layer, probe, seed)
+    whether each test image is right, 0 or 1.
 
     Args:
         model: Ours or transformers', in eval mode.
@@ -101,7 +103,8 @@ def probe_attentive(
     say_unseen(test_labels, classes, ())
     correct = {key: predicted == test_labels for key, predicted in predictions.items()}
     sizes = {"n_train": len(y), "n_validation": int(held[0].sum()), "n_test": len(test_labels)}
-    return _table(rows, correct, sizes)
+    of_images = {key: right.astype(np.float64) for key, right in correct.items()}
+    return Measurement(_table(rows, correct, sizes), of_images, ("layer", "probe", "seed"))
 
 
 def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import compare
+from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -40,7 +41,7 @@ def probe_positions(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Measurement:
     """Class accuracy of single states, a row for each position and layer; columns as `probe_slices` has them.
 
     `positions` are of 0..T - 1; by default eight from the first to the last, evenly. All layers by default. One
@@ -69,7 +70,7 @@ def probe_prefixes(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Measurement:
     """Class accuracy of the mean over the first states, a row for each share of the image and layer.
 
     Share i / g, for g = `shares`, is the mean of the first ceil(T i / g) states, and share 1 the pooling `mean`;
@@ -97,15 +98,17 @@ def probe_slices(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Measurement:
     """Probe vectors that stand one behind the other in features (N, g D), such as `at:p,...` and `prefix:g` give.
 
     `slices` (g,) are what the vectors are called, in the column `name`. Each is probed by `probe_layers` as if it were
     alone, and its rows are those of that table. C is chosen on `folds` folds of train, two by default, as there are g
     times as many fits as for one curve. `drop` is the accuracy of the slice's chosen layer less that of its last, on
-    the same test images, with its 95% interval and McNemar's p (`significance.compare`).
+    the same test images, with its 95% interval and McNemar's p (`significance.compare`). `of_images` has for (slice,
+    layer) whether each test image is right, 0 or 1.
     """
     tables = []
+    correct: dict[tuple, np.ndarray] = {}
     for i, value in enumerate(tqdm(slices, desc=f"probes by {name}", unit=name, disable=not progress)):
         parts = (replace(features, layers=_Slice(features.layers, i, len(slices))) for features in (train, test))
         result = probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
@@ -114,7 +117,8 @@ def probe_slices(
         table = result.table.assign(drop=paired.difference, **ends)
         table.insert(1, name, value)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        correct |= {(value, layer): right.astype(np.float64) for layer, right in result.correct.items()}
+    return Measurement(pd.concat(tables, ignore_index=True), correct, (name, "layer"))
 
 
 def _features(

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.explaining.linear_readout import Readout, interval_over_images, linear_readout
+from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
@@ -45,7 +46,7 @@ def bits_by_layer(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Measurement:
     """Bits that a linear readout of a layer's states has about each of TARGETS: a row for each layer and target.
 
     State i predicts pixel i and its slot holds pixel i - 1. `current pixel` is pixel i - 1, `next pixel` pixel i, `row`
@@ -66,10 +67,11 @@ def bits_by_layer(
         palette: Colours (V, 3) of any scale, for the mean colour; by default the model's own.
         device: Where the readouts are fitted, by default where the model is.
 
-    Returns columns `layer`, `target`, `bits` with its 95% interval `low`, `high`, `log_loss` and `entropy` in bits,
-    `C`, `n_classes` of the target, `converged` (no derivative of the last fit is above TOLERANCE), `n_images` and
+    The table has columns `layer`, `target`, `bits` with its 95% interval `low`, `high`, `log_loss` and `entropy` in
+    bits, `C`, `n_classes` of the target, `converged` (no derivative of the last fit is above TOLERANCE), `n_images` and
     `n_states` of the test images and their states, and `n_train` training states. The interval is over test images,
-    which are drawn and not their states, with the readouts as they are. Raises ValueError for a bidirectional model, an
+    which are drawn and not their states, with the readouts as they are. `of_images` has for (layer, target) the bits
+    that each test image gains. Raises ValueError for a bidirectional model, an
     unknown target or layer, a target without its labels or palette, tokens that are not whole images, and too many
     states.
     """
@@ -93,7 +95,8 @@ def bits_by_layer(
         x, x_test = (_features(split[:, place], name) for split in (train, test))
         y, y_test = values[name]
         readouts[places[place], name] = linear_readout(x, y, x_test, y_test, seed=seed, device=device)
-    return _table(readouts, values, seed)
+    gains = {key: readout.gains.astype(np.float64) for key, readout in readouts.items()}
+    return Measurement(_table(readouts, values, seed), gains, ("layer", "target"))
 
 
 def _table(readouts: dict[tuple[int, str], Readout], values: dict[str, list[np.ndarray]], seed: int) -> pd.DataFrame:

@@ -10,10 +10,11 @@ import torch
 from scipy import stats
 
 import igpt_lab as lab
-from conftest import SHARED
+from conftest import SHARED, assert_means
 from igpt_lab.core.significance import compare
 from igpt_lab.explaining.ablations import leave_out, refit_after, windows
 from igpt_lab.explaining.edits import edit, window
+from igpt_lab.explaining.measurement import CORRECT, UNCHANGED
 from igpt_lab.explaining.parts import PARTS, derangement, mean_of, means_of, resample, skip
 from igpt_lab.features.hooks import record
 from igpt_lab.models.losses import align, losses_of
@@ -148,11 +149,14 @@ def edits_of(model, row, kind):
 def test_the_table_is_what_passes_of_the_edited_model_give(tiny, kind):
     probe = LinearProbe().fit(states(tiny, "ln_1", 2).mean(1).numpy(), LABELS)
     options = {"probe": probe, "probe_layer": 2, "labels": LABELS, "batch_size": 4, "seed": 5}
-    table = leave_out(tiny, TOKENS, kind=kind, train_tokens=TRAIN, **options, **QUIET)
+    measured = leave_out(tiny, TOKENS, kind=kind, train_tokens=TRAIN, **options, **QUIET)
+    table = measured.table
     rows = [(part, layer) for part in PARTS for layer in range(3) for _ in range(2 if part == "head" else 1)]
     assert list(zip(table.part, table.layer, strict=True)) == rows
     assert table["head"].dropna().tolist() == [0, 1] * 3 and set(table.kind) == {kind}
     plain, before = losses_of(tiny, TOKENS), probe.predict(states(tiny, "ln_1", 2).mean(1).numpy()) == LABELS
+    np.testing.assert_allclose(measured.of_images[UNCHANGED], plain, atol=1e-5)
+    np.testing.assert_array_equal(measured.of_images[*UNCHANGED, CORRECT], before)
     for row in table.itertuples():
         with edit(tiny, edits_of(tiny, row, kind)):
             losses = losses_of(tiny, TOKENS)
@@ -160,17 +164,23 @@ def test_the_table_is_what_passes_of_the_edited_model_give(tiny, kind):
         np.testing.assert_allclose([row.nats, row.nats_change], [losses.mean(), (losses - plain).mean()], atol=1e-5)
         ends = stats.ttest_1samp(losses - plain, 0).confidence_interval()
         np.testing.assert_allclose([row.low, row.high], ends, atol=1e-4)
+        key = row.part, row.layer, None if pd.isna(row.head) else row.head
+        np.testing.assert_allclose(measured.of_images[key], losses, atol=1e-5)
+        np.testing.assert_array_equal(measured.of_images[*key, CORRECT], right)
+        contrast = measured.contrast({key: 1, UNCHANGED: -1})
+        np.testing.assert_allclose([contrast["value"], contrast["low"]], [row.nats_change, row.low], atol=1e-12)
         want = compare(right, before)
         got = row.accuracy, row.accuracy_change, row.accuracy_low, row.accuracy_high, row.p_value
         assert got == (want.accuracy_a, want.difference, want.low, want.high, want.p_value)
         assert row.layer < 2 or row.accuracy_change == 0
-    smaller = leave_out(tiny, TOKENS, kind=kind, train_tokens=TRAIN, **options | {"batch_size": 1}, **QUIET)
+    smaller = leave_out(tiny, TOKENS, kind=kind, train_tokens=TRAIN, **options | {"batch_size": 1}, **QUIET).table
     np.testing.assert_allclose(smaller.nats_change, table.nats_change, atol=1e-5)
 
 
 def test_what_a_probe_finds_on_the_last_layer_after_a_part_is_left_out(tiny):
     labels = np.arange(9) % 2
-    table = refit_after(tiny, TRAIN, labels, TOKENS, LABELS, parts=["block", "head"], layers=[2, 1], **QUIET)
+    refit = refit_after(tiny, TRAIN, labels, TOKENS, LABELS, parts=["block", "head"], layers=[2, 1], **QUIET)
+    table = refit.table
     assert list(table.columns[:4]) == ["part", "layer", "head", "kind"] and len(table) == 6
     for row in table.itertuples():
         with edit(tiny, edits_of(tiny, row, "skip")):
@@ -179,12 +189,17 @@ def test_what_a_probe_finds_on_the_last_layer_after_a_part_is_left_out(tiny):
     plain = [states(tiny, "ln_1", 3, tokens).mean(1).numpy() for tokens in (TRAIN, TOKENS)]
     whole = LinearProbe().fit(plain[0], labels).score(plain[1], LABELS)
     np.testing.assert_allclose(table.accuracy - table.accuracy_change, whole)
+    assert refit.of_images[UNCHANGED].mean() == whole
+    assert_means(refit, "accuracy")
 
 
 def test_windows_are_those_of_the_with_block(tiny):
     probe = LinearProbe().fit(states(tiny, "ln_1", 3).mean(1).numpy(), LABELS)
     options = {"probe": probe, "probe_layer": -1, "labels": LABELS}
-    table = windows(tiny, TOKENS, [0, 2, 4], [(1, 2), (0, 0)], **options, batch_size=4, **QUIET)
+    measured = windows(tiny, TOKENS, [0, 2, 4], [(1, 2), (0, 0)], **options, batch_size=4, **QUIET)
+    table = measured.table
+    assert_means(measured, "nats")
+    np.testing.assert_allclose(measured.of_images[UNCHANGED], losses_of(tiny, TOKENS), atol=1e-5)
     assert list(table.columns[:6]) == ["radius", "first", "last", "nats", "nats_change", "low"]
     assert table[["first", "last", "radius"]].values.tolist() == [
         [1, 2, 0], [1, 2, 2], [1, 2, 4], [0, 0, 0], [0, 0, 2], [0, 0, 4]
@@ -194,6 +209,7 @@ def test_windows_are_those_of_the_with_block(tiny):
             np.testing.assert_allclose(row.nats, losses_of(tiny, TOKENS).mean(), atol=1e-5)
             right = probe.predict(states(tiny, "ln_1", 3).mean(1).numpy()) == LABELS
         assert row.accuracy == right.mean()
+        np.testing.assert_array_equal(measured.of_images[row.radius, row.first, row.last, CORRECT], right)
     np.testing.assert_allclose(table.nats_change[table.radius == 4], 0, atol=1e-5)
     assert (table.nats_change[table.radius < 4].abs() > 1e-4).all()
 
@@ -201,16 +217,16 @@ def test_windows_are_those_of_the_with_block(tiny):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(tiny, dtype):
     model = tiny.to(dtype)
-    table = leave_out(model, TOKENS, parts=["head", "block"], kind="mean", train_tokens=TRAIN, **QUIET)
+    table = leave_out(model, TOKENS, parts=["head", "block"], kind="mean", train_tokens=TRAIN, **QUIET).table
     assert table.nats_change.notna().all()
 
 
 def test_scores_in_float32(tiny):
-    want = leave_out(tiny, TOKENS, parts=["block"], **QUIET)
+    want = leave_out(tiny, TOKENS, parts=["block"], **QUIET).table
     tiny.config = tiny.transformer.config = replace(tiny.config, reorder_and_upcast_attn=True)
     for block in tiny.transformer.h:
         block.attn.upcast = True
-    got = leave_out(tiny, TOKENS, parts=["block"], **QUIET)
+    got = leave_out(tiny, TOKENS, parts=["block"], **QUIET).table
     np.testing.assert_allclose(got.nats_change, want.nats_change, atol=1e-5)
 
 
@@ -273,7 +289,7 @@ def costs(limit, layers=None):
     """Nats that each block of cifar10-xs costs on the first test images of a stratified draw."""
     model, images = lab.load_model("cifar10-xs"), lab.load_images(SHARED / "cifar10", "test", limit=limit)
     tokens = lab.tokenize(images, model.processor, progress=False)
-    return leave_out(model, tokens, parts=["block"], layers=layers, **QUIET).nats_change
+    return leave_out(model, tokens, parts=["block"], layers=layers, **QUIET).table.nats_change
 
 
 @CIFAR

@@ -81,6 +81,7 @@ def test_measures_are_those_of_transformers_weights_summed_by_hand(flags, weight
     for which in (model, theirs):
         got = maps_of(which, tokens.numpy(), weighting=weighting)
         table, offsets = (part.set_index(["layer", "head"]) for part in (got.table, got.offsets))
+        uniform = measures_by_hand(np.tril(np.ones((T, T))) / np.arange(1, T + 1)[:, None])[0]["distance"]
         assert set(got.table.weighting) == set(got.offsets.weighting) == {weighting} and set(got.table.n) == {3}
         for layer, head in [(0, 0), (2, 1)]:
             by_hand = [measures_by_hand(shares[layer, n, head]) for n in range(3)]
@@ -90,6 +91,7 @@ def test_measures_are_those_of_transformers_weights_summed_by_hand(flags, weight
                 np.testing.assert_allclose(row[name], values[name].mean(), atol=1e-6)
                 ends = stats.t.interval(0.95, 2, values[name].mean(), values[name].std(ddof=1) / np.sqrt(3))
                 np.testing.assert_allclose(row[[f"{name}_low", f"{name}_high"]].to_numpy(float), ends, atol=1e-5)
+            np.testing.assert_allclose(got.of_images[layer, head], values["distance"] / uniform, atol=1e-6)
             rows = offsets.loc[(layer, head)]
             assert {*zip(rows.dy, rows.dx, strict=True)} == by_hand[0][1].keys()
             for dy, dx, share in zip(rows.dy, rows.dx, rows.share, strict=True):

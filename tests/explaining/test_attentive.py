@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers_peer import transformers
 
 import igpt_lab as lab
+from conftest import assert_means
 from igpt_lab.explaining.attentive import states_of
 from igpt_lab.explaining.attentive_fit import Scale, Training, attend, fit_both, held_out, scale_of_states
 
@@ -114,7 +115,9 @@ def test_scales_are_those_of_numpy_and_a_feature_that_never_varies_stays():
 
 def test_the_table(tiny):
     tokens, labels = tokens_and_labels()
-    table = lab.probe_attentive(tiny, tokens, labels, tokens[:24], labels[:24], layers=[3, 1], seeds=[0, 5], **FEW)
+    probed = lab.probe_attentive(tiny, tokens, labels, tokens[:24], labels[:24], layers=[3, 1], seeds=[0, 5], **FEW)
+    table = probed.table
+    assert_means(probed, "test_accuracy")
     assert list(table) == COLUMNS
     assert table[["layer", "probe", "seed"]].to_numpy().tolist() == [
         [layer, probe, seed] for layer in (3, 1) for probe in ("attentive", "mean") for seed in (0, 5)
@@ -137,7 +140,7 @@ def test_states_are_those_of_both_models(tiny, tiny_folder):
     for model in (tiny, port):
         states = states_of(model, tokens, ("resid_pre", 2, "sos"), torch.float32)
         torch.testing.assert_close(states, want.hidden_states[2], atol=1e-5, rtol=1e-5)
-    table = lab.probe_attentive(port, tokens, labels, tokens, labels, layers=[2], seeds=[0], **FEW)
+    table = lab.probe_attentive(port, tokens, labels, tokens, labels, layers=[2], seeds=[0], **FEW).table
     assert len(table) == 2
 
 
@@ -145,7 +148,8 @@ def test_a_bidirectional_model_and_bfloat16(tiny):
     tokens, labels = tokens_and_labels()
     model = type(tiny)(replace(tiny.config, bidirectional=True)).eval().bfloat16()
     options = FEW | {"dtype": "bfloat16", "seeds": [0], "point": "mlp_act"}
-    assert lab.probe_attentive(model, tokens, labels, tokens, labels, **options).layer.unique().tolist() == [0, 1, 2]
+    table = lab.probe_attentive(model, tokens, labels, tokens, labels, **options).table
+    assert table.layer.unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

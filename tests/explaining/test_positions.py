@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import igpt_lab as lab
+from conftest import assert_means
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.probing.probes import Features
 
@@ -26,7 +27,7 @@ def some(features, rows):
 def test_at_position_0_accuracy_is_the_majority_share_at_every_layer(tiny, train, test, tmp_path):
     of_train, of_test = pooled(tiny, [train, test], "at:0,9", tmp_path)
     of_train, of_test = some(of_train, np.arange(20, 60)), some(of_test, np.arange(8, 40))  # 10 and 30, 12 and 20
-    table = lab.probe_slices(of_train, of_test, [0, 9], progress=False)
+    table = lab.probe_slices(of_train, of_test, [0, 9], progress=False).table
     assert (table.test_accuracy[table.position == 0] == 20 / 32).all()
     assert (table.test_accuracy[table.position == 9] != 20 / 32).any()
     assert (table["drop"][table.position == 0] == 0).all()
@@ -36,9 +37,10 @@ def test_at_position_0_accuracy_is_the_majority_share_at_every_layer(tiny, train
 
 
 def test_a_slice_is_probed_as_if_it_were_alone(tiny, train, test, tmp_path):
-    table = lab.probe_positions(
+    probed = lab.probe_positions(
         tiny, train, test, positions=[9, 3], layers=[1, 3], store=tmp_path, device="cpu", progress=False
     )
+    table = probed.table
     assert table[["layer", "position"]].to_numpy().tolist() == [[1, 9], [3, 9], [1, 3], [3, 3]]
     assert set(COLUMNS) <= set(table)
     for position, rows in table.groupby("position"):
@@ -49,12 +51,16 @@ def test_a_slice_is_probed_as_if_it_were_alone(tiny, train, test, tmp_path):
             *(Features.from_store(alone, split) for split in ("train", "test")), folds=2, device="cpu", progress=False
         )
         np.testing.assert_array_equal(rows.test_accuracy, result.table.test_accuracy)
+        for layer in (1, 3):
+            np.testing.assert_array_equal(probed.of_images[position, layer], result.correct[layer])
         assert rows["drop"].iloc[0] == lab.compare_layers(result).difference
 
 
 def test_the_whole_prefix_is_the_mean(tiny, train, test, tmp_path):
     options = {"store": tmp_path, "device": "cpu", "progress": False}
-    table = lab.probe_prefixes(tiny, train, test, shares=3, **options)
+    probed = lab.probe_prefixes(tiny, train, test, shares=3, **options)
+    table = probed.table
+    assert_means(probed, "test_accuracy")
     assert table.share.unique().tolist() == [1 / 3, 2 / 3, 1] and table.layer.nunique() == 4
     result = lab.probe_layers(*pooled(tiny, [train, test], "mean", tmp_path), folds=2, device="cpu", progress=False)
     whole = table[table.share == 1].drop(columns=["share", "drop", "drop_low", "drop_high", "drop_p"])

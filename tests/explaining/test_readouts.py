@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers_peer import transformers
 
 import igpt_lab as lab
+from conftest import assert_means
 from igpt_lab.explaining import linear_readout as of_states
 from igpt_lab.explaining import readouts
 from igpt_lab.explaining.linear_readout import classes_of, held_out, interval_over_images, linear_readout
@@ -106,7 +107,7 @@ def test_layer_0_knows_the_place_and_the_last_pixel_and_no_more_than_counts_do()
     tokens = np.stack(pixels, 1)
     names = ["current pixel", "next pixel", "row", "column"]
     table = bits_by_layer(network(n_embd=32, n_layer=1), tokens[:140], tokens[140:], targets=names, layers=[0],
-                          n_states=6, progress=False).set_index("target")  # fmt: skip
+                          n_states=6, progress=False).table.set_index("target")  # fmt: skip
     known = (table.bits / table.entropy)[["current pixel", "row", "column"]]
     assert (known > 0.97).all()
     entropy = -(stationary * np.log2(stationary)).sum()
@@ -147,12 +148,14 @@ def test_the_table_has_a_row_for_each_layer_and_target(tiny):
     tokens = np.random.default_rng(0).integers(0, 8, (40, 16))
     labels = (tokens.mean(1) > 3.5).astype(int)
     options = {"train_labels": labels[:25], "test_labels": labels[25:], "n_states": 3, "progress": False}
-    table = bits_by_layer(tiny, tokens[:25], tokens[25:], layers=[0, -1], **options)
+    measured = bits_by_layer(tiny, tokens[:25], tokens[25:], layers=[0, -1], **options)
+    table = measured.table
+    assert_means(measured, "bits")
     assert list(zip(table.layer, table.target, strict=True)) == [(layer, name) for layer in (0, 3) for name in TARGETS]
     np.testing.assert_allclose(table.bits, table.entropy - table.log_loss)
     assert table.low.le(table.bits).all() and table.bits.le(table.high).all() and table.n_images.eq(15).all()
     assert table.n_states.tolist() == 2 * (6 * [45] + [15]) and table.n_train.tolist() == 2 * (6 * [75] + [25])
-    one = bits_by_layer(tiny.bfloat16(), tokens[:25], tokens[25:], layers=3, targets=["row"], **options)
+    one = bits_by_layer(tiny.bfloat16(), tokens[:25], tokens[25:], layers=3, targets=["row"], **options).table
     assert one.bits[0] == pytest.approx(table.bits[9], abs=0.1)
 
 
