@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Drawn": "sampling.sampling",
+    "Explanation": "explaining.explain",
     "ExtractionSettings": "features.settings",
     "FeatureStore": "features.store",
     "Features": "probing.probes",
@@ -59,6 +60,7 @@ _HOME = {
     "download_openai": "models.openai",
     "edit": "explaining.edits",
     "effective_rank": "probing.geometry",
+    "explain": "explaining.explain",
     "explore": "app.explorer.widget",
     "extract": "features.extraction",
     "extract_on_cluster": "features.on_cluster",

@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import igpt_lab as lab
-from igpt_lab.app.commands import features, models, probing, results, sampling, training
+from igpt_lab.app.commands import explaining, features, models, probing, results, sampling, training
 
 COMMANDS = (  # in the order of the help
     features.extract,
@@ -19,6 +19,7 @@ COMMANDS = (  # in the order of the help
     probing.probe,
     probing.ablate,
     probing.dynamics,
+    explaining.explain,
     models.evaluate,
     training.pretrain,
     training.finetune,

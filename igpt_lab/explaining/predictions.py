@@ -91,7 +91,7 @@ def class_by_share(prefixes: Measurement, chosen: int) -> pd.DataFrame:
     the least favourable one: the lowest value among those of the worst verdict.
     """
     last = int(prefixes.table.layer.max())
-    _check_chosen(chosen, last)
+    check_chosen(chosen, last)
     rows, p_values = [], {}
     for share in QUARTERS:
         weights = {(share, chosen): 1.0, (share, last): -1.0}
@@ -113,7 +113,7 @@ def class_by_share(prefixes: Measurement, chosen: int) -> pd.DataFrame:
 def attention_narrows(attention: Measurement, chosen: int) -> pd.DataFrame:
     """Prediction 4, from `attention_maps` of all blocks."""
     blocks = int(attention.table.layer.max()) + 1
-    _check_chosen(chosen, blocks)
+    check_chosen(chosen, blocks)
     heads = attention.table["head"].unique().tolist()
     weights: dict[tuple, float] = {}
     for layer in range(blocks):
@@ -126,7 +126,7 @@ def attention_narrows(attention: Measurement, chosen: int) -> pd.DataFrame:
 def later_blocks_cost_no_class(refit: Measurement, chosen: int) -> pd.DataFrame:
     """Prediction 5, from `refit_after` with the part `block` of all blocks from c on."""
     blocks = int(refit.table.layer.max()) + 1
-    _check_chosen(chosen, blocks)
+    check_chosen(chosen, blocks)
     weights = {("block", layer, None): 1 / (blocks - chosen) for layer in range(chosen, blocks)}
     return _answered(4, refit.contrast({**weights, UNCHANGED: -1.0}))
 
@@ -135,7 +135,7 @@ def later_blocks_cost_no_class(refit: Measurement, chosen: int) -> pd.DataFrame:
 def short_window_after_peak(windows: Measurement, chosen: int) -> pd.DataFrame:
     """Prediction 6, from `windows` of radius 3 over the blocks 0 to c - 1, and over those from c to the last."""
     blocks = int(windows.table["last"].max()) + 1
-    _check_chosen(chosen, blocks)
+    check_chosen(chosen, blocks)
     before, after = 1 / chosen, 1 / (blocks - chosen)
     ranges = {(RADIUS, 0, chosen - 1): before, (RADIUS, chosen, blocks - 1): -after}
     return _answered(5, windows.contrast({**ranges, UNCHANGED: after - before}))
@@ -148,7 +148,7 @@ def attentive_fall(attentive: Measurement, chosen: int) -> pd.DataFrame:
     `seeds_low` and `seeds_high` are the 95% t interval over seeds, NaN of one seed.
     """
     last = int(attentive.table.layer.max())
-    _check_chosen(chosen, last)
+    check_chosen(chosen, last)
     seeds = attentive.table.seed.unique().tolist()
     falls = {seed: {(chosen, "attentive", seed): 1.0, (last, "attentive", seed): -1.0} for seed in seeds}
     weights = {key: weight / len(seeds) for fall in falls.values() for key, weight in fall.items()}
@@ -188,6 +188,16 @@ def answer(
     return pd.concat(tables, ignore_index=True)
 
 
+def describe(answers: pd.DataFrame) -> str:
+    """A table of `answer` in words, a line for each row; the numbers that one answer is made of are set in."""
+    lines = []
+    for row in answers.itertuples():
+        is_first = row.number in {prediction.number for prediction in PREDICTIONS}
+        name = row.prediction if is_first else f"  {row.number}"
+        lines.append(f"{name} {row.verdict}: {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]")
+    return "\n".join(lines)
+
+
 def verdict(low: float, high: float) -> str:
     """What an interval says of a number that is predicted to be above 0."""
     return "held" if low > 0 else "failed" if high < 0 else "not resolved"
@@ -203,7 +213,7 @@ def _answered(place: int, numbers: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame([{"prediction": asked.words, "number": asked.number} | _judged(numbers)])[list(COLUMNS)]
 
 
-def _check_chosen(chosen: int, last: int) -> None:
+def check_chosen(chosen: int, last: int) -> None:
     if not 0 < chosen < last:
         raise ValueError(
             f"layer c = {chosen}, and the last that was measured is L = {last}: the predictions compare what is before "
@@ -214,7 +224,7 @@ def _check_chosen(chosen: int, last: int) -> None:
 def _speeds(bits: Measurement, chosen: int, target: str) -> dict[tuple, float]:
     """Weights of bits gained a block from c to L, less those gained a block from 0 to c."""
     last = int(bits.table.layer.max())
-    _check_chosen(chosen, last)
+    check_chosen(chosen, last)
     before, after = 1 / chosen, 1 / (last - chosen)
     return {(0, target): before, (chosen, target): -before - after, (last, target): after}
 

@@ -19,6 +19,7 @@ ARGUMENTS = {
     "probe": "model images --limit --layers --store=stores --out --device --revision",
     "ablate": "model images --limit --layers --store=stores --out --device --revision",
     "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name",
+    "explain": "model images --chosen --store=stores --out --seed=0 --device --revision",
     "evaluate": "model images --split=test --limit --revision",
     "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit --steps "
     "--batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam --clip --flip=False "

@@ -1,0 +1,248 @@
+"""Every instrument on one model and its images, on few images each, and the answers to the predictions.
+
+Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes about five minutes on two cores. For closer
+intervals call the instruments themselves with more images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from igpt_lab.core.arguments import checked
+from igpt_lab.core.devices import best_device
+from igpt_lab.explaining.ablations import leave_out, refit_after, windows
+from igpt_lab.explaining.attention import AttentionSummary, attention_maps
+from igpt_lab.explaining.attentive import probe_attentive
+from igpt_lab.explaining.lenses import logit_lens
+from igpt_lab.explaining.measurement import Measurement
+from igpt_lab.explaining.positions import probe_prefixes
+from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, describe
+from igpt_lab.explaining.readouts import bits_by_layer
+from igpt_lab.features.extraction import extract
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.splits import stratified_draw
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.loading import load_model, tokens_of
+from igpt_lab.models.losses import check_alignment, losses_of
+from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
+from igpt_lab.probing.solvers.linear_probe import LinearProbe
+
+Model = ImageGPTForCausalImageModeling | str | Path
+TRAIN = {"probe": 2_000, "bits": 2_500, "refit": 1_500, "attentive": 2_000}  # images, of those that there are
+TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens": 1_000, "few": 300, "heads": 100}
+SHARES, LAYERS = 4, 7  # of prefixes
+RADII = (1, RADIUS, 7)
+FITS = 2.0  # all of the time, over that of the forward passes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """What every instrument measured, and `answers`, the table of `predictions.answer`, with c = `chosen`.
+
+    `probe` is of the mean of `ln_1` and the `lens` a table; `parts` are blocks, attention and MLPs left out, with that
+    probe at c, and `heads` heads.
+    """
+
+    chosen: int
+    probe: ProbeResult
+    lens: pd.DataFrame
+    bits: Measurement
+    prefixes: Measurement
+    attention: AttentionSummary
+    windows: Measurement
+    parts: Measurement
+    heads: Measurement
+    refit: Measurement
+    attentive: Measurement
+    answers: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return f"c = {self.chosen}\n{describe(self.answers)}"
+
+    def _repr_html_(self) -> str:
+        return self.answers.to_html()
+
+
+@checked
+def explain(
+    model: Model,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    store: str | Path = "stores",
+    chosen: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Explanation:
+    """Run every instrument on at most TRAIN and TEST images, and answer the predictions about layer c.
+
+    Args:
+        model: One that predicts pixels in their order, or what `load_model` takes; it is moved to the device.
+        train_images, test_images: With labels; of each the images are a stratified draw by `seed`.
+        store: Folder of the stores of features.
+        chosen: c, by default the layer that cross-validation on the training images chooses (`probe_layers`).
+        device: By default the accelerator where there is one.
+
+    Raises ValueError for a bidirectional model, images without labels, and where c is the first layer or the last.
+    """
+    model = load_model(model) if isinstance(model, str | Path) else model
+    check_alignment("sos", model.config)
+    if chosen is not None:
+        check_chosen(chosen, model.config.n_layer)
+    model = model.to(best_device(device)).eval()
+    train = _Images.drawn(model, train_images, max(TRAIN.values()), seed)
+    test = _Images.drawn(model, test_images, max(TEST.values()), seed)
+    with tqdm(total=10, desc="explain", unit="instrument", disable=not progress) as bar:
+        run = _Run.begun(model, train, test, chosen, seed, {"store": store, "device": device, "progress": progress})
+        bar.update()
+        measured: dict[str, Any] = {}
+        for instrument in (run.lens, run.bits, run.prefixes, run.attention, run.windows, run.parts, run.heads,
+                           run.refit, run.attentive):  # fmt: skip
+            measured[instrument.__name__] = instrument()
+            bar.update()
+    asked = ("bits", "prefixes", "attention", "refit", "windows", "attentive")
+    answers = answer(run.chosen, **{name: measured[name] for name in asked})
+    return Explanation(chosen=run.chosen, probe=run.probe, answers=answers, **measured)
+
+
+def estimated_seconds(
+    model: ImageGPTForCausalImageModeling,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    chosen: int | None = None,
+) -> float:
+    """How long `explain` takes about: FITS times the time of its forward passes, from that of 16 images.
+
+    Where c is not yet chosen it is taken to be in the middle.
+    """
+    blocks, heads = model.config.n_layer, model.config.n_head
+    tokens = tokens_of(model, train_images.select(np.arange(min(16, len(train_images)))))
+    losses_of(model, tokens)  # the first pass is slower
+    before = time.perf_counter()
+    losses_of(model, tokens)
+    of_image = (time.perf_counter() - before) / len(tokens)
+    late = 1 - (blocks // 2 if chosen is None else chosen) / blocks
+    test = {name: min(count, len(test_images)) for name, count in TEST.items()}
+    both = {name: min(count, len(train_images)) + test[name] for name, count in TRAIN.items()}
+    passes: float = 2 * both["probe"] + both["bits"] + 3 * both["attentive"] + 2 * test["lens"]
+    passes += both["refit"] * (1 + blocks * late**2 / 2)
+    passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2) + test["heads"] * heads * blocks / 2
+    return FITS * passes * of_image
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images of a split, with their palette indices (N, T) and labels (N,)."""
+
+    images: Any
+    tokens: np.ndarray
+    labels: np.ndarray
+    seed: int
+
+    @classmethod
+    def drawn(cls, model: Any, images: ImageSet | TokenSet, count: int, seed: int) -> _Images:
+        images = images.select(stratified_draw(images.require_labels(), count, seed=seed))
+        return cls(images, tokens_of(model, images), images.require_labels(), seed)
+
+    def some(self, count: int) -> _Images:
+        """A stratified draw of at most so many."""
+        rows = stratified_draw(self.labels, count, seed=self.seed)
+        return _Images(self.images.select(rows), self.tokens[rows], self.labels[rows], self.seed)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The instruments, each named as the field of an Explanation that it fills."""
+
+    model: ImageGPTForCausalImageModeling
+    train: _Images
+    test: _Images
+    features: Features  # of training images
+    probe: ProbeResult
+    chosen: int
+    of_store: dict[str, Any]  # options of what extracts
+    options: dict[str, Any]  # and of what does not
+
+    @classmethod
+    def begun(
+        cls, model: Any, train: _Images, test: _Images, chosen: int | None, seed: int, of_store: dict[str, Any]
+    ) -> _Run:
+        """The probe of each layer, and c; ValueError where c is at an end."""
+        splits = [train.some(TRAIN["probe"]).images, test.some(TEST["probe"]).images]
+        store = extract(model, splits, **of_store)
+        options = {"seed": seed, "progress": of_store["progress"]}
+        features, of_test = (Features.from_store(store, split.split) for split in splits)
+        probe = probe_layers(features, of_test, device=of_store["device"], **options)
+        chosen = probe.chosen if chosen is None else chosen
+        check_chosen(chosen, model.config.n_layer)
+        return cls(model, train, test, features, probe, chosen, of_store, options)
+
+    @property
+    def last(self) -> int:
+        return self.model.config.n_layer
+
+    def few(self) -> _Images:
+        return self.test.some(TEST["few"])
+
+    def strength(self, layer: int) -> float:
+        """C that was chosen for the probe of a layer."""
+        return float(self.probe.table.set_index("layer").C[layer])
+
+    def of_probe(self) -> dict[str, Any]:
+        """The probe at c with its layer, and the labels of few images."""
+        probe = LinearProbe(C=self.strength(self.chosen)).fit(self.features.layers[self.chosen], self.features.labels)
+        return {"probe": probe, "probe_layer": self.chosen, "labels": self.few().labels}
+
+    def lens(self) -> pd.DataFrame:
+        return logit_lens(self.model, self.test.some(TEST["lens"]).tokens, progress=self.options["progress"])
+
+    def bits(self) -> Measurement:
+        train, test = self.train.some(TRAIN["bits"]), self.test.some(TEST["bits"])
+        labels: dict[str, Any] = {"train_labels": train.labels, "test_labels": test.labels}
+        return bits_by_layer(self.model, train.tokens, test.tokens, **labels, **self.options)
+
+    def prefixes(self) -> Measurement:
+        train, test = self.train.some(TRAIN["probe"]), self.test.some(TEST["probe"])
+        layers = sorted({*np.linspace(0, self.last, LAYERS).round().astype(int).tolist(), self.chosen})
+        options: dict[str, Any] = {"shares": SHARES, "layers": layers, "seed": self.options["seed"]}
+        return probe_prefixes(self.model, train.images, test.images, **options, **self.of_store)
+
+    def attention(self) -> AttentionSummary:
+        return attention_maps(self.model, self.few().tokens, progress=self.options["progress"])
+
+    def windows(self) -> Measurement:
+        ranges = [(0, self.chosen - 1), (self.chosen, self.last - 1)]
+        options = {"progress": self.options["progress"], **self.of_probe()}
+        return windows(self.model, self.few().tokens, RADII, ranges, **options)
+
+    def parts(self) -> Measurement:
+        parts = ["block", "attention", "mlp"]
+        return leave_out(self.model, self.few().tokens, parts=parts, **self.of_probe(), **self.options)
+
+    def heads(self) -> Measurement:
+        return leave_out(self.model, self.test.some(TEST["heads"]).tokens, parts=["head"], **self.options)
+
+    def refit(self) -> Measurement:
+        train, test = self.train.some(TRAIN["refit"]), self.test.some(TEST["refit"])
+        options: dict[str, Any] = {
+            "layers": range(self.chosen, self.last),
+            "probe": LinearProbe(C=self.strength(self.last)),
+        }
+        return refit_after(self.model, train.tokens, train.labels, test.tokens, test.labels, **options, **self.options)
+
+    def attentive(self) -> Measurement:
+        train, test = self.train.some(TRAIN["attentive"]), self.test.some(TEST["attentive"])
+        layers = sorted({0, self.chosen // 2, self.chosen, (self.chosen + self.last) // 2, self.last})
+        options: dict[str, Any] = {"layers": layers, "queries": math.gcd(4, self.model.config.n_embd)}
+        options["progress"] = self.options["progress"]
+        return probe_attentive(self.model, train.tokens, train.labels, test.tokens, test.labels, **options)

@@ -1,0 +1,55 @@
+"""Every instrument at once, on a tiny model, from the command and from Python."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+import igpt_lab as lab
+from igpt_lab.app import cli
+from igpt_lab.explaining.explain import estimated_seconds
+from igpt_lab.explaining.predictions import PREDICTIONS, describe
+from igpt_lab.figures import saving
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+
+FIGURES = "lens bits prefixes attention offsets windows left_out heads attentive".split()
+
+
+def test_the_command_saves_what_each_instrument_measured_and_prints_the_answers(
+    tiny_folder, tiny_images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(saving, "render", lambda figure, kind: b"")  # most of the time; figures have their own tests
+    arguments = ["explain", str(tiny_folder), str(tiny_images), "--chosen", "1", "--store", str(tmp_path / "stores")]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("about 1 min")
+    suffixes = ("png", "pdf", "svg", "csv", "json")
+    wanted = {f"{name}.{suffix}" for name in FIGURES for suffix in suffixes} | {"refit.csv", "answers.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == wanted
+    answers = pd.read_csv(tmp_path / "out" / "answers.csv")
+    assert answers.drop_duplicates("prediction").prediction.tolist() == [asked.words for asked in PREDICTIONS]
+    assert (answers.n == 40).all() and answers[["value", "low", "high"]].notna().all(axis=None)
+    assert describe(answers) in printed and "c = 1" in printed
+    bits = pd.read_csv(tmp_path / "out" / "bits.csv").set_index(["layer", "target"]).bits
+    at = [bits[layer, "next pixel"] for layer in (0, 1, 3)]
+    assert answers.value[0] == pytest.approx((at[2] - at[1]) / 2 - (at[1] - at[0]))
+    refit = pd.read_csv(tmp_path / "out" / "refit.csv")
+    assert refit.layer.tolist() == [1, 2] and answers.value[9] == pytest.approx(refit.accuracy_change.mean())
+
+
+def test_what_cannot_be_explained_is_refused_before_any_work(tiny, train, test, tmp_path, monkeypatch):
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    monkeypatch.setattr(type(tiny.transformer), "forward", None)
+    for chosen in (0, 3):
+        with pytest.raises(ValueError, match=f"layer c = {chosen}, and the last .* is L = 3"):
+            lab.explain(tiny, train, test, chosen=chosen, **options)
+    with pytest.raises(ValueError, match="has no labels"):
+        lab.explain(tiny, replace(train, labels=None), test, **options)
+    model = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True)).eval()
+    with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
+        lab.explain(model, train, test, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_is_of_some_seconds(tiny, train, test):
+    assert 0 < estimated_seconds(tiny, train, test) < 600
