@@ -109,15 +109,11 @@ def test_the_model_is_loaded_once_when_it_is_first_asked_and_an_image_runs_once(
 
 
 def test_another_model_is_refused(store, folder, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"another model: tiny-random has the weights \w{8}; expected those of tiny, "
-    ):
+    with pytest.raises(ValueError, match=r"another model: tiny-random has the weights \w{8}; expected those of tiny, "):
         explore(store, model=lab.load_model(folder, random=True))
     turned = lab.load_model(folder)
     turned.processor = ImageGPTImageProcessorPil(turned.processor.clusters[::-1].copy(), 4)
-    with pytest.raises(
-        ValueError, match=r"reads images in another way than the model of the store: palette \w{8}"
-    ):
+    with pytest.raises(ValueError, match=r"reads images in another way than the model of the store: palette \w{8}"):
         explore(store, model=turned)
     with pytest.raises(ValueError, match=r"a model of torch.bfloat16; expected one of torch.float32"):
         explore(store, model=lab.load_model(folder).to(torch.bfloat16))

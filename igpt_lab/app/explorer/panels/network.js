@@ -98,7 +98,7 @@ function addNetworkEvents(place, network, choosePixel) {
 // One of the three pictures, a square of the network's pixels, with a title below.
 function networkPicture(name) {
   const focus = name === "weights" ? { tabindex: 0, role: "application" } : { role: "img" };
-  const canvas = make("canvas", { class: "plot", "data-picture": name, ...focus });
+  const canvas = make("canvas", { "data-picture": name, ...focus });
   const title = make("figcaption", { class: "soft" });
   const element = make("figure", {}, canvas, title);
 
