@@ -150,7 +150,7 @@ def extraction_key(
     return FeatureKey(
         model=str(model.name),
         weights=digest_of_weights(model),
-        **_images_as_read(model),
+        **images_as_read(model),
         images=names.pop(),
         splits={images.split: (images.fingerprint, len(images)) for images in splits},
         layers=layers,
@@ -160,7 +160,7 @@ def extraction_key(
     )
 
 
-def _images_as_read(model: ImageGPTForCausalImageModeling) -> dict:
+def images_as_read(model: ImageGPTForCausalImageModeling) -> dict:
     """Fields of the key that say how an image becomes tokens; "none" where a model takes tokens alone."""
     processor: Any = model.processor
     if processor is None:

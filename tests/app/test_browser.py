@@ -244,6 +244,28 @@ def test_images_by_keyboard_and_by_mouse(page):
     assert "principal components" in page.locator(".igx .features .said").inner_text()
 
 
+def test_inside_the_network(page):
+    panel = page.locator(".igx .inside")
+    panel.locator("summary").click()
+    looks = panel.locator("[data-picture=weights]")
+    looks.wait_for()
+    titles, words = panel.locator("figcaption"), panel.locator(".said")
+    assert "row 6, column 6" in words.inner_text() and "where head 0 of block 0 looks" in titles.last.inner_text()
+    panel.locator("[data-picture=true]").click(position={"x": 2, "y": 200})
+    panel.locator(".said", has_text="row 11, column 0").wait_for()
+    looks.focus()
+    page.keyboard.press("ArrowRight")  # not to another cell
+    panel.locator(".said", has_text="row 11, column 1").wait_for()
+    before = looks.evaluate("it => it.toDataURL()")
+    panel.locator("[data-head]").select_option("1")
+    assert "where head 1" in titles.last.inner_text() and looks.evaluate("it => it.toDataURL()") != before
+    page.locator(".igx [data-slider=layer]").focus()
+    page.keyboard.press("End")
+    panel.locator("figcaption", has_text="no block after layer 20").wait_for()
+    shot(panel, "explorer-inside")
+    panel.locator("summary").click()
+
+
 def test_other_labels_and_images_come_from_the_kernel(page):
     of = page.locator(".igx .of")
     page.locator(".igx [data-choice=count]").select_option("4")

@@ -1,4 +1,5 @@
 // The explorer. All that a step of a slider needs is in the browser already: see explorer.py for what the kernel sends.
+// The panel of the network alone asks the kernel, while it is open.
 // explorer.py joins panels/*.js and this file to one module. A panel is a function of the state. It returns its elements,
 // and two functions: fill() for new data, draw() for all that a step changes.
 
@@ -28,7 +29,7 @@ function render({ model, el }) {
     draw();
   };
 
-  const forget = listen(model, kernelListeners(state, panels.header, renew, draw));
+  const forget = listen(model, kernelListeners(state, panels, renew, draw));
   renew();
   const unwatch = watchPage(state, panels, dress);
   return () => {
@@ -46,19 +47,20 @@ function createPanels(state) {
   const confusion = confusionPanel(state, plane.see);
   const image = imagePanel(state);
   const changes = changesPanel(state);
+  const network = networkPanel(state);
   state.root.append(
     header.top, header.status.element, sliders.element,
     make("div", { class: "grid" },
       make("div", { class: "column" }, curve.element, plane.element),
       make("div", { class: "column" }, confusion.element, image.element),
-      changes.element),
+      changes.element, network.element),
     header.note);
-  const drawn = [sliders, curve, confusion, image, changes, plane];
-  return { header, plane, confusion, drawn, filled: [header, ...drawn] };
+  const filled = [sliders, curve, confusion, image, changes, plane];
+  return { header, plane, confusion, network, drawn: [...filled, network], filled: [header, ...filled] };
 }
 
 // Events of the model, and what each of them does.
-function kernelListeners(state, header, renew, draw) {
+function kernelListeners(state, { header, network }, renew, draw) {
   const { model } = state;
   const { status } = header;
   return {
@@ -75,7 +77,11 @@ function kernelListeners(state, header, renew, draw) {
       if (state.data) header.restore();
       status.say(model.get("problem"), true);
     },
-    "msg:custom": (message) => {
+    "msg:custom": (message, buffers) => {
+      if (message.look) {
+        network.hear(message.look, buffers);
+        return;
+      }
       status.ready();
       if (message.failed) status.say(message.failed, true);
       else if (message.saved) status.say(`Saved ${message.files.length} files in ${message.saved}`);

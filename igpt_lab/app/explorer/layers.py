@@ -128,9 +128,12 @@ def take_rows(features: Features, rows: np.ndarray) -> Features:
     return replace(features, layers=layers, labels=features.labels[rows], index=features.index[rows])
 
 
-def open_source(store: FeatureStore, split: str, remote: bool = False) -> Source | str:
+def open_source(
+    store: FeatureStore, split: str, remote: bool = False, processor: ImageGPTImageProcessorPil | None = None
+) -> Source | str:
     """The images of a split, from where the store says they are; or the reason why there are none, in words.
 
+    Without a `processor` it is that of the model that the store names.
     A store may be a stranger's: of a server that it names nothing is asked but where `remote` allows it.
     """
     try:
@@ -139,7 +142,7 @@ def open_source(store: FeatureStore, split: str, remote: bool = False) -> Source
             places = ", ".join(sources.addresses)
             return f"the store names {places}; explore(store, remote=True) asks there, if you trust it"
         image_set = load_images(**sources.images[split], split=split)
-        processor = processor_of(sources.model["name"], sources.model.get("revision"))
+        processor = processor or processor_of(sources.model["name"], sources.model.get("revision"))
     except (ValueError, OSError) as error:
         return f"the images are not where the store says: {error}"
     if processor is None:

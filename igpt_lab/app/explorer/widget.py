@@ -1,7 +1,8 @@
 """The explorer for JupyterLab: what each layer's probe says of the images, where they lie, and which are alike.
 
 All that a step of the slider shows is computed once, goes to the browser as bytes and is drawn there by explorer.js and
-the panels. Only another point, split or number of labels comes back to the kernel.
+the panels. Only another point, split or number of labels comes back to the kernel, and what the panel of the network
+asks while it is open.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from igpt_lab.app.explorer.layers import (
     survey,
     take_rows,
 )
+from igpt_lab.app.explorer.network import Network
 from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, page, summarise, views
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.provenance import RunRecord
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
 
 HELD = "held out"  # a tenth of train, by probes that saw the other nine
@@ -59,18 +62,22 @@ def explore(
     limit: int | None = 4000,
     progress: bool = True,
     remote: bool = False,
+    model: ImageGPTForCausalImageModeling | str | Path | None = None,
 ) -> Explorer:
     """The explorer of a feature store with a split `train`: end a notebook's cell with it.
 
     Shows at most `limit` images of a split, a seeded draw (None: all); every number in it is of these. Its Save button
     writes the view under the folder `out`. A store may be a stranger's: images at an address that it names, such as
-    s3://bucket/set, are asked for with `remote` alone. Raises ValueError for a store without labels or without training
-    images.
+    s3://bucket/set, are asked for with `remote` alone. `model` is the one that the features are of, for what it expects
+    of an image and where its heads look; by default it is loaded when that is first asked, from the package or from the
+    folder that the store names. Raises ValueError for a store without labels or without training images, and for
+    another model.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
         raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
-    return Explorer(store, out=Path(out).expanduser(), limit=limit, progress=progress, remote=remote)
+    out = Path(out).expanduser()
+    return Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=Network(store, model))
 
 
 class Explorer(AnyWidget):
@@ -99,12 +106,16 @@ class Explorer(AnyWidget):
     rows = traitlets.Bytes().tag(sync=True)  # int32 (N,), in the source
     pictures = traitlets.Bytes().tag(sync=True)  # uint8 (N, H, W, C)
 
-    def __init__(self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool, remote: bool = False):
+    def __init__(
+        self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool, remote: bool = False,
+        network: Network | None = None,
+    ):  # fmt: skip
         self.store = store
         self.out = out
         self.limit = limit
         self._computed = {}
-        self._sources = {split: open_source(store, split, remote) for split in store.splits}
+        self.network = network or Network(store)
+        self._sources = {split: open_source(store, split, remote, self.network.processor) for split in store.splits}
         super().__init__()
         self._progress = progress
         self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
@@ -264,6 +275,8 @@ class Explorer(AnyWidget):
         return f"{shown:,} {self.split} images" if shown == total else f"{shown:,} of {total:,} {self.split} images"
 
     def _on_message(self, _, message: dict, __) -> None:
+        if message.get("do") == "look":
+            self.send(*self.network.answer(message, self.split, self._sources[self._store_split], self.shown.index))
         if message.get("do") != "save":
             return
         try:
