@@ -133,8 +133,8 @@ def open_source(
 ) -> Source | str:
     """The images of a split, from where the store says they are; or the reason why there are none, in words.
 
-    Without a `processor` it is that of the model that the store names.
-    A store may be a stranger's: of a server that it names nothing is asked but where `remote` allows it.
+    Without a `processor` it is that of the model that the store names. A store may be a
+    stranger's: of a server that it names nothing is asked but where `remote` allows it.
     """
     try:
         sources = sources_of(store, [split])

@@ -77,8 +77,8 @@ class Network:
     ) -> tuple[dict[str, dict], list[bytes]]:
         """The message for the browser, which asked for a layer and a pixel of an image, a position among `rows`.
 
-        The pixel may be None, for the one in the middle. Behind what was asked comes `problem`, a line, or else `side`
-        and `heads`, and the arrays of a `Look` as bytes.
+        The pixel may be None, for the one in the middle. To what was asked it adds `problem`, a line, or else `side`,
+        that of the image in pixels, and `heads`, with the arrays of a `Look` as bytes.
         """
         facts: dict[str, Any] = {"split": split} | {name: asked.get(name) for name in ASKED}
         try:

@@ -276,7 +276,8 @@ class Explorer(AnyWidget):
 
     def _on_message(self, _, message: dict, __) -> None:
         if message.get("do") == "look":
-            self.send(*self.network.answer(message, self.split, self._sources[self._store_split], self.shown.index))
+            source = self._sources[self._store_split]
+            self.send(*self.network.answer(message, self.split, source, self.shown.index))
         if message.get("do") != "save":
             return
         try:
