@@ -179,6 +179,11 @@ def points(row: Any, name: str = "difference", low: str = "low", high: str = "hi
     return f"{100 * value:+.1f} [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
 
 
+def verdict(row: dict[str, Any]) -> str:
+    """Whether the interval of a difference leaves zero out."""
+    return "holds" if row["low"] > 0 or row["high"] < 0 else "not resolved"
+
+
 def together(row: dict[str, float]) -> str:
     """A mean over draws with its interval over draws and images, in %."""
     return f"{percent(row['mean'])} [{100 * row['low_all']:.1f}, {100 * row['high_all']:.1f}]"
@@ -205,7 +210,7 @@ def rendered() -> str:
         keep_trailing_newline=True,
     )  # fmt: skip
     filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
-    environment.filters |= filters | {"signed": signed, "together": together}
+    environment.filters |= filters | {"signed": signed, "together": together, "verdict": verdict}
     runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
     tables = {
         "regime": regime(),
