@@ -22,16 +22,14 @@ def repeat_stopped(
     """The same probe of one layer again and again, stopped after 100 iterations and at its optimum.
 
     Nothing that differs between the rows should matter: `order`, the seed that shuffles the training rows (0 leaves
-    them as they are), `dtype` of the features, and `threads` of a stopped fit (more
-    than the first with order 0 alone). Columns: `solver`, these three,
-    `iterations`, `converged` and `test_accuracy`.
+    them as they are), `dtype` of the features, and `threads` of a stopped fit (more than the first with order 0 alone).
+    Columns: `solver`, these three, `iterations`, `converged` and `test_accuracy`.
     """
     classes, y = np.unique(train.labels, return_inverse=True)
-    repeats = [(STOPPED, *each) for each in product(range(orders), ("float32", "float64"), threads[:1])]
-    repeats += [
-        (STOPPED, *each) for each in product([0], ("float32", "float64"), threads[1:])
-    ]  # slow beside other work
-    repeats += [(CONVERGED, *each) for each in product(range(orders), ("float32", "float64"), (1,))]
+    dtypes = ("float32", "float64")
+    repeats = [(STOPPED, *setting) for setting in product(range(orders), dtypes, threads[:1])]
+    repeats += [(STOPPED, *setting) for setting in product([0], dtypes, threads[1:])]  # slow beside other work
+    repeats += [(CONVERGED, *setting) for setting in product(range(orders), dtypes, [1])]
     rows = []
     for solver, order, dtype, count in tqdm(repeats, desc=f"repeats at layer {layer}", disable=not progress):
         place = np.random.default_rng(order).permutation(len(y)) if order else np.arange(len(y))
