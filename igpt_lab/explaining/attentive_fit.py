@@ -6,9 +6,9 @@
 
 Keys are the states themselves, as in the efficient probing of Psomas et al. (2025); AIM (El-Nouby et al., 2024) learns
 keys too. A query of zeros gives the mean, and the order of the states changes nothing. *Mean*: the mean state through
-one hidden layer of GELUs, as wide as makes the parameters equal in number. Both read the same standardised values and
-are fitted in the same way: Adam on the cross entropy of all training images but a stratified tenth, on which the epoch
-of the lowest loss is chosen.
+one hidden layer of GELUs, as wide as makes the parameters equal in number. Both read whitened values, as many features
+are nearly collinear and Adam hardly moves along the directions in which they differ. Both are fitted in the same way:
+Adam on the cross entropy of all training images but a stratified tenth, on which the epoch of lowest loss is chosen.
 
 Letters: S seeds, M queries, B images of a step; seeds are fitted side by side, each with its own held-out tenth.
 """
@@ -29,6 +29,7 @@ from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.solvers.objective import scale_of
 
 PROBES = ("attentive", "mean")
+FLOOR = 1e-3  # of the largest standard deviation: a direction that varies less is not whitened further
 Weights = dict[str, Tensor]  # each (S, ...)
 
 
@@ -49,15 +50,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Scale:
-    """Of a layer's states: their mean (D,), and by what keys and values are divided (D,).
+    """Of a layer's states: their mean (D,), what keys are divided by (D,), and what values and mean states are
+    multiplied by (D, D).
 
-    Keys by the standard deviation of single states, values by that of the images' mean states. The latter is at least
-    the former / sqrt(T), that of T independent states, as a mean over positions hardly varies in some features.
+    Keys are divided by the standard deviation of single states. Mean states are whitened. So are values, by the
+    covariance of mean states and that of a mean over T independent states together, as mean states hardly vary in some
+    directions in which a mean over some positions may.
     """
 
     mean: Tensor
     of_keys: Tensor
     of_values: Tensor
+    of_means: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,14 @@ def attend(weights: Weights, states: Tensor, scale: Scale) -> Tensor:
     seeds, queries, width = weights["queries"].shape
     asked = (weights["queries"] / scale.of_keys).flatten(0, 1) / math.sqrt(width)  # the keys' mean changes no softmax
     shares = torch.softmax(asked @ states.mT, dim=-1)  # (B, S M, T)
-    pooled = ((shares @ states - scale.mean) / scale.of_values).unflatten(1, (seeds, queries))
+    pooled = ((shares @ states - scale.mean) @ scale.of_values).unflatten(1, (seeds, queries))
     values = torch.einsum("bsmd,smde->sbme", pooled, weights["values"]).flatten(2)
     return values @ weights["classes"] + weights["bias"]
 
 
 def read_mean(weights: Weights, means: Tensor, scale: Scale) -> Tensor:
     """Mean states (B, D) -> logits (S, B, K) of the probe of the mean."""
-    hidden = F.gelu(((means - scale.mean) / scale.of_values) @ weights["hidden"])
+    hidden = F.gelu((means - scale.mean) @ scale.of_means @ weights["hidden"])
     return hidden @ weights["classes"] + weights["bias"]
 
 
@@ -90,9 +94,27 @@ def scale_of_states(states: Tensor) -> Scale:
     steps = states.split(max(1, 2**22 // states[0].numel()))
     means = torch.cat([step.mean(1, dtype=torch.float32) for step in steps])
     mean = means.mean(0)
-    variance = torch.stack([(step.float() - mean).square().mean(1).sum(0) for step in steps]).sum(0) / len(states)
-    of_keys = scale_of(mean, variance, torch.float32)
-    return Scale(mean, of_keys, torch.maximum(means.std(0, correction=0), of_keys / math.sqrt(states.shape[1])))
+    of_states = sum(_products(step.float() - mean) for step in steps) / len(states)
+    of_keys = scale_of(mean, of_states.diagonal(), torch.float32)
+    of_means = _products((means - mean)[:, None]) / len(states)
+    return Scale(mean, of_keys, _whitening(mean, of_means + of_states / states.shape[1]), _whitening(mean, of_means))
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Centred states (B, T, D) -> their products (D, D), the mean over T summed over B."""
+    flat = rows.flatten(0, 1)
+    return flat.mT @ flat / rows.shape[1]
+
+
+def _whitening(mean: Tensor, covariance: Tensor) -> Tensor:
+    """W (D, D) for rows x of a covariance (D, D): those of x W are uncorrelated and of variance 1, but for FLOOR.
+
+    Of all such W the one that changes standardised rows least (ZCA-cor; Kessy et al., 2018).
+    """
+    deviation = scale_of(mean, covariance.diagonal(), torch.float32).cpu().double()
+    variances, directions = torch.linalg.eigh(covariance.cpu().double() / deviation / deviation[:, None])
+    whitened = directions / variances.clamp_min(FLOOR**2 * variances.max()).sqrt() @ directions.T
+    return (whitened / deviation[:, None]).to(covariance)
 
 
 def held_out(labels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:

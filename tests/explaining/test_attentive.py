@@ -39,13 +39,13 @@ def test_queries_of_zeros_are_a_linear_probe_on_the_mean_of_the_values():
     got = attend(weights, states, scale := scale_of_states(states))
     for s in range(2):
         values = torch.cat(list(weights["values"][s]), dim=1)  # (D, D)
-        linear = ((states - scale.mean) / scale.of_values @ values).mean(1) @ weights["classes"][s]
+        linear = ((states - scale.mean) @ scale.of_values @ values).mean(1) @ weights["classes"][s]
         torch.testing.assert_close(got[s], linear + weights["bias"][s])
 
 
 def test_attention_is_torchs_own():
     states, weights = torch.randn(5, 7, 6), weights_of()
-    unit = Scale(torch.zeros(6), torch.ones(6), torch.ones(6))
+    unit = Scale(torch.zeros(6), torch.ones(6), torch.eye(6), torch.eye(6))
     for s, got in enumerate(attend(weights, states, unit)):
         heads = []
         for query, values in zip(weights["queries"][s], weights["values"][s], strict=True):
@@ -55,7 +55,7 @@ def test_attention_is_torchs_own():
 
 
 def test_permuted_positions_change_nothing():
-    states, weights = torch.randn(5, 7, 6), weights_of()
+    states, weights = torch.randn(50, 7, 6), weights_of()
     scale, others = scale_of_states(states), scale_of_states(states[:, torch.randperm(7)])
     torch.testing.assert_close(vars(others), vars(scale))
     torch.testing.assert_close(attend(weights, states[:, torch.randperm(7)], scale), attend(weights, states, scale))
@@ -110,7 +110,11 @@ def test_scales_are_those_of_numpy_and_a_feature_that_never_varies_stays():
     np.testing.assert_allclose(scale.mean, x.mean((0, 1)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scale.of_keys[:2], x.std((0, 1))[:2], rtol=1e-4)
     assert scale.of_keys[2] == 1
-    np.testing.assert_allclose(scale.of_values, np.maximum(x.mean(1).std(0), scale.of_keys.numpy() / 2), rtol=1e-4)
+    of_means = np.cov(x.mean(1).T, ddof=0)
+    of_values = of_means + np.cov(x.reshape(-1, 3).T, ddof=0) / 4
+    for covariance, white in ((of_values, scale.of_values), (of_means, scale.of_means)):
+        white = white.double().numpy()
+        np.testing.assert_allclose((white.T @ covariance @ white)[:2, :2], np.eye(2), atol=1e-4)
 
 
 def test_the_table(tiny):
