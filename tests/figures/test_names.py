@@ -29,6 +29,7 @@ MEANT = {
     "raw pixels",
 }
 MEANT |= {"chosen layer", "last layer", "t", "n", ""}
+MEANT |= {"block", "attention", "mlp", "head", "attentive", "mean"}  # parts that are left out, and probes
 
 
 def renamed(value):
