@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.explaining.ablations import leave_out, refit_after, windows
-from igpt_lab.explaining.attention import AttentionSummary, attention_maps
+from igpt_lab.explaining.attention import AttentionSummary, attention_from, attention_maps
 from igpt_lab.explaining.attentive import probe_attentive
-from igpt_lab.explaining.lenses import logit_lens
+from igpt_lab.explaining.lenses import lens_strip, logit_lens, pixel_baselines
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.explaining.positions import probe_prefixes
+from igpt_lab.explaining.positions import probe_positions, probe_prefixes
 from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, describe
 from igpt_lab.explaining.readouts import bits_by_layer
+from igpt_lab.explaining.tuned_lens import fit_tuned_lens, tuned_lens
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.splits import stratified_draw
@@ -37,9 +39,10 @@ from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 Model = ImageGPTForCausalImageModeling | str | Path
-TRAIN = {"probe": 2_000, "bits": 2_500, "refit": 1_500, "attentive": 2_000}  # images, of those that there are
-TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens": 1_000, "few": 300, "heads": 100}
-SHARES, LAYERS = 4, 7  # of prefixes
+TRAIN = {"probe": 2_000, "lens": 2_000, "bits": 2_500, "refit": 1_500, "attentive": 2_000}  # images, or all there are
+TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens": 500, "few": 200, "heads": 100}
+SHARES, LAYERS = 4, 7  # of prefixes, and those beside c
+STEPS = 100  # of the tuned lens
 RADII = (1, RADIUS, 7)
 FITS = 2.0  # all of the time, over that of the forward passes
 
@@ -48,16 +51,21 @@ FITS = 2.0  # all of the time, over that of the forward passes
 class Explanation:
     """What every instrument measured, and `answers`, the table of `predictions.answer`, with c = `chosen`.
 
-    `probe` is of the mean of `ln_1` and the `lens` a table; `parts` are blocks, attention and MLPs left out, with that
-    probe at c, and `heads` heads.
+    `probe` is of the mean of `ln_1`; `lens` has the logit lens and the tuned lens, `baselines` what counting pixels
+    gives beside them; `parts` are blocks, attention and MLPs left out, with that probe at c, and `heads` heads. `strip`
+    (`lens_strip`) and `looks` (`attention_from` the pixel in the middle) are of the first test image drawn.
     """
 
     chosen: int
     probe: ProbeResult
     lens: pd.DataFrame
+    baselines: pd.DataFrame
+    strip: pd.DataFrame
     bits: Measurement
+    positions: Measurement
     prefixes: Measurement
     attention: AttentionSummary
+    looks: pd.DataFrame
     windows: Measurement
     parts: Measurement
     heads: Measurement
@@ -69,7 +77,8 @@ class Explanation:
         return f"c = {self.chosen}\n{describe(self.answers)}"
 
     def _repr_html_(self) -> str:
-        return self.answers.to_html()
+        with pd.option_context("display.max_colwidth", None):
+            return self.answers.to_html()
 
 
 @checked
@@ -90,10 +99,12 @@ def explain(
         model: One that predicts pixels in their order, or what `load_model` takes; it is moved to the device.
         train_images, test_images: With labels; of each the images are a stratified draw by `seed`.
         store: Folder of the stores of features.
-        chosen: c, by default the layer that cross-validation on the training images chooses (`probe_layers`).
+        chosen: c, by default the layer that cross-validation on the training images chooses (`probe_layers`); where
+            that is the first layer or the last, the one beside it, with a warning.
         device: By default the accelerator where there is one.
 
-    Raises ValueError for a bidirectional model, images without labels, and where c is the first layer or the last.
+    Raises ValueError for a bidirectional model, images without labels, and where `chosen` is the first layer or the
+    last.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     check_alignment("sos", model.config)
@@ -102,13 +113,13 @@ def explain(
     model = model.to(best_device(device)).eval()
     train = _Images.drawn(model, train_images, max(TRAIN.values()), seed)
     test = _Images.drawn(model, test_images, max(TEST.values()), seed)
-    with tqdm(total=10, desc="explain", unit="instrument", disable=not progress) as bar:
+    names = [field.name for field in fields(Explanation) if field.name not in ("chosen", "probe", "answers")]
+    with tqdm(total=1 + len(names), desc="explain", unit="instrument", disable=not progress) as bar:
         run = _Run.begun(model, train, test, chosen, seed, {"store": store, "device": device, "progress": progress})
         bar.update()
         measured: dict[str, Any] = {}
-        for instrument in (run.lens, run.bits, run.prefixes, run.attention, run.windows, run.parts, run.heads,
-                           run.refit, run.attentive):  # fmt: skip
-            measured[instrument.__name__] = instrument()
+        for name in names:
+            measured[name] = getattr(run, name)()
             bar.update()
     asked = ("bits", "prefixes", "attention", "refit", "windows", "attentive")
     answers = answer(run.chosen, **{name: measured[name] for name in asked})
@@ -177,14 +188,13 @@ class _Run:
     def begun(
         cls, model: Any, train: _Images, test: _Images, chosen: int | None, seed: int, of_store: dict[str, Any]
     ) -> _Run:
-        """The probe of each layer, and c; ValueError where c is at an end."""
+        """The probe of each layer, and c."""
         splits = [train.some(TRAIN["probe"]).images, test.some(TEST["probe"]).images]
         store = extract(model, splits, **of_store)
         options = {"seed": seed, "progress": of_store["progress"]}
         features, of_test = (Features.from_store(store, split.split) for split in splits)
         probe = probe_layers(features, of_test, device=of_store["device"], **options)
-        chosen = probe.chosen if chosen is None else chosen
-        check_chosen(chosen, model.config.n_layer)
+        chosen = _between_ends(probe.chosen, model.config.n_layer) if chosen is None else chosen
         return cls(model, train, test, features, probe, chosen, of_store, options)
 
     @property
@@ -204,21 +214,46 @@ class _Run:
         return {"probe": probe, "probe_layer": self.chosen, "labels": self.few().labels}
 
     def lens(self) -> pd.DataFrame:
-        return logit_lens(self.model, self.test.some(TEST["lens"]).tokens, progress=self.options["progress"])
+        tuned = fit_tuned_lens(self.model, self.train.some(TRAIN["lens"]).tokens, steps=STEPS, **self.options)
+        tokens, progress = self.test.some(TEST["lens"]).tokens, self.options["progress"]
+        tables = [
+            logit_lens(self.model, tokens, progress=progress),
+            tuned_lens(self.model, tokens, tuned, progress=progress),
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def baselines(self) -> pd.DataFrame:
+        colours = self.model.config.vocab_size - 1
+        return pixel_baselines(self.train.tokens, self.test.some(TEST["lens"]).tokens, colours)
+
+    def strip(self) -> pd.DataFrame:
+        return lens_strip(self.model, self.test.tokens[0])
 
     def bits(self) -> Measurement:
         train, test = self.train.some(TRAIN["bits"]), self.test.some(TEST["bits"])
         labels: dict[str, Any] = {"train_labels": train.labels, "test_labels": test.labels}
         return bits_by_layer(self.model, train.tokens, test.tokens, **labels, **self.options)
 
+    def positions(self) -> Measurement:
+        return probe_positions(self.model, *self.probed(), **self.of_slices())
+
     def prefixes(self) -> Measurement:
-        train, test = self.train.some(TRAIN["probe"]), self.test.some(TEST["probe"])
+        return probe_prefixes(self.model, *self.probed(), shares=SHARES, **self.of_slices())
+
+    def probed(self) -> list[Any]:
+        """Images of the two splits that probes are fitted and tested on."""
+        return [self.train.some(TRAIN["probe"]).images, self.test.some(TEST["probe"]).images]
+
+    def of_slices(self) -> dict[str, Any]:
+        """Options of probes of a part of each image: some layers, c among them."""
         layers = sorted({*np.linspace(0, self.last, LAYERS).round().astype(int).tolist(), self.chosen})
-        options: dict[str, Any] = {"shares": SHARES, "layers": layers, "seed": self.options["seed"]}
-        return probe_prefixes(self.model, train.images, test.images, **options, **self.of_store)
+        return {"layers": layers, "seed": self.options["seed"], **self.of_store}
 
     def attention(self) -> AttentionSummary:
         return attention_maps(self.model, self.few().tokens, progress=self.options["progress"])
+
+    def looks(self) -> pd.DataFrame:
+        return attention_from(self.model, self.test.tokens[0], self.model.config.n_positions // 2)
 
     def windows(self) -> Measurement:
         ranges = [(0, self.chosen - 1), (self.chosen, self.last - 1)]
@@ -246,3 +281,16 @@ class _Run:
         options: dict[str, Any] = {"layers": layers, "queries": math.gcd(4, self.model.config.n_embd)}
         options["progress"] = self.options["progress"]
         return probe_attentive(self.model, train.tokens, train.labels, test.tokens, test.labels, **options)
+
+
+def _between_ends(chosen: int, last: int) -> int:
+    """The layer that cross-validation chose, or where that is an end the one beside it, with a warning."""
+    inside = min(max(chosen, 1), last - 1)
+    check_chosen(inside, last)
+    if inside != chosen:
+        warnings.warn(
+            f"cross-validation chose layer {chosen} of 0..{last}, an end: the predictions compare what is before c "
+            f"with what is from c on, so c = {inside} stands for it",
+            stacklevel=5,
+        )
+    return inside

@@ -7,12 +7,12 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.explaining.explain import estimated_seconds
+from igpt_lab.explaining.explain import _between_ends, estimated_seconds
 from igpt_lab.explaining.predictions import PREDICTIONS, describe
 from igpt_lab.figures import saving
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
-FIGURES = "lens bits prefixes attention offsets windows left_out heads attentive".split()
+FIGURES = "lens strip bits positions prefixes attention offsets looks windows left_out heads attentive".split()
 
 
 def test_the_command_saves_what_each_instrument_measured_and_prints_the_answers(
@@ -49,6 +49,15 @@ def test_what_cannot_be_explained_is_refused_before_any_work(tiny, train, test, 
     with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
         lab.explain(model, train, test, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_an_end_is_chosen_the_layer_beside_it_stands_for_it():
+    assert _between_ends(2, 4) == 2
+    for end, beside in ((0, 1), (4, 3)):
+        with pytest.warns(UserWarning, match=f"chose layer {end} of 0..4, an end.* c = {beside} stands"):
+            assert _between_ends(end, 4) == beside
+    with pytest.raises(ValueError, match="expected c from 1 to 0"):
+        _between_ends(0, 1)
 
 
 def test_the_estimate_is_of_some_seconds(tiny, train, test):

@@ -58,11 +58,15 @@ def _save(explained: Explanation, title: str, folder: Path, record: RunRecord) -
         files.extend(lab.figures.save_figure(figure, folder / name, data=table, record=record))
 
     probe, attention, figures = explained.probe.table, explained.attention, lab.figures
-    save("lens", figures.lens_curve(explained.lens, probe, title=title), explained.lens)
+    marks = explained.baselines
+    save("lens", figures.lens_curve(explained.lens, probe, marks=marks, title=title), explained.lens)
+    save("strip", figures.lens_strip(explained.strip, title=title), explained.strip)
     save("bits", figures.bits_curve(explained.bits.table, title=title), explained.bits.table)
+    save("positions", figures.position_map(explained.positions.table, title=title), explained.positions.table)
     save("prefixes", figures.prefix_curve(explained.prefixes.table, title=title), explained.prefixes.table)
     save("attention", figures.attention_depth(attention.table, title=title), attention.table)
     save("offsets", figures.offset_maps(attention.offsets, title=title), attention.offsets)
+    save("looks", figures.attention_from(explained.looks, title=title), explained.looks)
     save("windows", figures.window_curve(explained.windows.table, title=title), explained.windows.table)
     save("left_out", figures.leave_out_curve(explained.parts.table, title=title), explained.parts.table)
     save("heads", figures.head_map(explained.heads.table, title=title), explained.heads.table)
