@@ -94,7 +94,9 @@ def scale_of_states(states: Tensor) -> Scale:
     steps = states.split(max(1, 2**22 // states[0].numel()))
     means = torch.cat([step.mean(1, dtype=torch.float32) for step in steps])
     mean = means.mean(0)
-    of_states = sum(_products(step.float() - mean) for step in steps) / len(states)
+    of_states = torch.zeros(len(mean), len(mean), device=mean.device)
+    for step in steps:
+        of_states += _products(step.float() - mean) / len(states)
     of_keys = scale_of(mean, of_states.diagonal(), torch.float32)
     of_means = _products((means - mean)[:, None]) / len(states)
     return Scale(mean, of_keys, _whitening(mean, of_means + of_states / states.shape[1]), _whitening(mean, of_means))
