@@ -4,6 +4,7 @@ python docs/make_results.py        write it again, as `make reference` does at i
 """
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from igpt_lab.probing.effects import AT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
+SEED_STUDIES = ("seeds", "equal_loss", "fashion_seeds")
+MEASURES = {"depth": ".0f", "height": ".1f", "drop": "+.1f"}  # of seeds, in % or points
 
 
 @lru_cache
@@ -133,8 +136,7 @@ def regime() -> list[dict[str, Any]]:
     chosen = own[own.chosen.astype(bool)].assign(last=own.groupby("model").layer.transform("max"))
     corrected = holm(dict(zip(chosen.model, chosen.drop_p, strict=True)))
     chosen = chosen.assign(p_holm=chosen.model.map(corrected), pixels=chosen.model.map(pixels))
-    verdict = (chosen.p_holm <= 0.05).map({True: "holds", False: "not resolved"})
-    return chosen.assign(verdict=verdict).to_dict("records")
+    return chosen.assign(verdict=verdicts(chosen.p_holm)).to_dict("records")
 
 
 def dynamics(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -142,8 +144,27 @@ def dynamics(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = pd.concat([run.table("training_dynamics") for run in runs], ignore_index=True)
     rows = rows[rows.chosen.astype(bool)].reset_index(drop=True)
     corrected = pd.Series(holm(rows.drop_p.to_dict()))
-    verdict = (corrected <= 0.05).map({True: "holds", False: "not resolved"})
-    return rows.assign(p_holm=corrected, verdict=verdict).to_dict("records")
+    return rows.assign(p_holm=corrected, verdict=verdicts(corrected)).to_dict("records")
+
+
+def seed_studies() -> dict[str, dict[str, Any]]:
+    """The studies of seeds of pretraining that results/studies/ has, by name."""
+    return {name: seed_study(name) for name in SEED_STUDIES if (ROOT / f"results/studies/{name}.csv").exists()}
+
+
+def seed_study(name: str) -> dict[str, Any]:
+    """Families, their differences and runs as rows, the numbers of images, and raw pixels as networks see them."""
+    rows = table(f"studies/{name}")
+    families, differences, runs = (table(f"studies/{name}_{part}") for part in ("summary", "differences", "runs"))
+    pixels = rows[rows.control == "raw pixels"].to_dict("records")
+    return {
+        "families": families.to_dict("records"),
+        "differences": differences.assign(verdict=verdicts(differences.p_holm)).to_dict("records"),
+        "runs": runs.assign(verdict=verdicts(runs.drop_p_holm)).to_dict("records"),
+        "n_train": rows.n_train.iloc[0],
+        "n_test": rows.n_test.iloc[0],
+        "pixels": " or ".join(dict.fromkeys(map(with_interval, pixels))),
+    }
 
 
 def long_fine_tuning() -> dict[str, Any]:
@@ -174,14 +195,30 @@ def with_interval(row: Any) -> str:
 
 
 def points(row: Any, name: str = "difference", low: str = "low", high: str = "high") -> str:
-    """A difference with its interval, in points of accuracy."""
+    """A difference with its interval, where it has one, in points of accuracy."""
     value, ends = row[name], (row[low], row[high])
+    if math.isnan(ends[0]):
+        return signed(value)
     return f"{100 * value:+.1f} [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
 
 
 def verdict(row: dict[str, Any]) -> str:
     """Whether the interval of a difference leaves zero out."""
     return "holds" if row["low"] > 0 or row["high"] < 0 else "not resolved"
+
+
+def verdicts(p_holm: pd.Series) -> pd.Series:
+    return (p_holm <= 0.05).map({True: "holds", False: "not resolved"})
+
+
+def over_seeds(row: dict[str, Any]) -> list[str]:
+    """Of each measure of a family: the mean with its interval over seeds, and the interval over images."""
+    cells = []
+    for measure, digits in MEASURES.items():
+        ends = ("mean", "low", "high", "images_low", "images_high")
+        mean, low, high, *images = (format(100 * row[f"{measure}_{end}"], digits) for end in ends)
+        cells += [f"{mean} [{low}, {high}]" if row["n_seeds"] > 1 else mean, " to ".join(images)]
+    return cells
 
 
 def together(row: dict[str, float]) -> str:
@@ -198,7 +235,13 @@ def reach(values: Sequence[float] | pd.Series) -> str:
     return f"{100 * min(values):.1f} to {percent(max(values))}"
 
 
+def nats(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
 def probability(value: float) -> str:
+    if math.isnan(value):
+        return ""
     return f"{value:.0e}".replace("e-0", "e-") if value < 0.001 else f"{value:.3f}"
 
 
@@ -211,9 +254,11 @@ def rendered() -> str:
     )  # fmt: skip
     filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
     environment.filters |= filters | {"signed": signed, "together": together, "verdict": verdict}
+    environment.filters |= {"over_seeds": over_seeds, "nats": nats}
     runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
     tables = {
         "regime": regime(),
+        "seeds": seed_studies(),
         "dynamics": dynamics(list(runs.values())),
         "tuned": long_fine_tuning(),
         "transfer": transfer(),

@@ -3,13 +3,84 @@
 import importlib.util
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
+from igpt_lab.core.seeds import compare_families, summarise_runs, summarise_seeds
+from tables import seed_table
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_number_on_the_page_is_one_of_a_file():
+@pytest.fixture
+def maker():
     spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs/make_results.py")
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def studies(maker, tmp_path, monkeypatch):
+    """results/studies of a copy that has every file but those of the seeds."""
+    folder = tmp_path / "results/studies"
+    folder.mkdir(parents=True)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    for path in [*(ROOT / "results").glob("*-xs-*"), *(ROOT / "results/studies").iterdir()]:
+        if not path.name.startswith(maker.SEED_STUDIES):
+            (tmp_path / path.relative_to(ROOT)).symlink_to(path)
+    monkeypatch.setattr(maker, "ROOT", tmp_path)
+    return folder
+
+
+def save(table, folder, name):
+    """The four tables of `igpt-lab dynamics --final`."""
+    runs = summarise_runs(table)
+    parts = {"": table, "_runs": runs, "_summary": summarise_seeds(runs), "_differences": compare_families(runs)}
+    for ending, rows in parts.items():
+        rows.to_csv(folder / f"{name}{ending}.csv", index=False)
+
+
+def test_every_number_on_the_page_is_one_of_a_file(maker):
     assert maker.PAGE.read_text(encoding="utf-8") == maker.rendered()
     readme = maker.README.read_text(encoding="utf-8")
     assert readme == maker.with_results(readme) and "| chosen layer | " in readme
+
+
+def test_the_seeds_of_one_study_are_on_the_page_alone(maker, studies):
+    table = seed_table().assign(n_train=1234)
+    table.loc[table.control == "raw pixels", ["low", "high"]] = 0.89, 0.91
+    save(table, studies, "fashion_seeds")
+    page = maker.rendered().splitlines()
+    assert {line for line in page if "seeds" in line and line[0] == "#"} == {
+        "## Pretraining seeds",
+        "### Other seeds of `fashion-xs`",
+    }
+    assert "A linear probe of raw pixels has 90.0% [89.0, 91.0]." in page
+    # t of 2 degrees of freedom is 4.302653; depths 1/2, 1/2, 1, heights 50, 56, 47 and drops 6, 10, 0 by hand
+    # layers that may be the best: 1, 1..2 and 2 of a, 1..2 of b
+    a = "| `a` | 3 | 2.000 | 67 [-5, 138] | 67 to 83 | 51.0 [39.6, 62.4] | 48.0 to 55.0 |"
+    a += " +5.3 [-7.2, +17.8] | +3.3 to +6.3 |"
+    b = "| `b` | 1 | 2.000 | 50 | 50 to 100 | 60.0 | 57.0 to 64.0 | +10.0 | +8.0 to +11.0 |"
+    run = "| `a` | 2 | 2.000 | 28.0% | 2 of 2 | 47.0% | 47.0% | 2 | +0.0 [-2.0, +1.0] | 0.040 | holds |"
+    assert not {a, b, run} - set(page)
+    assert not any(" less `" in line and "| depth |" in line for line in page)  # of one seed there is no difference
+
+
+def test_differences_of_families_say_what_is_not_resolved(maker, studies):
+    alike = seed_table().query("family == 'b'")
+    higher = [alike.assign(seed_of_pretraining=s, test_accuracy=alike.test_accuracy + s / 1000) for s in (1, 2)]
+    lossless = pd.concat([alike, *higher]).assign(loss=float("nan"))
+    others = lossless.assign(family="c", loss=2.0, test_accuracy=lossless.test_accuracy - 0.1)
+    save(pd.concat([lossless, others]).assign(n_train=1234), studies, "seeds")
+    page = maker.rendered().splitlines()
+    assert "1,234 training and" in " ".join(page) and "| `b` | 3 |  | 50 [50, 50] |" in "\n".join(page)
+    rows = [line.split(" | ")[1:] for line in page if line.startswith("| `b` less `c` |")]
+    # deviation 0.1 of each, so the difference has the error 0.1 sqrt(2 / 3), and t of 4 degrees of freedom is 2.776445
+    assert rows[0] == ["depth", "+0.0", "", "", "not resolved |"]
+    assert rows[1][:2] == ["height", "+10.0 [+9.8, +10.2]"] and rows[1][-1] == "holds |"
+    assert (rows[2][0], rows[2][-1]) == ("drop", "not resolved |")
+
+
+def test_without_their_tables_the_page_says_nothing_of_seeds(maker, studies):
+    assert "Pretraining seeds" not in maker.rendered()
