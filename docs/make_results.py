@@ -1,6 +1,6 @@
-"""docs/results.md and README's table, from the files in results/ and a template: no number there is typed by hand.
+"""Two pages of docs/ and README's table, from the files in results/ and templates: no number there is typed by hand.
 
-python docs/make_results.py        write it again, as `make reference` does at its end
+python docs/make_results.py        write them again, as `make reference` does at its end
 """
 
 import json
@@ -16,10 +16,12 @@ import pandas as pd
 from igpt_lab.core.display import MODEL, span
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.significance import compare, holm
+from igpt_lab.explaining.predictions import PREDICTIONS
 from igpt_lab.probing.effects import AT
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
+PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle")}
+README = ROOT / "README.md"
 SEED_STUDIES = ("seeds", "equal_loss", "fashion_seeds")
 MEASURES = {"depth": ".0f", "height": ".1f", "drop": "+.1f"}  # of seeds, in % or points
 
@@ -119,6 +121,15 @@ class Run:
         rows = rows[(rows.k == k) & (rows.layer_rule == "chosen")]
         facts = rows[["low_all", "high_all", "overlap"]].iloc[0].to_dict()
         return {"mean": rows.test_accuracy.mean(), "sd": rows.test_accuracy.std()} | facts
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Rows of the answers to the predictions, the number of each in `place`; those that one is made of have none."""
+        places = {prediction.number: place for place, prediction in enumerate(PREDICTIONS, 1)}
+        rows = self.table("answers")
+        is_first = rows.number.isin(places)
+        words = rows.prediction.where(is_first, "- " + rows.number)
+        place = rows.number.map(places).astype("Int64").astype(str).where(is_first, "")
+        return rows.assign(place=place, words=words).to_dict("records")
 
     def control(self, name: str, among: str = "layer_curve") -> pd.DataFrame:
         rows = self.table(among)
@@ -230,6 +241,10 @@ def signed(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
+def measured(value: float) -> str:
+    return f"{value:+.3g}"
+
+
 def reach(values: Sequence[float] | pd.Series) -> str:
     """The least and the largest of some shares, in %."""
     return f"{100 * min(values):.1f} to {percent(max(values))}"
@@ -245,8 +260,8 @@ def probability(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-") if value < 0.001 else f"{value:.3f}"
 
 
-def rendered() -> str:
-    """The page."""
+def rendered(page: str) -> str:
+    """One of PAGES."""
     loader = jinja2.FileSystemLoader(ROOT / "docs")
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -254,7 +269,7 @@ def rendered() -> str:
     )  # fmt: skip
     filters = {"percent": percent, "accuracy": with_interval, "points": points, "reach": reach, "p": probability}
     environment.filters |= filters | {"signed": signed, "together": together, "verdict": verdict}
-    environment.filters |= {"over_seeds": over_seeds, "nats": nats}
+    environment.filters |= {"over_seeds": over_seeds, "nats": nats, "measured": measured}
     runs = {"fashion": Run("fashion-xs-fashion-mini"), "cifar10": Run("cifar10-xs-cifar10")}
     tables = {
         "regime": regime(),
@@ -263,16 +278,17 @@ def rendered() -> str:
         "tuned": long_fine_tuning(),
         "transfer": transfer(),
     }
-    return environment.get_template("results.md.j2").render(**tables, **runs)
+    return environment.get_template(f"{page}.md.j2").render(**tables, **runs)
 
 
 def with_results(readme: str) -> str:
     """README with the first table of the page between its two marks."""
-    first = rendered().partition("\n| `fashion-xs` |")[2].partition("\n\n")[0]
+    first = rendered("results").partition("\n| `fashion-xs` |")[2].partition("\n\n")[0]
     before, mark, rest = readme.partition("<!-- results: written by docs/make_results.py -->\n")
     return f"{before}{mark}| `fashion-xs` |{first}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
 
 
 if __name__ == "__main__":
-    atomic_write(PAGE, rendered())
+    for name, page in PAGES.items():
+        atomic_write(page, rendered(name))
     atomic_write(README, with_results(README.read_text(encoding="utf-8")))

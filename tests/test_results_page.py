@@ -41,8 +41,9 @@ def save(table, folder, name):
         rows.to_csv(folder / f"{name}{ending}.csv", index=False)
 
 
-def test_every_number_on_the_page_is_one_of_a_file(maker):
-    assert maker.PAGE.read_text(encoding="utf-8") == maker.rendered()
+@pytest.mark.parametrize("name", ["results", "why_the_middle"])
+def test_every_number_on_the_page_is_one_of_a_file(maker, name):
+    assert maker.PAGES[name].read_text(encoding="utf-8") == maker.rendered(name)
     readme = maker.README.read_text(encoding="utf-8")
     assert readme == maker.with_results(readme) and "| chosen layer | " in readme
 
@@ -51,7 +52,7 @@ def test_the_seeds_of_one_study_are_on_the_page_alone(maker, studies):
     table = seed_table().assign(n_train=1234)
     table.loc[table.control == "raw pixels", ["low", "high"]] = 0.89, 0.91
     save(table, studies, "fashion_seeds")
-    page = maker.rendered().splitlines()
+    page = maker.rendered("results").splitlines()
     assert {line for line in page if "seeds" in line and line[0] == "#"} == {
         "## Pretraining seeds",
         "### Other seeds of `fashion-xs`",
@@ -73,7 +74,7 @@ def test_differences_of_families_say_what_is_not_resolved(maker, studies):
     lossless = pd.concat([alike, *higher]).assign(loss=float("nan"))
     others = lossless.assign(family="c", loss=2.0, test_accuracy=lossless.test_accuracy - 0.1)
     save(pd.concat([lossless, others]).assign(n_train=1234), studies, "seeds")
-    page = maker.rendered().splitlines()
+    page = maker.rendered("results").splitlines()
     assert "1,234 training and" in " ".join(page) and "| `b` | 3 |  | 50 [50, 50] |" in "\n".join(page)
     rows = [line.split(" | ")[1:] for line in page if line.startswith("| `b` less `c` |")]
     # deviation 0.1 of each, so the difference has the error 0.1 sqrt(2 / 3), and t of 4 degrees of freedom is 2.776445
@@ -83,4 +84,4 @@ def test_differences_of_families_say_what_is_not_resolved(maker, studies):
 
 
 def test_without_their_tables_the_page_says_nothing_of_seeds(maker, studies):
-    assert "Pretraining seeds" not in maker.rendered()
+    assert "Pretraining seeds" not in maker.rendered("results")

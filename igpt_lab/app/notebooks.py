@@ -24,8 +24,9 @@ NOTEBOOKS = (
     "06_geometry",
     "07_training_dynamics",
     "08_fine_tuning",
+    "09_why_the_middle",
 )
-LONG = ("05_protocol", "07_training_dynamics", "08_fine_tuning")  # run on demand only
+LONG = ("05_protocol", "07_training_dynamics", "08_fine_tuning", "09_why_the_middle")  # run on demand only
 CURVE = "02_layer_probe"  # the notebook that the summary is of
 QUICK = {
     "train_rows": 600,

@@ -159,6 +159,12 @@ def test_tables_of_fine_tuning():
     agree(pairs.sort_values("difference", key=pd.to_numeric), expected, at_least=6)
 
 
+def test_tables_of_why_the_middle():
+    refit, answers = tables("09_why_the_middle")
+    agree(refit, results("refit"), at_least=7)
+    agree(answers, results("answers"), at_least=9)
+
+
 def test_the_tour_says_what_it_saved():
     table, pages = results("tour_layer_curve", MODEL), " ".join(data("00_tour", "text/html"))
     best, last = table[table.chosen.astype(bool)].iloc[0], table.iloc[-1]

@@ -18,7 +18,8 @@ FIGURES = (
     "tour_layer_curve",
     "layer_curve", "companions", "selectivity", "few_label_curve", "samples", "completions", "temperatures",
     "neighbours", "surprise", "contact_sheet", "protocol", "geometry", "cka", "cka_random", "training_dynamics",
-    "fine_tuning",
+    "fine_tuning", "bits", "lens", "strip", "offsets", "attention", "looks", "left_out", "heads", "windows",
+    "positions", "prefixes", "attentive",
 )  # fmt: skip
 
 
