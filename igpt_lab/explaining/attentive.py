@@ -20,9 +20,8 @@ from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import layers_of, record
-from igpt_lab.features.settings import default_batch
+from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.cost import inner_width
 from igpt_lab.probing.probes import say_unseen
 
 LAYERS = 6  # by default, evenly over depth
@@ -76,8 +75,8 @@ def probe_attentive(
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")
     tokens = [_whole(checked_tokens(images, config), config) for images in (train_tokens, test_tokens)]
     _check_labels(tokens, (train_labels, test_labels))
-    _check_model(model, point, queries)
-    _check_memory(tokens[0], _width(point, config), dtype, memory)
+    _check_model(model, config, point, queries)
+    _check_memory(tokens[0], width_at(point, config), dtype, memory)
     known = list(dict.fromkeys(layers_of(point, config.n_layer, layers)))
     if layers is None:
         known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, LAYERS).round().astype(int))]
@@ -185,16 +184,12 @@ def _check_labels(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray]) ->
             raise ValueError(f"{name}: labels {np.shape(of_images)} for {len(images)} images; expected one an image")
 
 
-def _check_model(model: nn.Module, point: str, queries: int) -> None:
+def _check_model(model: nn.Module, config: Any, point: str, queries: int) -> None:
     if any(module.training for module in model.modules()):
         raise RuntimeError("the model is in training mode; call model.eval()")
-    width = _width(point, model.config)
+    width = width_at(point, config)
     if queries < 1 or width % queries:
         raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
-
-
-def _width(point: str, config) -> int:
-    return inner_width(config) if point == "mlp_act" else config.n_embd
 
 
 def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> None:
