@@ -24,7 +24,7 @@ from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
 from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
 from igpt_lab.explaining.passes import Passes, Variant
-from igpt_lab.features.hooks import layers_of
+from igpt_lab.features.hooks import check_eval, layers_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import check_alignment
@@ -177,8 +177,7 @@ def _check(
         check_part(model, part, 0, 0 if part == "head" else None)
     if len(checked_tokens(tokens, model.config)) < 2:
         raise ValueError(f"tokens {np.shape(tokens)}; expected two images or more, for an interval over images")
-    if any(module.training for module in model.modules()):
-        raise RuntimeError("the model is in training mode; call model.eval()")
+    check_eval(model)
     return layers_of("resid_post", model.config.n_layer, layers)
 
 

@@ -27,7 +27,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.significance import mean_interval
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
 
 WEIGHTINGS = ("weights", "values")
@@ -153,6 +153,7 @@ def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: s
         raise ValueError("a bidirectional (BERT) model has no start token and sees later pixels; use a causal model")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
+    check_eval(model)
     chosen = layers_of("qkv", config.n_layer, layers)
     count = config.n_positions
     tokens = checked_tokens(tokens, config)

@@ -19,7 +19,7 @@ from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.probing.probes import say_unseen
@@ -75,8 +75,11 @@ def probe_attentive(
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")
     tokens = [_whole(checked_tokens(images, config), config) for images in (train_tokens, test_tokens)]
     _check_labels(tokens, (train_labels, test_labels))
-    _check_model(model, config, point, queries)
-    _check_memory(tokens[0], width_at(point, config), dtype, memory)
+    check_eval(model)
+    width = width_at(point, config)
+    if queries < 1 or width % queries:
+        raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
+    _check_memory(tokens[0], width, dtype, memory)
     known = list(dict.fromkeys(layers_of(point, config.n_layer, layers)))
     if layers is None:
         known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, LAYERS).round().astype(int))]
@@ -182,14 +185,6 @@ def _check_labels(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray]) ->
     for name, images, of_images in zip(("train", "test"), tokens, labels, strict=True):
         if np.shape(of_images) != (len(images),):
             raise ValueError(f"{name}: labels {np.shape(of_images)} for {len(images)} images; expected one an image")
-
-
-def _check_model(model: nn.Module, config: Any, point: str, queries: int) -> None:
-    if any(module.training for module in model.modules()):
-        raise RuntimeError("the model is in training mode; call model.eval()")
-    width = width_at(point, config)
-    if queries < 1 or width % queries:
-        raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
 
 
 def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> None:

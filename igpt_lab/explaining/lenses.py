@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.significance import mean_interval
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
 from igpt_lab.models.losses import align
@@ -151,11 +151,15 @@ def lens_table(
 
 
 def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
-    """Tokens (N, T), checked, for a model that predicts the next pixel; ValueError for any other model."""
+    """Tokens (N, T), checked, for a model that predicts the next pixel; ValueError for any other model.
+
+    RuntimeError for one in training mode.
+    """
     if not hasattr(model, "lm_head"):
         raise ValueError(f"a {type(model).__name__} has no head over colours; expected a model as lab.load_model gives")
     if getattr(model.config, "bidirectional", False):
         raise ValueError("a bidirectional (BERT) model predicts hidden pixels, not the next one; use a causal model")
+    check_eval(model)
     tokens = checked_tokens(tokens, model.config)
     if not tokens.size:
         raise ValueError(f"tokens {tokens.shape}; expected at least one image")

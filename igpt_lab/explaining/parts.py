@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.explaining.edits import Edits, Function, Place
-from igpt_lab.features.hooks import backbone_of, layers_of, record
+from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -157,6 +157,7 @@ def means_of(
     Of `head` it is the heads' side by side. Sums are in float64 where the device has it, so that a batch's size changes
     no more than what its products round.
     """
+    check_eval(model)
     tokens = checked_tokens(tokens, model.config)
     if not len(tokens):
         raise ValueError(f"tokens {tokens.shape}; expected one training image or more")

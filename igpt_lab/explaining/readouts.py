@@ -18,7 +18,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.explaining.linear_readout import Readout, interval_over_images, linear_readout
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 
@@ -75,7 +75,7 @@ def bits_by_layer(
     unknown target or layer, a target without its labels or palette, tokens that are not whole images, and too many
     states.
     """
-    places = layers_of("resid_pre", len(_backbone(model).h), layers)
+    places = layers_of("resid_pre", len(backbone_of(model).h), layers)
     tokens = [_whole_images(model, split) for split in (train_tokens, test_tokens)]
     labels = [_of_images(y, split) for y, split in zip((train_labels, test_labels), tokens, strict=True)]
     palette = _palette_of(model, palette)
@@ -113,11 +113,6 @@ def _table(readouts: dict[tuple[int, str], Readout], values: dict[str, list[np.n
     return pd.DataFrame(rows)
 
 
-def _backbone(model: nn.Module) -> Any:
-    backbone = getattr(model, "transformer", model)
-    return getattr(backbone, "_orig_mod", backbone)
-
-
 def _whole_images(model: Any, tokens: np.ndarray) -> np.ndarray:
     """Tokens, checked against the model."""
     config = model.config
@@ -125,6 +120,7 @@ def _whole_images(model: Any, tokens: np.ndarray) -> np.ndarray:
         raise ValueError(
             "a bidirectional model has no next pixel; expected a model that predicts pixels in their order"
         )
+    check_eval(model)
     tokens = checked_tokens(tokens, config)
     if tokens.shape[1] != config.n_positions or len(tokens) < 2:
         raise ValueError(f"tokens {tokens.shape}; expected two or more whole images, (N, {config.n_positions})")

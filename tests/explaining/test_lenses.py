@@ -237,3 +237,17 @@ def test_what_no_lens_can_read_is_refused(tiny, tokens):
     with pytest.raises(ValueError, match="1 training images and 6 others"):
         lab.pixel_baselines(tokens[:1], tokens, 8)
     assert not any(module._forward_pre_hooks for module in tiny.modules())
+
+
+def test_no_instrument_measures_dropout(tiny, tokens):
+    """A model in training mode gives other numbers at each call."""
+    lens = lab.fit_tuned_lens(tiny, tokens, steps=1, **QUIET)
+    tiny.transformer.h[1].mlp.train()
+    for measure in (
+        lab.logit_lens, lab.attribute, lab.fit_tuned_lens, lab.attention_maps,
+        lambda *of: lab.lens_strip(tiny, tokens[0]), lambda *of: lab.tuned_lens(*of, lens),
+        lambda *of: lab.attribute_logits(*of, 3), lambda *of: lab.attention_from(tiny, tokens[0], 3),
+        lambda *of: lab.bits_by_layer(*of, tokens), lambda *of: lab.mean_of(tiny, "mlp", 0, tokens),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"the model is in training mode; call model.eval\(\)"):
+            measure(tiny, tokens)
