@@ -29,6 +29,7 @@ from igpt_lab.core.significance import mean_interval
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.losses import on_device
 
 WEIGHTINGS = ("weights", "values")
 OF_STATES = ("entropy", "entropy_ratio", "sos")  # measured state by state
@@ -90,7 +91,7 @@ def attention_maps(
 
     with torch.no_grad(), record(model, ["qkv"], layers=chosen, pool=reduce, alignment="sos") as pooled:
         for start in tqdm(range(0, len(tokens), size), desc="attention", unit="batch", disable=not progress):
-            pooled.run(_on_device(model, tokens[start : start + size]), use_cache=False)
+            pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
             of_images, offsets = pooled["qkv"].split([len(MEASURES), side * (2 * side - 1)], dim=-1)
             measures.append(of_images)
             sums = sums.to(offsets) + offsets.sum(0)
@@ -137,7 +138,7 @@ def attention_from(
         return F.pad(shares, (0, count - position), value=torch.nan)
 
     with torch.no_grad(), record(model, ["qkv"], layers=chosen, pool=reduce, alignment="sos") as pooled:
-        pooled.run(_on_device(model, tokens), use_cache=False)
+        pooled.run(on_device(model, tokens), use_cache=False)
     shares = pooled["qkv"][0].cpu().double().numpy()  # (layers, heads, 1 + T)
     side, (_, heads, _) = round(count**0.5), shares.shape
     places = pd.MultiIndex.from_product([chosen, range(heads), range(side), range(side)])
@@ -164,10 +165,6 @@ def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: s
 
 def _batch(config: Any) -> int:
     return min(64, max(1, PAIRS // (config.n_head * config.n_positions**2)))
-
-
-def _on_device(model: Any, tokens: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.asarray(tokens, np.int64)).to(model.device)
 
 
 def _shares_of(model: Any, qkv: Tensor, layer: int, weighting: str) -> Callable[[int, int], Tensor]:

@@ -22,6 +22,7 @@ from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.losses import on_device
 from igpt_lab.probing.probes import say_unseen
 
 LAYERS = 6  # by default, evenly over depth
@@ -128,12 +129,11 @@ def _passes(
     """What `reduce` makes of the states (B, T, D) of each batch; blocks above the place do not run."""
     point, layer, alignment = place
     config: Any = model.config
-    device = next(model.parameters()).device
-    size = default_batch(config, device)
+    size = default_batch(config, next(model.parameters()).device)
     recording = record(model, [point], layers=[layer], pool=lambda states, *_: reduce(states), alignment=alignment)
     with recording as pooled:
         for start in range(0, len(tokens), size):
-            pooled.run(torch.as_tensor(tokens[start : start + size].astype(np.int64)).to(device), use_cache=False)
+            pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
             yield pooled[point][:, 0]
 
 

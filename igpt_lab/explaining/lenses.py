@@ -27,7 +27,7 @@ from igpt_lab.core.significance import mean_interval
 from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
-from igpt_lab.models.losses import align
+from igpt_lab.models.losses import align, on_device
 
 Translate = Callable[[Tensor, int], Tensor]  # states (..., D) of a layer -> those that the last norm is given
 MEASURES = ("nats", "error_to_final", "entropy", "rgb_error", "start_token")
@@ -195,10 +195,6 @@ def over_colours(logits: Tensor, colours: int) -> Tensor:
 
 def as_they_are(states: Tensor, layer: int) -> Tensor:
     return states
-
-
-def on_device(model: Any, tokens: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.asarray(tokens, np.int64)).to(model.device)
 
 
 def _palette(model: Any) -> Tensor | None:

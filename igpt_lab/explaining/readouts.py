@@ -21,6 +21,7 @@ from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.losses import on_device
 
 OF_LABELS = ("class", "class (mean state)")
 TARGETS = ("current pixel", "next pixel", "row", "column", "mean colour", *OF_LABELS)
@@ -221,9 +222,9 @@ def _states(
     bar: tqdm,
 ) -> Tensor:
     """Normed states at the positions (N, S), and behind them the mean over all: float32 (N, layers, S + 1, D)."""
-    config, here = model.config, next(model.parameters()).device
+    config = model.config
     kept = torch.empty(len(tokens), len(layers), positions.shape[1] + 1, config.n_embd, device=device)
-    size = batch_size or default_batch(config, here)
+    size = batch_size or default_batch(config, model.device)
     at = torch.empty(0)
 
     def pool(states: Tensor, point: str, layer: int) -> Tensor:
@@ -233,8 +234,7 @@ def _states(
 
     with record(model, ["resid_pre"], layers=layers, pool=pool, alignment="sos") as pooled:
         for start in range(0, len(tokens), size):
-            batch = torch.as_tensor(tokens[start : start + size]).to(here)
-            at = torch.as_tensor(positions[start : start + size]).to(here)
+            batch, at = (on_device(model, rows[start : start + size]) for rows in (tokens, positions))
             pooled.run(batch, use_cache=False)
             kept[start : start + size] = pooled["resid_pre"].to(device)
             bar.update(len(batch))
