@@ -161,7 +161,7 @@ def test_a_bidirectional_model_and_bfloat16(tiny):
         ({"layers": [4]}, ValueError, "layer 4 at ln_1; this model has layers 0..3 there"),
         ({"point": "ln1"}, ValueError, "did you mean 'ln_1'"),
         ({"queries": 3}, ValueError, "queries=3; expected a divisor of the width 8"),
-        ({"queries": 16, "point": "qkv"}, ValueError, "queries=16; expected a divisor of the width 24 of the states at qkv"),
+        ({"queries": 16, "point": "qkv"}, ValueError, "queries=16; expected a divisor of the width 24 "),
         ({"dtype": "float8"}, ValueError, "dtype 'float8'; expected one of float32, bfloat16"),
         ({"memory": 1e-5}, MemoryError, "a layer's states of 40 images are 0.0 GB in float32, and memory=1e-05: give"),
         ({"seeds": []}, ValueError, "seeds is empty"),

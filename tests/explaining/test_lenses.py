@@ -13,6 +13,7 @@ import igpt_lab as lab
 from conftest import SHARED
 from igpt_lab.explaining import laws
 from igpt_lab.explaining.lenses import as_they_are, lens_table
+from igpt_lab.features.hooks import record
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of
 
@@ -96,8 +97,8 @@ def test_the_lens_against_a_plain_loop_on_both_models(tiny, tokens, tied):
     model = random_model(tiny.config, tie_word_embeddings=tied)
     port = twin(model)
     want = plain_loop(port, torch.as_tensor(tokens), 8)
-    for each in (model, port):
-        table = lab.logit_lens(each, tokens, batch_size=4, **QUIET)
+    for network in (model, port):
+        table = lab.logit_lens(network, tokens, batch_size=4, **QUIET)
         got = table[["nats", "error_to_final", "entropy", "start_token"]]
         np.testing.assert_allclose(got, want, atol=1e-5)
         assert table.rgb_error.isna().all() and (table.start_token > 0).all() == tied
@@ -149,6 +150,25 @@ def test_state_i_predicts_pixel_i(tiny):
     strip = lab.lens_strip(copier(tiny.config, shift=False), steps)
     assert (strip.nats < 1e-6).all() and (strip.token == strip.position % 8).all()
     assert lab.logit_lens(copier(tiny.config, shift=False), steps, **QUIET).nats.max() < 1e-6
+
+
+def test_with_raw_input_every_offset_moves_by_one(tiny, tokens):
+    """State i has seen the pixels before i, and with raw input pixel i as well: it predicts the next one."""
+    changed = tokens.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % 8
+    for alignment, first in (("sos", 7), ("raw", 6)):
+        states = []
+        for images in (tokens, changed):
+            with torch.no_grad(), record(tiny, ["resid_pre"], pool=lambda x, *_: x, alignment=alignment) as kept:
+                kept.run(torch.as_tensor(images), use_cache=False)
+            states.append(kept["resid_pre"])
+        differs = (states[0] != states[1]).any(-1)  # (N, layers, T)
+        assert differs[..., first].all() and not differs[..., :first].any()
+    with torch.no_grad(), record(tiny, ["resid_pre"], layers=[3], pool=lambda x, *_: x, alignment="raw") as kept:
+        kept.run(torch.as_tensor(tokens), use_cache=False)
+        logits = tiny.lm_head(tiny.transformer.ln_f(kept["resid_pre"][:, 0]))
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), torch.as_tensor(tokens)[:, 1:].flatten())
+    torch.testing.assert_close(losses, tiny(torch.as_tensor(tokens), labels=torch.as_tensor(tokens)).loss)
 
 
 def test_a_strip_is_the_lens_of_one_image(tiny, tokens):
