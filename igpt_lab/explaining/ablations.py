@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
 from sklearn.base import clone
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.significance import accuracy, compare
+from igpt_lab.core.significance import accuracy, compare, mean_interval
 from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
 from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
@@ -270,20 +269,14 @@ def _measured(
         of_images |= {(*key, CORRECT): correct.astype(np.float64) for key, correct in zip(keys, right, strict=True)}
     rows = []
     for place, variant in enumerate(passes.variants, start=1):
-        row = variant.columns | {"nats": float(losses[place].mean())} | _mean_change(losses[place] - losses[0])
+        change, low, high = map(float, mean_interval(losses[place] - losses[0]))
+        row = variant.columns | {"nats": float(losses[place].mean()), "nats_change": change, "low": low, "high": high}
         if right is not None:
             own = {"probe_layer": passes.feature_layer, "accuracy": float(right[place].mean())}
             row |= own | _accuracy_change(right[place], right[0])
         rows.append(row | {"n": len(tokens)})
     table = pd.DataFrame(rows)
     return Measurement(table.astype({"head": "Int64"}) if "head" in table else table, of_images, names)
-
-
-def _mean_change(changes: np.ndarray) -> dict[str, float]:
-    """Mean of paired differences (N,) with its 95% t interval."""
-    reach = student.ppf(0.975, len(changes) - 1) * changes.std(ddof=1) / np.sqrt(len(changes))
-    mean = float(changes.mean())
-    return {"nats_change": mean, "low": mean - float(reach), "high": mean + float(reach)}
 
 
 def _accuracy_change(correct: np.ndarray, before: np.ndarray) -> dict[str, float]:
