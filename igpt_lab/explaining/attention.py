@@ -63,7 +63,8 @@ def attention_maps(
 
     `tokens`: palette indices (N, T) of whole images, as `tokenize` gives them. `model`: ours, or transformers' of the
     same class. State 0, which sees the start token alone, is left out. `weighting`: "weights" are the attention weights
-    a; "values" are |a v W_O|, how long the vector is that a slot adds (Kobayashi et al., 2020), as shares of their sum.
+    a; "values" are |a v W_O|, how long the vector is that a slot adds (Kobayashi et al., 2020), as shares of their sum
+    (NaN of a head that adds nothing).
 
     `table` has `layer`, `head`, and each measure with its 95% interval over images (`_low`, `_high`) and its value
     under uniform attention over what is visible, in closed form (`_uniform`); then `n` images and `weighting`:

@@ -25,6 +25,7 @@ from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.losses import on_device
 from igpt_lab.probing.probes import say_unseen
 
+KEYS = ("layer", "probe", "seed")
 LAYERS = 6  # by default, evenly over depth
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -107,7 +108,7 @@ def probe_attentive(
     correct = {key: predicted == test_labels for key, predicted in predictions.items()}
     sizes = {"n_train": len(y), "n_validation": int(held[0].sum()), "n_test": len(test_labels)}
     of_images = {key: right.astype(np.float64) for key, right in correct.items()}
-    return Measurement(_table(rows, correct, sizes), of_images, ("layer", "probe", "seed"))
+    return Measurement(_table(rows, correct, sizes), of_images, KEYS)
 
 
 def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:
@@ -168,10 +169,10 @@ def _table(rows: list[dict], correct: dict[tuple, np.ndarray], sizes: dict[str, 
         drops[probe, seed] = chosen, {"drop": paired.difference, **ends}
     made = []
     for row in rows:
-        layer, probe, seed = key = row["layer"], row["probe"], row["seed"]
-        chosen, drop = drops[probe, seed]
-        first = {"layer": layer, "probe": probe, "seed": seed, **accuracy(correct[key])}
-        made.append(first | row | {"chosen": layer == chosen, **drop, **sizes})
+        place = {name: row[name] for name in KEYS}
+        chosen, drop = drops[row["probe"], row["seed"]]
+        own = accuracy(correct[tuple(place.values())])
+        made.append({**place, **own, **row, "chosen": row["layer"] == chosen, **drop, **sizes})
     return pd.DataFrame(made)
 
 

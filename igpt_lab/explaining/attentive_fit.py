@@ -29,7 +29,7 @@ from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.solvers.objective import scale_of
 
 PROBES = ("attentive", "mean")
-Weights = dict[str, Tensor]  # each (S, ...)
+Weights = dict[str, Tensor]  # name -> (S, ...)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) 
     on the others. Before the first pixel comes the start token; before the first of a row, the last of the row above.
     """
     size = SimpleNamespace(n_colours=colours, n_positions=np.shape(train_tokens)[-1])
-    train_tokens, tokens = (checked_tokens(each, size).astype(np.int64) for each in (train_tokens, tokens))
+    train_tokens, tokens = (checked_tokens(images, size).astype(np.int64) for images in (train_tokens, tokens))
     if len(train_tokens) < 2 or not len(tokens):
         raise ValueError(f"{len(train_tokens)} training images and {len(tokens)} others; expected at least 2 and 1")
     held, others = train_tokens[::10], np.delete(train_tokens, np.s_[::10], axis=0)
@@ -230,11 +230,11 @@ def _last_log_p(model: Any, pixels: Tensor) -> Tensor:
 
 def _measured(logits: Tensor, labels: Tensor, last: Tensor | None, palette: Tensor | None, colours: int) -> Tensor:
     """Logits (m, V or V + 1), true pixels (m,), the last layer's log p (m, V) -> the MEASURES (m, 5)."""
-    every = widened(logits).log_softmax(-1)
-    nats = -every.gather(-1, labels[:, None])[:, 0]
-    tied = every.shape[-1] > colours
-    start = -every[:, :colours].logsumexp(-1) if tied else torch.zeros_like(nats)
-    log_p = over_colours(logits, colours) if tied else every
+    of_outcomes = widened(logits).log_softmax(-1)
+    nats = -of_outcomes.gather(-1, labels[:, None])[:, 0]
+    tied = of_outcomes.shape[-1] > colours
+    start = -of_outcomes[:, :colours].logsumexp(-1) if tied else torch.zeros_like(nats)
+    log_p = over_colours(logits, colours) if tied else of_outcomes
     p = log_p.exp()
     error = torch.full_like(nats, torch.nan) if last is None else (last.exp() * (last - log_p)).sum(-1)
     return torch.stack([nats, error, -(p * log_p).sum(-1), _squared(p, labels, palette), start], dim=-1)

@@ -237,7 +237,8 @@ def test_baselines_are_counts(tokens):
     assert table.nats[2] == pytest.approx(want)
 
 
-def test_what_no_lens_can_read_is_refused(tiny, tokens):
+def test_what_no_lens_can_read_is_refused_before_any_work(tiny, tokens, monkeypatch):
+    monkeypatch.setattr(type(tiny.transformer), "forward", None)
     bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
     for instrument in (lab.logit_lens, lab.lens_strip, lab.attribute, lab.fit_tuned_lens):
         with pytest.raises(ValueError, match=r"a bidirectional \(BERT\) model predicts hidden pixels"):
