@@ -73,6 +73,8 @@ def leave_out(
     Raises:
         ValueError: A part, kind, layer or size that there is not, a probe without layer or labels, a bidirectional
             model.
+        TypeError: A probe that cannot predict.
+        RuntimeError: A model in training mode.
     """
     blocks = _check(model, tokens, parts, kind, layers)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -96,10 +98,11 @@ def windows(
 ) -> Measurement:
     """What it costs to hide what is farther than a radius from the predicted pixel, in a range of blocks: see `window`.
 
-    `ranges` are pairs (first, last) of blocks, the last included. A row for each range and radius: `radius`, `first`,
-    `last`, `nats`, `nats_change`, `low`, `high` and `n`, and those of a probe, as of `leave_out`, as are the other
-    arguments. `of_images` has the same for (radius, first, last) and UNCHANGED as there. Raises
-    ValueError for a range or radius that there is not.
+    `radii` are in pixels, and `ranges` pairs (first, last) of blocks, the last included. The other arguments are those
+    of `leave_out`. The table has a row for each range and radius: `radius`, `first`, `last`, and the columns `nats`,
+    `nats_change`, `low`, `high`, `n` and, with a probe, of accuracy that `leave_out` has. `of_images` has keys (radius,
+    first, last) and UNCHANGED, with CORRECT behind them as there. Raises ValueError for a range or radius that there is
+    not, and what `leave_out` raises.
     """
     _check(model, tokens, PARTS, KINDS[0], None)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -183,11 +186,13 @@ def _check(
 def _check_probe(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, probe: Any, layer: int | None, labels: Any
 ) -> int | None:
-    """The probe's layer, counted from 0; ValueError where something is missing or does not fit."""
+    """The probe's layer, counted from 0; an error where something is missing or does not fit."""
     if len({probe is None, layer is None, labels is None}) > 1:
         raise ValueError("a probe, its probe_layer and the labels of the test images come together; one is missing")
     if layer is None:
         return None
+    if not hasattr(probe, "predict"):
+        raise TypeError(f"a probe of type {type(probe).__name__}; expected a fitted classifier with `predict`")
     if np.shape(labels) != (len(tokens),):
         raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
     return layers_of("ln_1", model.config.n_layer, [layer])[0]

@@ -80,7 +80,8 @@ def attention_maps(
 
     Weights are made in float32 or wider, for one row of the image at a time, and reduced there. `batch_size` is by
     default chosen by the sizes. Raises ValueError for a bidirectional model, which has no SOS and sees what comes
-    later, for another weighting, for layers that there are not, and for what are no tokens of whole images.
+    later, for another weighting, for layers that there are not, and for what are no tokens of whole images;
+    RuntimeError for a model in training mode.
     """
     tokens, chosen = _checked(model, tokens, layers, weighting)
     size, side = batch_size or _batch(model.config), round(tokens.shape[1] ** 0.5)

@@ -67,11 +67,13 @@ def probe_attentive(
         point: Place in a block, see `record`.
         seeds: Of the weights at the start and of the held-out tenth; the order of images is the same in all.
         queries: M, a divisor of the width of the states.
+        epochs, patience, batch_size, learning_rate: Of both fits, see `Training`.
         dtype: In which the training states of a layer are kept, `float32` or `bfloat16`.
         memory: GB that they may take; those of one layer at a time are kept, and none of test images.
         alignment: "sos", or "raw" for a bidirectional model.
 
-    Raises ValueError for another layer, point, dtype or number of queries, and MemoryError for states that do not fit.
+    Raises ValueError for another layer, point, dtype or number of queries and for what are no tokens of whole images,
+    MemoryError for states that do not fit, and RuntimeError for a model in training mode.
     """
     config: Any = model.config
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")

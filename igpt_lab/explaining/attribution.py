@@ -41,6 +41,7 @@ def attribute(
 
     The mean logit is taken off because a constant on all logits changes no probability. A tied head's start token is no
     colour and is left out. Each batch runs once; what is held is a number for each component and pixel.
+    Raises what `logit_lens` raises.
     """
     tokens = lens_tokens(model, tokens)
     weight, gain = _head(model)
@@ -51,7 +52,7 @@ def attribute(
             toward = gain * (weight[pixels] - weight.mean(0))  # (n, T, D)
             read, scale = _components(model, pixels, partial(_along, toward=toward), heads)
             values.append((read * scale[:, None]).mean(-1))
-    of_images = torch.cat(values).double().cpu().numpy()  # (N, components)
+    of_images = torch.cat(values).cpu().double().numpy()  # (N, components)
     mean, low, high = mean_interval(of_images)
     return _names(model, heads).assign(logit=mean, low=low, high=high, n=len(tokens))
 

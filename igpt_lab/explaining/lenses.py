@@ -61,7 +61,7 @@ def logit_lens(
     Each batch runs twice, for the last layer's distribution and for the rest: no more is held than that distribution,
     (batch, T, V), and the states of one layer. With `final=False` it runs once, to the deepest of `layers`, and
     `error_to_final` is NaN. `batch_size` is by default chosen by the sizes. Raises ValueError for a bidirectional
-    model, for layers that there are not, and for what are no tokens.
+    model, for layers that there are not, and for what are no tokens; RuntimeError for a model in training mode.
     """
     return lens_table(
         model, tokens, "logit lens", as_they_are, layers=layers, final=final, batch_size=batch_size, progress=progress
@@ -96,7 +96,7 @@ def lens_strip(
     pixels = on_device(model, tokens)
     with torch.no_grad(), record(model, ["resid_pre"], pool=reduce, alignment="sos") as pooled:
         pooled.run(pixels, use_cache=False)
-    values = pooled["resid_pre"][0].double().cpu().numpy()  # (layers, T, 6)
+    values = pooled["resid_pre"][0].cpu().double().numpy()  # (layers, T, 6)
     true = np.full((tokens.shape[1], 3), np.nan) if palette is None else palette.cpu().numpy()[tokens[0]]
     kind, width = "logit lens" if lens is None else "tuned lens", round(model.config.n_positions**0.5)
     rows = [_strip_of(layer, kind, width, values, (255 * true).round()) for layer in chosen]
@@ -140,7 +140,7 @@ def lens_table(
     with torch.no_grad():
         for part in batches_of(model, tokens, batch_size, kind, progress):
             values.append(_of_images(model, on_device(model, part), chosen, translate, final))
-    of_images = torch.cat(values).double().cpu().numpy()  # (N, layers, measures)
+    of_images = torch.cat(values).cpu().double().numpy()  # (N, layers, measures)
     table = pd.DataFrame(of_images.mean(0), columns=list(MEASURES))
     _, low, high = mean_interval(of_images[..., 0])
     table.insert(1, "low", low)

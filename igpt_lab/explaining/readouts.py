@@ -72,9 +72,9 @@ def bits_by_layer(
     bits, `C`, `n_classes` of the target, `converged` (no derivative of the last fit is above TOLERANCE), `n_images` and
     `n_states` of the test images and their states, and `n_train` training states. The interval is over test images,
     which are drawn and not their states, with the readouts as they are. `of_images` has for (layer, target) the bits
-    that each test image gains. Raises ValueError for a bidirectional model, an
-    unknown target or layer, a target without its labels or palette, tokens that are not whole images, and too many
-    states.
+    that each test image gains. Raises ValueError for a bidirectional model, an unknown target or layer, a target
+    without its labels or palette, tokens that are not whole images, and too many states; RuntimeError for a model in
+    training mode.
     """
     places = layers_of("resid_pre", len(backbone_of(model).h), layers)
     tokens = [_whole_images(model, split) for split in (train_tokens, test_tokens)]
