@@ -14,12 +14,11 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, control_names, span
-from igpt_lab.core.significance import check_level, holm
+from igpt_lab.core.significance import holm, mean_interval
 
 SEEDED = re.compile(r"(?P<family>.+)-seed-(?P<seed>\d+)")
 OVER_IMAGES = {  # measure of a run -> columns with its interval over images
@@ -57,11 +56,9 @@ def over_seeds(values: Sequence[float] | np.ndarray, *, alpha: float = 0.05) -> 
     values = np.asarray(values, float)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"values {values.tolist()}; expected one finite number for each seed")
-    level = check_level(alpha)
-    n, mean = len(values), float(values.mean())
-    deviation = float(values.std(ddof=1)) if n > 1 else np.nan
-    reach = float(student.isf(level / 2, n - 1)) * deviation / np.sqrt(n) if n > 1 else np.nan
-    return OverSeeds(mean, deviation, mean - reach, mean + reach, n)
+    mean, low, high = map(float, mean_interval(values, alpha=alpha))
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else np.nan
+    return OverSeeds(mean, deviation, low, high, len(values))
 
 
 def is_seeded(name: str) -> bool:

@@ -156,12 +156,12 @@ def mean_difference(differences: np.ndarray, *, alpha: float = 0.05, n_boot: int
 
 
 def mean_interval(values: np.ndarray, *, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, low, high) over the first axis of (N, ...), over images: Student's t interval, NaN of one image."""
+    """(mean, low, high) over the first axis of (N, ...), of images or seeds: Student's t interval, NaN of one."""
     values, n = np.asarray(values, float), len(values)
-    mean = values.mean(0)
+    mean, level = values.mean(0), check_level(alpha)
     if n < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    reach = student.isf(check_level(alpha) / 2, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
+    reach = student.isf(level / 2, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
     return mean, mean - reach, mean + reach
 
 

@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
 from sklearn.base import clone
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.significance import accuracy, compare
+from igpt_lab.core.significance import accuracy, compare, mean_interval
 from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
 from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
 from igpt_lab.explaining.passes import Passes, Variant
-from igpt_lab.features.hooks import layers_of
+from igpt_lab.features.hooks import check_eval, layers_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import check_alignment
@@ -74,6 +73,8 @@ def leave_out(
     Raises:
         ValueError: A part, kind, layer or size that there is not, a probe without layer or labels, a bidirectional
             model.
+        TypeError: A probe that cannot predict.
+        RuntimeError: A model in training mode.
     """
     blocks = _check(model, tokens, parts, kind, layers)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -97,10 +98,11 @@ def windows(
 ) -> Measurement:
     """What it costs to hide what is farther than a radius from the predicted pixel, in a range of blocks: see `window`.
 
-    `ranges` are pairs (first, last) of blocks, the last included. A row for each range and radius: `radius`, `first`,
-    `last`, `nats`, `nats_change`, `low`, `high` and `n`, and those of a probe, as of `leave_out`, as are the other
-    arguments. `of_images` has the same for (radius, first, last) and UNCHANGED as there. Raises
-    ValueError for a range or radius that there is not.
+    `radii` are in pixels, and `ranges` pairs (first, last) of blocks, the last included. The other arguments are those
+    of `leave_out`. The table has a row for each range and radius: `radius`, `first`, `last`, and the columns `nats`,
+    `nats_change`, `low`, `high`, `n` and, with a probe, of accuracy that `leave_out` has. `of_images` has keys (radius,
+    first, last) and UNCHANGED, with CORRECT behind them as there. Raises ValueError for a range or radius that there is
+    not, and what `leave_out` raises.
     """
     _check(model, tokens, PARTS, KINDS[0], None)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -177,19 +179,20 @@ def _check(
         check_part(model, part, 0, 0 if part == "head" else None)
     if len(checked_tokens(tokens, model.config)) < 2:
         raise ValueError(f"tokens {np.shape(tokens)}; expected two images or more, for an interval over images")
-    if any(module.training for module in model.modules()):
-        raise RuntimeError("the model is in training mode; call model.eval()")
+    check_eval(model)
     return layers_of("resid_post", model.config.n_layer, layers)
 
 
 def _check_probe(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, probe: Any, layer: int | None, labels: Any
 ) -> int | None:
-    """The probe's layer, counted from 0; ValueError where something is missing or does not fit."""
+    """The probe's layer, counted from 0; an error where something is missing or does not fit."""
     if len({probe is None, layer is None, labels is None}) > 1:
         raise ValueError("a probe, its probe_layer and the labels of the test images come together; one is missing")
     if layer is None:
         return None
+    if not hasattr(probe, "predict"):
+        raise TypeError(f"a probe of type {type(probe).__name__}; expected a fitted classifier with `predict`")
     if np.shape(labels) != (len(tokens),):
         raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
     return layers_of("ln_1", model.config.n_layer, [layer])[0]
@@ -271,20 +274,14 @@ def _measured(
         of_images |= {(*key, CORRECT): correct.astype(np.float64) for key, correct in zip(keys, right, strict=True)}
     rows = []
     for place, variant in enumerate(passes.variants, start=1):
-        row = variant.columns | {"nats": float(losses[place].mean())} | _mean_change(losses[place] - losses[0])
+        change, low, high = map(float, mean_interval(losses[place] - losses[0]))
+        row = variant.columns | {"nats": float(losses[place].mean()), "nats_change": change, "low": low, "high": high}
         if right is not None:
             own = {"probe_layer": passes.feature_layer, "accuracy": float(right[place].mean())}
             row |= own | _accuracy_change(right[place], right[0])
         rows.append(row | {"n": len(tokens)})
     table = pd.DataFrame(rows)
     return Measurement(table.astype({"head": "Int64"}) if "head" in table else table, of_images, names)
-
-
-def _mean_change(changes: np.ndarray) -> dict[str, float]:
-    """Mean of paired differences (N,) with its 95% t interval."""
-    reach = student.ppf(0.975, len(changes) - 1) * changes.std(ddof=1) / np.sqrt(len(changes))
-    mean = float(changes.mean())
-    return {"nats_change": mean, "low": mean - float(reach), "high": mean + float(reach)}
 
 
 def _accuracy_change(correct: np.ndarray, before: np.ndarray) -> dict[str, float]:

@@ -27,8 +27,9 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.significance import mean_interval
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.losses import on_device
 
 WEIGHTINGS = ("weights", "values")
 OF_STATES = ("entropy", "entropy_ratio", "sos")  # measured state by state
@@ -62,7 +63,8 @@ def attention_maps(
 
     `tokens`: palette indices (N, T) of whole images, as `tokenize` gives them. `model`: ours, or transformers' of the
     same class. State 0, which sees the start token alone, is left out. `weighting`: "weights" are the attention weights
-    a; "values" are |a v W_O|, how long the vector is that a slot adds (Kobayashi et al., 2020), as shares of their sum.
+    a; "values" are |a v W_O|, how long the vector is that a slot adds (Kobayashi et al., 2020), as shares of their sum
+    (NaN of a head that adds nothing).
 
     `table` has `layer`, `head`, and each measure with its 95% interval over images (`_low`, `_high`) and its value
     under uniform attention over what is visible, in closed form (`_uniform`); then `n` images and `weighting`:
@@ -78,7 +80,8 @@ def attention_maps(
 
     Weights are made in float32 or wider, for one row of the image at a time, and reduced there. `batch_size` is by
     default chosen by the sizes. Raises ValueError for a bidirectional model, which has no SOS and sees what comes
-    later, for another weighting, for layers that there are not, and for what are no tokens of whole images.
+    later, for another weighting, for layers that there are not, and for what are no tokens of whole images;
+    RuntimeError for a model in training mode.
     """
     tokens, chosen = _checked(model, tokens, layers, weighting)
     size, side = batch_size or _batch(model.config), round(tokens.shape[1] ** 0.5)
@@ -90,7 +93,7 @@ def attention_maps(
 
     with torch.no_grad(), record(model, ["qkv"], layers=chosen, pool=reduce, alignment="sos") as pooled:
         for start in tqdm(range(0, len(tokens), size), desc="attention", unit="batch", disable=not progress):
-            pooled.run(_on_device(model, tokens[start : start + size]), use_cache=False)
+            pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
             of_images, offsets = pooled["qkv"].split([len(MEASURES), side * (2 * side - 1)], dim=-1)
             measures.append(of_images)
             sums = sums.to(offsets) + offsets.sum(0)
@@ -137,7 +140,7 @@ def attention_from(
         return F.pad(shares, (0, count - position), value=torch.nan)
 
     with torch.no_grad(), record(model, ["qkv"], layers=chosen, pool=reduce, alignment="sos") as pooled:
-        pooled.run(_on_device(model, tokens), use_cache=False)
+        pooled.run(on_device(model, tokens), use_cache=False)
     shares = pooled["qkv"][0].cpu().double().numpy()  # (layers, heads, 1 + T)
     side, (_, heads, _) = round(count**0.5), shares.shape
     places = pd.MultiIndex.from_product([chosen, range(heads), range(side), range(side)])
@@ -153,6 +156,7 @@ def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: s
         raise ValueError("a bidirectional (BERT) model has no start token and sees later pixels; use a causal model")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
+    check_eval(model)
     chosen = layers_of("qkv", config.n_layer, layers)
     count = config.n_positions
     tokens = checked_tokens(tokens, config)
@@ -163,10 +167,6 @@ def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: s
 
 def _batch(config: Any) -> int:
     return min(64, max(1, PAIRS // (config.n_head * config.n_positions**2)))
-
-
-def _on_device(model: Any, tokens: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.asarray(tokens, np.int64)).to(model.device)
 
 
 def _shares_of(model: Any, qkv: Tensor, layer: int, weighting: str) -> Callable[[int, int], Tensor]:

@@ -19,12 +19,13 @@ from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import layers_of, record
-from igpt_lab.features.settings import default_batch
+from igpt_lab.features.hooks import check_eval, layers_of, record
+from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.cost import inner_width
+from igpt_lab.models.losses import on_device
 from igpt_lab.probing.probes import say_unseen
 
+KEYS = ("layer", "probe", "seed")
 LAYERS = 6  # by default, evenly over depth
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,18 +67,23 @@ def probe_attentive(
         point: Place in a block, see `record`.
         seeds: Of the weights at the start and of the held-out tenth; the order of images is the same in all.
         queries: M, a divisor of the width of the states.
+        epochs, patience, batch_size, learning_rate: Of both fits, see `Training`.
         dtype: In which the training states of a layer are kept, `float32` or `bfloat16`.
         memory: GB that they may take; those of one layer at a time are kept, and none of test images.
         alignment: "sos", or "raw" for a bidirectional model.
 
-    Raises ValueError for another layer, point, dtype or number of queries, and MemoryError for states that do not fit.
+    Raises ValueError for another layer, point, dtype or number of queries and for what are no tokens of whole images,
+    MemoryError for states that do not fit, and RuntimeError for a model in training mode.
     """
     config: Any = model.config
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")
     tokens = [_whole(checked_tokens(images, config), config) for images in (train_tokens, test_tokens)]
     _check_labels(tokens, (train_labels, test_labels))
-    _check_model(model, point, queries)
-    _check_memory(tokens[0], _width(point, config), dtype, memory)
+    check_eval(model)
+    width = width_at(point, config)
+    if queries < 1 or width % queries:
+        raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
+    _check_memory(tokens[0], width, dtype, memory)
     known = list(dict.fromkeys(layers_of(point, config.n_layer, layers)))
     if layers is None:
         known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, LAYERS).round().astype(int))]
@@ -104,7 +110,7 @@ def probe_attentive(
     correct = {key: predicted == test_labels for key, predicted in predictions.items()}
     sizes = {"n_train": len(y), "n_validation": int(held[0].sum()), "n_test": len(test_labels)}
     of_images = {key: right.astype(np.float64) for key, right in correct.items()}
-    return Measurement(_table(rows, correct, sizes), of_images, ("layer", "probe", "seed"))
+    return Measurement(_table(rows, correct, sizes), of_images, KEYS)
 
 
 def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:
@@ -126,12 +132,11 @@ def _passes(
     """What `reduce` makes of the states (B, T, D) of each batch; blocks above the place do not run."""
     point, layer, alignment = place
     config: Any = model.config
-    device = next(model.parameters()).device
-    size = default_batch(config, device)
+    size = default_batch(config, next(model.parameters()).device)
     recording = record(model, [point], layers=[layer], pool=lambda states, *_: reduce(states), alignment=alignment)
     with recording as pooled:
         for start in range(0, len(tokens), size):
-            pooled.run(torch.as_tensor(tokens[start : start + size].astype(np.int64)).to(device), use_cache=False)
+            pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
             yield pooled[point][:, 0]
 
 
@@ -166,10 +171,10 @@ def _table(rows: list[dict], correct: dict[tuple, np.ndarray], sizes: dict[str, 
         drops[probe, seed] = chosen, {"drop": paired.difference, **ends}
     made = []
     for row in rows:
-        layer, probe, seed = key = row["layer"], row["probe"], row["seed"]
-        chosen, drop = drops[probe, seed]
-        first = {"layer": layer, "probe": probe, "seed": seed, **accuracy(correct[key])}
-        made.append(first | row | {"chosen": layer == chosen, **drop, **sizes})
+        place = {name: row[name] for name in KEYS}
+        chosen, drop = drops[row["probe"], row["seed"]]
+        own = accuracy(correct[tuple(place.values())])
+        made.append({**place, **own, **row, "chosen": row["layer"] == chosen, **drop, **sizes})
     return pd.DataFrame(made)
 
 
@@ -183,18 +188,6 @@ def _check_labels(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray]) ->
     for name, images, of_images in zip(("train", "test"), tokens, labels, strict=True):
         if np.shape(of_images) != (len(images),):
             raise ValueError(f"{name}: labels {np.shape(of_images)} for {len(images)} images; expected one an image")
-
-
-def _check_model(model: nn.Module, point: str, queries: int) -> None:
-    if any(module.training for module in model.modules()):
-        raise RuntimeError("the model is in training mode; call model.eval()")
-    width = _width(point, model.config)
-    if queries < 1 or width % queries:
-        raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
-
-
-def _width(point: str, config) -> int:
-    return inner_width(config) if point == "mlp_act" else config.n_embd
 
 
 def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> None:

@@ -30,7 +30,7 @@ from igpt_lab.probing.solvers.objective import scale_of
 
 PROBES = ("attentive", "mean")
 FLOOR = 1e-3  # of the largest standard deviation: a direction that varies less is not whitened further
-Weights = dict[str, Tensor]  # each (S, ...)
+Weights = dict[str, Tensor]  # name -> (S, ...)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.significance import mean_interval
-from igpt_lab.explaining.lenses import batches_of, lens_tokens, on_device
+from igpt_lab.explaining.lenses import batches_of, lens_tokens
 from igpt_lab.features.hooks import record
-from igpt_lab.models.losses import align
+from igpt_lab.models.losses import align, on_device
 
 COLUMNS = ("component", "layer", "head", "part")
 Read = Callable[[Tensor], Tensor]  # a part of the last state (n, T, D), before the norm's scale -> (n, ...)
@@ -41,6 +41,7 @@ def attribute(
 
     The mean logit is taken off because a constant on all logits changes no probability. A tied head's start token is no
     colour and is left out. Each batch runs once; what is held is a number for each component and pixel.
+    Raises what `logit_lens` raises.
     """
     tokens = lens_tokens(model, tokens)
     weight, gain = _head(model)
@@ -51,7 +52,7 @@ def attribute(
             toward = gain * (weight[pixels] - weight.mean(0))  # (n, T, D)
             read, scale = _components(model, pixels, partial(_along, toward=toward), heads)
             values.append((read * scale[:, None]).mean(-1))
-    of_images = torch.cat(values).double().cpu().numpy()  # (N, components)
+    of_images = torch.cat(values).cpu().double().numpy()  # (N, components)
     mean, low, high = mean_interval(of_images)
     return _names(model, heads).assign(logit=mean, low=low, high=high, n=len(tokens))
 
@@ -62,17 +63,20 @@ def attribute_logits(
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """What each component adds to all logits at one pixel: (N, components, V), and the components, a row for each.
 
-    The sum over components is the model's logits at `position` of 0..T-1; a tied head's start token is left out.
+    The sum over components is the model's logits at `position` of 0..T-1; a tied head's start token is left out. The
+    images run in batches of as many as the sizes allow.
     """
     tokens = lens_tokens(model, tokens)
     if not 0 <= position < tokens.shape[1]:
         raise ValueError(f"no position {position}; expected one from 0 to {tokens.shape[1] - 1}")
     weight, gain = _head(model)
     reader = (gain * weight).T  # (D, V)
+    values = []
     with torch.no_grad():
-        pixels = on_device(model, tokens)
-        read, scale = _components(model, pixels, lambda part: part[:, position] @ reader, heads)
-    return (read * scale[:, position, None, None]).cpu().numpy(), _names(model, heads)
+        for part in batches_of(model, tokens, None, "attribution", progress=False):
+            read, scale = _components(model, on_device(model, part), lambda x: x[:, position] @ reader, heads)
+            values.append((read * scale[:, position, None, None]).cpu())
+    return torch.cat(values).numpy(), _names(model, heads)
 
 
 def _head(model: Any) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,8 @@ def _checks(
     model: ImageGPTForCausalImageModeling, tokens: Tensor, device: torch.device
 ) -> Iterator[tuple[str, float | None, float, str]]:
     """Name, what was measured (None: does not apply), what is allowed, and the unit or the reason."""
-    cpu, causal, many = torch.device("cpu"), not model.config.bidirectional, len(tokens)
+    cpu, causal = torch.device("cpu"), not model.config.bidirectional
+    many = len(tokens)
     features = _features(model, tokens)
     yield "hooks against plain formulas", _distance(features, _by_formula(model, tokens)), ROUNDING, RELATIVE
     both_ways = "bidirectional"
@@ -103,7 +104,7 @@ def _laws(model: ImageGPTForCausalImageModeling, tokens: np.ndarray) -> Iterator
 
 
 def _tokens(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet | np.ndarray | None) -> Tensor:
-    """Palette indices int64 (N, T) on the model's device: random ones, or the first of those given."""
+    """Palette indices int64 (N, T) on the model's device: random ones, or the first of `images`."""
     config = model.config
     weights = block_weights(config)
     count = int(min(32, max(2, FLOPS // (2 * weights * config.n_positions))))
@@ -112,13 +113,13 @@ def _tokens(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet |
         return drawn.to(model.device)
     if isinstance(images, ImageSet | TokenSet):
         images = tokenize(images.select(np.arange(min(count, len(images)))), model.processor, progress=False)
-    given, colours = np.asarray(images), config.n_colours
-    if given.ndim != 2 or given.shape[1] != config.n_positions or not 0 <= given.min() <= given.max() < colours:
+    pixels, colours = np.asarray(images), config.n_colours
+    if pixels.ndim != 2 or pixels.shape[1] != config.n_positions or not 0 <= pixels.min() <= pixels.max() < colours:
         raise ValueError(
-            f"images of shape {given.shape}, values up to {given.max()}; expected palette indices "
+            f"images of shape {pixels.shape}, values up to {pixels.max()}; expected palette indices "
             f"(N, {config.n_positions}) below {colours}"
         )
-    return torch.as_tensor(given[:count].astype(np.int64), device=model.device)
+    return torch.as_tensor(pixels[:count].astype(np.int64), device=model.device)
 
 
 def _aligned(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor:
@@ -140,7 +141,8 @@ def _by_formula(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> Tensor
 
 def _states_by_formula(model: ImageGPTForCausalImageModeling, image: Tensor) -> Tensor:
     """Means over positions (2 L + 2, D) for tokens (T,): normed input of each block and of the head, then un-normed."""
-    config, weights, positions = model.config, model.transformer.state_dict(), len(image)
+    config, weights = model.config, model.transformer.state_dict()
+    positions = len(image)
     heads, width = config.n_head, config.n_embd // config.n_head
     later = torch.ones(positions, positions, dtype=torch.bool, device=image.device).triu(1)
 
@@ -150,7 +152,8 @@ def _states_by_formula(model: ImageGPTForCausalImageModeling, image: Tensor) -> 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    x, normed, plain = weights["wte.weight"][image] + weights["wpe.weight"][:positions], [], []
+    x = weights["wte.weight"][image] + weights["wpe.weight"][:positions]
+    normed, plain = [], []
     for i in range(config.n_layer):
         normed.append(norm(x, f"h.{i}.ln_1"))
         plain.append(x)
@@ -178,8 +181,8 @@ def _leak(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> float:
     for image, place in enumerate(places):
         changed[image, place] = (changed[image, place] + 1) % model.config.n_colours
     before, after = (
-        model.transformer(_aligned(model, each), use_cache=False, output_hidden_states=True).hidden_states
-        for each in (tokens, changed)
+        model.transformer(_aligned(model, images), use_cache=False, output_hidden_states=True).hidden_states
+        for images in (tokens, changed)
     )
     changes = [
         (one[image, : place + 1] - other[image, : place + 1]).abs().max()
@@ -199,7 +202,7 @@ def _uncached(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> float:
     return _distance(cached[None], model.transformer(tokens, use_cache=False).last_hidden_state[None])
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
+def _distance(measured: Tensor, expected: Tensor) -> float:
     """Largest difference of a layer over the largest value there, in the layer where that is largest."""
-    found, expected = (each.flatten(1).cpu().double() for each in (found, expected))
-    return ((found - expected).abs().amax(1) / expected.abs().amax(1)).max().item()
+    measured, expected = (states.flatten(1).cpu().double() for states in (measured, expected))
+    return ((measured - expected).abs().amax(1) / expected.abs().amax(1)).max().item()

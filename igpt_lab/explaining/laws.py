@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from igpt_lab.explaining.attribution import attribute_logits
 from igpt_lab.explaining.edits import edit
-from igpt_lab.explaining.lenses import head_logits, lens_tokens, logit_lens, on_device
+from igpt_lab.explaining.lenses import head_logits, lens_tokens, logit_lens
 from igpt_lab.features.hooks import record
-from igpt_lab.models.losses import align, losses_of
+from igpt_lab.models.losses import align, losses_of, on_device
 
 
 def lens_against_loss(model: Any, tokens: np.ndarray) -> float:

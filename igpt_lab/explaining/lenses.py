@@ -24,10 +24,10 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.significance import mean_interval
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
-from igpt_lab.models.losses import align
+from igpt_lab.models.losses import align, on_device
 
 Translate = Callable[[Tensor, int], Tensor]  # states (..., D) of a layer -> those that the last norm is given
 MEASURES = ("nats", "error_to_final", "entropy", "rgb_error", "start_token")
@@ -61,7 +61,7 @@ def logit_lens(
     Each batch runs twice, for the last layer's distribution and for the rest: no more is held than that distribution,
     (batch, T, V), and the states of one layer. With `final=False` it runs once, to the deepest of `layers`, and
     `error_to_final` is NaN. `batch_size` is by default chosen by the sizes. Raises ValueError for a bidirectional
-    model, for layers that there are not, and for what are no tokens.
+    model, for layers that there are not, and for what are no tokens; RuntimeError for a model in training mode.
     """
     return lens_table(
         model, tokens, "logit lens", as_they_are, layers=layers, final=final, batch_size=batch_size, progress=progress
@@ -96,7 +96,7 @@ def lens_strip(
     pixels = on_device(model, tokens)
     with torch.no_grad(), record(model, ["resid_pre"], pool=reduce, alignment="sos") as pooled:
         pooled.run(pixels, use_cache=False)
-    values = pooled["resid_pre"][0].double().cpu().numpy()  # (layers, T, 6)
+    values = pooled["resid_pre"][0].cpu().double().numpy()  # (layers, T, 6)
     true = np.full((tokens.shape[1], 3), np.nan) if palette is None else palette.cpu().numpy()[tokens[0]]
     kind, width = "logit lens" if lens is None else "tuned lens", round(model.config.n_positions**0.5)
     rows = [_strip_of(layer, kind, width, values, (255 * true).round()) for layer in chosen]
@@ -114,7 +114,7 @@ def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) 
     on the others. Before the first pixel comes the start token; before the first of a row, the last of the row above.
     """
     size = SimpleNamespace(n_colours=colours, n_positions=np.shape(train_tokens)[-1])
-    train_tokens, tokens = (checked_tokens(each, size).astype(np.int64) for each in (train_tokens, tokens))
+    train_tokens, tokens = (checked_tokens(images, size).astype(np.int64) for images in (train_tokens, tokens))
     if len(train_tokens) < 2 or not len(tokens):
         raise ValueError(f"{len(train_tokens)} training images and {len(tokens)} others; expected at least 2 and 1")
     held, others = train_tokens[::10], np.delete(train_tokens, np.s_[::10], axis=0)
@@ -140,7 +140,7 @@ def lens_table(
     with torch.no_grad():
         for part in batches_of(model, tokens, batch_size, kind, progress):
             values.append(_of_images(model, on_device(model, part), chosen, translate, final))
-    of_images = torch.cat(values).double().cpu().numpy()  # (N, layers, measures)
+    of_images = torch.cat(values).cpu().double().numpy()  # (N, layers, measures)
     table = pd.DataFrame(of_images.mean(0), columns=list(MEASURES))
     _, low, high = mean_interval(of_images[..., 0])
     table.insert(1, "low", low)
@@ -151,11 +151,15 @@ def lens_table(
 
 
 def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
-    """Tokens (N, T), checked, for a model that predicts the next pixel; ValueError for any other model."""
+    """Tokens (N, T), checked, for a model that predicts the next pixel; ValueError for any other model.
+
+    RuntimeError for one in training mode.
+    """
     if not hasattr(model, "lm_head"):
         raise ValueError(f"a {type(model).__name__} has no head over colours; expected a model as lab.load_model gives")
     if getattr(model.config, "bidirectional", False):
         raise ValueError("a bidirectional (BERT) model predicts hidden pixels, not the next one; use a causal model")
+    check_eval(model)
     tokens = checked_tokens(tokens, model.config)
     if not tokens.size:
         raise ValueError(f"tokens {tokens.shape}; expected at least one image")
@@ -193,10 +197,6 @@ def as_they_are(states: Tensor, layer: int) -> Tensor:
     return states
 
 
-def on_device(model: Any, tokens: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.asarray(tokens, np.int64)).to(model.device)
-
-
 def _palette(model: Any) -> Tensor | None:
     """Colours (V, 3) with channels from 0 to 1, float32 on the model's device."""
     clusters = getattr(getattr(model, "processor", None), "clusters", None)
@@ -230,11 +230,11 @@ def _last_log_p(model: Any, pixels: Tensor) -> Tensor:
 
 def _measured(logits: Tensor, labels: Tensor, last: Tensor | None, palette: Tensor | None, colours: int) -> Tensor:
     """Logits (m, V or V + 1), true pixels (m,), the last layer's log p (m, V) -> the MEASURES (m, 5)."""
-    every = widened(logits).log_softmax(-1)
-    nats = -every.gather(-1, labels[:, None])[:, 0]
-    tied = every.shape[-1] > colours
-    start = -every[:, :colours].logsumexp(-1) if tied else torch.zeros_like(nats)
-    log_p = over_colours(logits, colours) if tied else every
+    of_outcomes = widened(logits).log_softmax(-1)
+    nats = -of_outcomes.gather(-1, labels[:, None])[:, 0]
+    tied = of_outcomes.shape[-1] > colours
+    start = -of_outcomes[:, :colours].logsumexp(-1) if tied else torch.zeros_like(nats)
+    log_p = over_colours(logits, colours) if tied else of_outcomes
     p = log_p.exp()
     error = torch.full_like(nats, torch.nan) if last is None else (last.exp() * (last - log_p)).sum(-1)
     return torch.stack([nats, error, -(p * log_p).sum(-1), _squared(p, labels, palette), start], dim=-1)

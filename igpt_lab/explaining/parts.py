@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.explaining.edits import Edits, Function, Place
-from igpt_lab.features.hooks import backbone_of, layers_of, record
+from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
+from igpt_lab.models.losses import on_device
 
 ADDED = {"attention": "attn_out", "mlp": "mlp_out", "head": "head_out"}  # where what a part adds can be replaced
 PARTS = ("block", *ADDED)
@@ -157,6 +158,7 @@ def means_of(
     Of `head` it is the heads' side by side. Sums are in float64 where the device has it, so that a batch's size changes
     no more than what its products round.
     """
+    check_eval(model)
     tokens = checked_tokens(tokens, model.config)
     if not len(tokens):
         raise ValueError(f"tokens {tokens.shape}; expected one training image or more")
@@ -175,8 +177,7 @@ def means_of(
     size = batch_size or default_batch(model.config, model.device)
     with record(model, wanted, layers=blocks, pool=add, alignment="sos") as pooled:
         for start in tqdm(range(0, len(tokens), size), desc="means", unit="batch", disable=not progress):
-            batch = np.asarray(tokens[start : start + size], np.int64)
-            pooled.run(torch.as_tensor(batch).to(model.device), use_cache=False)
+            pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
     ends = {part: [sums[points[part][-1], layer] for layer in blocks] for part in parts}
     if "block" in parts:
         ends["block"] = [sums["resid_post", layer] - sums["resid_pre", layer] for layer in blocks]

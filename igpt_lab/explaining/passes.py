@@ -21,7 +21,7 @@ from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.models.losses import cross_entropy
+from igpt_lab.models.losses import cross_entropy, on_device
 
 MEMORY = 1 << 30  # bytes of a default batch's states
 
@@ -52,14 +52,14 @@ class Passes:
 
         The model as it is comes first. Features are on the CPU, and of no width where none are read.
         """
-        tokens = checked_tokens(tokens, self.model.config).astype(np.int64)
+        tokens = checked_tokens(tokens, self.model.config)
         donors = tokens[derangement(len(tokens), seed=self.seed)] if self.with_donors else tokens[:0]
         size = self.batch_size or _batch_size(self.model, 1 + self.with_donors)
         total = len(tokens) * (1 + len(self.variants))
         with tqdm(total=total, desc="left out", unit="image", disable=not self.progress) as bar:
             for start in range(0, len(tokens), size):
                 rows = slice(start, start + size)
-                pixels = torch.as_tensor(np.concatenate([tokens[rows], donors[rows]])).to(self.model.device)
+                pixels = on_device(self.model, np.concatenate([tokens[rows], donors[rows]]))
                 yield self._batch(pixels, len(tokens[rows]), bar)
 
     @torch.no_grad()

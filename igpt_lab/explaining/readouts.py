@@ -18,9 +18,10 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.explaining.linear_readout import Readout, interval_over_images, linear_readout
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import layers_of, record
+from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
+from igpt_lab.models.losses import on_device
 
 OF_LABELS = ("class", "class (mean state)")
 TARGETS = ("current pixel", "next pixel", "row", "column", "mean colour", *OF_LABELS)
@@ -71,11 +72,11 @@ def bits_by_layer(
     bits, `C`, `n_classes` of the target, `converged` (no derivative of the last fit is above TOLERANCE), `n_images` and
     `n_states` of the test images and their states, and `n_train` training states. The interval is over test images,
     which are drawn and not their states, with the readouts as they are. `of_images` has for (layer, target) the bits
-    that each test image gains. Raises ValueError for a bidirectional model, an
-    unknown target or layer, a target without its labels or palette, tokens that are not whole images, and too many
-    states.
+    that each test image gains. Raises ValueError for a bidirectional model, an unknown target or layer, a target
+    without its labels or palette, tokens that are not whole images, and too many states; RuntimeError for a model in
+    training mode.
     """
-    places = layers_of("resid_pre", len(_backbone(model).h), layers)
+    places = layers_of("resid_pre", len(backbone_of(model).h), layers)
     tokens = [_whole_images(model, split) for split in (train_tokens, test_tokens)]
     labels = [_of_images(y, split) for y, split in zip((train_labels, test_labels), tokens, strict=True)]
     palette = _palette_of(model, palette)
@@ -113,11 +114,6 @@ def _table(readouts: dict[tuple[int, str], Readout], values: dict[str, list[np.n
     return pd.DataFrame(rows)
 
 
-def _backbone(model: nn.Module) -> Any:
-    backbone = getattr(model, "transformer", model)
-    return getattr(backbone, "_orig_mod", backbone)
-
-
 def _whole_images(model: Any, tokens: np.ndarray) -> np.ndarray:
     """Tokens, checked against the model."""
     config = model.config
@@ -125,6 +121,7 @@ def _whole_images(model: Any, tokens: np.ndarray) -> np.ndarray:
         raise ValueError(
             "a bidirectional model has no next pixel; expected a model that predicts pixels in their order"
         )
+    check_eval(model)
     tokens = checked_tokens(tokens, config)
     if tokens.shape[1] != config.n_positions or len(tokens) < 2:
         raise ValueError(f"tokens {tokens.shape}; expected two or more whole images, (N, {config.n_positions})")
@@ -225,9 +222,9 @@ def _states(
     bar: tqdm,
 ) -> Tensor:
     """Normed states at the positions (N, S), and behind them the mean over all: float32 (N, layers, S + 1, D)."""
-    config, here = model.config, next(model.parameters()).device
+    config = model.config
     kept = torch.empty(len(tokens), len(layers), positions.shape[1] + 1, config.n_embd, device=device)
-    size = batch_size or default_batch(config, here)
+    size = batch_size or default_batch(config, model.device)
     at = torch.empty(0)
 
     def pool(states: Tensor, point: str, layer: int) -> Tensor:
@@ -237,8 +234,7 @@ def _states(
 
     with record(model, ["resid_pre"], layers=layers, pool=pool, alignment="sos") as pooled:
         for start in range(0, len(tokens), size):
-            batch = torch.as_tensor(tokens[start : start + size]).to(here)
-            at = torch.as_tensor(positions[start : start + size]).to(here)
+            batch, at = (on_device(model, rows[start : start + size]) for rows in (tokens, positions))
             pooled.run(batch, use_cache=False)
             kept[start : start + size] = pooled["resid_pre"].to(device)
             bar.update(len(batch))

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.devices import widened
 from igpt_lab.core.provenance import atomic_write, digest
-from igpt_lab.explaining.lenses import head_logits, images_at_once, lens_table, lens_tokens, on_device, over_colours
+from igpt_lab.explaining.lenses import head_logits, images_at_once, lens_table, lens_tokens, over_colours
 from igpt_lab.features.hooks import record
+from igpt_lab.models.losses import on_device
 
 FILES = ("tuned_lens.safetensors", "tuned_lens.json")
 HELD = 2**24  # numbers in the states of all layers that a step holds: 64 MB in float32

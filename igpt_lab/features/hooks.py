@@ -163,6 +163,12 @@ def backbone_of(model: nn.Module) -> Any:
     return getattr(backbone, "_orig_mod", backbone)
 
 
+def check_eval(model: nn.Module) -> None:
+    """RuntimeError for a model in training mode, whose dropout would be in what is measured."""
+    if any(module.training for module in model.modules() if not isinstance(module, nn.ModuleList)):  # has no forward
+        raise RuntimeError("the model is in training mode; call model.eval()")
+
+
 def uncompiled(model: nn.Module, done: str):
     """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
     if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):

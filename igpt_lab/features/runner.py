@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from igpt_lab.features.hooks import pooling, record
+from igpt_lab.features.hooks import check_eval, pooling, record
 from igpt_lab.features.settings import ExtractionSettings, default_batch, width_at
 from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -33,8 +33,7 @@ class Runner:
         Where memory runs out, all of them again in batches of half the size. Raises MemoryError where there is none for
         a single image, and RuntimeError for a model in training mode.
         """
-        if any(module.training for module in self.model.modules()):
-            raise RuntimeError("the model is in training mode; call model.eval()")
+        check_eval(self.model)
         while True:
             done = 0 if bar is None else bar.n
             try:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import check_columns, figure_of, head, layer_axis, legend
+from igpt_lab.figures.parts import check_columns, check_once, figure_of, head, layer_axis, legend
 from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, plotting, points
 
 LEAVE_OUT_COLUMNS = ("part", "layer", "kind", "nats_change", "low", "high", "n")
@@ -35,6 +35,7 @@ def leave_out_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     95% intervals over test images. The axis of nats is logarithmic above 0.01.
     """
     check_columns(table, LEAVE_OUT_COLUMNS)
+    check_once(table[table.part.isin(PART_STYLES)], ["part", "layer"])
     lines = [
         ("MLP" if part == "mlp" else part, table[table.part == part].sort_values("layer"), style)
         for part, style in PART_STYLES.items()
@@ -63,6 +64,7 @@ def head_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) ->
     rows = table[table.part == "head"]
     if rows.empty:
         raise ValueError(f"the table has no part head; it has {', '.join(sorted(set(table.part)))}")
+    check_once(rows, ["layer", "head"])
     grid = rows.assign(head=rows["head"].astype(int)).pivot(index="head", columns="layer", values="nats_change")
     ax = axes(1.2 + 0.16 * len(grid)) if ax is None else ax
     scale = SymLogNorm(LINEAR, vmin=min(0.0, grid.min(axis=None)), vmax=max(LINEAR, grid.max(axis=None)), base=10)
@@ -87,6 +89,7 @@ def window_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.F
     loses. Bands are 95% intervals over test images. The axis of nats is logarithmic above 0.01.
     """
     check_columns(table, WINDOW_COLUMNS)
+    check_once(table, ["first", "last", "radius"])
     ranges = list(table.groupby(["first", "last"]))
     if len(ranges) > len(RANGE_STYLES):
         raise ValueError(f"{len(ranges)} ranges of blocks; a figure has room for {len(RANGE_STYLES)}")

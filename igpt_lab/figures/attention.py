@@ -14,7 +14,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import check_columns, check_room, head, layer_axis
+from igpt_lab.figures.parts import check_columns, check_once, check_room, head, layer_axis
 from igpt_lab.figures.style import LINE_STYLES, Figure, inches, plotting, points
 
 OFFSET_COLUMNS = ("layer", "head", "dy", "dx", "share", "n", "weighting")
@@ -38,7 +38,7 @@ def offset_maps(table: pd.DataFrame, *, title: str = "") -> Axes:
     of a layer stand side by side. One scale for all maps, logarithmic, in steps; a share below the first is white.
     """
     check_columns(table, OFFSET_COLUMNS)
-    _check_once(table, ["layer", "head", "dy", "dx"])
+    _check_maps(table, ("dy", "dx"))
     reach, up = int(table.dx.abs().max()), int(-table.dy.min())
     corners = _corners(table, 2 * reach + 1, up + 1)
     ax = _axes(corners, 2 * reach + 1, up + 1)
@@ -56,7 +56,7 @@ def attention_from(table: pd.DataFrame, *, title: str = "") -> Axes:
     is the start token. The scale is that of `offset_maps`.
     """
     check_columns(table, FROM_COLUMNS)
-    _check_once(table, ["layer", "head", "row", "column"])
+    _check_maps(table, ("row", "column"))
     unseen = table[table.weight.isna()]
     if unseen.empty:
         raise ValueError("no weight is NaN; expected that from the predicted pixel on")
@@ -102,10 +102,9 @@ def attention_depth(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     return figure
 
 
-def _check_once(table: pd.DataFrame, names: list[str]) -> None:
-    if table.duplicated(names).any():
-        raise ValueError(f"more than one row for the same {', '.join(names)}; expected one")
-    check_room("layer and head", len(table.drop_duplicates(names[:2])))
+def _check_maps(table: pd.DataFrame, cell: tuple[str, str]) -> None:
+    check_once(table, ["layer", "head", *cell])
+    check_room("layer and head", len(table.drop_duplicates(["layer", "head"])))
 
 
 def _note(table: pd.DataFrame, words: str) -> str:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, columns_of, head, layer_axis, suptitle
+from igpt_lab.figures.parts import check_columns, check_once, columns_of, head, layer_axis, suptitle
 from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, inches, narrow, plotting, points
 
 LENS_COLUMNS = ("layer", "kind", "nats", "low", "high", "n")
@@ -33,6 +33,7 @@ def lens_curve(
     the layer that is `chosen` has a ring. Bands are 95% intervals over images.
     """
     check_columns(table, LENS_COLUMNS)
+    check_once(table, ["layer", "kind"])
     count = 1 if probe is None else 2
     figure = Figure(figsize=inches(3.0 if probe is None else 4.2), layout="constrained")
     panels = figure.subplots(count, sharex=True, squeeze=False, height_ratios=[3, 2][:count])[:, 0]
@@ -59,6 +60,7 @@ def lens_strip(table: pd.DataFrame, *, layers: list[int] | None = None, title: s
     settles: from there on it is the one of the last layer.
     """
     check_columns(table, STRIP_COLUMNS)
+    check_once(table, ["layer", "row", "column"])
     shown = _shown(table, layers)
     figure = Figure(figsize=inches(0.55 + 0.95 * max(len(shown), 2)), layout="constrained")
     grid = figure.add_gridspec(max(len(shown), 2), 3)

@@ -43,6 +43,12 @@ def check_room(name: str, count: int) -> None:
         raise ValueError(f"{count:,} different values of {name}; a figure has room for {ROOM:,}")
 
 
+def check_once(table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Refuse several rows for the same values of these columns, through which a line would go up and down."""
+    if table.duplicated(list(names)).any():
+        raise ValueError(f"more than one row for the same {', '.join(names[:-1])} and {names[-1]}; expected one")
+
+
 def checked(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The table, fit to plot: all `columns`, some rows, the model among the controls, accuracy a fraction."""
     check_columns(table, columns)

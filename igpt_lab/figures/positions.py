@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, figure_of, finish, head, layer_axis
+from igpt_lab.figures.parts import check_columns, check_once, figure_of, finish, head, layer_axis
 from igpt_lab.figures.style import AMBER, LINE_STYLES, Keywords, axes, plotting, points
 
 POSITION_COLUMNS = ("layer", "position", "test_accuracy", "chosen", "n_test")
@@ -29,7 +29,7 @@ def position_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None
     `table` (POSITION_COLUMNS) as `probe_positions` returns it.
     """
     check_columns(table, POSITION_COLUMNS)
-    _check_once(table, ["layer", "position"])
+    check_once(table, ["layer", "position"])
     grid = 100 * table.pivot(index="position", columns="layer", values="test_accuracy")
     ax = axes(2.6) if ax is None else ax
     image = ax.imshow(grid, aspect="auto", cmap="viridis", interpolation="none")
@@ -55,7 +55,7 @@ def prefix_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None
     layer that validation chose for a share.
     """
     check_columns(table, PREFIX_COLUMNS)
-    _check_once(table, ["layer", "share"])
+    check_once(table, ["layer", "share"])
     ax = axes(2.9) if ax is None else ax
     shades = colormaps["viridis_r"](np.linspace(0.1, 1, table.share.nunique()))
     for share, shade in zip(sorted(table.share.unique()), shades, strict=True):
@@ -66,7 +66,7 @@ def prefix_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None
         ax.plot(chosen.layer, 100 * chosen.test_accuracy, color=shade, markersize=points(5), **RING)
     layer_axis(ax, int(table.layer.max()))
     ax.set_ylabel("test accuracy (%)")
-    return finish(ax, title, f"{int(table.n_test.iloc[0]):,} test images; bands: 95%; rings: chosen layers")
+    return finish(ax, title, f"{int(table.n_test.iloc[0]):,} test images; bands: 95 %; rings: chosen layers")
 
 
 @plotting
@@ -77,7 +77,7 @@ def attentive_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     test images.
     """
     check_columns(table, ATTENTIVE_COLUMNS)
-    _check_once(table, ["layer", "probe", "seed"])
+    check_once(table, ["layer", "probe", "seed"])
     unknown = set(table.probe) - set(PROBES)
     if unknown:
         raise ValueError(f"probe {min(unknown)!r}; expected {' or '.join(PROBES)}")
@@ -95,8 +95,3 @@ def attentive_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     ax.set_ylabel("test accuracy (%)")
     note = f"{int(table.n_test.iloc[0]):,} test images, {table.seed.nunique()} seeds; bands: 95 % over images"
     return finish(ax, title, note)
-
-
-def _check_once(table: pd.DataFrame, names: list[str]) -> None:
-    if table.duplicated(names).any():
-        raise ValueError(f"more than one row for the same {' and '.join(names)}; expected one")

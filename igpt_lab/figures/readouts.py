@@ -5,7 +5,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, finish, layer_axis, mark_not_converged
+from igpt_lab.figures.parts import check_columns, check_once, finish, layer_axis, mark_not_converged
 from igpt_lab.figures.style import AMBER, PURPLE, Keywords, axes, narrow, plotting, points
 
 BITS_COLUMNS = ("layer", "target", "bits", "low", "high", "entropy", "converged", "n_images", "n_states")
@@ -30,6 +30,7 @@ def bits_curve(table: pd.DataFrame, *, relative: bool = False, title: str = "", 
     each other, while a share makes an eighth of a bit about the class look like a bit about the pixel.
     """
     check_columns(table, BITS_COLUMNS)
+    check_once(table, ["layer", "target"])
     ax = axes(3.4) if ax is None else ax
     for name in table.target.unique():
         _plot_target(ax, name, table[table.target == name].sort_values("layer"), relative)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def masked_loss_of(
     with torch.no_grad():
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, start + batch_size)
-            pixels, hidden = _on_device(model, tokens[rows]), _on_device(model, masked[rows])
+            pixels, hidden = on_device(model, tokens[rows]), on_device(model, masked[rows])
             total += model(pixels, masked=hidden, labels=pixels).loss * hidden.sum()
     return float(total) / int(masked.sum())
 
@@ -130,11 +130,12 @@ def _over(
     tokens = checked_tokens(tokens, model.config)
     starts = range(0, len(tokens), batch_size)
     bar = tqdm(starts, desc="loss", unit="batch", disable=not progress)
-    losses = [loss(model, _on_device(model, tokens[start : start + batch_size])) for start in bar]
+    losses = [loss(model, on_device(model, tokens[start : start + batch_size])) for start in bar]
     return torch.cat(losses).cpu().numpy()
 
 
-def _on_device(model: ImageGPTForCausalImageModeling, numbers: np.ndarray) -> Tensor:
+def on_device(model: Any, numbers: np.ndarray) -> Tensor:
+    """Numbers of any shape as int64 on the model's device."""
     return torch.as_tensor(np.asarray(numbers, np.int64)).to(model.device)
 
 

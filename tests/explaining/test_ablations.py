@@ -44,13 +44,18 @@ def head_of(part):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_above_a_layer_changes_none_of_its_features(tiny, part):
-    for layer in range(3):
-        want = states(tiny, "ln_1", layer)
-        for above in range(layer, 3):
-            with edit(tiny, skip(tiny, part, above, head=head_of(part))):
-                assert states(tiny, "ln_1", layer).equal(want)
-    with edit(tiny, skip(tiny, part, 1, head=head_of(part))):
-        assert not states(tiny, "ln_1", 2).equal(want)
+
+    def features():
+        """At all layers, of a pass that runs to the end."""
+        with torch.no_grad(), record(tiny, ["ln_1"], pool=lambda x, *_: x.clone(), alignment="sos") as kept:
+            tiny(torch.as_tensor(TOKENS))
+        return kept["ln_1"].unbind(1)
+
+    want = features()
+    for skipped in range(3):
+        with edit(tiny, skip(tiny, part, skipped, head=head_of(part))):
+            same = [one.equal(other) for one, other in zip(features(), want, strict=True)]
+        assert same == [layer <= skipped for layer in range(4)]
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, -1])
@@ -238,8 +243,14 @@ def test_scores_in_float32(tiny):
         ({"layers": [3]}, "layer 3 at resid_post; this model has layers 0..2 there"),
         ({"kind": "mean"}, "kind 'mean' needs train_tokens"),
         ({"probe_layer": 1}, "come together; one is missing"),
-        ({"probe": 1, "probe_layer": 4, "labels": LABELS}, "layer 4 at ln_1; this model has layers 0..3 there"),
-        ({"probe": 1, "probe_layer": 1, "labels": LABELS[1:]}, r"labels \(5,\) of 6 images; expected one for each"),
+        (
+            {"probe": LinearProbe(), "probe_layer": 4, "labels": LABELS},
+            "layer 4 at ln_1; this model has layers 0..3 there",
+        ),
+        (
+            {"probe": LinearProbe(), "probe_layer": 1, "labels": LABELS[1:]},
+            r"labels \(5,\) of 6 images; expected one for each",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_before_any_work(tiny, options, words, monkeypatch):
@@ -267,6 +278,8 @@ def test_other_bad_input(tiny):
         resample(tiny, "mlp", 0, np.zeros(3))
     with pytest.raises(ValueError, match="a batch of 6 images for 2 donors"):
         logits(tiny, resample(tiny, "mlp", 0, [1, 0]))
+    with pytest.raises(TypeError, match="a probe of type int; expected a fitted classifier with `predict`"):
+        leave_out(tiny, TOKENS, probe=1, probe_layer=1, labels=LABELS)
     with pytest.raises(RuntimeError, match="training mode"):
         leave_out(tiny.train(), TOKENS)
     tiny.eval().config = replace(tiny.config, bidirectional=True)

@@ -227,7 +227,8 @@ def test_never_more_than_a_row_of_weights_is_held():
     assert 2 * side * side**2 <= largest.numbers <= 2 * 3 * T * side**2 < 2 * side**4
 
 
-def test_bad_input_is_refused_in_one_line(tiny):
+def test_bad_input_is_refused_in_one_line_before_any_work(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny.transformer), "forward", None)
     bert = ImageGPTForCausalImageModeling(ImageGPTConfig(**SIZES | {"bidirectional": True}))
     for measure in (maps_of, lambda *arguments, **options: lab.attention_from(*arguments, 3, **options)):
         one = TOKENS[:1]

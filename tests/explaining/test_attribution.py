@@ -25,16 +25,26 @@ def test_components_add_up(tiny, tokens, heads, tied):
     model = random_model(tiny.config, tie_word_embeddings=tied)
     port = twin(model).double()
     want = logits_of(model.double(), tokens)
-    for each in (model, port):
+    for network in (model, port):
         for position in (0, 7, 15):
-            parts, names = lab.attribute_logits(each, tokens, position, heads=heads)
+            parts, names = lab.attribute_logits(network, tokens, position, heads=heads)
             assert parts.shape == (6, len(names), 8) and len(names) == 2 + 3 * (4 if heads else 2)
             np.testing.assert_allclose(parts.sum(1), want[:, position], atol=1e-10)
-        table = lab.attribute(each, tokens, heads=heads, batch_size=4, **QUIET)
+        table = lab.attribute(network, tokens, heads=heads, batch_size=4, **QUIET)
         true = want.gather(-1, torch.as_tensor(tokens)[..., None])[..., 0] - want.mean(-1)
         assert table.logit.sum() == pytest.approx(true.mean().item(), abs=1e-10)
         assert (table.low < table.logit).all() and table.component.is_unique
         assert table[["component", "layer", "head", "part"]].equals(names)
+
+
+def test_logits_are_attributed_in_batches(tiny, tokens, monkeypatch):
+    whole, _ = lab.attribute_logits(tiny, tokens, 5)
+    runs = []
+    tiny.transformer.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
+    monkeypatch.setattr("igpt_lab.explaining.lenses.images_at_once", lambda model: 4)
+    parts, _ = lab.attribute_logits(tiny, tokens, 5)
+    assert runs == [4, 2]
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
 def test_heads_and_their_bias_are_the_attention(tiny, tokens):

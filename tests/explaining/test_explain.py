@@ -60,5 +60,16 @@ def test_where_an_end_is_chosen_the_layer_beside_it_stands_for_it():
         _between_ends(0, 1)
 
 
+def test_the_command_refuses_it_before_its_estimate(tiny, tiny_folder, tiny_images, tmp_path, capsys):
+    bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
+    bert.processor = tiny.processor
+    bert.save_pretrained(tmp_path / "bert")
+    for model, words in ((tiny_folder, "layer c = 3"), (tmp_path / "bert", "a bidirectional model has no SOS")):
+        arguments = ["explain", str(model), str(tiny_images), "--chosen", "3", "--store", str(tmp_path)]
+        assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) != 0
+        printed = capsys.readouterr()
+        assert not printed.out and words in printed.err and len(printed.err.splitlines()) == 1
+
+
 def test_the_estimate_is_of_some_seconds(tiny, train, test):
     assert 0 < estimated_seconds(tiny, train, test) < 600

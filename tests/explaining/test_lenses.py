@@ -13,6 +13,7 @@ import igpt_lab as lab
 from conftest import SHARED
 from igpt_lab.explaining import laws
 from igpt_lab.explaining.lenses import as_they_are, lens_table
+from igpt_lab.features.hooks import record
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of
 
@@ -96,8 +97,8 @@ def test_the_lens_against_a_plain_loop_on_both_models(tiny, tokens, tied):
     model = random_model(tiny.config, tie_word_embeddings=tied)
     port = twin(model)
     want = plain_loop(port, torch.as_tensor(tokens), 8)
-    for each in (model, port):
-        table = lab.logit_lens(each, tokens, batch_size=4, **QUIET)
+    for network in (model, port):
+        table = lab.logit_lens(network, tokens, batch_size=4, **QUIET)
         got = table[["nats", "error_to_final", "entropy", "start_token"]]
         np.testing.assert_allclose(got, want, atol=1e-5)
         assert table.rgb_error.isna().all() and (table.start_token > 0).all() == tied
@@ -149,6 +150,25 @@ def test_state_i_predicts_pixel_i(tiny):
     strip = lab.lens_strip(copier(tiny.config, shift=False), steps)
     assert (strip.nats < 1e-6).all() and (strip.token == strip.position % 8).all()
     assert lab.logit_lens(copier(tiny.config, shift=False), steps, **QUIET).nats.max() < 1e-6
+
+
+def test_with_raw_input_every_offset_moves_by_one(tiny, tokens):
+    """State i has seen the pixels before i, and with raw input pixel i as well: it predicts the next one."""
+    changed = tokens.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % 8
+    for alignment, first in (("sos", 7), ("raw", 6)):
+        states = []
+        for images in (tokens, changed):
+            with torch.no_grad(), record(tiny, ["resid_pre"], pool=lambda x, *_: x, alignment=alignment) as kept:
+                kept.run(torch.as_tensor(images), use_cache=False)
+            states.append(kept["resid_pre"])
+        differs = (states[0] != states[1]).any(-1)  # (N, layers, T)
+        assert differs[..., first].all() and not differs[..., :first].any()
+    with torch.no_grad(), record(tiny, ["resid_pre"], layers=[3], pool=lambda x, *_: x, alignment="raw") as kept:
+        kept.run(torch.as_tensor(tokens), use_cache=False)
+        logits = tiny.lm_head(tiny.transformer.ln_f(kept["resid_pre"][:, 0]))
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), torch.as_tensor(tokens)[:, 1:].flatten())
+    torch.testing.assert_close(losses, tiny(torch.as_tensor(tokens), labels=torch.as_tensor(tokens)).loss)
 
 
 def test_a_strip_is_the_lens_of_one_image(tiny, tokens):
@@ -217,7 +237,8 @@ def test_baselines_are_counts(tokens):
     assert table.nats[2] == pytest.approx(want)
 
 
-def test_what_no_lens_can_read_is_refused(tiny, tokens):
+def test_what_no_lens_can_read_is_refused_before_any_work(tiny, tokens, monkeypatch):
+    monkeypatch.setattr(type(tiny.transformer), "forward", None)
     bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
     for instrument in (lab.logit_lens, lab.lens_strip, lab.attribute, lab.fit_tuned_lens):
         with pytest.raises(ValueError, match=r"a bidirectional \(BERT\) model predicts hidden pixels"):
@@ -237,3 +258,17 @@ def test_what_no_lens_can_read_is_refused(tiny, tokens):
     with pytest.raises(ValueError, match="1 training images and 6 others"):
         lab.pixel_baselines(tokens[:1], tokens, 8)
     assert not any(module._forward_pre_hooks for module in tiny.modules())
+
+
+def test_no_instrument_measures_dropout(tiny, tokens):
+    """A model in training mode gives other numbers at each call."""
+    lens = lab.fit_tuned_lens(tiny, tokens, steps=1, **QUIET)
+    tiny.transformer.h[1].mlp.train()
+    for measure in (
+        lab.logit_lens, lab.attribute, lab.fit_tuned_lens, lab.attention_maps,
+        lambda *of: lab.lens_strip(tiny, tokens[0]), lambda *of: lab.tuned_lens(*of, lens),
+        lambda *of: lab.attribute_logits(*of, 3), lambda *of: lab.attention_from(tiny, tokens[0], 3),
+        lambda *of: lab.bits_by_layer(*of, tokens), lambda *of: lab.mean_of(tiny, "mlp", 0, tokens),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=r"the model is in training mode; call model.eval\(\)"):
+            measure(tiny, tokens)

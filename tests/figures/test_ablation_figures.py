@@ -4,8 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from igpt_lab.figures import head_map, leave_out_curve, redraw, save_figure, window_curve
-from tables import RECORD, leave_out_table, window_table
+from igpt_lab.figures import (
+    bits_curve,
+    head_map,
+    leave_out_curve,
+    lens_curve,
+    lens_strip,
+    redraw,
+    save_figure,
+    window_curve,
+)
+from tables import RECORD, bits_table, leave_out_table, lens_table, strip_table, window_table
 
 
 def lines_of(ax):
@@ -55,3 +64,20 @@ def test_no_figure():
     with pytest.raises(ValueError, match="9 ranges of blocks; a figure has room for 6"):
         many = [window_table().query("first == 0").assign(first=first, last=9) for first in range(9)]
         window_curve(pd.concat(many))
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "words"),
+    [
+        (leave_out_curve, leave_out_table().query("part != 'head'"), "part and layer"),
+        (head_map, leave_out_table(), "layer and head"),
+        (window_curve, window_table(), "first, last and radius"),
+        (bits_curve, bits_table(), "layer and target"),
+        (lens_curve, lens_table(), "layer and kind"),
+        (lens_strip, strip_table(), "layer, row and column"),
+    ],
+)
+def test_two_rows_for_one_point_are_no_line(draw, table, words):
+    """As of two kinds or two models in one table."""
+    with pytest.raises(ValueError, match=f"more than one row for the same {words}; expected one"):
+        draw(pd.concat([table, table.tail(1)]))

@@ -37,9 +37,14 @@ def explain(
     answers.csv.
     """
     from igpt_lab.explaining.explain import estimated_seconds
+    from igpt_lab.explaining.predictions import check_chosen
+    from igpt_lab.models.losses import check_alignment
 
     train, test = (lab.load_images(images, split) for split in ("train", "test"))
     loaded = lab.load_model(model, revision=revision)
+    check_alignment("sos", loaded.config)
+    if chosen is not None:
+        check_chosen(chosen, loaded.config.n_layer)
     folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
     seconds = estimated_seconds(loaded, train, test, chosen)
     print(f"about {max(1, round(seconds / 60))} min on the CPU", flush=True)
