@@ -22,14 +22,7 @@ import numpy as np
 import torch
 
 import igpt_lab as lab
-from benchmarks.explaining_peers import (
-    ATTENTION_COLUMNS,
-    LENS_COLUMNS,
-    Port,
-    attention_of_port,
-    fastest,
-    lens_of_port,
-)  # fmt: skip
+from benchmarks import explaining_peers as peers
 from benchmarks.extract import QUICK, S, peer_name
 from benchmarks.harness import peak_memory, race, row
 from igpt_lab.app.explorer.layers import open_source
@@ -43,7 +36,7 @@ from igpt_lab.models.losses import align
 CIFAR = Path(__file__).resolve().parents[2] / "shared/cifar10"
 SOURCES = {"fashion-xs": "fashion-mini", "cifar10-xs": CIFAR}
 CLEAR = Path("/proc/self/clear_refs")  # on Linux, 5 written here makes the present memory the largest so far
-AGREE = 1e-5  # nats, or shares of attention
+AGREE, RELATIVE = 1e-5, "of max(1, |value|)"  # distances are of many pixels
 FEW, MANY, BOTH = "1 image", "{n} images", "{n} + {n} images"
 EDITED, REFITTED = "{n} images, blocks: {few}", "{n} + {n} images, blocks: {few}"
 LAYERS, STEPS = "{n} + {n} images, layers: {few}", "{n} + 0 images, {steps} steps"
@@ -191,27 +184,26 @@ def against_lens(setting: Setting) -> Iterator[dict]:
     """The lens with all its columns, two passes of ours, and without what needs the last layer, in one."""
     port = port_of(setting)
     for what, whole in (("all columns", True), ("nats alone", False)):
-        make = partial(lens_of_port, port, whole)
+        make = partial(peers.lens_of_port, port, whole)
         yield from compared(f"logit_lens, {what}", setting, partial(lens_of_ours, setting, whole), make, "nats")
 
 
 def against_attention(setting: Setting) -> Iterator[dict]:
     """All measures and offsets."""
-    make = partial(attention_of_port, port_of(setting))
-    yield from compared("attention_maps", setting, partial(attention_of_ours, setting), make, "of max(1, |value|)")
+    make = partial(peers.attention_of_port, port_of(setting))
+    yield from compared("attention_maps", setting, partial(attention_of_ours, setting), make, RELATIVE)
 
 
 def compared(name: str, setting: Setting, ours: Callable, port: Callable, unit: str) -> Iterator[dict]:
-    """Speed, memory, and the largest difference of what both return; SystemExit where that is not AGREE."""
-    best = race({"port": partial(fastest, port, setting.count)}, 1, warm=0)["port"].value
-    results = race({"ours": ours, "port": partial(port, best)}, setting.runs, warm=0)
+    """Speed, memory, and the largest difference of the arrays that both return; SystemExit where it is above AGREE."""
+    best = race({"port": partial(peers.fastest, port, setting.count)}, 1, warm=0)["port"].value
+    own, theirs = race({"ours": ours, "port": partial(port, best)}, setting.runs, warm=0).values()
     case, peer = f"{name}, {setting.name}, {setting.count} images", f"{peer_name()}, batch {best}"
-    speeds, peaks = ([get(each) for each in results.values()] for get in (
-        lambda result: setting.count / result.seconds, lambda result: result.peak))  # fmt: skip
+    speeds = [setting.count / result.seconds for result in (own, theirs)]
     yield row(case, "speed", "images/s", *speeds, peer, runs=setting.runs)
-    yield row(case, "peak memory", "MB", *peaks, peer, runs=setting.runs, less=True)
-    own, theirs = (result.value for result in results.values())
-    largest = float((np.abs(own - theirs) / np.maximum(1, np.abs(theirs) if "max" in unit else 1)).max())
+    yield row(case, "peak memory", "MB", own.peak, theirs.peak, peer, runs=setting.runs, less=True)
+    size = np.maximum(1, np.abs(theirs.value)) if unit == RELATIVE else 1
+    largest = float((np.abs(own.value - theirs.value) / size).max())
     yield row(case, f"largest difference to {peer_name()}", unit, largest, runs=1)
     if not largest <= AGREE:
         raise SystemExit(f"{case}: they differ by {largest:.2g}, more than {AGREE:g}")
@@ -219,7 +211,7 @@ def compared(name: str, setting: Setting, ours: Callable, port: Callable, unit: 
 
 def lens_of_ours(setting: Setting, whole: bool) -> Callable:
     """Maker: the lens' columns (layers, columns), as `lens_of_port` has them."""
-    case, columns = Case.opened(setting), LENS_COLUMNS if whole else LENS_COLUMNS[:1]
+    case, columns = Case.opened(setting), peers.LENS_COLUMNS if whole else peers.LENS_COLUMNS[:1]
 
     def call() -> np.ndarray:
         return lab.logit_lens(case.model, case.test.tokens, final=whole, progress=False)[list(columns)].to_numpy()
@@ -233,7 +225,8 @@ def attention_of_ours(setting: Setting) -> Callable:
 
     def call() -> np.ndarray:
         maps = lab.attention_maps(case.model, case.test.tokens, progress=False)
-        return np.concatenate([maps.table[list(ATTENTION_COLUMNS)].to_numpy().ravel(), maps.offsets.share.to_numpy()])
+        measures, shares = maps.table[list(peers.ATTENTION_COLUMNS)].to_numpy(), maps.offsets.share.to_numpy()
+        return np.concatenate([measures.ravel(), shares])
 
     return call
 
@@ -281,17 +274,16 @@ def write_random(config: lab.ImageGPTConfig, folder: Path) -> str:
 
 def images_of(model: lab.ImageGPTForCausalImageModeling, setting: Setting, split: str) -> TokenSet:
     """Tokens of the setting's images, or random ones of two classes."""
-    source, names = SOURCES.get(setting.name), ("even", "odd")
+    source, rows = SOURCES.get(setting.name), np.arange(setting.count)
     if source is None or source is CIFAR and not CIFAR.is_dir():
-        rows = np.random.default_rng(split == "test")
-        drawn = rows.integers(model.config.n_colours, size=(setting.count, model.config.n_positions))
-        return TokenSet("random", split, np.arange(setting.count), np.arange(setting.count) % 2, names, drawn)
+        shape = setting.count, model.config.n_positions
+        drawn = np.random.default_rng(split == "test").integers(model.config.n_colours, size=shape)
+        return TokenSet("random", split, rows, rows % 2, ("even", "odd"), drawn)
     images = lab.load_images(source, split, limit=setting.count)
-    drawn = tokens_of(model, images)
-    return TokenSet(setting.name, split, np.arange(len(drawn)), images.labels, images.label_names, drawn)
+    return TokenSet(setting.name, split, rows, images.labels, images.label_names, tokens_of(model, images))
 
 
-def port_of(setting: Setting) -> Port:
+def port_of(setting: Setting) -> peers.Port:
     model = lab.load_model(setting.model)
     images = images_of(model, setting, "test")
-    return Port(str(resolve(setting.model)), images.tokens.astype(np.int64), model.processor.clusters)
+    return peers.Port(str(resolve(setting.model)), images.tokens.astype(np.int64), model.processor.clusters)

@@ -69,10 +69,12 @@ def attribute_logits(
         raise ValueError(f"no position {position}; expected one from 0 to {tokens.shape[1] - 1}")
     weight, gain = _head(model)
     reader = (gain * weight).T  # (D, V)
+    values = []
     with torch.no_grad():
-        pixels = on_device(model, tokens)
-        read, scale = _components(model, pixels, lambda part: part[:, position] @ reader, heads)
-    return (read * scale[:, position, None, None]).cpu().numpy(), _names(model, heads)
+        for part in batches_of(model, tokens, None, "attribution", progress=False):
+            read, scale = _components(model, on_device(model, part), lambda state: state[:, position] @ reader, heads)
+            values.append(read * scale[:, position, None, None])
+    return torch.cat(values).cpu().numpy(), _names(model, heads)
 
 
 def _head(model: Any) -> tuple[Tensor, Tensor]:
