@@ -31,7 +31,7 @@ class Port:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        model = transformers.ImageGPTForCausalImageModeling.from_pretrained(self.folder).eval()
+        model = transformers.ImageGPTForCausalImageModeling.from_pretrained(self.folder, dtype=torch.float32).eval()
         with torch.inference_mode():
             model(self.inputs(1)[0], use_cache=False)
         return model
