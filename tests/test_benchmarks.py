@@ -12,7 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import igpt_lab as lab
-from benchmarks import harness
+from benchmarks import explaining, harness
+from benchmarks import explaining_peers as peers
 from igpt_lab.features.planning import flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,40 @@ def test_a_quick_run_leaves_its_table(tmp_path):
     assert len(table) >= 4 and np.allclose(table.ratio, table.ours / table.peer, rtol=1e-3)
     assert text.count("\n| ImageGPTImageProcessorPil") == 4 and " threads, torch " in text.splitlines()[-1]
     assert text.rstrip().endswith("`make bench BENCH=pixels ARGS=--quick`")
+
+
+@pytest.fixture
+def setting(tiny_folder, tmp_path):
+    """Six random images of the tiny model."""
+    return explaining.Setting("tiny", str(tiny_folder), 6, str(tmp_path), runs=1)
+
+
+def test_every_instrument_of_explaining_is_measured():
+    parts = {"edit", "skip", "mean_of", "resample", "derangement", "window", "linear_readout", "probe_slices"}
+    whole = {"explain", "answer", "check"}  # instruments together, and no instrument
+    offered = {name for name, home in lab._HOME.items() if home.startswith("explaining.") and name.islower()}
+    assert {name.partition(",")[0] for name in explaining.INSTRUMENTS} == offered - parts - whole
+
+
+@pytest.mark.skipif(not explaining.CLEAR.exists(), reason="only Linux tells the largest memory since a moment")
+def test_memory_of_an_instrument_is_above_what_was_before(setting, monkeypatch):
+    held = np.ones(400 * 2**17)
+    instruments = {f"{size}": (explaining.MANY, lambda case, size=size: np.ones(size * 2**17)) for size in (1, 200)}
+    monkeypatch.setattr(explaining, "INSTRUMENTS", instruments)
+    small, large = (explaining.measured(name, setting)() for name in instruments)
+    assert small < 50 and 150 < large < 300 and len(held)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_peers_of_explaining_give_our_numbers(setting, batch):
+    pytest.importorskip("transformers")
+    port = explaining.port_of(setting)
+    for whole in (True, False):
+        ours, theirs = explaining.lens_of_ours(setting, whole)(), peers.lens_of_port(port, whole, batch)()
+        assert ours.shape == theirs.shape == (4, 4 if whole else 1)
+        np.testing.assert_allclose(ours, theirs, atol=explaining.AGREE)
+    ours, theirs = explaining.attention_of_ours(setting)(), peers.attention_of_port(port, batch)()
+    np.testing.assert_allclose(ours, theirs, atol=explaining.AGREE)
 
 
 def test_a_wrong_name_is_told():

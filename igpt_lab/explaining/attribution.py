@@ -74,9 +74,9 @@ def attribute_logits(
     values = []
     with torch.no_grad():
         for part in batches_of(model, tokens, None, "attribution", progress=False):
-            read, scale = _components(model, on_device(model, part), lambda x: x[:, position] @ reader, heads)
-            values.append((read * scale[:, position, None, None]).cpu())
-    return torch.cat(values).numpy(), _names(model, heads)
+            read, scale = _components(model, on_device(model, part), lambda state: state[:, position] @ reader, heads)
+            values.append(read * scale[:, position, None, None])
+    return torch.cat(values).cpu().numpy(), _names(model, heads)
 
 
 def _head(model: Any) -> tuple[Tensor, Tensor]:

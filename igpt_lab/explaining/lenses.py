@@ -99,8 +99,7 @@ def lens_strip(
     values = pooled["resid_pre"][0].cpu().double().numpy()  # (layers, T, 6)
     true = np.full((tokens.shape[1], 3), np.nan) if palette is None else palette.cpu().numpy()[tokens[0]]
     kind, width = "logit lens" if lens is None else "tuned lens", round(model.config.n_positions**0.5)
-    rows = [_strip_of(layer, kind, width, values, (255 * true).round()) for layer in chosen]
-    return pd.concat(rows, ignore_index=True)
+    return _strip_of(chosen, kind, width, values, (255 * true).round())
 
 
 @checked
@@ -258,17 +257,18 @@ def _expected(logits: Tensor, labels: Tensor, colours: int, palette: Tensor | No
     return torch.cat([token.to(p.dtype), probability, nats, mean], dim=-1)
 
 
-def _strip_of(layer: int, kind: str, width: int, values: np.ndarray, true: np.ndarray) -> pd.DataFrame:
-    """The rows of one layer of `lens_strip`, of the values (L + 1, T, 6) of `_expected` at all layers."""
+def _strip_of(layers: list[int], kind: str, width: int, values: np.ndarray, true: np.ndarray) -> pd.DataFrame:
+    """The table of `lens_strip`, of the values (L + 1, T, 6) of `_expected` at all layers, made in one piece."""
     best = values[..., 0].astype(int)
     differs = best[::-1] != best[-1]  # from the last layer backwards
     settled = len(best) - np.where(differs.any(0), differs.argmax(0), len(best))
-    positions = np.arange(values.shape[1])
-    table = {"layer": layer, "kind": kind, "position": positions, "row": positions // width}
-    table |= {"column": positions % width, "token": best[layer], "probability": values[layer, :, 1]}
-    table |= {"nats": values[layer, :, 2], "settled": settled}
-    table |= dict(zip(("red", "green", "blue"), (255 * values[layer, :, 3:].T).round(), strict=True))
-    return pd.DataFrame(table | dict(zip(("true_red", "true_green", "true_blue"), true.T, strict=True)))
+    positions = np.tile(np.arange(values.shape[1]), len(layers))
+    of_layers = values[layers].reshape(-1, 6)
+    table = {"layer": np.repeat(layers, values.shape[1]), "kind": kind, "position": positions}
+    table |= {"row": positions // width, "column": positions % width, "token": of_layers[:, 0].astype(int)}
+    table |= {"probability": of_layers[:, 1], "nats": of_layers[:, 2], "settled": settled[positions]}
+    table |= dict(zip(("red", "green", "blue"), (255 * of_layers[:, 3:].T).round(), strict=True))
+    return pd.DataFrame(table | dict(zip(("true_red", "true_green", "true_blue"), true[positions].T, strict=True)))
 
 
 def _unigram(tokens: np.ndarray, colours: int) -> np.ndarray:

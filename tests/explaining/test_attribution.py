@@ -54,6 +54,16 @@ def test_heads_and_their_bias_are_the_attention(tiny, tokens):
     assert parts[parts.part == "head"].groupby("layer")["head"].apply(list).tolist() == [[0, 1]] * 3
 
 
+def test_logits_are_made_of_a_few_images_at_a_time(tiny, tokens, monkeypatch):
+    whole, _ = lab.attribute_logits(tiny, tokens, 3, heads=True)
+    sizes = []
+    tiny.transformer.ln_f.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr("igpt_lab.explaining.lenses.NUMBERS", 4 * 16 * 32)
+    parts, _ = lab.attribute_logits(tiny, tokens, 3, heads=True)
+    assert sizes == [4, 2]
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
 def test_a_part_is_what_the_logits_lose_without_it(tiny, tokens):
     """The last MLP, switched off while the last norm's scale is held."""
     kept = {}
