@@ -56,6 +56,7 @@ _HOME = {
     "complete": "sampling.sampling",
     "control_task": "probing.probes",
     "convert_openai": "models.openai",
+    "corrupt": "images.corruptions",
     "derangement": "explaining.parts",
     "download_openai": "models.openai",
     "edit": "explaining.edits",
