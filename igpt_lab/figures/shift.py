@@ -49,7 +49,7 @@ def shift_curves(table: pd.DataFrame, *, point: str | None = None, title: str = 
         raise ValueError(f"the table has no point {point!r}; it has {', '.join(known)}")
     rows = table[table.point == point]
     cells = [(name, rows, measure) for measure, name in SHIFT_MEASURES.items() if measure != "drop_change"]
-    return _grid(cells, f"{title}, {point}".removeprefix(", "), "row")
+    return _grid(cells, f"{title}, {point}".removeprefix(", "))
 
 
 @plotting
@@ -64,18 +64,19 @@ def shift_points(table: pd.DataFrame, *, measure: str = "drop", title: str = "")
         raise ValueError(f"measure {measure!r}; expected one of {', '.join(SHIFT_MEASURES)}")
     cells = [(as_label(point), rows, measure) for point, rows in table.groupby("point", sort=False)]
     words = SHIFT_MEASURES[measure].replace("\n", " ")
-    return _grid(cells, f"{title}: {words}".removeprefix(": "), "all")
+    return _grid(cells, f"{title}: {words}".removeprefix(": "), one_scale=True)
 
 
-def _grid(cells: Sequence[Cell], title: str, share: str) -> matplotlib.figure.Figure:
-    """A row of panels for each cell, a column for each corruption; `share`: which of them have one vertical scale."""
+def _grid(cells: Sequence[Cell], title: str, *, one_scale: bool = False) -> matplotlib.figure.Figure:
+    """A row of panels for each cell, a column for each corruption; each row has a vertical scale, or all one."""
     corruptions = list(dict.fromkeys(cells[0][1].corruption))
     families = list(dict.fromkeys(cells[0][1].family))
     check_room("panels", len(cells) * len(corruptions))
     if len(families) > len(DYNAMICS_STYLES):
         raise ValueError(f"{len(families)} families; expected at most {len(DYNAMICS_STYLES)}, which can be told apart")
     figure = Figure(figsize=inches(0.9 * len(cells) + 1.2), layout="constrained")
-    panels = figure.subplots(len(cells), len(corruptions), sharex="col", sharey=share, squeeze=False)
+    sharing: Keywords = {"sharex": "col", "sharey": "all" if one_scale else "row"}
+    panels = figure.subplots(len(cells), len(corruptions), squeeze=False, **sharing)
     for row, (name, rows, measure) in zip(panels, cells, strict=True):
         for ax, corruption in zip(row, corruptions, strict=True):
             _plot(ax, rows[rows.corruption == corruption], measure, families)

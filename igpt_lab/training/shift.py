@@ -109,7 +109,7 @@ def summarise_shift_runs(table: pd.DataFrame) -> pd.DataFrame:
         runs = runs.assign(best_depth=runs.best_layer / runs.last_layer.clip(lower=1))
         groups.append(_with_keys(runs, keys))
     runs = pd.concat(groups, ignore_index=True)
-    return runs.assign(drop_p_holm=list(holm(dict(enumerate(runs.drop_p))).values()))
+    return runs.assign(drop_p_holm=list(holm({str(row): p for row, p in enumerate(runs.drop_p)}).values()))
 
 
 @checked
