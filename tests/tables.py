@@ -118,6 +118,24 @@ def seed_table() -> pd.DataFrame:
     return pd.concat([table, pixels], ignore_index=True)
 
 
+def shift_table() -> pd.DataFrame:
+    """Two points, two corruptions of three levels: family "a" of three seeds falls deeper than "b" of one."""
+    levels = [("contrast", 1.0), ("contrast", 0.4), ("contrast", 0.2), ("blur", 0.0), ("blur", 1.0), ("blur", 2.5)]
+    rows = [
+        (family, point, *level, seeds, 0.5 / seeds + i / 20)
+        for point in ("ln_1", "mlp_act")
+        for i, level in enumerate(levels)
+        for family, seeds in (("a", 3), ("b", 1))
+    ]
+    table = pd.DataFrame(rows, columns="family point corruption level n_seeds drop_mean".split())
+    for place, measure in enumerate(("drop", "height", "drop_best", "drop_change", "best_depth")):
+        mean, known = table.drop_mean + place / 10, table.n_seeds > 1
+        ends = {"mean": mean, "low": (mean - 0.02).where(known), "high": (mean + 0.03).where(known)}
+        ends |= {"images_low": mean - 0.04, "images_high": mean + 0.05}
+        table = table.assign(**{f"{measure}_{end}": values for end, values in ends.items()})
+    return table
+
+
 def leave_out_table(*, accuracy: bool = True) -> pd.DataFrame:
     """Three layers of two heads: the first block costs most, the last one gains a little."""
     places = [(part, layer, None) for part in ("block", "attention", "mlp") for layer in range(3)]

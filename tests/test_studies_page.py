@@ -8,6 +8,8 @@ import pytest
 
 from igpt_lab.app.cli import build_parser
 from igpt_lab.core.seeds import summarise_runs, summarise_seeds
+from igpt_lab.images.corruptions import CORRUPTIONS
+from igpt_lab.training.shift import LEVELS, POINTS
 from tables import seed_table
 
 PAGE = (Path(__file__).parents[1] / "docs/studies.md").read_text(encoding="utf-8")
@@ -26,7 +28,8 @@ def commands() -> list[list[str]]:
 
 
 def test_the_page_has_its_commands():
-    assert [line[0] for line in commands()].count("dynamics") == 4 and len(commands()) == 14
+    names = [line[0] for line in commands()]
+    assert (names.count("dynamics"), names.count("shift"), len(names)) == (4, 1, 15)
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
@@ -44,3 +47,13 @@ def test_every_column_of_the_page_is_one_of_the_tables():
     named = re.findall(r"`(\w+)`", rows["NAME_summary.csv"])
     measures, endings = [name for name in named if name[0] != "_"], [name for name in named if name[0] == "_"]
     assert {a + b for a in measures for b in endings} <= set(summarise_seeds(runs)) and len(measures) == 3
+
+
+def test_every_point_and_level_of_the_page_is_one_of_the_study():
+    section = PAGE.partition("## Objective and shift")[2].partition("\n## ")[0]
+    named = section.partition("averaged over positions: ")[2].partition(". ")[0].partition("\n`qkv`")[0]
+    assert tuple(re.findall(r"`(\w+)`", named)) == POINTS
+    for corruption, levels in LEVELS.items():
+        row = next(line for line in section.splitlines() if line.startswith(f"| {corruption} |"))
+        numbers = [float(number) for number in re.findall(r"[\d.]+", row.split("|")[2])]
+        assert numbers == [CORRUPTIONS[corruption].clean, *levels]

@@ -19,6 +19,7 @@ COMMANDS = (  # in the order of the help
     probing.probe,
     probing.ablate,
     probing.dynamics,
+    probing.shift,
     explaining.explain,
     models.evaluate,
     training.pretrain,

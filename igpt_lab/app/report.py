@@ -56,6 +56,9 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "seed_curves": "Several seeds of pretraining: accuracy over relative depth, the mean thick. Below, the chosen "
     "layer and its drop to the last: dots are seeds, coloured bars the 95% t interval over seeds, grey bars the 95% "
     "interval over test images of one seed. Image noise that all seeds share is not in the coloured bars.",
+    "shift_curves": "Probes of clean images on corrupted test images: the layer that clean images chose, and the best "
+    "on these. Bars: 95% t intervals over seeds of pretraining; bands: 95% over test images of one seed.",
+    "shift_points": "The same for every point of the block, on one scale.",
     "model_comparison": "Models side by side: the layer that validation chose, the last layer, and controls, with 95% "
     "intervals over test images.",
     "lens_curve": "What each layer says about the next pixel, read by the model's own head, with 95% intervals over "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -126,9 +126,12 @@ def _run(run: pd.DataFrame) -> dict[str, object]:
 
 
 @checked
-def summarise_seeds(runs: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
+def summarise_seeds(
+    runs: pd.DataFrame, *, alpha: float = 0.05, measures: Mapping[str, tuple[str, str]] = OVER_IMAGES
+) -> pd.DataFrame:
     """A row for each family of `summarise_runs`: `depth`, `height` and `drop` over its seeds, beside those over images.
 
+    `measures`: columns of `runs`, by default these three, each with the two that hold its interval over images.
     Of each: `_mean`, `_sd` (n - 1) and the t interval `_low`, `_high` over seeds (`over_seeds`). Beside it,
     `_images_low`, `_images_high`: the ends of the runs' intervals over test images, averaged over runs, which is how
     sure one run is on these images; of depth, the first and last layer that may be the best. The two are not merged.
@@ -140,7 +143,7 @@ def summarise_seeds(runs: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
         row: dict[str, object] = {"family": family, "n_seeds": len(of_family)}
         if "loss" in of_family:
             row["loss_mean"] = of_family.loss.mean()
-        for name, images in OVER_IMAGES.items():
+        for name, images in measures.items():
             seeds = over_seeds(of_family[name].to_numpy(), alpha=alpha)
             row |= {f"{name}_mean": seeds.mean, f"{name}_sd": seeds.standard_deviation}
             row |= {f"{name}_low": seeds.low, f"{name}_high": seeds.high}

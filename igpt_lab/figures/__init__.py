@@ -68,6 +68,7 @@ from igpt_lab.figures.positions import (
 from igpt_lab.figures.readouts import BITS_COLUMNS, bits_curve
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
+from igpt_lab.figures.shift import SHIFT_COLUMNS, SHIFT_MEASURES, shift_curves, shift_points
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
 
 __all__ = [
@@ -97,6 +98,8 @@ __all__ = [
     "row_gallery",
     "seed_curves",
     "selectivity",
+    "shift_curves",
+    "shift_points",
     "surprise_gallery",
     "training_dynamics",
     "window_curve",
@@ -127,6 +130,8 @@ __all__ = [
     "PROTOCOL_COLUMNS",
     "RUN_COLUMNS",
     "SELECTIVITY_COLUMNS",
+    "SHIFT_COLUMNS",
+    "SHIFT_MEASURES",
     "STRIP",
     "STRIP_COLUMNS",
     "STYLES",

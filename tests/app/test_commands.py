@@ -19,6 +19,7 @@ ARGUMENTS = {
     "probe": "model images --limit --layers --store=stores --out --device --revision",
     "ablate": "model images --limit --layers --store=stores --out --device --revision",
     "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name",
+    "shift": "RUN --images --limit --points --store=stores --out --name=shift --device",
     "explain": "model images --chosen --store=stores --out --seed=0 --device --revision",
     "evaluate": "model images --split=test --limit --revision",
     "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit --steps "

@@ -35,6 +35,7 @@ from tables import (
     protocol_tables,
     seed_table,
     selectivity_table,
+    shift_table,
     stopped_table,
     strip_table,
     window_table,
@@ -100,6 +101,8 @@ def drawings():
         "training_dynamics": ([dynamics_table()], {"title": "t"}, dynamics_table()),
         "model_comparison": ([compared_table()], {"title": "t"}, compared_table()),
         "seed_curves": ([seed_table()], {"title": "t"}, seed_table()),
+        "shift_curves": ([shift_table()], {"title": "t"}, shift_table()),
+        "shift_points": ([shift_table()], {"measure": "drop_change", "title": "t"}, shift_table()),
         "gallery": ([IMAGES], {"columns": 2, "titles": list("abcd")}, tokens),
         "completion_gallery": ([IMAGES[:2], IMAGES[None].repeat(2, 0), IMAGES[:2]], {"prime_rows": 2}, tokens),
         "row_gallery": ([IMAGES.reshape(2, 2, 5, 5, 3)], {"labels": ["one", "two"]}, tokens),
@@ -215,7 +218,7 @@ def test_a_style_sets_width_and_letters():
     "name",
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
     "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve "
-    "attention_depth attention_from offset_maps bits_curve".split(),
+    "attention_depth attention_from offset_maps bits_curve shift_curves shift_points".split(),
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]

@@ -1,4 +1,4 @@
-"""Commands that probe every layer: once, under every protocol, and at every checkpoint of a pretraining."""
+"""Commands that probe every layer: once, under every protocol, at every checkpoint, and on corrupted images."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def dynamics(
     from igpt_lab.core.seeds import families_of, is_seeded
 
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    folders = {Path(model).name: model for model in models}
-    if len(folders) < len(models):
-        raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
+    folders = _by_name(models)
     of_seeds = final and any(map(is_seeded, folders))
     kind = "seeds" if of_seeds else "model_comparison" if final else "training_dynamics"
     if of_seeds:
@@ -121,6 +119,66 @@ def dynamics(
     files = lab.figures.save_figure(figure, stem, data=table, record=record)
     rows = table.groupby(["model", "step", "control"], sort=False)
     print(*(line for _, of_one in rows for line in _chosen_layer(of_one)), *files, *tables, sep="\n")
+
+
+def _by_name(models: list[str]) -> dict[str, str]:
+    """Names of folders -> the folders; ValueError where two have one name."""
+    folders = {Path(model).name: model for model in models}
+    if len(folders) < len(models):
+        raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
+    return folders
+
+
+@command(
+    argument("models", nargs="+", metavar="RUN", help="folders of pretrain, named FAMILY-seed-S where they are seeds"),
+    argument("--images", required=True, help=IMAGES.help),
+    LIMIT,
+    argument("--points", nargs="+", metavar="POINT", help="of the block (default: those of lab.probe_shift)"),
+    STORE,
+    OUT,
+    argument("--name", default="shift", help="of the figure and its tables"),
+    DEVICE,
+)
+def shift(
+    models: list[str], images: str, limit: int | None, points: list[str] | None, store: str, out: str | None, name: str,
+    device: str | None,
+) -> None:  # fmt: skip
+    """Probe clean images at every point of the block, and score on test images of less contrast and of more blur.
+
+    A run named FAMILY-seed-S is seed S of its family. The figure NAME shows one point, NAME_points all; their table has
+    a row for each family, point, corruption and level. Beside it are NAME_runs.csv, a row for each run, and
+    NAME_layers.csv, a row for each run and layer.
+    """
+    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    folders = _by_name(models)
+    at = {} if points is None else {"points": points}
+    layers = lab.probe_shift(folders, train, test, store=store, device=device, **at)
+    of_runs = lab.summarise_shift_runs(layers)
+    summary, title = lab.summarise_shift(of_runs), f"Corrupted {train.name}"
+    shown = "ln_1" if "ln_1" in set(summary.point) else summary.point[0]
+    whole = models[0] if len(models) == 1 else "-".join(folders)
+    folder = Path(runs.results_folder(whole, images, out, under=runs.MINE))
+    record = lab.RunRecord("shift", {"images": train.name, "limit": limit, "models": list(folders)}, seed=0)
+    drawn = {
+        name: lab.figures.shift_curves(summary, point=shown, title=title),
+        f"{name}_points": lab.figures.shift_points(summary, title=title),
+    }
+    files = []
+    for file, figure in drawn.items():
+        files += lab.figures.save_figure(figure, folder / file, data=summary, record=record)
+    for ending, table in {"runs": of_runs, "layers": layers}.items():
+        files.append(atomic_write(folder / f"{name}_{ending}.csv", table.to_csv(index=False)))
+    rows = summary[summary.point == shown].to_dict("records")
+    print(*map(_of_a_level, rows), *files, sep="\n")
+
+
+def _of_a_level(row: dict[str, Any]) -> str:
+    """What a row of the summary of `shift` says, in a line."""
+    words = [f"accuracy {row['height_mean']:.1%}"]
+    for measure, name in {"drop": "drop", "drop_best": "from the best layer", "drop_change": "change"}.items():
+        mean, low, high = (100 * row[f"{measure}_{part}"] for part in ("mean", "images_low", "images_high"))
+        words.append(f"{name} {mean:.1f} [{low:.1f}, {high:.1f}] over images")
+    return f"{row['family']}, {row['point']}, {row['corruption']} {row['level']:g}: {'; '.join(words)}"
 
 
 def _save_summaries(table: Any, stem: Path) -> list[Path]:
