@@ -123,7 +123,7 @@ class Run:
         return {"mean": rows.test_accuracy.mean(), "sd": rows.test_accuracy.std()} | facts
 
     def answers(self) -> list[dict[str, Any]]:
-        """Rows of the answers to the predictions, the number of each in `place`; those that one is made of have none."""
+        """Rows of the answers to the predictions, with the number of each in `place`; what one is made of has none."""
         places = {prediction.number: place for place, prediction in enumerate(PREDICTIONS, 1)}
         rows = self.table("answers")
         is_first = rows.number.isin(places)
