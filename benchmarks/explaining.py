@@ -145,8 +145,8 @@ def rows(quick: bool) -> Iterator[dict]:
             settings = [
                 Setting("fashion-xs", "fashion-xs", 100, stores),
                 Setting("cifar10-xs", "cifar10-xs", 50, stores),
+                Setting("24 x 512 (S)", random, 10, stores, (12, 23), steps=2, runs=1),
             ]
-            settings.append(Setting("24 x 512 (S)", random, 10, stores, (12, 23), steps=2, runs=1))
         for setting in settings:
             for name in INSTRUMENTS:
                 yield from instrument(name, setting)
