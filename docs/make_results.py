@@ -24,6 +24,7 @@ PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle"
 README = ROOT / "README.md"
 SEED_STUDIES = ("seeds", "equal_loss", "fashion_seeds")
 MEASURES = {"depth": ".0f", "height": ".1f", "drop": "+.1f"}  # of seeds, in % or points
+SHIFT_MEASURES = {"height": ".1f", "drop": "+.1f", "best_depth": ".0f", "drop_change": "+.1f"}
 
 
 @lru_cache
@@ -131,6 +132,11 @@ class Run:
         place = rows.number.map(places).astype("Int64").astype(str).where(is_first, "")
         return rows.assign(place=place, words=words).to_dict("records")
 
+    def attentive(self, layer: int) -> float:
+        """Accuracy of the attentive probe at a layer, the mean over seeds."""
+        rows = self.table("attentive")
+        return rows[(rows.probe == "attentive") & (rows.layer == layer)].test_accuracy.mean()
+
     def control(self, name: str, among: str = "layer_curve") -> pd.DataFrame:
         rows = self.table(among)
         return rows[rows.control == name]
@@ -178,6 +184,16 @@ def seed_study(name: str) -> dict[str, Any]:
     }
 
 
+def shift() -> dict[str, list[dict[str, Any]]]:
+    """The study of a shift, where it is there: each version of the test images at `ln_1`, clean ones at each point."""
+    if not (ROOT / "results/studies/shift.csv").exists():
+        return {}
+    rows = table("studies/shift")
+    rows = rows.assign(cells=[over_seeds(row, SHIFT_MEASURES) for row in rows.to_dict("records")])
+    clean = rows[(rows.corruption == "contrast") & (rows.level == 1)]
+    return {"levels": rows[rows.point == "ln_1"].to_dict("records"), "points": clean.to_dict("records")}
+
+
 def long_fine_tuning() -> dict[str, Any]:
     """The longer run, against the probes that its table pairs it with."""
     images, facts = table("fashion-xs-fashion-mini/fine_tuned"), config("fashion-xs-fashion-mini/fine_tuned")
@@ -222,10 +238,10 @@ def verdicts(p_holm: pd.Series) -> pd.Series:
     return (p_holm <= 0.05).map({True: "holds", False: "not resolved"})
 
 
-def over_seeds(row: dict[str, Any]) -> list[str]:
+def over_seeds(row: dict[str, Any], measures: dict[str, str] = MEASURES) -> list[str]:
     """Of each measure of a family: the mean with its interval over seeds, and the interval over images."""
     cells = []
-    for measure, digits in MEASURES.items():
+    for measure, digits in measures.items():
         ends = ("mean", "low", "high", "images_low", "images_high")
         mean, low, high, *images = (format(100 * row[f"{measure}_{end}"], digits) for end in ends)
         cells += [f"{mean} [{low}, {high}]" if row["n_seeds"] > 1 else mean, " to ".join(images)]
@@ -277,6 +293,7 @@ def rendered(page: str) -> str:
         "dynamics": dynamics(list(runs.values())),
         "tuned": long_fine_tuning(),
         "transfer": transfer(),
+        "shift": shift(),
     }
     return environment.get_template(f"{page}.md.j2").render(**tables, **runs)
 

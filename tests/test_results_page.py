@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from igpt_lab.core.seeds import compare_families, summarise_runs, summarise_seeds
-from tables import seed_table
+from tables import seed_table, shift_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,12 +22,12 @@ def maker():
 
 @pytest.fixture
 def studies(maker, tmp_path, monkeypatch):
-    """results/studies of a copy that has every file but those of the seeds."""
+    """results/studies of a copy that has every file but those of the seeds and of the shift."""
     folder = tmp_path / "results/studies"
     folder.mkdir(parents=True)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     for path in [*(ROOT / "results").glob("*-xs-*"), *(ROOT / "results/studies").iterdir()]:
-        if not path.name.startswith(maker.SEED_STUDIES):
+        if not path.name.startswith((*maker.SEED_STUDIES, "shift")):
             (tmp_path / path.relative_to(ROOT)).symlink_to(path)
     monkeypatch.setattr(maker, "ROOT", tmp_path)
     return folder
@@ -85,3 +85,15 @@ def test_differences_of_families_say_what_is_not_resolved(maker, studies):
 
 def test_without_their_tables_the_page_says_nothing_of_seeds(maker, studies):
     assert "Pretraining seeds" not in maker.rendered("results")
+
+
+def test_the_shift_is_on_its_page_where_its_table_is(maker, studies):
+    assert "Objective and shift" not in maker.rendered("why_the_middle")
+    shift_table().to_csv(studies / "shift.csv", index=False)
+    page = maker.rendered("why_the_middle").splitlines()
+    # 0.5 / 3 + 0.05 of family a at the first level but one; height 0.1 above it, best_depth 0.4 and drop_change 0.3
+    row = "| `a` | contrast | 0.4 | 31.7 [29.7, 34.7] | 27.7 to 36.7 | +21.7 [+19.7, +24.7] | +17.7 to +26.7 |"
+    row += " 62 [60, 65] | 58 to 67 | +51.7 [+49.7, +54.7] | +47.7 to +56.7 |"
+    assert row in page and not any("mlp_act" in line and "blur" in line for line in page)
+    # a family of one seed has no interval over seeds
+    assert "| `b` | `mlp_act` | 60.0 | 56.0 to 65.0 | +50.0 | +46.0 to +55.0 | 90 | 86 to 95 |" in page

@@ -191,7 +191,9 @@ def test_the_laws_hold_and_see_a_fault(tiny, tokens):
         assert laws.lens_against_loss(model, tokens) < 1e-5 and laws.state_0_spread(model, tokens) == 0
         assert [laws.lens_against_skip(model, tokens, layer) for layer in range(4)] == [0, 0, 0, 0]
         assert len(model.transformer.h) == 3 and laws.attribution_error(model.double(), tokens) < 1e-10
-    tiny.float().transformer.h[1].register_forward_hook(lambda _, __, out: (out[0] + torch.arange(6.0).view(6, 1, 1), *out[1:]))
+    tiny.float().transformer.h[1].register_forward_hook(
+        lambda _, __, out: (out[0] + torch.arange(6.0).view(6, 1, 1), *out[1:])
+    )
     assert laws.state_0_spread(tiny, tokens) > 0.1
 
 
