@@ -123,6 +123,11 @@ class Run:
         facts = rows[["low_all", "high_all", "overlap"]].iloc[0].to_dict()
         return {"mean": rows.test_accuracy.mean(), "sd": rows.test_accuracy.std()} | facts
 
+    @property
+    def is_explained(self) -> bool:
+        """Whether notebook 9 has run."""
+        return (ROOT / "results" / self.folder / "answers.csv").exists()
+
     def answers(self) -> list[dict[str, Any]]:
         """Rows of the answers to the predictions, with the number of each in `place`; what one is made of has none."""
         places = {prediction.number: place for place, prediction in enumerate(PREDICTIONS, 1)}
