@@ -29,7 +29,7 @@ MEANT = {
     "raw pixels",
 }
 MEANT |= {"chosen layer", "last layer", "t", "n", ""}
-MEANT |= {"block", "attention", "mlp", "head", "attentive", "mean"}  # parts that are left out, and probes
+MEANT |= {"block", "attention", "mlp", "head", "attentive", "mean", "drop_change"}  # parts left out, probes, a measure
 
 
 def renamed(value):
