@@ -107,9 +107,7 @@ def explain(
     last.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    check_alignment("sos", model.config)
-    if chosen is not None:
-        check_chosen(chosen, model.config.n_layer)
+    check_explainable(model, chosen)
     model = model.to(best_device(device)).eval()
     train = _Images.drawn(model, train_images, max(TRAIN.values()), seed)
     test = _Images.drawn(model, test_images, max(TEST.values()), seed)
@@ -124,6 +122,13 @@ def explain(
     asked = ("bits", "prefixes", "attention", "refit", "windows", "attentive")
     answers = answer(run.chosen, **{name: measured[name] for name in asked})
     return Explanation(chosen=run.chosen, probe=run.probe, answers=answers, **measured)
+
+
+def check_explainable(model: ImageGPTForCausalImageModeling, chosen: int | None) -> None:
+    """ValueError for a bidirectional model, and where `chosen` is the first layer or the last."""
+    check_alignment("sos", model.config)
+    if chosen is not None:
+        check_chosen(chosen, model.config.n_layer)
 
 
 def estimated_seconds(

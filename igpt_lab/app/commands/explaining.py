@@ -36,15 +36,11 @@ def explain(
     The figures have their tables beside them; the table of the refitted probes is refit.csv, that of the answers
     answers.csv.
     """
-    from igpt_lab.explaining.explain import estimated_seconds
-    from igpt_lab.explaining.predictions import check_chosen
-    from igpt_lab.models.losses import check_alignment
+    from igpt_lab.explaining.explain import check_explainable, estimated_seconds
 
     train, test = (lab.load_images(images, split) for split in ("train", "test"))
     loaded = lab.load_model(model, revision=revision)
-    check_alignment("sos", loaded.config)
-    if chosen is not None:
-        check_chosen(chosen, loaded.config.n_layer)
+    check_explainable(loaded, chosen)
     folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
     seconds = estimated_seconds(loaded, train, test, chosen)
     print(f"about {max(1, round(seconds / 60))} min on the CPU", flush=True)
