@@ -37,9 +37,10 @@ reference: $(STAMP)
 	@$(BIN)/igpt-lab reproduce --all --renew-reference $(ARGS)
 	@$(BIN)/python docs/make_results.py
 
+# A process a core, each of one thread; at most 8, as each takes about 1 GB of memory.
 test: $(STAMP)
 	@echo "make test: pytest on tests/"
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 lab: $(STAMP)
 	@echo "make lab: JupyterLab on workbench/, stop it with Ctrl-C"
