@@ -15,7 +15,7 @@ _HOME = {
     "Explanation": "explaining.explain",
     "ExtractionSettings": "features.settings",
     "FeatureStore": "features.store",
-    "Features": "probing.probes",
+    "Features": "probing.features",
     "FineTuningComparison": "training.comparison",
     "FinetuneConfig": "training.settings",
     "ImageGPTConfig": "models.config",

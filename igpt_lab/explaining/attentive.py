@@ -23,7 +23,7 @@ from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.losses import on_device
-from igpt_lab.probing.probes import say_unseen
+from igpt_lab.probing.labels import say_unseen
 
 KEYS = ("layer", "probe", "seed")
 LAYERS = 6  # by default, evenly over depth

@@ -35,7 +35,8 @@ from igpt_lab.images.splits import stratified_draw
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
 from igpt_lab.models.losses import check_alignment, losses_of
-from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import ProbeResult, probe_layers
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 Model = ImageGPTForCausalImageModeling | str | Path

@@ -28,7 +28,8 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.effects import AT, AVERAGE, ENDS, Setting, effects_of, with_holm
-from igpt_lab.probing.probes import CS, Features, ProbeResult, probe_layers
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
 from igpt_lab.probing.solvers.logistic import fit_sklearn
 from igpt_lab.probing.stopped import repeat_stopped, spread_of
 

@@ -13,16 +13,9 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.significance import accuracy, compare, mean_difference
-from igpt_lab.probing.probes import (
-    Features,
-    ProbeResult,
-    check_known,
-    check_same_layers,
-    matched,
-    meet_test,
-    stacks,
-    test_layers,
-)
+from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
+from igpt_lab.probing.labels import matched, meet_test
+from igpt_lab.probing.probes import ProbeResult
 from igpt_lab.probing.solvers.logistic import fit_logistic
 
 

@@ -17,15 +17,8 @@ from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.core.significance import Spread, spread
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, folds_inside
-from igpt_lab.probing.probes import (
-    Features,
-    check_known,
-    check_same_layers,
-    matched,
-    meet_test,
-    stacks,
-    test_layers,
-)
+from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
+from igpt_lab.probing.labels import matched, meet_test
 from igpt_lab.probing.solvers.logistic import fit_logistic
 
 PAPER_KS = (4, 25, 400)  # labels per class in section 4.5 of Chen et al. (2020)

@@ -19,8 +19,8 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.features.store import StoredLayers
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.neighbours import nearest_others, scaled
-from igpt_lab.probing.probes import Features
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
 GROUP = 2**27  # numbers of minibatches that are in memory at once: 512 MiB

@@ -15,7 +15,8 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.display import MODEL
 from igpt_lab.probing.choosing import Fold, folds_of
-from igpt_lab.probing.probes import Features, ProbeResult, facts_of, layer_by_layer
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import ProbeResult, facts_of, layer_by_layer
 
 
 @checked

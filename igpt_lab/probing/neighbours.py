@@ -18,7 +18,8 @@ from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
 from igpt_lab.probing.choosing import folds_of
-from igpt_lab.probing.probes import Features, ProbeResult, facts_of, layer_by_layer
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import ProbeResult, facts_of, layer_by_layer
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
 SPARE = 8  # neighbours taken from the matrix product beyond those asked for, before distances are measured exactly

@@ -10,9 +10,8 @@ itself while its best lies at an edge, L2 on the weights only, optimisation to c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -24,85 +23,14 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import Choice, choice_of, compare_choice
 from igpt_lab.core.chosen import difference_in_words
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import MODEL, card, line, say_once, shown_control, span, spark
+from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
-from igpt_lab.features.store import FeatureStore, StoredLayers
-from igpt_lab.images.image_sets import ImageSet
-from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.probing.choosing import Fold, choose_C, folds_of
+from igpt_lab.probing.features import Features, check_known, check_same_layers, say_same_rows, stacks, test_layers
+from igpt_lab.probing.labels import Labelled, matched, meet_test
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-STACKED = 2**24  # values of the layers that are fitted together, 64 MB
-LOADED = 2**30  # bytes of a store up to which its features are kept in memory
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """`layers`: number -> float32 (N, D); `labels`: int64 (N,), from 0; `index`: int64 (N,), rows in the source.
-
-    `names`: the classes in the order of their numbers, by which those of train and test are matched; () for no names.
-    """
-
-    layers: Mapping[int, np.ndarray]
-    labels: np.ndarray
-    index: np.ndarray
-    names: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if self.labels is None or np.min(self.labels, initial=0) < 0:
-            which = "none" if self.labels is None else f"{np.sum(np.less(self.labels, 0))} rows without one"
-            raise ValueError(f"a probe needs labels, and these features have {which}; use an image set that has them")
-        if self.names and np.max(self.labels, initial=0) >= len(self.names):
-            raise ValueError(f"the label {np.max(self.labels)} is none of the {len(self.names)} classes")
-        if isinstance(self.layers, dict):
-            for layer, values in self.layers.items():
-                _check_layer(layer, values, len(self.labels), len(self.index))
-
-    def __repr__(self) -> str:
-        classes = f"{len(self.names or np.unique(self.labels))} classes"
-        return f"<Features: {len(self.labels):,} rows, {classes}, layers {span(list(self.layers))}>"
-
-    @classmethod
-    @checked
-    def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
-        """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
-        layers, labels = StoredLayers(store, split, point), store.labels(split)
-        values = dict(layers) if store.size <= LOADED else layers
-        return cls(values, labels, layers.index, store.classes)  # type: ignore[arg-type]  # None is refused with advice
-
-    @classmethod
-    @checked
-    def from_pixels(cls, images: ImageSet, processor: ImageGPTImageProcessorPil) -> Features:
-        """Raw pixels at the model's resolution as the only layer, 0; of grey images one channel."""
-        pixels = processor.resize(iter(images))
-        if (pixels[..., :1] == pixels).all():
-            pixels = pixels[..., :1]
-        rows = pixels.reshape(len(images), -1).astype(np.float32)
-        return cls({0: rows}, images.require_labels(), images.index, images.label_names)
-
-    @checked
-    def joined(self, layers: Sequence[int]) -> Features:
-        """Several layers side by side as one, which has the number of the middle one: the paper's best five, say."""
-        check_known(layers, self.layers)
-        return replace(
-            self, layers={sorted(layers)[len(layers) // 2]: np.hstack([self.layers[each] for each in layers])}
-        )
-
-    def relabelled(self, labels: np.ndarray) -> Features:
-        """The same rows with other labels, int (N,), of classes without names."""
-        if np.shape(labels) != self.labels.shape:
-            raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one a row")
-        return replace(self, labels=np.asarray(labels), names=())
-
-
-def _check_layer(layer: int, values: np.ndarray, labels: int, rows: int) -> None:
-    if values.ndim != 2 or len(values) != labels or len(values) != rows:
-        raise ValueError(
-            f"layer {layer} is {values.shape} for {labels} labels and {rows} rows; expected (N, D) with the same N"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,61 +216,6 @@ def compare_layers(
     )  # fmt: skip
 
 
-class Labelled(Protocol):
-    """Whatever has `labels`, int64 (N,): `Features`, or a split of a store that reads them when they are asked for."""
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class MatchedLabels:
-    """The labels of `test`, numbered as in train, which has the `classes` of the names `train_names`."""
-
-    test: Labelled
-    classes: np.ndarray
-    train_names: tuple[str, ...] = ()
-    test_names: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 (N,); a class that train has not is said, and keeps a number of its own."""
-        labels, names = self.test.labels, self.test_names
-        if self.train_names and names and names != self.train_names:
-            names = tuple(dict.fromkeys([*self.train_names, *self.test_names]))
-            labels = np.array([names.index(name) for name in self.test_names])[labels]
-        say_unseen(labels, self.classes, names)
-        return labels
-
-
-def say_unseen(labels: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:
-    """Say which classes of test labels (N,) are not among the `classes` of train: no answer can be right there."""
-    unseen, counts = np.unique(labels[~np.isin(labels, classes)], return_counts=True)
-    if unseen.size:
-        told = ", ".join(names[label] if names else str(label) for label in unseen)
-        say_once(
-            f"classes without rows in train: {told}; the {counts.sum()} of {len(labels)} test images of these count as "
-            "wrong"
-        )
-
-
-def say_same_rows(x: np.ndarray, tested: np.ndarray) -> None:
-    """Say where a layer of train and of test is the same (N, D), and not one row over and over, as at position 0."""
-    if np.array_equal(x, tested) and np.ptp(x, axis=0).any():
-        say_once("train and test are the same images, so this is no test accuracy; give the features of each split")
-
-
-def matched(train: Features, test: Features) -> MatchedLabels:
-    """The labels of test with those of train; nothing is read before they are asked for."""
-    return MatchedLabels(test, np.unique(train.labels), train.names, test.names)
-
-
-def meet_test(predictions: dict[int, np.ndarray], test: Labelled) -> dict[int, np.ndarray]:
-    """Which predictions are right: the only place where test labels are read."""
-    labels = test.labels
-    return {key: predicted == labels for key, predicted in predictions.items()}
-
-
 def facts_of(splits: Sequence[Fold], control: str, seed: int) -> dict:
     """What the rows of all layers have in common, of a choice on the held-out rows of `splits`."""
     held = sum(len(rows) for _, rows in splits)
@@ -385,42 +258,3 @@ def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Labell
         row |= {"chosen": layer == choice.layer, "within_error": layer in choice.within_error}
         row |= {"in_peak_set": layer in peak, **accuracy(correct[layer])}
     return ProbeResult(pd.DataFrame(rows), correct, choice.layer, predictions, folds)
-
-
-def stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Layers of one width together, as (B, N, D), as many as `STACKED` allows."""
-    layers: list[int] = []
-    stack: list[np.ndarray] = []
-    for layer, x in features.layers.items():
-        _check_layer(layer, x, len(features.labels), len(features.index))
-        if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > STACKED):
-            yield layers, np.stack(stack)
-            layers, stack = [], []
-        layers, stack = [*layers, layer], [*stack, x]
-    if stack:
-        yield layers, np.stack(stack) if len(stack) > 1 else stack[0][None]
-
-
-def check_same_layers(train: Features, test: Features) -> None:
-    if list(train.layers) != list(test.layers) or not train.layers:
-        raise ValueError(
-            f"layers of train: {list(train.layers)}, of test: {list(test.layers)}; expected the same, some"
-        )
-
-
-def test_layers(layers: list[int], x: np.ndarray, test: Features) -> list[np.ndarray]:
-    """The layers of test, read once and of the width of x."""
-    values = [test.layers[layer] for layer in layers]
-    for layer, tested in zip(layers, values, strict=True):
-        _check_layer(layer, tested, len(tested), len(test.index))
-        if tested.shape[1] != x.shape[2]:
-            raise ValueError(
-                f"layer {layer} has {x.shape[2]} features in train, {tested.shape[1]} in test; expected the same"
-            )
-    return values
-
-
-def check_known(layers: Sequence[int], known: Iterable[int]) -> None:
-    unknown = [layer for layer in layers if layer not in known]
-    if unknown:
-        raise ValueError(f"layer {unknown[0]} is not among these features; expected one of {list(known)}")

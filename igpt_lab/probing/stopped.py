@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from igpt_lab.probing.probes import Features, matched, meet_test
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.labels import matched, meet_test
 from igpt_lab.probing.solvers.logistic import fit_logistic, fit_sklearn
 
 STOPPED, CONVERGED = "100 iterations", "converged"

@@ -32,7 +32,9 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.probing.probes import Features, MatchedLabels, ProbeResult, probe_layers, result_of
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.labels import MatchedLabels
+from igpt_lab.probing.probes import ProbeResult, probe_layers, result_of
 from igpt_lab.probing.solvers.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, predict, train_heads
 

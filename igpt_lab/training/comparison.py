@@ -19,8 +19,9 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.effects import average_difference, with_holm
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.few_labels import FewLabelResult, probe_few_labels
-from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
+from igpt_lab.probing.probes import ProbeResult, probe_layers
 from igpt_lab.training.classifier import Classified, classify
 from igpt_lab.training.finetuning import finetune
 from igpt_lab.training.settings import FinetuneConfig

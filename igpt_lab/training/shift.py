@@ -25,7 +25,8 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.corruptions import CORRUPTIONS, corrupt
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.loading import load_model
-from igpt_lab.probing.probes import CS, Features, ProbeResult, probe_layers
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
 from igpt_lab.training.dynamics import checkpoints_of
 
 # Under the mean over positions, `qkv` is an affine map of `ln_1`, and `resid_post` is the next block's `resid_pre`.

@@ -8,7 +8,7 @@ import pytest
 import igpt_lab as lab
 from conftest import assert_means
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.probes import Features
+from igpt_lab.probing.features import Features
 
 COLUMNS = ["control", "layer", "test_accuracy", "low", "high", "C", "n_train", "n_test", "chosen"]
 

@@ -28,7 +28,8 @@ from igpt_lab.features.upkeep import verify
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import load_images
 from igpt_lab.models.loading import load_model
-from igpt_lab.probing.probes import Features, probe_layers
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import probe_layers
 from igpt_lab.probing.streaming import probe_on_cluster, probe_streaming
 
 distributed = pytest.importorskip("distributed")

@@ -22,7 +22,7 @@ from igpt_lab.images.image_sets import ImageSet, load_images, load_tokens
 from igpt_lab.images.tokens import tokenize
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
-from igpt_lab.probing.probes import Features
+from igpt_lab.probing.features import Features
 
 
 def plain(model, images, alignment="sos"):

@@ -14,8 +14,9 @@ from sklearn.svm import SVC
 from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare, permutation_p
 from igpt_lab.probing.controls import compare_drops, probe_permuted, selectivity
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.kernel import probe_svm
-from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
+from igpt_lab.probing.probes import ProbeResult, probe_layers
 
 QUIET = {"progress": False}
 

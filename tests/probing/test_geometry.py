@@ -12,6 +12,7 @@ from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.probing import geometry, neighbours
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.geometry import (
     cka,
     effective_rank,
@@ -20,7 +21,6 @@ from igpt_lab.probing.geometry import (
     measure_layers,
     participation_ratio,
 )
-from igpt_lab.probing.probes import Features
 
 QUIET = {"progress": False}
 

@@ -21,15 +21,10 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing import choosing, few_labels, neighbours, probes
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.few_labels import probe_few_labels
 from igpt_lab.probing.neighbours import probe_neighbours
-from igpt_lab.probing.probes import (
-    Features,
-    ProbeResult,
-    compare_layers,
-    control_task,
-    probe_layers,
-)
+from igpt_lab.probing.probes import ProbeResult, compare_layers, control_task, probe_layers
 from igpt_lab.probing.solvers import logistic
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 from igpt_lab.probing.solvers.logistic import fit_folds, fit_logistic
@@ -256,7 +251,7 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
 def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
     together = probe_layers(TRAIN, TEST, **QUIET).table
     few = probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table
-    monkeypatch.setattr(probes, "STACKED", 1)
+    monkeypatch.setattr("igpt_lab.probing.features.STACKED", 1)
     alone = probe_layers(TRAIN, TEST, **QUIET).table
     certificate = ["iterations", "objective", "gradient"]
     assert alone.drop(columns=certificate).equals(together.drop(columns=certificate))
@@ -319,8 +314,8 @@ def test_a_large_store_is_read_a_layer_at_a_time_with_the_same_result(monkeypatc
         features = {f"ln_1.{layer}": x for layer, x in each.layers.items()}
         store.write_part(split, 0, each.index, each.labels, features, dict.fromkeys(features, [0.0, 0.0, 0]))
     store, read = FeatureStore.open(store.path), []
-    monkeypatch.setattr(probes, "LOADED", 0)
-    monkeypatch.setattr(probes, "STACKED", 1)
+    monkeypatch.setattr("igpt_lab.probing.features.LOADED", 0)
+    monkeypatch.setattr("igpt_lab.probing.features.STACKED", 1)
     real = FeatureStore.layer
     monkeypatch.setattr(FeatureStore, "layer", lambda *given: read.append(given[2]) or real(*given))
     train, test = (Features.from_store(store, split) for split in ("train", "test"))

@@ -26,6 +26,7 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.figures import LAYER_COLUMNS
 from igpt_lab.probing import probes
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.solvers import row_reader, sgd
 from igpt_lab.probing.solvers.logistic import fit_logistic
 from igpt_lab.probing.solvers.row_reader import Rows, Shuffled, measure
@@ -438,7 +439,7 @@ def test_a_layer_of_a_cluster_is_that_of_one_process(store, monkeypatch, options
     if options:
         here = probe_streaming(store, layers=[1, 2], **options)
     else:
-        train, test = (probes.Features.from_store(store, split) for split in ("train", "test"))
+        train, test = (Features.from_store(store, split) for split in ("train", "test"))
         here = probes.probe_layers(train, test, device="cpu", progress=False)
     exact = ["layer", "validation_accuracy", "test_accuracy"]
     rows = here.table[here.table.layer > 0].reset_index(drop=True)

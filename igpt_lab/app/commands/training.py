@@ -115,7 +115,7 @@ def _meet(
     """Print and draw what the classifier in `out` says of the test split."""
     import numpy as np
 
-    from igpt_lab.probing.probes import say_unseen
+    from igpt_lab.probing.labels import say_unseen
 
     classified = lab.classify(lab.load_classifier(out, device=device), test)
     say_unseen(test.require_labels(), np.unique(train.labels), train.label_names)

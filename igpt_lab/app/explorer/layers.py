@@ -21,9 +21,9 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.loading import processor_of
+from igpt_lab.probing.features import Features
 from igpt_lab.probing.few_labels import probe_few_labels
 from igpt_lab.probing.neighbours import nearest_others
-from igpt_lab.probing.probes import Features
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 NEAR = 8  # neighbours that are shown

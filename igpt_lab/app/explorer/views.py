@@ -17,7 +17,7 @@ from igpt_lab import figures
 from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, changes
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
-from igpt_lab.probing.probes import Features
+from igpt_lab.probing.features import Features
 
 NOTE = (
     "For looking, not for choosing: layer and C were chosen by cross-validation on the training images. A layer picked "

@@ -37,7 +37,8 @@ from igpt_lab.core.provenance import RunRecord
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.probes import Features, ProbeResult, probe_layers
+from igpt_lab.probing.features import Features
+from igpt_lab.probing.probes import ProbeResult, probe_layers
 
 HELD = "held out"  # a tenth of train, by probes that saw the other nine
 COUNTS = (1, 4, 25, 100, 400)  # labels per class, where train has them
