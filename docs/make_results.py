@@ -1,10 +1,12 @@
 """Two pages of docs/ and README's table, from the files in results/ and templates: no number there is typed by hand.
 
 python docs/make_results.py        write them again, as `make reference` does at its end
+python docs/make_results.py --check    fail where one of them is not what the files give
 """
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -310,7 +312,19 @@ def with_results(readme: str) -> str:
     return f"{before}{mark}| `fashion-xs` |{first}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
 
 
+def main(arguments: list[str]) -> int:
+    """Write the pages and README, or with --check name those that are not what the files give."""
+    texts = {page: rendered(name) for name, page in PAGES.items()}
+    texts[README] = with_results(README.read_text(encoding="utf-8"))
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if arguments == ["--check"]:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what results/ gives; run python docs/make_results.py")
+        return bool(stale)
+    for path in stale:
+        atomic_write(path, texts[path])
+    return 0
+
+
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        atomic_write(page, rendered(name))
-    atomic_write(README, with_results(README.read_text(encoding="utf-8")))
+    sys.exit(main(sys.argv[1:]))
