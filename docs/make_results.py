@@ -1,4 +1,4 @@
-"""Two pages of docs/ and README's table, from the files in results/ and templates: no number there is typed by hand.
+"""Pages of docs/ and the tables of README and the model cards, from the files in results/ and templates: no number there is typed by hand.
 
 python docs/make_results.py        write them again, as `make reference` does at its end
 python docs/make_results.py --check    fail where one of them is not what the files give
@@ -22,8 +22,9 @@ from igpt_lab.explaining.predictions import PREDICTIONS
 from igpt_lab.probing.effects import AT
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle")}
+PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle", "benchmarks")}
 README = ROOT / "README.md"
+CARDS = {name: ROOT / f"igpt_lab/bundled/{name}/README.md" for name in ("fashion-xs", "cifar10-xs")}
 SEED_STUDIES = ("seeds", "equal_loss", "fashion_seeds")
 MEASURES = {"depth": ".0f", "height": ".1f", "drop": "+.1f"}  # of seeds, in % or points
 SHIFT_MEASURES = {"height": ".1f", "drop": "+.1f", "best_depth": ".0f", "drop_change": "+.1f"}
@@ -219,6 +220,14 @@ def transfer() -> list[dict[str, Any]]:
     return chosen.assign(pixels=chosen.model.map(pixels)).to_dict("records")
 
 
+def benchmarks() -> dict[str, dict[str, str]]:
+    """What `make bench` wrote, by processor and name: a table, and in its last line on which machine it was made."""
+    tables: dict[str, dict[str, str]] = {}
+    for file in sorted((ROOT / "results/benchmarks").glob("*/*.md")):
+        tables.setdefault(file.parent.name, {})[file.stem] = file.read_text(encoding="utf-8").strip()
+    return tables
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
@@ -301,21 +310,31 @@ def rendered(page: str) -> str:
         "tuned": long_fine_tuning(),
         "transfer": transfer(),
         "shift": shift(),
+        "benchmarks": benchmarks(),
     }
     return environment.get_template(f"{page}.md.j2").render(**tables, **runs)
 
 
-def with_results(readme: str) -> str:
-    """README with the first table of the page between its two marks."""
-    first = rendered("results").partition("\n| `fashion-xs` |")[2].partition("\n\n")[0]
-    before, mark, rest = readme.partition("<!-- results: written by docs/make_results.py -->\n")
-    return f"{before}{mark}| `fashion-xs` |{first}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+def with_results(text: str, model: str = "fashion-xs", more: str = "") -> str:
+    """README, or a model card, with the first table of the page of results about the model between its two marks."""
+    first = rendered("results").partition(f"\n| `{model}` |")[2].partition("\n\n")[0]
+    before, mark, rest = text.partition("<!-- results: written by docs/make_results.py -->\n")
+    return f"{before}{mark}| `{model}` |{first}\n{more}<!-- end -->{rest.partition('<!-- end -->')[2]}"
+
+
+def with_evaluation(card: str, model: str) -> str:
+    """A model card with its probes and the loss that its log ends in."""
+    log = pd.read_csv(ROOT / f"igpt_lab/bundled/{model}/log.csv").iloc[-1]
+    loss = f"{log.validation_loss:.3f} nats per token, {log.validation_bits_per_pixel:.3f} bits per pixel"
+    return with_results(card, model, f"| loss on held-out images | | {loss} |\n")
 
 
 def main(arguments: list[str]) -> int:
     """Write the pages and README, or with --check name those that are not what the files give."""
     texts = {page: rendered(name) for name, page in PAGES.items()}
     texts[README] = with_results(README.read_text(encoding="utf-8"))
+    for model, card in CARDS.items():
+        texts[card] = with_evaluation(card.read_text(encoding="utf-8"), model)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if arguments == ["--check"]:
         for path in stale:

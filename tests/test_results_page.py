@@ -41,7 +41,7 @@ def save(table, folder, name):
         rows.to_csv(folder / f"{name}{ending}.csv", index=False)
 
 
-@pytest.mark.parametrize("name", ["results", "why_the_middle"])
+@pytest.mark.parametrize("name", ["results", "why_the_middle", "benchmarks"])
 def test_every_number_on_the_page_is_one_of_a_file(maker, name):
     assert maker.PAGES[name].read_text(encoding="utf-8") == maker.rendered(name)
     readme = maker.README.read_text(encoding="utf-8")
