@@ -7,6 +7,7 @@ python docs/make_results.py --check    fail where one of them is not what the fi
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,11 +21,13 @@ from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.significance import compare, holm
 from igpt_lab.explaining.predictions import PREDICTIONS
 from igpt_lab.probing.effects import AT
+from igpt_lab.probing.probes import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle", "benchmarks")}
 README = ROOT / "README.md"
 CARDS = {name: ROOT / f"igpt_lab/bundled/{name}/README.md" for name in ("fashion-xs", "cifar10-xs")}
+README_ROWS = ("chosen", "first", "last", "raw pixels, linear", "raw pixels, SVM", "three random")
 SEED_STUDIES = ("seeds", "equal_loss", "fashion_seeds")
 MEASURES = {"depth": ".0f", "height": ".1f", "drop": "+.1f"}  # of seeds, in % or points
 SHIFT_MEASURES = {"height": ".1f", "drop": "+.1f", "best_depth": ".0f", "drop_change": "+.1f"}
@@ -315,11 +318,27 @@ def rendered(page: str) -> str:
     return environment.get_template(f"{page}.md.j2").render(**tables, **runs)
 
 
-def with_results(text: str, model: str = "fashion-xs", more: str = "") -> str:
-    """README, or a model card, with the first table of the page of results about the model between its two marks."""
-    first = rendered("results").partition(f"\n| `{model}` |")[2].partition("\n\n")[0]
-    before, mark, rest = text.partition("<!-- results: written by docs/make_results.py -->\n")
-    return f"{before}{mark}| `{model}` |{first}\n{more}<!-- end -->{rest.partition('<!-- end -->')[2]}"
+def between(text: str, first: str, last: str, block: str) -> str:
+    """A text with the block between its two marks."""
+    before, mark, rest = text.partition(first)
+    return f"{before}{mark}{block}{last}{rest.partition(last)[2]}"
+
+
+def with_results(text: str, model: str = "fashion-xs", more: str = "", rows: Sequence[str] = ("",)) -> str:
+    """A page with the first table of the results about the model between its marks, of it those `rows` alone."""
+    table = rendered("results").partition(f"\n| `{model}` |")[2].partition("\n\n")[0].splitlines()
+    chosen = [line for line in table[2:] if line.startswith(tuple(f"| {row}" for row in rows))]
+    block = "".join(line + "\n" for line in [f"| `{model}` |{table[0]}", table[1], *chosen])
+    return between(text, "<!-- results: written by docs/make_results.py -->\n", "<!-- end -->", block + more)
+
+
+def for_readme(text: str) -> str:
+    """README with six rows of the results, and with what its ten lines of Python print."""
+    facts = Run("fashion-xs-fashion-mini").comparison
+    printed = "\n".join(textwrap.wrap(repr(Comparison(**facts)), 110))
+    block = f"```text\n{printed}\n```\n"
+    text = between(text, "<!-- output: written by docs/make_results.py -->\n", "<!-- end of output -->", block)
+    return with_results(text, rows=README_ROWS)
 
 
 def with_evaluation(card: str, model: str) -> str:
@@ -332,13 +351,13 @@ def with_evaluation(card: str, model: str) -> str:
 def main(arguments: list[str]) -> int:
     """Write the pages and README, or with --check name those that are not what the files give."""
     texts = {page: rendered(name) for name, page in PAGES.items()}
-    texts[README] = with_results(README.read_text(encoding="utf-8"))
+    texts[README] = for_readme(README.read_text(encoding="utf-8"))
     for model, card in CARDS.items():
         texts[card] = with_evaluation(card.read_text(encoding="utf-8"), model)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if arguments == ["--check"]:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what results/ gives; run python docs/make_results.py")
+            print(f"{path} is not what results/ gives; run python docs/make_results.py")
         return bool(stale)
     for path in stale:
         atomic_write(path, texts[path])

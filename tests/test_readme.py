@@ -16,7 +16,9 @@ def test_readme_is_read_in_one_sitting():
 def test_every_difference_is_shown_and_every_one_shown_is_named():
     tree = ast.parse((ROOT / "tests/models/test_differences.py").read_text(encoding="utf-8"))
     there = [it.name for it in tree.body if isinstance(it, ast.FunctionDef) and it.name.startswith("test_")]
-    rows = re.findall(r"^\|([^|]+)\|([^|]+)\|([^|]+)\| (accident|choice) \| `(test_\w+)` \|$", DIFFERENCES, re.MULTILINE)
+    rows = re.findall(
+        r"^\|([^|]+)\|([^|]+)\|([^|]+)\| (accident|choice) \| `(test_\w+)` \|$", DIFFERENCES, re.MULTILINE
+    )
     assert sorted(row[-1] for row in rows) == sorted(there)
 
 

@@ -82,5 +82,6 @@ def _write(folder: Path, task: str, sections: dict[str, str]) -> None:
         return
     front = f"---\nlibrary_name: igpt-lab\npipeline_tag: {task}\ntags: [imagegpt, pytorch]\n---\n"
     body = [f"## {title}\n\n{text}\n" for title, text in sections.items()]
-    title = f"# {_plain(folder.resolve().name)}\n\nWritten by a run of igpt-lab. The json file of the run has all settings and versions.\n"
+    about = "Written by a run of igpt-lab. The json file of the run has all settings and versions."
+    title = f"# {_plain(folder.resolve().name)}\n\n{about}\n"
     atomic_write(path, "\n".join([front, MARK + "\n", title, *body]))

@@ -13,12 +13,15 @@ from PIL import Image
 
 import igpt_lab as lab
 from igpt_lab.app.cli import build_parser
+from igpt_lab.features import hooks
+from igpt_lab.figures import style
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 CARDS = [ROOT / "igpt_lab/bundled" / name / "README.md" for name in ("fashion-xs", "cifar10-xs", "fashion-mini")]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-HOW_TO = [page for page in sorted((ROOT / "docs/how_to").glob("*.md")) if "```python" in page.read_text("utf-8")]
+HOW_TO = [page for page in PAGES if page.parent.name == "how_to" or page.stem == "development"]
+HOW_TO = [page for page in HOW_TO if "```python" in page.read_text("utf-8")]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -53,6 +56,8 @@ def test_the_python_of_a_page_runs(page, folder, tiny_folder, tiny_images, monke
     plt.switch_backend("agg")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(datasets, "load_dataset", cifar100)
+    for module, registry in ((hooks, "POOLINGS"), (style, "FIGURES")):  # to which a page adds
+        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
     for name in ("download_openai", "convert_openai", "extract_on_cluster"):  # their arguments alone are checked
         monkeypatch.setitem(vars(lab), name, create_autospec(getattr(lab, name)))
     small = {"fashion-xs": tiny_folder, "cifar10-xs": tiny_folder, "fashion-mini": tiny_images, "photos": tiny_images}
@@ -96,3 +101,21 @@ def test_every_relative_link_of_a_page_has_an_end(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", end.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in map(slug, headings), target
+
+
+def test_the_five_walks_start_in_readme_and_end_at_a_heading():
+    page = (ROOT / "docs/walks.md").read_text(encoding="utf-8")
+    rows = re.findall(r'^\| [^|]+\? \| "([^|]+)" \| \[[^]]+\]\(([^#)]+)#([^)]+)\) \|$', page, re.MULTILINE)
+    assert len(rows) == 5
+    links = dict(re.findall(r"\[([^]]+)\]\(docs/([^)]+)\)", " ".join(README.read_text(encoding="utf-8").split())))
+    for words, path, anchor in rows:
+        assert links[words] == path
+        assert anchor in map(slug, re.findall(r"^#+ (.*)$", (ROOT / "docs" / path).read_text("utf-8"), re.MULTILINE))
+
+
+def test_the_page_of_probe_layers_names_every_column(tiny_folder, train, test, tmp_path):
+    store = lab.extract(tiny_folder, [train, test], store=tmp_path, progress=False)
+    result = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), progress=False)
+    page = (ROOT / "docs/how_to/probe_table.md").read_text(encoding="utf-8").partition("Columns of")[2]
+    rows = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(result.table)
