@@ -1,4 +1,6 @@
-"""Pages of docs/ and the tables of README and the model cards, from the files in results/ and templates: no number there is typed by hand.
+"""Pages of docs/, and the tables of README and the model cards, from the files in results/ and templates.
+
+No number there is typed by hand.
 
 python docs/make_results.py        write them again, as `make reference` does at its end
 python docs/make_results.py --check    fail where one of them is not what the files give

@@ -40,7 +40,7 @@ def write_finetuning_card(
     layer = config.n_layer if tuning.layer is None else tuning.layer
     losses = ("validation_loss", "validation_accuracy")
     sections = {
-        "Model": f"ImageGPT, {shape_of(config)}, with a class head on layer {layer}. Feed it pixels behind a start token.",
+        "Model": f"ImageGPT, {shape_of(config)}. A class head sits on layer {layer}. Pixels follow a start token.",
         "Data": f"{_plain(images)}: {rows[0]:,} images for training, {rows[1]:,} held out. {UNKNOWN}",
         "Training": _settings(tuning, [row]),
         "Evaluation": _table([row], losses, ("nats per image, held out", "accuracy, held out, a fraction")),

@@ -62,12 +62,12 @@ def finetune(
     """Fine-tune a copy of `model` on labelled images; returns `out`, a classifier's folder for transformers too.
 
     `out` gets `config.json`, `model.safetensors`, `preprocessor_config.json`, `log.csv` (a row every `log_every` steps:
-    losses in nats, accuracy as a fraction), `finetuning.json`, `state.safetensors`, and in `causal/` the whole network
-    with its pixel head, for `load_model` and `extract`. Both hold the weights that were best on validation. Called
-    again with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and
-    names what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate.
-    Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it after the step at hand, saved.
-    What else it raises is as of `pretrain`.
+    losses in nats, accuracy as a fraction), `finetuning.json`, `README.md` (a model card), `state.safetensors`, and in
+    `causal/` the whole network with its pixel head, for `load_model` and `extract`. Both hold the weights that were
+    best on validation. Called again with the same arguments it goes on where it stopped, to the same numbers; with
+    others it raises ValueError and names what differs. `steps` and `cooldown` may change while the steps that were
+    taken keep their learning rate. Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it
+    after the step at hand, saved. What else it raises is as of `pretrain`.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device = Path(out), best_device(device)
