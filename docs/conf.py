@@ -5,6 +5,7 @@ Sphinx reads the repository's root, so that a relative link is the same on the s
 
 import argparse
 import importlib
+import os
 import pprint
 import re
 import textwrap
@@ -35,6 +36,9 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings put names between single backticks, as Markdown does
 add_module_names = False
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 100
+toc_object_entries = False  # each name has a heading already
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 
@@ -43,7 +47,7 @@ html_title = "igpt-lab"
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 5,
     "footer_end": [],
 }
 html_show_sourcelink = False
@@ -83,6 +87,7 @@ class CommandHelp(PublicNames):
     required_arguments = 0
 
     def run(self) -> list[nodes.Node]:
+        os.environ["COLUMNS"] = "84"  # of a page, for argparse
         parser = build_parser()
         (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         texts = [self.block("igpt-lab", parser.format_help())]

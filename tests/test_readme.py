@@ -4,6 +4,9 @@ import ast
 import re
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 DIFFERENCES = (ROOT / "docs/differences.md").read_text(encoding="utf-8")
@@ -11,6 +14,28 @@ DIFFERENCES = (ROOT / "docs/differences.md").read_text(encoding="utf-8")
 
 def test_readme_is_read_in_one_sitting():
     assert len(TEXT.splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "metric", "column", "low", "high"),
+    [
+        ("amd-epyc/extract", "24 x 512, float32, extract", "speed", "ratio", 2.5, 1e9),
+        ("amd-epyc/sample", "24 x 512 (S), 16 x 16 pixels, 8 at a time", "step", "ratio", 2.5, 1e9),
+        (
+            "intel-xeon/cluster",
+            "4 x 512, float32, N = 48, one thread a worker",
+            "time of two workers",
+            "ratio",
+            1.6,
+            2.1,
+        ),
+        ("intel-xeon/explorer", "4,000 images, 17 layers", "slowest step", "ours", 0, 150),
+    ],
+)
+def test_a_goal_that_the_benchmarks_call_reached_is(name, case, metric, column, low, high):
+    table = pd.read_csv(ROOT / f"results/benchmarks/{name}.csv")
+    row = table[(table.case == case) & (table.metric == metric)].iloc[0]
+    assert low <= row[column] <= high
 
 
 def test_every_difference_is_shown_and_every_one_shown_is_named():
