@@ -36,7 +36,6 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings put names between single backticks, as Markdown does
 add_module_names = False
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 toc_object_entries = False  # each name has a heading already
 autodoc_typehints_format = "short"
