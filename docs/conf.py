@@ -49,6 +49,7 @@ html_theme_options = {
     "header_links_before_dropdown": 5,
     "footer_end": [],
 }
+html_sidebars = {"docs/*": []}  # a list of sections is of use in how_to/, api/ and the notebooks
 html_show_sourcelink = False
 
 

@@ -344,10 +344,12 @@ def for_readme(text: str) -> str:
 
 
 def with_evaluation(card: str, model: str) -> str:
-    """A model card with its probes and the loss that its log ends in."""
+    """A model card with its probes, and the loss and the number of images that its log ends in."""
     log = pd.read_csv(ROOT / f"igpt_lab/bundled/{model}/log.csv").iloc[-1]
     loss = f"{log.validation_loss:.3f} nats per token, {log.validation_bits_per_pixel:.3f} bits per pixel"
-    return with_results(card, model, f"| loss on held-out images | | {loss} |\n")
+    positions = json.loads((ROOT / f"igpt_lab/bundled/{model}/config.json").read_text(encoding="utf-8"))["n_positions"]
+    rows = {"loss on held-out images": loss, "images seen in training": f"{log.tokens / positions:,.0f}"}
+    return with_results(card, model, "".join(f"| {name} | | {value} |\n" for name, value in rows.items()))
 
 
 def main(arguments: list[str]) -> int:
