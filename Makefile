@@ -5,6 +5,7 @@ ARGS ?=
 BENCH ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
+DOCS_STAMP := .venv/.stamp-docs
 TORCH := torch==2.13.0
 CODE := igpt_lab tests $(wildcard benchmarks docs/*.py)
 
@@ -14,16 +15,17 @@ export UV_COMPILE_BYTECODE := 1
 # A folder of wheels kept for pip serves uv as well; empty elsewhere.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: help reproduce test lab bench lint lock reference
+.PHONY: help reproduce test lab bench lint lock reference docs
 
 help:
 	@echo "make reproduce   run notebooks 0 to 4 and 6 into results/mine/, compare with the shipped run   (ARGS=--all, --quick)"
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
 	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
 	@echo "make bench       measure against other software, to results/mine/         (BENCH=extract for one of them)"
+	@echo "make docs        build the documentation site into build/site/"
 	@echo "make lint        check style, formatting and types"
 	@echo "make reference   for maintainers: replace the shipped run and the executed notebooks by those of this machine"
-	@echo "make lock        write requirements.lock again                            (ARGS=--upgrade for newer versions)"
+	@echo "make lock        write requirements.lock and docs/requirements.lock again (ARGS=--upgrade for newer versions)"
 	@echo "Each installs requirements.lock into .venv first, when that is absent or out of date."
 	@echo "Another interpreter: make test PYTHON=python3.12"
 
@@ -50,6 +52,13 @@ bench: $(STAMP)
 	@echo "make bench: benchmarks/ -> results/mine/benchmarks/"
 	@$(BIN)/python -m benchmarks $(BENCH) $(ARGS)
 
+# Notebooks are shown as they are committed. A warning fails, so a broken link inside does too.
+docs: $(DOCS_STAMP)
+	@echo "make docs: docs/ and notebooks/ -> build/site/"
+	@$(BIN)/python docs/make_results.py --check
+	@$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --conf-dir docs . build/site $(ARGS)
+	@echo "make docs: open build/site/docs/index.html"
+
 lint: $(STAMP)
 	@echo "make lint: ruff check and ruff format on $(CODE), mypy on igpt_lab"
 	@$(BIN)/ruff check $(CODE) $(wildcard notebooks)
@@ -72,6 +81,11 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(DOCS_STAMP): $(STAMP) docs/requirements.lock
+	@echo "setup: installing docs/requirements.lock into .venv (once)"
+	@$(BIN)/python -m pip install --quiet --no-deps -r docs/requirements.lock
+	@touch $@
+
 # torch is put in by hand: a resolved pin would be one machine's build (+cpu), or bring the CUDA packages to all.
 # Pins that still fit are kept; ARGS=--upgrade chooses the newest.
 lock:
@@ -83,3 +97,8 @@ lock:
 		echo "# Made again from pyproject.toml by \`make lock\`, with newer versions by \`make lock ARGS=--upgrade\`."; \
 		{ grep -vE '^(#|cuda|nvidia|torch=|triton)' build/requirements.lock; echo "$(TORCH)"; } | LC_ALL=C sort; \
 	} > requirements.lock
+	@uv pip compile pyproject.toml --extra docs --universal --python-version 3.11 --quiet --fork-strategy fewest \
+		--no-annotate --no-header --constraint requirements.lock --output-file build/docs.lock
+	@{ echo "# What the extra \`docs\` of pyproject.toml needs besides requirements.lock. Made by \`make lock\`."; \
+		LC_ALL=C sort build/docs.lock | grep -vE '^(cuda|nvidia|torch=|triton)' | grep -vxFf requirements.lock; \
+	} > docs/requirements.lock

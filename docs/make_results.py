@@ -1,10 +1,15 @@
-"""Two pages of docs/ and README's table, from the files in results/ and templates: no number there is typed by hand.
+"""Pages of docs/, and the tables of README and the model cards, from the files in results/ and templates.
+
+No number there is typed by hand.
 
 python docs/make_results.py        write them again, as `make reference` does at its end
+python docs/make_results.py --check    fail where one of them is not what the files give
 """
 
 import json
 import math
+import sys
+import textwrap
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,10 +23,13 @@ from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.significance import compare, holm
 from igpt_lab.explaining.predictions import PREDICTIONS
 from igpt_lab.probing.effects import AT
+from igpt_lab.probing.probes import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle")}
+PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle", "benchmarks")}
 README = ROOT / "README.md"
+CARDS = {name: ROOT / f"igpt_lab/bundled/{name}/README.md" for name in ("fashion-xs", "cifar10-xs")}
+README_ROWS = ("chosen", "first", "last", "raw pixels, linear", "raw pixels, SVM", "three random")
 SEED_STUDIES = ("seeds", "equal_loss", "fashion_seeds")
 MEASURES = {"depth": ".0f", "height": ".1f", "drop": "+.1f"}  # of seeds, in % or points
 SHIFT_MEASURES = {"height": ".1f", "drop": "+.1f", "best_depth": ".0f", "drop_change": "+.1f"}
@@ -217,6 +225,14 @@ def transfer() -> list[dict[str, Any]]:
     return chosen.assign(pixels=chosen.model.map(pixels)).to_dict("records")
 
 
+def benchmarks() -> dict[str, dict[str, str]]:
+    """What `make bench` wrote, by processor and name: a table, and in its last line on which machine it was made."""
+    tables: dict[str, dict[str, str]] = {}
+    for file in sorted((ROOT / "results/benchmarks").glob("*/*.md")):
+        tables.setdefault(file.parent.name, {})[file.stem] = file.read_text(encoding="utf-8").strip()
+    return tables
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
@@ -299,18 +315,58 @@ def rendered(page: str) -> str:
         "tuned": long_fine_tuning(),
         "transfer": transfer(),
         "shift": shift(),
+        "benchmarks": benchmarks(),
     }
     return environment.get_template(f"{page}.md.j2").render(**tables, **runs)
 
 
-def with_results(readme: str) -> str:
-    """README with the first table of the page between its two marks."""
-    first = rendered("results").partition("\n| `fashion-xs` |")[2].partition("\n\n")[0]
-    before, mark, rest = readme.partition("<!-- results: written by docs/make_results.py -->\n")
-    return f"{before}{mark}| `fashion-xs` |{first}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+def between(text: str, first: str, last: str, block: str) -> str:
+    """A text with the block between its two marks."""
+    before, mark, rest = text.partition(first)
+    return f"{before}{mark}{block}{last}{rest.partition(last)[2]}"
+
+
+def with_results(text: str, model: str = "fashion-xs", more: str = "", rows: Sequence[str] = ("",)) -> str:
+    """A page with the first table of the results about the model between its marks, of it those `rows` alone."""
+    table = rendered("results").partition(f"\n| `{model}` |")[2].partition("\n\n")[0].splitlines()
+    chosen = [line for line in table[2:] if line.startswith(tuple(f"| {row}" for row in rows))]
+    block = "".join(line + "\n" for line in [f"| `{model}` |{table[0]}", table[1], *chosen])
+    return between(text, "<!-- results: written by docs/make_results.py -->\n", "<!-- end -->", block + more)
+
+
+def for_readme(text: str) -> str:
+    """README with six rows of the results, and with what its ten lines of Python print."""
+    facts = Run("fashion-xs-fashion-mini").comparison
+    printed = "\n".join(textwrap.wrap(repr(Comparison(**facts)), 110))
+    block = f"```text\n{printed}\n```\n"
+    text = between(text, "<!-- output: written by docs/make_results.py -->\n", "<!-- end of output -->", block)
+    return with_results(text, rows=README_ROWS)
+
+
+def with_evaluation(card: str, model: str) -> str:
+    """A model card with its probes, and the loss and the number of images that its log ends in."""
+    log = pd.read_csv(ROOT / f"igpt_lab/bundled/{model}/log.csv").iloc[-1]
+    loss = f"{log.validation_loss:.3f} nats per token, {log.validation_bits_per_pixel:.3f} bits per pixel"
+    positions = json.loads((ROOT / f"igpt_lab/bundled/{model}/config.json").read_text(encoding="utf-8"))["n_positions"]
+    rows = {"loss on held-out images": loss, "images seen in training": f"{log.tokens / positions:,.0f}"}
+    return with_results(card, model, "".join(f"| {name} | | {value} |\n" for name, value in rows.items()))
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages and README, or with --check name those that are not what the files give."""
+    texts = {page: rendered(name) for name, page in PAGES.items()}
+    texts[README] = for_readme(README.read_text(encoding="utf-8"))
+    for model, card in CARDS.items():
+        texts[card] = with_evaluation(card.read_text(encoding="utf-8"), model)
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if arguments == ["--check"]:
+        for path in stale:
+            print(f"{path} is not what results/ gives; run python docs/make_results.py")
+        return bool(stale)
+    for path in stale:
+        atomic_write(path, texts[path])
+    return 0
 
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        atomic_write(page, rendered(name))
-    atomic_write(README, with_results(README.read_text(encoding="utf-8")))
+    sys.exit(main(sys.argv[1:]))

@@ -41,11 +41,19 @@ def save(table, folder, name):
         rows.to_csv(folder / f"{name}{ending}.csv", index=False)
 
 
-@pytest.mark.parametrize("name", ["results", "why_the_middle"])
+@pytest.mark.parametrize("name", ["results", "why_the_middle", "benchmarks"])
 def test_every_number_on_the_page_is_one_of_a_file(maker, name):
     assert maker.PAGES[name].read_text(encoding="utf-8") == maker.rendered(name)
     readme = maker.README.read_text(encoding="utf-8")
-    assert readme == maker.with_results(readme) and "| chosen layer | " in readme
+    assert readme == maker.for_readme(readme) and "| chosen layer | " in readme
+
+
+def test_check_names_a_page_that_is_not_what_the_files_give(maker, tmp_path, monkeypatch, capsys):
+    assert maker.main(["--check"]) == 0
+    stale = tmp_path / "README.md"
+    stale.write_text(maker.README.read_text(encoding="utf-8").replace("| chosen layer | ", "| chosen layer | 1"))
+    monkeypatch.setattr(maker, "README", stale)
+    assert maker.main(["--check"]) == 1 and "README.md is not what results/ gives" in capsys.readouterr().out
 
 
 def test_the_seeds_of_one_study_are_on_the_page_alone(maker, studies):

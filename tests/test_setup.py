@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ["pyproject.toml", "environment.yml", "requirements.lock", "Makefile", ".ci/run"]
+DOCS = "docs/requirements.lock"
+FILES = ["pyproject.toml", "environment.yml", "requirements.lock", DOCS, "Makefile", ".ci/run"]
 
 
 def wanted(root: Path) -> list[Requirement]:
@@ -77,6 +78,19 @@ def faults_of_lock(root: Path) -> list[str]:
     return faults + [f"{name} is listed twice" for name in sorted(set(names)) if names.count(name) > 1]
 
 
+def faults_of_docs(root: Path) -> list[str]:
+    """docs/requirements.lock pins what the extra `docs` needs, and nothing that requirements.lock pins otherwise."""
+    needs = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
+    pinned = {canonicalize_name(entry.name): entry for entry in map(Requirement, lines_of(root / DOCS))}
+    faults = [f"{entry} is not pinned" for entry in pinned.values() if pin(entry) is None]
+    faults += [f"{need} is missing" for need in map(Requirement, needs) if canonicalize_name(need.name) not in pinned]
+    for line in lines_of(root / "requirements.lock"):
+        entry = Requirement(line)
+        other = pinned.get(canonicalize_name(entry.name), entry)
+        faults += [f"{other} is not {entry}"] if other.specifier != entry.specifier else []
+    return faults
+
+
 def faults_of_commands(root: Path) -> list[str]:
     """Every target says what it would run; `.ci/run` ends in the tests, so that their summary is its last line."""
     runs = {
@@ -87,6 +101,7 @@ def faults_of_commands(root: Path) -> list[str]:
         "lab": ".venv/bin/igpt-lab lab",
         "bench": ".venv/bin/python -m benchmarks",
         "lint": ".venv/bin/ruff check",
+        "docs": "--fail-on-warning",
     }
     faults = [f"make {target} does not run {part}" for target, part in runs.items() if part not in plan(root, target)]
     script = root / ".ci/run"
@@ -120,6 +135,7 @@ CHECKS = [
     faults_of_dependencies,
     faults_of_environment,
     faults_of_lock,
+    faults_of_docs,
     faults_of_commands,
     faults_of_privacy,
 ]
@@ -147,6 +163,9 @@ DOCTORED = [
     (faults_of_lock, "requirements.lock", r"torch==2.13.0", "torch==2.12.0", "torch==2.13.0 is missing"),
     (faults_of_lock, "requirements.lock", r"\Z", "nvidia-nccl-cu13==2.30.7\n", "nvidia-nccl-cu13 is for CUDA only"),
     (faults_of_lock, "requirements.lock", r"\Z", "scipy==1.16.0\n", "scipy is listed twice"),
+    (faults_of_docs, DOCS, r"(?m)^myst-nb==.*\n", "", "myst-nb>=1.3 is missing"),
+    (faults_of_docs, DOCS, r"(?m)^sphinx==.*", "sphinx>=8.2", "sphinx>=8.2 is not pinned"),
+    (faults_of_docs, DOCS, r"\Z", "numpy==1.26.4\n", "numpy==1.26.4 is not numpy=="),
     (faults_of_commands, "Makefile", r"(?m)^lab:", "laboratory:", "make lab does not run"),
     (faults_of_commands, "Makefile", r"(?m)^lint: .*", "lint: nowhere", "make lint does not run"),
     (faults_of_commands, "Makefile", r"unexport ", "export ", "Makefile keeps"),
@@ -159,7 +178,8 @@ DOCTORED = [
 
 @pytest.mark.parametrize(("check", "name", "old", "new", "fault"), DOCTORED)
 def test_a_doctored_setup_is_caught(tmp_path, check, name, old, new, fault):
-    (tmp_path / ".ci").mkdir()
+    for folder in (".ci", "docs"):
+        (tmp_path / folder).mkdir()
     for file in FILES:
         shutil.copy(ROOT / file, tmp_path / file)
     text, count = re.subn(old, new, (tmp_path / name).read_text(), count=1)

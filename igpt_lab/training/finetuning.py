@@ -29,6 +29,7 @@ from igpt_lab.models.loading import load_model, tokens_of
 from igpt_lab.models.losses import align, cross_entropy
 from igpt_lab.training import parallel
 from igpt_lab.training.augmentation import augmentation
+from igpt_lab.training.cards import write_finetuning_card
 from igpt_lab.training.classifier import logits_of
 from igpt_lab.training.heads import copied, norm_of, trained_weights, with_head
 from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
@@ -61,12 +62,12 @@ def finetune(
     """Fine-tune a copy of `model` on labelled images; returns `out`, a classifier's folder for transformers too.
 
     `out` gets `config.json`, `model.safetensors`, `preprocessor_config.json`, `log.csv` (a row every `log_every` steps:
-    losses in nats, accuracy as a fraction), `finetuning.json`, `state.safetensors`, and in `causal/` the whole network
-    with its pixel head, for `load_model` and `extract`. Both hold the weights that were best on validation. Called
-    again with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and
-    names what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate.
-    Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it after the step at hand, saved.
-    What else it raises is as of `pretrain`.
+    losses in nats, accuracy as a fraction), `finetuning.json`, `README.md` (a model card), `state.safetensors`, and in
+    `causal/` the whole network with its pixel head, for `load_model` and `extract`. Both hold the weights that were
+    best on validation. Called again with the same arguments it goes on where it stopped, to the same numbers; with
+    others it raises ValueError and names what differs. `steps` and `cooldown` may change while the steps that were
+    taken keep their learning rate. Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it
+    after the step at hand, saved. What else it raises is as of `pretrain`.
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device = Path(out), best_device(device)
@@ -89,7 +90,16 @@ def finetune(
                     _take_best(trainer)
                 whole.save_pretrained(out / "causal")
                 classifier.save_pretrained(out)
+                _write_card(out, whole, tuning, data, trainer.log)
     return out
+
+
+def _write_card(
+    out: Path, whole: ImageGPTForCausalImageModeling, tuning: FinetuneConfig, data: _Data, log: list[dict]
+) -> None:
+    """The card tells of the weights that were kept: the best on held-out images, or the last ones."""
+    row = log[_best(log) if tuning.holdout else -1]
+    write_finetuning_card(out, whole.config, tuning, data.images.name, (len(data.train), len(data.held_out)), row)
 
 
 def _data(

@@ -32,6 +32,7 @@ from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of, masked_loss_of, next_pixel_loss
 from igpt_lab.training import parallel
+from igpt_lab.training.cards import write_pretraining_card
 from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
 from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
@@ -56,14 +57,14 @@ def pretrain(
 
     `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
     `log_every` steps: losses in nats per token and bits per pixel, tokens per second; in `tensorboard/` too, where
-    TensorBoard is installed), `training.json`, `checkpoints/step-*/` (float16) and `state.safetensors`. Called again
-    with the same arguments it goes on where it stopped, to the same numbers; with others it raises ValueError and names
-    what differs. `steps` and `cooldown` may change while the steps that were taken keep their learning rate, so that a
-    run with a cooldown can be made longer or shorter. Under `torchrun` its processes share each batch, and a run may go
-    on with another number of them; only the first writes. Ctrl-C ends it after the step at hand, saved. ValueError for
-    a folder that another run works in, or that holds something else than this run. CheckpointError for a state file
-    that is damaged, or of another run. FloatingPointError where the loss or weights are no numbers, or the loss jumps;
-    the state of the last save stays.
+    TensorBoard is installed), `training.json`, `README.md` (a model card), `checkpoints/step-*/` (float16) and
+    `state.safetensors`. Called again with the same arguments it goes on where it stopped, to the same numbers; with
+    others it raises ValueError and names what differs. `steps` and `cooldown` may change while the steps that were
+    taken keep their learning rate, so that a run with a cooldown can be made longer or shorter. Under `torchrun` its
+    processes share each batch, and a run may go on with another number of them; only the first writes. Ctrl-C ends it
+    after the step at hand, saved. ValueError for a folder that another run works in, or that holds something else than
+    this run. CheckpointError for a state file that is damaged, or of another run. FloatingPointError where the loss or
+    weights are no numbers, or the loss jumps; the state of the last save stays.
     """
     out, device = Path(out), best_device(device)
     tokens = np.ascontiguousarray(tokens)
@@ -87,6 +88,8 @@ def pretrain(
             report = partial(_report, trainer, recipe, held_out[: recipe.validate], bar, show)
             run(trainer, _batches(trainer, recipe, train), bar, report, snapshot, snapshot_steps(recipe))
         _write(trainer, processor, out)
+        if parallel.rank() == 0:
+            write_pretraining_card(out, config, recipe, (len(train), len(held_out)), trainer.log)
         parallel.wait()
     return out
 

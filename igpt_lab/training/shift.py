@@ -64,6 +64,7 @@ def probe_shift(
     images, and `family`, `seed_of_pretraining`, `model`, `step`, `point`, `corruption`, `level`. `chosen` marks the
     layer that the folds of the training images chose, the same for every version; `best` the layer that is best on
     these test images, which is nobody's choice. The same in all layers of a version are
+
     - `drop`: accuracy of the chosen layer less the last one's, with `drop_low`, `drop_high` and `drop_p` (`compare`),
       and `drop_choice_low`, `drop_choice_high` (`compare_choice`);
     - `drop_best`: that of the best layer, with an interval that holds although the best was picked on these images: the

@@ -1,7 +1,7 @@
 """Where this package differs from transformers' ImageGPT, and that it does: each shown on both.
 
 Accidents are those of transformers 5.23. A test that fails after an update of transformers on a line that says what the
-port does has found a mended accident: then its row leaves the README.
+port does has found a mended accident: then its row leaves docs/differences.md.
 """
 
 import dataclasses
