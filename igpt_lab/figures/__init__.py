@@ -143,6 +143,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> object:
     older = {"DRAWN_BY": ("FIGURES", FIGURES), "LOOKS": ("LINE_STYLES", LINE_STYLES | {"": LINE_STYLES[MODEL]})}
     if name not in older:
