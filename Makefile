@@ -20,6 +20,7 @@ export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 help:
 	@echo "make reproduce   run notebooks 0 to 4 and 6 into results/mine/, compare with the shipped run   (ARGS=--all, --quick)"
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
+	@echo "                 ARGS=\"-m 'not slow'\" leaves out the test that builds and installs the wheel"
 	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
 	@echo "make bench       measure against other software, to results/mine/         (BENCH=extract for one of them)"
 	@echo "make docs        build the documentation site into build/site/"

@@ -8,32 +8,52 @@ import importlib
 import warnings
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
+    "Ablation": "probing.ablation",
+    "AttentionSummary": "explaining.attention",
+    "Choice": "core.choice",
+    "Classified": "training.classifier",
+    "Comparison": "probing.probes",
+    "CorruptedImages": "images.corruptions",
     "Drawn": "sampling.sampling",
+    "DropComparison": "probing.controls",
     "Explanation": "explaining.explain",
+    "Explorer": "app.explorer.widget",
     "ExtractionSettings": "features.settings",
     "FeatureStore": "features.store",
     "Features": "probing.features",
+    "FewLabelResult": "probing.few_labels",
     "FineTuningComparison": "training.comparison",
     "FinetuneConfig": "training.settings",
+    "Fits": "probing.solvers.logistic",
     "ImageGPTConfig": "models.config",
     "ImageGPTForCausalImageModeling": "models.imagegpt",
     "ImageGPTForImageClassification": "models.imagegpt",
     "ImageGPTImageProcessor": "images.processor",
     "ImageGPTImageProcessorPil": "images.processor",
     "ImageGPTModel": "models.imagegpt",
+    "ImageSet": "images.image_sets",
     "LinearProbe": "probing.solvers.linear_probe",
     "Measurement": "explaining.measurement",
+    "OverSeeds": "core.seeds",
     "PREDICTIONS": "explaining.predictions",
+    "PairedDifference": "core.significance",
+    "PeakSet": "core.significance",
+    "Pooled": "features.hooks",
     "PretrainConfig": "training.settings",
+    "ProbeResult": "probing.probes",
+    "Readout": "explaining.linear_readout",
     "RunRecord": "core.provenance",
     "SIZES": "models.config",
+    "Spread": "core.significance",
     "StoreWriter": "features.writing",
     "StoredLayers": "features.store",
+    "TokenSet": "images.image_sets",
     "TunedLens": "explaining.tuned_lens",
     "ablate_protocol": "probing.ablation",
+    "align": "models.losses",
     "answer": "explaining.predictions",
     "attention_from": "explaining.attention",
     "attention_maps": "explaining.attention",
@@ -147,7 +167,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(["__version__", *__all__])
 
 
 def load_ipython_extension(ipython: Any) -> None:

@@ -67,6 +67,33 @@ def test_every_name_offered_is_there():
     assert wanted <= set(lab.__all__)
 
 
+def test_dir_shows_what_is_public_and_nothing_else():
+    import igpt_lab as lab
+
+    assert dir(lab) == sorted(["__version__", *lab.__all__])
+    assert dir(lab.figures) == sorted(lab.figures.__all__)
+
+
+def test_what_public_functions_return_can_be_imported_from_the_package():
+    import typing
+
+    import igpt_lab as lab
+
+    missing = set()
+    for function in (getattr(lab, name) for name in lab.__all__):
+        if not isinstance(function, type) and callable(function):
+            try:
+                returned = typing.get_type_hints(function).get("return")
+            except NameError:  # a name that only a type checker imports
+                continue
+            missing |= {kind.__name__ for kind in (returned, *typing.get_args(returned)) if is_of_the_package(kind)}
+    assert missing <= set(lab.__all__)
+
+
+def is_of_the_package(kind: object) -> bool:
+    return isinstance(kind, type) and kind.__module__.startswith("igpt_lab.")
+
+
 def test_figures_need_no_torch():
     code = "import sys, igpt_lab.figures; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)

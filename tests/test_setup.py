@@ -131,6 +131,20 @@ def faults_of_privacy(root: Path) -> list[str]:
     return [f"{name}: {found[0]}" for name in FILES if (found := machine.search((root / name).read_text()))]
 
 
+def test_the_version_stands_in_one_place_and_the_changelog_has_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    source = (ROOT / "igpt_lab/__init__.py").read_text()
+    version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
+    assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "igpt_lab.__version__"}
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_is_whole():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # that the format requires
+
+
 CHECKS = [
     faults_of_dependencies,
     faults_of_environment,

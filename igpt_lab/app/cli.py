@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import re
@@ -46,6 +47,15 @@ CONTROLS = re.compile(
 )
 
 
+class Help(argparse.HelpFormatter):
+    """Fills the paragraphs of a description; the lines of examples stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return text
+        return "\n\n".join(super(Help, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
 class Shown:
     """A stream that shows control characters as escapes: names in what is printed may be a stranger's."""
 
@@ -75,7 +85,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = vars(build_parser("".join(arguments[:1])).parse_args(arguments))
+    chosen = "".join(arguments[:1])
+    parser = build_parser(chosen)
+    if not arguments:
+        parser.print_help()
+        return 0
+    _check_name(parser, chosen)
+    options = vars(parser.parse_args(arguments))
     run = options.pop("command")
     try:
         return run(**options) or 0
@@ -90,13 +106,29 @@ def _run(arguments: list[str] | None) -> int:
         return 130
 
 
+def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
+    """End with exit code 2 and the closest command where there is no command `name`."""
+    names = [command.name for command in COMMANDS]
+    if not name.startswith("-") and name not in names:
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+        parser.exit(2, f"igpt-lab: no command {name!r}; {hint}\n")
+
+
 def build_parser(chosen: str = "") -> argparse.ArgumentParser:
     """All commands; the fields of a configuration are options only where their command is the chosen one."""
-    parser = argparse.ArgumentParser(prog="igpt-lab", description=(lab.__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="igpt-lab",
+        description=(lab.__doc__ or "").splitlines()[0],
+        epilog="igpt-lab COMMAND --help shows a command's options and examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"igpt-lab {lab.__version__}", help="print the version")
     added = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         summary = command.description.splitlines()[0]
-        command_parser = added.add_parser(command.name, help=summary, description=command.description)
+        command_parser = added.add_parser(
+            command.name, help=summary, description=command.description, epilog=command.epilog, formatter_class=Help
+        )
         command.add_to(command_parser, with_config=command.name == chosen)
     return parser
 

@@ -90,7 +90,9 @@ def distributed():
     try:
         import distributed
     except ImportError as error:
-        raise ImportError("a cluster needs dask.distributed: pip install igpt-lab[cluster]") from error
+        raise ImportError(
+            "a cluster needs dask.distributed: pip install 'distributed>=2025.1' 'cryptography>=42'"
+        ) from error
     return distributed
 
 

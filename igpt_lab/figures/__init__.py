@@ -143,10 +143,14 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> object:
     older = {"DRAWN_BY": ("FIGURES", FIGURES), "LOOKS": ("LINE_STYLES", LINE_STYLES | {"": LINE_STYLES[MODEL]})}
     if name not in older:
         raise AttributeError(f"igpt_lab.figures has no {name!r}; it has {', '.join(__all__)}")
     new, value = older[name]
-    warnings.warn(f"figures.{name} is now figures.{new}; the old name goes in 0.2", DeprecationWarning, stacklevel=2)
+    warnings.warn(f"figures.{name} is now figures.{new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
     return value

@@ -113,9 +113,9 @@ class TrainConfig(ABC):
     spike: float = setting(
         "the run stops when the loss of the steps since the last save is so many nats above the lowest before", 1.0
     )
-    seed: int = setting("of the split, of the batches, and of what is random in them", 0)
+    seed: int = setting("seed of the split, of the batches, and of what is random in them", 0)
     dtype: str | None = setting(
-        "of matrix products, 'float32' or 'bfloat16'; None: bfloat16 where the processor multiplies it", None
+        "number format of matrix products, 'float32' or 'bfloat16'; None: bfloat16 where the processor has it", None
     )
     compile: bool | None = setting("compile the blocks; None: where that pays", None)
     recompute: bool = setting("compute activations again in the backward pass, for models that are too large", False)
@@ -215,12 +215,13 @@ class FinetuneConfig(TrainConfig):
 
     steps: int = redefined(TrainConfig, "steps", 2000)
     learning_rate: float | None = setting(
-        "of the backbone; None: a tenth of that in the model's training.json, or else of pretraining's default", None
+        "rate of the backbone; None: a tenth of that in the model's training.json, or of pretraining's default",
+        None,
     )
     _: KW_ONLY
     flip: bool = redefined(TrainConfig, "flip", True)
     log_every: int = redefined(TrainConfig, "log_every", 50)
-    head_rate: float = setting("times the learning rate is that of the class head", 1.0)
+    head_rate: float = setting("the class head learns at so many times the learning rate", 1.0)
     generative: float = setting("weight of L_gen, in nats per token", 1.0)
     classifying: float = setting("weight of L_clf, in nats per image", 1.0)
     layer: int | None = setting("the head sits on the mean over positions of layer 1..L; None: the last, ln_f", None)

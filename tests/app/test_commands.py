@@ -2,19 +2,22 @@
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
 
 import pytest
 
+import igpt_lab as lab
 from igpt_lab.app import cli
 from igpt_lab.app.commands.options import argument, command, config_arguments
 
 # Written down by hand: what a command takes, with the default that its help names. A name that is lost breaks scripts.
 ARGUMENTS = {
-    "extract": "model images --split --limit --store=stores --random --point --layers --pool=mean --alignment --dtype "
-    "--batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part --device --revision",
+    "extract": "model images --splits --limit --store=stores --random --points --layers --pool=mean --alignment "
+    "--dtype --batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part "
+    "--device --revision",
     "check": "model --images --split=test --device",
     "probe": "model images --limit --layers --store=stores --out --device --revision",
     "ablate": "model images --limit --layers --store=stores --out --device --revision",
@@ -78,6 +81,53 @@ def test_a_command_has_all_its_arguments_and_names_each_default_once(name, capsy
         assert not default or text.endswith(f"(default: {default})"), text
 
 
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one command, with the fields of its configuration."""
+    commands = next(a for a in cli.build_parser(name)._actions if isinstance(a, argparse._SubParsersAction))
+    return commands.choices[name]
+
+
+@pytest.mark.parametrize("declared", cli.COMMANDS, ids=lambda declared: declared.name)
+def test_every_option_has_help_and_every_command_two_examples_that_parse(declared):
+    parser = parser_of(declared.name)
+    assert [action.dest for action in parser._actions if not (action.help or "").partition("(")[0].strip()] == []
+    examples = [line.strip() for line in parser.format_help().partition("examples:\n")[2].splitlines()]
+    assert len(examples) == 2 and all(line.startswith(f"igpt-lab {declared.name}") for line in examples)
+    for line in examples:
+        assert cli.build_parser(declared.name).parse_args(shlex.split(line)[1:]).command is declared.run
+
+
+def test_one_option_is_one_kind_of_option_in_every_command():
+    """But --layers of pretrain: how many blocks the network has, as published scripts spell it."""
+    kinds = {}
+    for declared in cli.COMMANDS:
+        for action in parser_of(declared.name)._actions:
+            for name in (
+                set(action.option_strings) - {"--layers"} if declared.name == "pretrain" else action.option_strings
+            ):
+                kinds.setdefault(name, set()).add((type(action).__name__, str(action.nargs)))
+    assert {name: kind for name, kind in kinds.items() if len(kind) > 1} == {}
+    assert {"--device", "--layers", "--points"} <= kinds.keys()
+
+
+def test_a_list_may_be_repeated_and_older_spellings_go_on_to_work():
+    lists = ["--splits a b --points c d", "--split a --split b --point c --point d"]
+    parsed = [vars(cli.build_parser("extract").parse_args(["extract", "m", "i", *text.split()])) for text in lists]
+    assert parsed[0] == parsed[1] and parsed[0]["splits"] == ["a", "b"] and parsed[0]["points"] == ["c", "d"]
+
+
+def test_alone_it_prints_its_help_and_a_misspelt_command_gets_the_closest(capsys):
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: igpt-lab")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["exract", "--limit", "3"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "igpt-lab: no command 'exract'; did you mean 'extract'?\n"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"igpt-lab {lab.__version__}\n"
+
+
 def test_help_and_a_mistake_are_instant():
     heavy = ["torch", "numpy", "sklearn", "datasets", "pandas", "matplotlib", "PIL", "jupyterlab"]
     code = f"""
@@ -114,7 +164,7 @@ def test_fields_of_a_configuration_become_options():
 
 
 def test_a_command_is_named_and_described_by_its_function():
-    @command(argument("--top", type=int, default=3, help="labels"))
+    @command(argument("--top", type=int, default=3, help="labels"), examples=("", "--top 5"))
     def take_top(top: int) -> int:
         """Return it.
 

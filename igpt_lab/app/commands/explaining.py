@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     argument("--chosen", type=int, help="the layer c of the predictions (default: by validation)"),
     STORE,
     argument("--out", help=f"folder for the figures and tables (default: {runs.MINE}/MODEL-IMAGES)"),
-    argument("--seed", type=int, default=0),
+    argument("--seed", type=int, default=0, help="seed of the random numbers, 0 or above"),
     DEVICE,
     REVISION,
+    examples=("fashion-xs fashion-mini", "runs/mine photos --chosen 6 --out results/mine/why"),
 )
 def explain(
     model: str, images: str, chosen: int | None, store: str, out: str | None, seed: int, device: str | None,

@@ -11,7 +11,9 @@ import igpt_lab as lab
 from igpt_lab.app.commands.options import (
     DEVICE,
     IMAGES,
+    LAYERS,
     LIMIT,
+    LIST,
     MODEL,
     REVISION,
     SPLIT,
@@ -36,13 +38,18 @@ def _share(text: str) -> tuple[int, int]:
 @command(
     MODEL,
     IMAGES,
-    argument("--split", action="append", help=f"may be given again (default: {' and '.join(SPLITS)})"),
+    argument("--splits", **LIST, help=f"splits of the images (default: {' '.join(SPLITS)})"),
     LIMIT,
     STORE,
     argument("--random", action="store_true", help="draw the weights anew: the untrained control"),
-    argument("--point", action="append", help=f"place in a block, may be given again (default: {' '.join(POINTS)})"),
-    argument("--layers", type=int, nargs="+", help="these only; blocks above the deepest do not run (default: all)"),
-    argument("--pool", default="mean", help="mean, last, max, grid:g, prefix:g or at:p,..."),
+    argument(
+        "--points",
+        **LIST,
+        help="places in a block: resid_pre, ln_1, qkv, head_out, attn_out, resid_mid, ln_2, mlp_act, mlp_out, "
+        f"resid_post (default: {' '.join(POINTS)})",
+    ),
+    LAYERS,
+    argument("--pool", default="mean", help="pooling over positions: mean, last, max, grid:g, prefix:g or at:p,..."),
     argument(
         "--alignment", choices=["sos", "raw"], help="start token in front, or not (default: sos; raw for a BERT model)"
     ),
@@ -52,7 +59,12 @@ def _share(text: str) -> tuple[int, int]:
         help="of the matrix products (default: bfloat16 on CUDA, else float32)",
     ),
     argument("--batch-size", type=int, help="images at a time (default: by the device)"),
-    argument("--on-bad-image", choices=["error", "skip"], default="error", help="stop, or go on without it"),
+    argument(
+        "--on-bad-image",
+        choices=["error", "skip"],
+        default="error",
+        help="stop at an image that cannot be read, or go on without it",
+    ),
     argument("--engine", choices=["local", "dask"], default="local", help="dask: on the workers of a cluster"),
     argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://...; without it workers are started here"
@@ -66,29 +78,39 @@ def _share(text: str) -> tuple[int, int]:
     ),
     DEVICE,
     REVISION,
+    examples=(
+        "fashion-xs fashion-mini",
+        "runs/mine photos --splits train --points ln_1 mlp_out --layers 0 6 12 --pool grid:2",
+    ),
 )
 def extract(
-    model: str, images: str, split: list[str] | None, limit: int | None, store: str, random: bool,
-    revision: str | None, point: list[str] | None, engine: str, scheduler: str | None, deadline: float | None,
+    model: str, images: str, splits: list[str] | None, limit: int | None, store: str, random: bool,
+    revision: str | None, points: list[str] | None, engine: str, scheduler: str | None, deadline: float | None,
     part: tuple[int, int] | None, **options: Any,
 ) -> None:  # fmt: skip
     """Pooled features of every layer of a model over an image set, into a feature store."""
     if scheduler and engine != "dask":
         raise ValueError(f"--scheduler {scheduler} is of --engine dask; give both, or neither")
-    splits = [lab.load_images(images, name, limit=limit) for name in split or SPLITS]
+    loaded_splits = [lab.load_images(images, name, limit=limit) for name in splits or SPLITS]
     loaded = lab.load_model(model, revision=revision, random=random)
-    options |= {"store": store, "points": point or POINTS}
+    options |= {"store": store, "points": points or POINTS}
     if engine == "dask":
         options |= {"scheduler": scheduler, "deadline": deadline, "share": part}
-        filled = lab.extract_on_cluster(loaded, splits, **options)
+        filled = lab.extract_on_cluster(loaded, loaded_splits, **options)
     elif part:
-        filled = lab.extract_share(loaded, splits, share=part, **options)
+        filled = lab.extract_share(loaded, loaded_splits, share=part, **options)
     else:
-        filled = lab.extract(loaded, splits, **options)
+        filled = lab.extract(loaded, loaded_splits, **options)
     print(filled.path)
 
 
-@command(MODEL, argument("--images", help=f"{IMAGES.help} (default: random tokens)"), SPLIT, DEVICE)
+@command(
+    MODEL,
+    argument("--images", help=f"{IMAGES.help} (default: random tokens)"),
+    SPLIT,
+    DEVICE,
+    examples=("fashion-xs", "runs/mine --images photos --split train"),
+)
 def check(model: str, images: str | None, split: str, device: str | None) -> int:
     """Measure whether a model's features can be trusted; a table of checks, and exit code 1 when one fails."""
     real_images = None if images is None else lab.load_images(images, split)
@@ -103,7 +125,10 @@ def check(model: str, images: str | None, split: str, device: str | None) -> int
 @command(
     argument("model", help=f"S, M, L, XL, or {MODEL.help}"),
     argument("images", help=f"a number, cifar10, imagenet, or {IMAGES.help}"),
-    argument("--devices", default="1xH100", help="such as 8xH100"),
+    argument(
+        "--devices", default="1xH100", help="number and kind of accelerators, such as 8xH100: V100, A100, H100 or H200"
+    ),
+    examples=("L imagenet --devices 8xH100", "fashion-xs 60000"),
 )
 def plan(model: str, images: str, devices: str) -> None:
     """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
@@ -118,7 +143,10 @@ def plan(model: str, images: str, devices: str) -> None:
     print(planning.describe(planning.plan(config, count, devices=devices)))
 
 
-@command(ROOT)
+@command(
+    ROOT,
+    examples=("", "results/mine/fashion-xs-fashion-mini/stores"),
+)
 def stores(root: str) -> None:
     """List the feature stores in a folder: size, rows, layers, key and completeness."""
     from igpt_lab.features import upkeep
@@ -133,6 +161,7 @@ def stores(root: str) -> None:
         "--repair", action="store_true", help="compute the bad parts again, from the model and images they came from"
     ),
     argument("--yes", action="store_true", help="fetch model and images for a repair where they are not on this disk"),
+    examples=("stores/STORE", "stores/STORE --repair"),
 )
 def verify(store: str, repair: bool, yes: bool) -> int:
     """Recompute a store's digests, rows and columns, and list every problem; exit code 1 if there is one."""
@@ -159,7 +188,11 @@ def _allowed(sources: Any, yes: bool) -> bool:
     return input(f"fetch {', '.join(sources.remote)}, as this store's manifest says? [y/N] ").lower() in ("y", "yes")
 
 
-@command(ROOT, argument("--yes", action="store_true", help="delete what is shown, but what is not ours"))
+@command(
+    ROOT,
+    argument("--yes", action="store_true", help="delete what is shown, but what is not ours"),
+    examples=("", "stores --yes"),
+)
 def prune(root: str, yes: bool) -> None:
     """Show incomplete stores, leftover temporary files and parts that no manifest lists; --yes deletes them."""
     from igpt_lab.features import upkeep

@@ -9,10 +9,17 @@ import warnings
 from pathlib import Path
 
 import igpt_lab as lab
-from igpt_lab.app.commands.options import IMAGES, LIMIT, MODEL, REVISION, SPLIT, argument, command
+from igpt_lab.app.commands.options import IMAGES, LIMIT, LIST, MODEL, REVISION, SPLIT, argument, command
 
 
-@command(MODEL, IMAGES, SPLIT, LIMIT, REVISION)
+@command(
+    MODEL,
+    IMAGES,
+    SPLIT,
+    LIMIT,
+    REVISION,
+    examples=("fashion-xs fashion-mini", "runs/mine photos --split train --limit 500"),
+)
 def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
     """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.models.loading import tokens_of
@@ -34,6 +41,7 @@ def evaluate(model: str, images: str, split: str, limit: int | None, revision: s
     argument("--palette", metavar="FILE", help="its kmeans_centers.npy, when that is not in the folder"),
     argument("--step", type=int, help="which of several checkpoints in the folder"),
     argument("--bert", action="store_true", default=None, help="fail unless it is a BERT model"),
+    examples=("downloads/imagegpt-s runs/imagegpt-s", "downloads runs/imagegpt-s --step 131000"),
 )
 def convert_openai(folder: str, out: str, palette: str | None, step: int | None, bert: bool | None) -> None:
     """An original TensorFlow checkpoint into a model's folder; TensorFlow is not needed."""
@@ -50,17 +58,18 @@ def convert_openai(folder: str, out: str, palette: str | None, step: int | None,
 
 
 @command(
-    argument("--size", choices=["s", "m", "l"], help="of the checkpoint (default: none is fetched)"),
+    argument("--size", choices=["s", "m", "l"], help="size of the checkpoint (default: no checkpoint is fetched)"),
     argument(
         "--step", type=int, default=1_000_000, choices=[131_000, 262_000, 524_000, 1_000_000], help="of pretraining"
     ),
     argument("--bert", action="store_true", help="the BERT model in place of the autoregressive one"),
-    argument("--datasets", nargs="+", choices=["cifar10", "imagenet"], help="32 x 32 images as tokens (default: none)"),
+    argument("--datasets", **LIST, choices=["cifar10", "imagenet"], help="32 x 32 images as tokens (default: none)"),
     argument(
         "--cache",
         metavar="FOLDER",
         help="where files are kept (default: igpt-lab/openai under ~/.cache or XDG_CACHE_HOME)",
     ),
+    examples=("--size s --datasets cifar10", "--size s --step 131000 --cache downloads"),
 )
 def download_openai(size: str | None, step: int, bert: bool, datasets: list[str] | None, cache: str | None) -> None:
     """Fetch what OpenAI published: a checkpoint with its palette, and images as tokens; prints what comes next."""

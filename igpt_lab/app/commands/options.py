@@ -11,6 +11,10 @@ from typing import Any
 import igpt_lab as lab
 
 FIELD_TYPES = {"int": int, "float": float, "str": str}
+HEADINGS = dict.fromkeys("--out --store --name --style --no-pdf".split(), "output") | dict.fromkeys(
+    "--device --dtype --workers --engine --scheduler --deadline --part --compile --recompute --shard".split(),
+    "speed and hardware",
+)  # of the groups that several commands have
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Argument:
     help: str
     settings: dict[str, Any]
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add it to a parser; its help ends with its default, where it has one."""
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        """Add it to a parser or a group; its help ends with its default, where it has one."""
         action = parser.add_argument(*self.names, **self.settings)
         default = self.settings.get("default")
         ending = "" if default is None else f"(default: {default})"
@@ -34,34 +38,44 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """A function `run` that is called with the parsed arguments by keyword and returns an exit code, None for 0."""
+    """A function `run` that is called with the parsed arguments by keyword and returns an exit code, None for 0.
+
+    `examples` are arguments as one types them behind `igpt-lab NAME`.
+    """
 
     run: Callable[..., int | None]
     name: str
     arguments: tuple[Argument, ...]
+    examples: tuple[str, ...]
     config: str | None
 
     @property
     def description(self) -> str:
         return inspect.getdoc(self.run) or ""
 
+    @property
+    def epilog(self) -> str:
+        return "\n".join(["examples:", *(f"    igpt-lab {self.name} {example}".rstrip() for example in self.examples)])
+
     def add_to(self, parser: argparse.ArgumentParser, *, with_config: bool) -> None:
         """Add the arguments and, if `with_config`, an option for every field of the configuration."""
         parser.set_defaults(command=self.run)
-        for item in self.arguments:
-            item.add_to(parser)
-        if self.config and with_config:
-            for item in config_arguments(getattr(lab, self.config)):
-                item.add_to(parser)
+        fields = config_arguments(getattr(lab, self.config)) if self.config and with_config else []
+        groups: dict[str, argparse._ActionsContainer] = {"": parser}
+        for item in (*self.arguments, *fields):
+            heading = HEADINGS.get(item.names[0], "training" if item in fields else "")
+            if heading not in groups:
+                groups[heading] = parser.add_argument_group(heading)
+            item.add_to(groups[heading])
 
 
-def argument(*names: str, help: str = "", **settings: Any) -> Argument:
+def argument(*names: str, help: str, **settings: Any) -> Argument:
     """One argument of a command. A `default` among `settings` is added to `help`; what None means, `help` says."""
     return Argument(names, help, settings)
 
 
 def command(
-    *arguments: Argument, name: str = "", config: str | None = None
+    *arguments: Argument, examples: tuple[str, ...], name: str = "", config: str | None = None
 ) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function a command: its name is the function's or `name`, its description the docstring.
 
@@ -70,7 +84,7 @@ def command(
     """
 
     def declare(run: Callable[..., int | None]) -> Command:
-        return Command(run, name or run.__name__.replace("_", "-"), arguments, config)
+        return Command(run, name or run.__name__.replace("_", "-"), arguments, examples, config)
 
     return declare
 
@@ -91,11 +105,18 @@ def config_arguments(config: type) -> list[Argument]:
     return arguments
 
 
+# Lists are spelt --layers 0 6 12 everywhere; "extend" takes --layers 0 --layers 6 too.
+LIST: dict[str, Any] = {"nargs": "+", "action": "extend"}
+
 MODEL = argument("model", help="bundled name, folder or Hub name of a model")
-IMAGES = argument("images", help="bundled name, folder, Parquet or Hub name of images")
+IMAGES = argument("images", help="bundled name, folder, Parquet file or Hub name of images")
 LIMIT = argument("--limit", type=int, help="at most so many images of a split, a seeded stratified draw (default: all)")
-SPLIT = argument("--split", default="test", help="of the images")
-LAYERS = argument("--layers", type=int, nargs="+", help="these only (default: all)")
-STORE = argument("--store", default="stores", help="folder of the stores")
-DEVICE = argument("--device", help="cpu, cuda, mps, ... (default: the accelerator where there is one)")
-REVISION = argument("--revision", help="branch, tag or commit of a model on the Hub")
+SPLIT = argument("--split", default="test", help="split of the images, such as train or test")
+LAYERS = argument(
+    "--layers", type=int, **LIST, help="only these layers, from 0; -1 is the last, L (default: all, 0 to L)"
+)
+STORE = argument("--store", default="stores", help="folder in which the feature stores are kept")
+DEVICE = argument(
+    "--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator where there is one, else cpu)"
+)
+REVISION = argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")

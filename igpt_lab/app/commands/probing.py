@@ -13,6 +13,7 @@ from igpt_lab.app.commands.options import (
     IMAGES,
     LAYERS,
     LIMIT,
+    LIST,
     MODEL,
     REVISION,
     STORE,
@@ -25,7 +26,17 @@ from igpt_lab.core.provenance import atomic_write
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
 
 
-@command(MODEL, IMAGES, LIMIT, LAYERS, STORE, OUT, DEVICE, REVISION)
+@command(
+    MODEL,
+    IMAGES,
+    LIMIT,
+    LAYERS,
+    STORE,
+    OUT,
+    DEVICE,
+    REVISION,
+    examples=("fashion-xs fashion-mini", "runs/mine photos --limit 2000 --out results/mine/photos"),
+)
 def probe(
     model: str, images: str, limit: int | None, layers: list[int] | None, store: str, out: str | None,
     device: str | None, revision: str | None,
@@ -51,7 +62,17 @@ def probe(
     print(runs.about_curve(table, comparison), *files, sep="\n")
 
 
-@command(MODEL, IMAGES, LIMIT, LAYERS, STORE, OUT, DEVICE, REVISION)
+@command(
+    MODEL,
+    IMAGES,
+    LIMIT,
+    LAYERS,
+    STORE,
+    OUT,
+    DEVICE,
+    REVISION,
+    examples=("fashion-xs fashion-mini --limit 600", "runs/mine photos --layers 0 6 12"),
+)
 def ablate(
     model: str, images: str, limit: int | None, store: str, out: str | None, revision: str | None, **options: Any
 ) -> None:
@@ -81,7 +102,11 @@ def ablate(
     ),
     STORE,
     OUT,
-    argument("--name", help="of the figure (default: training_dynamics; with --final model_comparison, or seeds)"),
+    argument(
+        "--name",
+        help="name of the files of the figure (default: training_dynamics; with --final model_comparison, or seeds)",
+    ),
+    examples=("cifar10-xs --images photos", "runs/wide-seed-0 runs/wide-seed-1 --images photos --final"),
 )
 def dynamics(
     models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str,
@@ -133,11 +158,17 @@ def _by_name(models: list[str]) -> dict[str, str]:
     argument("models", nargs="+", metavar="RUN", help="folders of pretrain, named FAMILY-seed-S where they are seeds"),
     argument("--images", required=True, help=IMAGES.help),
     LIMIT,
-    argument("--points", nargs="+", metavar="POINT", help="of the block (default: those of lab.probe_shift)"),
+    argument(
+        "--points",
+        **LIST,
+        metavar="POINT",
+        help="places in a block, such as ln_1 mlp_out (default: those of lab.probe_shift)",
+    ),
     STORE,
     OUT,
-    argument("--name", default="shift", help="of the figure and its tables"),
+    argument("--name", default="shift", help="name of the files of the figure and its tables"),
     DEVICE,
+    examples=("runs/wide-seed-0 runs/wide-seed-1 --images photos", "runs/mine --images photos --points ln_1 mlp_out"),
 )
 def shift(
     models: list[str], images: str, limit: int | None, points: list[str] | None, store: str, out: str | None, name: str,

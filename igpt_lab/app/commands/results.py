@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import igpt_lab as lab
 from igpt_lab.app import notebooks, runs
-from igpt_lab.app.commands.options import IMAGES, MODEL, argument, command
+from igpt_lab.app.commands.options import IMAGES, LIST, MODEL, argument, command
 from igpt_lab.core.arguments import local
 
 
@@ -17,6 +17,7 @@ from igpt_lab.core.arguments import local
     argument("folder", help="folder of results"),
     argument("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides"),
     argument("--out", help="where they go; the folder itself redraws in place (default: FOLDER/STYLE)"),
+    examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --style talk --out slides"),
 )
 def figures(folder: str, style: str, out: str | None) -> int:
     """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
@@ -45,6 +46,7 @@ def figures(folder: str, style: str, out: str | None) -> int:
     argument("run", help="folder of results"),
     argument("--out", metavar="FILE", help="where the page goes (default: RUN/report.html)"),
     argument("--no-pdf", dest="pdf", action="store_false", help="the page only"),
+    examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --no-pdf --out page.html"),
 )
 def report(run: str, out: str | None, pdf: bool) -> int:
     """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium.
@@ -69,16 +71,17 @@ def report(run: str, out: str | None, pdf: bool) -> int:
     argument("--model", default="fashion-xs", help=MODEL.help),
     argument("--images", default="fashion-mini", help=IMAGES.help),
     argument("--out", help=f"folder for figures, tables and executed notebooks (default: {runs.MINE}/MODEL-IMAGES)"),
-    argument("--quick", action="store_true", help="few images, in a few minutes: to see that it runs"),
+    argument("--quick", action="store_true", help="a smoke test on few images"),
     argument("--all", dest="every", action="store_true", help=f"the long notebooks too: {', '.join(notebooks.LONG)}"),
     argument(
         "--only",
-        action="append",
+        **LIST,
         choices=notebooks.NOTEBOOKS,
         metavar="NOTEBOOK",
-        help="this one, may be given again (default: all but the long ones)",
+        help="only these notebooks, such as 02_layer_probe (default: all but the long ones)",
     ),
     argument("--renew-reference", dest="renewal", action="store_true", help="for maintainers: replace the shipped run"),
+    examples=("--quick", "--model runs/mine --images photos --only 02_layer_probe"),
 )
 def reproduce(
     model: str, images: str, out: str | None, quick: bool, only: list[str] | None, every: bool, renewal: bool
@@ -109,9 +112,10 @@ def reproduce(
 
 @command(
     argument("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it"),
-    argument("--port", type=int, default=8888, help="the next free one where it is taken"),
+    argument("--port", type=int, default=8888, help="port of the server; the next free one where it is taken"),
     argument("--no-browser", action="store_false", dest="browser", help="print the address, open nothing"),
     name="lab",
+    examples=("", "workbench --no-browser --port 9000"),
 )
 def open_lab(folder: str, port: int, browser: bool) -> None:
     """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""

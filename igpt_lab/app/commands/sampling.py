@@ -9,10 +9,15 @@ import igpt_lab as lab
 from igpt_lab.app.commands.options import DEVICE, IMAGES, MODEL, REVISION, SPLIT, argument, command
 
 DRAWING = (
-    argument("--temperature", type=float, default=1.0, help="0 takes the most probable colour"),
+    argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="of the distribution over colours; 0 takes the most probable colour",
+    ),
     argument("--top-k", type=int, help="only so many colours (default: all)"),
     argument("--top-p", type=float, help="only the fewest colours that reach this probability together (default: all)"),
-    argument("--seed", type=int, default=0, help="of the random numbers"),
+    argument("--seed", type=int, default=0, help="seed of the random numbers, 0 or above"),
     argument("--batch-size", type=int, help="images at a time; changes no image (default: by memory)"),
 )
 OUT_HELP = "files to write, without their endings"
@@ -20,13 +25,14 @@ OUT_HELP = "files to write, without their endings"
 
 @command(
     MODEL,
-    argument("--count", type=int, default=64, help="images"),
-    argument("--columns", type=int, default=16, help="of the gallery"),
+    argument("--count", type=int, default=64, help="number of images"),
+    argument("--columns", type=int, default=16, help="columns of the gallery"),
     argument("--scale", type=int, default=4, help="pixels of the png for one of an image"),
     *DRAWING,
     argument("--out", default="samples", help=OUT_HELP),
     DEVICE,
     REVISION,
+    examples=("fashion-xs", "runs/mine --count 16 --top-p 0.9 --out results/mine/samples"),
 )
 def sample(
     model: str, count: int, columns: int, scale: int, out: str, device: str | None, revision: str | None,
@@ -44,12 +50,13 @@ def sample(
     argument("images", help=f"{IMAGES.help}; or a picture file"),
     SPLIT,
     argument("--limit", type=int, default=16, help="images, a seeded stratified draw"),
-    argument("--keep", type=float, default=0.5, help="the upper fraction that is given"),
-    argument("--completions", type=int, default=4, help="of each image"),
+    argument("--keep", type=float, default=0.5, help="upper fraction of the image that is kept, from 0 to 1"),
+    argument("--completions", type=int, default=4, help="completions per image"),
     *DRAWING,
     argument("--out", default="completions", help=OUT_HELP),
     DEVICE,
     REVISION,
+    examples=("fashion-xs fashion-mini --limit 8", "runs/mine photo.png --keep 0.25 --completions 6"),
 )
 def complete(
     model: str, images: str, split: str, limit: int, keep: float, completions: int, out: str, device: str | None,

@@ -29,6 +29,10 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ),
     LIMIT,
     config="PretrainConfig",
+    examples=(
+        "photos --out runs/mine --steps 2000",
+        "photos --out runs/more --init runs/mine --steps 500 --cooldown 400",
+    ),
 )
 def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | None, **options: Any) -> None:
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
@@ -89,6 +93,7 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     REVISION,
     argument("--class-weights", choices=["balanced"], help="weigh classes inversely to their images"),
     config="FinetuneConfig",
+    examples=("fashion-xs fashion-mini --out runs/tuned", "runs/mine photos --out runs/tuned --layer 8 --per-class 25"),
 )
 def finetune(
     model: str, images: str, out: str, limit: int | None, random: bool, device: str | None, revision: str | None,
@@ -139,6 +144,7 @@ def _meet(
     argument("files", nargs="+", metavar="FILE", help="picture files"),
     argument("--top", type=int, default=3, help="labels to print of each file"),
     DEVICE,
+    examples=("runs/tuned photo.png", "runs/tuned one.png two.jpg --top 5"),
 )
 def classify(folder: str, files: list[str], top: int, device: str | None) -> int:
     """Print the most probable labels of picture files, by a model that `finetune` wrote; 1 where one cannot be read."""
