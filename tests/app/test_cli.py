@@ -56,7 +56,14 @@ def test_a_probe_of_few_images_says_how_little_it_knows(tiny_folder, tmp_path, c
     monkeypatch.chdir(tmp_path)
     assert cli.main(["probe", str(tiny_folder), "photos"]) == 0
     printed, table = capsys.readouterr().out, pd.read_csv("results/mine/tiny-photos/probe.csv")
-    chosen = table[table.chosen].iloc[0]
+    assert table.control.value_counts().to_dict() == {
+        "model": 4, "raw pixels": 1, "random network": 3 * 4, "permuted labels": 10 * 4
+    }  # fmt: skip
+    assert Path("results/mine/tiny-photos/probe.txt").read_text() in printed and "permuted labels at the" in printed
+    assert re.search(r"untrained networks, their chosen less last: \S+ to \S+ points; the trained one falls", printed)
+    assert pd.read_csv("results/mine/tiny-photos/probe_layers.csv").layer.tolist() == [0, 1, 2, 3]
+    table = table[table.control == "model"]
+    chosen = table[table.chosen.astype(str) == "True"].iloc[0]
     assert chosen.n_train == chosen.n_validation == 90 and chosen.folds == 10
     assert f"chosen layer {chosen.layer}: {chosen.test_accuracy:.1%} [{chosen.low:.1%}, {chosen.high:.1%}]" in printed
     drop = re.search(r"points \[(.+), (.+)\] over test images, \[(.+), (.+)\] with the choice, p = ", printed)

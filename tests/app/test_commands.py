@@ -19,7 +19,7 @@ ARGUMENTS = {
     "--dtype --batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part "
     "--device --revision",
     "check": "model --images --split=test --device",
-    "probe": "model images --limit --layers --store=stores --out --device --revision",
+    "probe": "model images --limit --layers --untrained=3 --permutations=10 --store=stores --out --device --revision",
     "ablate": "model images --limit --layers --store=stores --out --device --revision",
     "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name",
     "shift": "RUN --images --limit --points --store=stores --out --name=shift --device",

@@ -31,35 +31,87 @@ OUT = argument("--out", help=f"folder for the figure and its table (default: {ru
     IMAGES,
     LIMIT,
     LAYERS,
+    argument(
+        "--untrained",
+        type=int,
+        default=3,
+        help="so many networks of the same shape with random weights as controls; each costs as much as the model; "
+        "0 for none",
+    ),
+    argument("--permutations", type=int, default=10, help="so many random orders of the training labels; 0 for none"),
     STORE,
     OUT,
     DEVICE,
     REVISION,
-    examples=("fashion-xs fashion-mini", "runs/mine photos --limit 2000 --out results/mine/photos"),
+    examples=("fashion-xs fashion-mini", "runs/mine photos --limit 2000 --untrained 0 --out results/mine/photos"),
 )
 def probe(
-    model: str, images: str, limit: int | None, layers: list[int] | None, store: str, out: str | None,
-    device: str | None, revision: str | None,
+    model: str, images: str, limit: int | None, layers: list[int] | None, untrained: int, permutations: int, store: str,
+    out: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
-    """Probe every layer: the curve, the chosen layer against the last, and how sure the choice is.
+    """Probe every layer, beside controls: the curve, the chosen layer against the last, and how sure the choice is.
 
-    C and layer are chosen by cross-validation on the train split; the test split is met once.
+    C and layer are chosen by cross-validation on the train split; the test split is met once. Controls are raw pixels,
+    untrained networks and permuted labels. Written are the figure with its table, probe_layers.csv (every layer against
+    the chosen one) and probe.txt, which is what the command prints.
     """
+    import pandas as pd
+
     splits = [lab.load_images(images, split, limit=limit) for split in ("train", "test")]
     loaded = lab.load_model(model, revision=revision)
-    features = lab.extract(loaded, splits, store=store, layers=layers, device=device)
-    train, test = (lab.Features.from_store(features, split.split) for split in splits)
+    options: dict[str, Any] = {"store": store, "layers": layers, "device": device}
+    features, train, test = _features(loaded, splits, options)
     result = lab.probe_layers(train, test, device=device)
-    comparison, table = lab.compare_layers(result).to_dict(), result.table
-    title = f"{loaded.name} on {splits[0].name}"
-    curve = lab.figures.layer_curve(table, title=title, comparison=comparison)
-    record = lab.RunRecord("probe", {"store": features.key, "comparison": comparison}, seed=0)
-    folder = runs.results_folder(model, images, out, under=runs.MINE)
-    files = lab.figures.save_figure(curve, Path(folder) / "probe", data=table, record=record)
-    row = table[table.chosen].iloc[0]
-    accuracy = f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}] of {row.n_test:,} test images"
-    print(f"{title}, {row.n_train:,} training images", f"chosen layer {row.layer}: {accuracy}", sep="\n")
-    print(runs.about_curve(table, comparison), *files, sep="\n")
+    random = [_untrained(model, revision, seed, splits, options) for seed in range(untrained)]
+    drops = lab.compare_drops(result, random).to_dict() if random else None
+    tables = [result.table, *(of_seed.table.assign(draw=seed) for seed, of_seed in enumerate(random))]
+    if loaded.processor is not None:
+        pixels = (lab.Features.from_pixels(split, loaded.processor) for split in splits)
+        tables.append(lab.probe_layers(*pixels, control="raw pixels", device=device).table)
+    if permutations:
+        tables.append(lab.probe_permuted(train, test, result, permutations=permutations, device=device))
+    comparison, title = lab.compare_layers(result).to_dict(), f"{loaded.name} on {splits[0].name}"
+    drawn = pd.concat(tables, ignore_index=True)
+    curve = lab.figures.layer_curve(drawn, title=title, comparison=comparison)
+    settings = {"store": features.key, "comparison": comparison, "drop less that of untrained networks": drops}
+    record = lab.RunRecord("probe", settings, seed=0)
+    folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
+    files = lab.figures.save_figure(curve, folder / "probe", data=drawn, record=record)
+    by_layer = lab.layer_table(result.correct, chosen=result.chosen)
+    files.append(atomic_write(folder / "probe_layers.csv", by_layer.to_csv(index=False)))
+    text = f"{title}, {len(train.labels):,} training images\n" + _summary(drawn, comparison, drops)
+    files.append(atomic_write(folder / "probe.txt", text + "\n"))
+    print(text, *files, sep="\n")
+
+
+def _features(model: Any, splits: list, options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The store of a model, and the features of train and test."""
+    store = lab.extract(model, splits, **options)
+    return store, *(lab.Features.from_store(store, split.split) for split in splits)
+
+
+def _untrained(model: str, revision: str | None, seed: int, splits: list, options: dict[str, Any]) -> Any:
+    """The probe of a network of the model's shape that was never trained."""
+    random = lab.load_model(model, revision=revision, random=True, seed=seed)
+    _, train, test = _features(random, splits, options)
+    return lab.probe_layers(train, test, control="random network", folds=3, device=options["device"])
+
+
+def _summary(drawn: Any, comparison: dict[str, Any], drops: dict[str, Any] | None) -> str:
+    """What the probe and its controls say, in a few lines."""
+    table = drawn[drawn.control == display.MODEL]
+    chosen = table[table.chosen == True].iloc[0]  # noqa: E712  # an object column, with the controls' NaN
+    accuracy = f"{chosen.test_accuracy:.1%} [{chosen.low:.1%}, {chosen.high:.1%}] of {chosen.n_test:,} test images"
+    lines = [f"chosen layer {chosen.layer}: {accuracy}", runs.about_curve(table, comparison)]
+    if drops is not None:
+        theirs = f"{100 * drops['control_lowest']:.1f} to {100 * drops['control_highest']:.1f} points"
+        ends = f"[{100 * drops['low']:.1f}, {100 * drops['high']:.1f}]"
+        more = f"the trained one falls {100 * drops['difference']:+.1f} points {ends} more"
+        lines.append(f"untrained networks, their chosen less last: {theirs}; {more}")
+    permuted = drawn[(drawn.control == "permuted labels") & (drawn.layer == chosen.layer)].test_accuracy
+    if len(permuted):
+        lines.append(f"permuted labels at the chosen layer: {permuted.min():.1%} to {permuted.max():.1%}")
+    return "\n".join(lines)
 
 
 @command(
