@@ -127,7 +127,7 @@ def test_what_a_run_writes_is_ignored_by_git_and_what_is_shipped_is_not(monkeypa
     mine = ROOT / runs.MINE
     assert not git("ls-files", "--", runs.MINE).stdout
     written = ["fashion-xs-fashion-mini/layer_curve.csv", "fashion-xs-fashion-mini/notebooks/00_tour.ipynb",
-               "fashion-xs-photos-quick/summary.json", "benchmarks/extract.csv", "studies/size.png"]  # fmt: skip
+               "fashion-xs-photos-quick/summary.json", "benchmarks/extract.csv", "studies/regime.png"]  # fmt: skip
     for file in [*(mine / name for name in written), "workbench/results/mine/a/b.csv", "build/benchmarks/a.csv"]:
         assert git("check-ignore", "--quiet", str(file)).returncode == 0, file
     shipped = runs.shipped("fashion-xs", "fashion-mini")
