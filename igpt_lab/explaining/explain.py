@@ -41,8 +41,8 @@ from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 Model = ImageGPTForCausalImageModeling | str | Path
 TRAIN = {"probe": 2_000, "lens": 2_000, "bits": 2_500, "refit": 1_500, "attentive": 2_000}  # images, or all there are
-TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens": 500, "few": 150, "heads": 80}
-SHARES, LAYERS = 4, 5  # of prefixes, and those beside c
+TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens": 500, "few": 200, "heads": 100}
+SHARES, LAYERS = 4, 7  # of prefixes, and those beside c
 STEPS = 100  # of the tuned lens
 RADII = (1, RADIUS, 7)
 FITS = 2.0  # all of the time, over that of the forward passes

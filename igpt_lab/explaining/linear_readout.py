@@ -25,7 +25,6 @@ from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 STRENGTHS = tuple(np.logspace(-4, 1, 9).tolist())  # C, from the strongest penalty to the weakest
 TOLERANCE = 1e-4  # of a derivative of the mean loss in nats
 HELD = 0.2  # the share of training images that choose C
-LOOSER = 10  # times the tolerance, of the fits that choose C
 LEAST = 2  # training states of a value that is a class of its own
 N_BOOT = 2_000
 
@@ -67,8 +66,8 @@ def linear_readout(
     rises; the readout is then fitted to all training images. Images are held out, so that the states of one are never
     on both sides. Values with fewer than LEAST states in the images that fit are one class, and with them those that
     only other images have (`classes_of`): so every log loss is finite, and none is smoothed. A fit ends when no
-    derivative of the mean loss, in nats, is above `tol`; those that choose C, when none is above LOOSER times that.
-    Raises ValueError for states and values that do not belong together, and for values that are all one class.
+    derivative of the mean loss, in nats, is above `tol`. Raises ValueError for states and values that do not belong
+    together, and for values that are all one class.
     """
     train, test = torch.as_tensor(train), torch.as_tensor(test)
     for x, values in ((train, train_values), (test, test_values)):
@@ -79,7 +78,7 @@ def linear_readout(
     y, y_test = classes[train_values], classes[test_values]
     if not y.any():
         raise ValueError("all training states have one value, or each its own; expected two values or more")
-    C, start = _strength(train[rest], y[rest], train[held], y[held], LOOSER * tol, device)
+    C, start = _strength(train[rest], y[rest], train[held], y[held], tol, device)
     fit = fit_logistic(train.flatten(0, 1), y.ravel(), [C], tol=tol, start=start, device=device)
     log_p, log_q = _log2_of(fit, test, y_test), np.log2(np.bincount(y.ravel()) / y.size)[y_test]
     return Readout(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 
+@checked
 def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
     """Pixels (N, T) -> the model's input (N, T): `sos` prepends SOS and drops the last pixel, `raw` changes nothing."""
     check_alignment(alignment, config)
