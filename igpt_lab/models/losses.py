@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @checked
-def align(tokens: Tensor, alignment: str, config: ImageGPTConfig) -> Tensor:
+def align(tokens: Tensor, alignment: str, config: Any) -> Tensor:
     """Pixels (N, T) -> the model's input (N, T): `sos` prepends SOS and drops the last pixel, `raw` changes nothing."""
     check_alignment(alignment, config)
     if alignment == "raw":
