@@ -54,6 +54,9 @@ def test_a_probe_of_few_images_says_how_little_it_knows(tiny_folder, tmp_path, c
                 pixels = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{i}.png")
     monkeypatch.chdir(tmp_path)
+    for option in ("--untrained", "--permutations"):  # before anything is extracted
+        assert cli.main(["probe", str(tiny_folder), "photos", option, "-1"]) == 1
+        assert f"{option} -1; expected 0 or more" in capsys.readouterr().err and not Path("stores").exists()
     assert cli.main(["probe", str(tiny_folder), "photos"]) == 0
     printed, table = capsys.readouterr().out, pd.read_csv("results/mine/tiny-photos/probe.csv")
     assert table.control.value_counts().to_dict() == {

@@ -57,6 +57,9 @@ def probe(
     """
     import pandas as pd
 
+    for name, count in {"--untrained": untrained, "--permutations": permutations}.items():
+        if count < 0:
+            raise ValueError(f"{name} {count}; expected 0 or more")
     splits = [lab.load_images(images, split, limit=limit) for split in ("train", "test")]
     loaded = lab.load_model(model, revision=revision)
     options: dict[str, Any] = {"store": store, "layers": layers, "device": device}
@@ -79,7 +82,7 @@ def probe(
     files = lab.figures.save_figure(curve, folder / "probe", data=drawn, record=record)
     by_layer = lab.layer_table(result.correct, chosen=result.chosen)
     files.append(atomic_write(folder / "probe_layers.csv", by_layer.to_csv(index=False)))
-    text = f"{title}, {len(train.labels):,} training images\n" + _summary(drawn, comparison, drops)
+    text = f"{title}, {len(train.labels):,} training images\n" + _summary(result.table, drawn, comparison, drops)
     files.append(atomic_write(folder / "probe.txt", text + "\n"))
     print(text, *files, sep="\n")
 
@@ -97,10 +100,9 @@ def _untrained(model: str, revision: str | None, seed: int, splits: list, option
     return lab.probe_layers(train, test, control="random network", folds=3, device=options["device"])
 
 
-def _summary(drawn: Any, comparison: dict[str, Any], drops: dict[str, Any] | None) -> str:
-    """What the probe and its controls say, in a few lines."""
-    table = drawn[drawn.control == display.MODEL]
-    chosen = table[table.chosen == True].iloc[0]  # noqa: E712  # an object column, with the controls' NaN
+def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str, Any] | None) -> str:
+    """What the probe says, and its controls among the rows `drawn`, in a few lines."""
+    chosen = table[table.chosen].iloc[0]
     accuracy = f"{chosen.test_accuracy:.1%} [{chosen.low:.1%}, {chosen.high:.1%}] of {chosen.n_test:,} test images"
     lines = [f"chosen layer {chosen.layer}: {accuracy}", runs.about_curve(table, comparison)]
     if drops is not None:
