@@ -326,38 +326,41 @@ def between(text: str, first: str, last: str, block: str) -> str:
     return f"{before}{mark}{block}{last}{rest.partition(last)[2]}"
 
 
-def with_results(text: str, model: str = "fashion-xs", more: str = "", rows: Sequence[str] = ("",)) -> str:
-    """A page with the first table of the results about the model between its marks, of it those `rows` alone."""
-    table = rendered("results").partition(f"\n| `{model}` |")[2].partition("\n\n")[0].splitlines()
+def with_results(
+    text: str, results: str, model: str = "fashion-xs", more: str = "", rows: Sequence[str] = ("",)
+) -> str:
+    """A page with the first table of the page of `results` about the model between its marks, those `rows` alone."""
+    table = results.partition(f"\n| `{model}` |")[2].partition("\n\n")[0].splitlines()
     chosen = [line for line in table[2:] if line.startswith(tuple(f"| {row}" for row in rows))]
     block = "".join(line + "\n" for line in [f"| `{model}` |{table[0]}", table[1], *chosen])
     return between(text, "<!-- results: written by docs/make_results.py -->\n", "<!-- end -->", block + more)
 
 
-def for_readme(text: str) -> str:
+def for_readme(text: str, results: str) -> str:
     """README with six rows of the results, and with what its ten lines of Python print."""
     facts = Run("fashion-xs-fashion-mini").comparison
     printed = "\n".join(textwrap.wrap(repr(Comparison(**facts)), 110))
     block = f"```text\n{printed}\n```\n"
     text = between(text, "<!-- output: written by docs/make_results.py -->\n", "<!-- end of output -->", block)
-    return with_results(text, rows=README_ROWS)
+    return with_results(text, results, rows=README_ROWS)
 
 
-def with_evaluation(card: str, model: str) -> str:
+def with_evaluation(card: str, results: str, model: str) -> str:
     """A model card with its probes, and the loss and the number of images that its log ends in."""
     log = pd.read_csv(ROOT / f"igpt_lab/bundled/{model}/log.csv").iloc[-1]
     loss = f"{log.validation_loss:.3f} nats per token, {log.validation_bits_per_pixel:.3f} bits per pixel"
     positions = json.loads((ROOT / f"igpt_lab/bundled/{model}/config.json").read_text(encoding="utf-8"))["n_positions"]
     rows = {"loss on held-out images": loss, "images seen in training": f"{log.tokens / positions:,.0f}"}
-    return with_results(card, model, "".join(f"| {name} | | {value} |\n" for name, value in rows.items()))
+    return with_results(card, results, model, "".join(f"| {name} | | {value} |\n" for name, value in rows.items()))
 
 
 def main(arguments: list[str]) -> int:
     """Write the pages and README, or with --check name those that are not what the files give."""
     texts = {page: rendered(name) for name, page in PAGES.items()}
-    texts[README] = for_readme(README.read_text(encoding="utf-8"))
+    results = texts[PAGES["results"]]
+    texts[README] = for_readme(README.read_text(encoding="utf-8"), results)
     for model, card in CARDS.items():
-        texts[card] = with_evaluation(card.read_text(encoding="utf-8"), model)
+        texts[card] = with_evaluation(card.read_text(encoding="utf-8"), results, model)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if arguments == ["--check"]:
         for path in stale:

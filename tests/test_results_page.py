@@ -45,7 +45,7 @@ def save(table, folder, name):
 def test_every_number_on_the_page_is_one_of_a_file(maker, name):
     assert maker.PAGES[name].read_text(encoding="utf-8") == maker.rendered(name)
     readme = maker.README.read_text(encoding="utf-8")
-    assert readme == maker.for_readme(readme) and "| chosen layer | " in readme
+    assert readme == maker.for_readme(readme, maker.rendered("results")) and "| chosen layer | " in readme
 
 
 def test_check_names_a_page_that_is_not_what_the_files_give(maker, tmp_path, monkeypatch, capsys):
