@@ -115,7 +115,11 @@ def classes_of(values: np.ndarray, count: int) -> np.ndarray:
 def _strength(
     x: Tensor, y: np.ndarray, held: Tensor, y_held: np.ndarray, tol: float, device: str | torch.device
 ) -> tuple[float, Fits | None]:
-    """C of the least log loss on the held-out images, and its fit, from which a fit to all images may begin."""
+    """C of the least log loss on the held-out images, and its fit, from which a fit to all images may begin.
+
+    These fits end as late as the last one: a fit that ends early acts as one with a stronger penalty, so that a C which
+    is too weak would seem good.
+    """
     fit: Fits | None = None
     best, loss = STRENGTHS[0], np.inf
     for C in STRENGTHS:

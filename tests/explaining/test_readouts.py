@@ -28,6 +28,14 @@ def made_up(n: int, *, signal: float, seed: int = 0) -> tuple[np.ndarray, np.nda
     return signal * np.eye(4, 6)[values] + generator.normal(size=(n, 3, 6)), values
 
 
+def nearly_dependent(n: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """States (n, 3, 30): six features about values 0..3, and four copies of them with a little noise."""
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, 4, (n, 3))
+    first = 2 * np.eye(4, 6)[values] + generator.normal(size=(n, 3, 6))
+    return np.concatenate([first, *(first + 0.03 * generator.normal(size=(4, *first.shape)))], -1), values
+
+
 def network(**shape) -> ImageGPTForCausalImageModeling:
     """A random network whose colours and positions are linearly independent vectors."""
     model = ImageGPTForCausalImageModeling(ImageGPTConfig(vocab_size=4, n_positions=16, n_head=2, **shape, **PLAIN))
@@ -62,6 +70,21 @@ def test_the_log_loss_is_that_of_scikit_learn():
     shares = np.bincount(y.ravel()) / y.size
     entropy = log_loss(y_test.ravel(), np.tile(shares, (y_test.size, 1))) / np.log(2)
     assert read.entropy == pytest.approx(entropy) and read.bits == pytest.approx(read.entropy - read.log_loss)
+
+
+def test_the_strength_is_that_of_fits_that_have_converged():
+    """A fit that ends early acts as one with a stronger penalty, so a weak penalty would be taken for a good one."""
+    (x, y), (x_test, y_test) = nearly_dependent(60), nearly_dependent(30, seed=1)
+    rest, held = held_out(len(x), 0)
+    scaler = StandardScaler().fit(x[rest].reshape(-1, 30))
+    train, of_held = (scaler.transform(x[images].reshape(-1, 30)) for images in (rest, held))
+    losses = []
+    for C in of_states.STRENGTHS:
+        peer = LogisticRegression(C=C, tol=1e-9, max_iter=100_000).fit(train, y[rest].ravel())
+        losses.append(log_loss(y[held].ravel(), peer.predict_proba(of_held), labels=range(4)))
+    behind_it_rises = of_states.STRENGTHS[np.flatnonzero(np.diff(losses) >= 0)[0]]
+    assert linear_readout(x, y, x_test, y_test).C == behind_it_rises
+    assert linear_readout(x, y, x_test, y_test, tol=1e-2).C > behind_it_rises
 
 
 def test_no_image_is_on_both_sides(monkeypatch):
