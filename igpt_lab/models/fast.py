@@ -26,8 +26,9 @@ FUSED_FROM = 1024  # positions from which on the fused kernel is as fast in floa
 
 
 def applies(x: Tensor) -> bool:
-    """Whether `x` is on a CPU and nothing follows what happens to it: no autograd, no compiler."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether `x` is on a CPU and nothing follows what happens to it: no autograd, no compiler, no tracer."""
+    followed = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and not followed
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

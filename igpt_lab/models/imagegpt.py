@@ -17,7 +17,7 @@ from __future__ import annotations
 import html
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import MappingKey, register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 from igpt_lab.core.devices import widened
+from igpt_lab.core.joining import join
 from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of
 from igpt_lab.models.cost import check_room
@@ -67,6 +69,15 @@ class Output(dict):
         return tuple(self.values())
 
 
+register_pytree_node(  # so that what looks for tensors in outputs finds them: DistributedDataParallel, torch.export
+    Output,
+    lambda output: (list(output.values()), list(output)),
+    lambda values, names: Output(zip(names, values, strict=True)),
+    serialized_type_name="igpt_lab.Output",
+    flatten_with_keys_fn=lambda output: ([(MappingKey(name), value) for name, value in output.items()], list(output)),
+)
+
+
 def _output(values: dict, return_dict: bool) -> Output | tuple:
     """`values` without those that are None, as `Output` or as a tuple."""
     given = Output({name: value for name, value in values.items() if value is not None})
@@ -74,12 +85,13 @@ def _output(values: dict, return_dict: bool) -> Output | tuple:
 
 
 class Linear(nn.Module):
-    """x @ weight + bias with weight (in, out), the layout of Hugging Face's checkpoints."""
+    """x @ weight + bias with weight (in, out), the layout of Hugging Face's checkpoints: its `Conv1D`."""
 
     biased = True  # where not, training leaves out the bias: see `prepare_training`
 
     def __init__(self, n_in: int, n_out: int):
-        super().__init__()
+        nn.Module.__init__(self)  # and not that of `Conv1D`, once the two are joined
+        self.nx, self.nf = n_in, n_out
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
 
@@ -150,6 +162,31 @@ class KeyValueCache:
         self.room[layer, 0, :, :, self.filled : end] = key
         self.room[layer, 1, :, :, self.filled : end] = value
         return self.room[layer, 0, :, :, :end], self.room[layer, 1, :, :, :end]
+
+
+def _named(cache: KeyValueCache) -> dict[str, Any]:
+    """Its tensors by name, of which there are none for room that it has not."""
+    room = {} if cache.room is None else {"room": cache.room}
+    return room | {str(layer): states for layer, states in cache.states.items()}
+
+
+def _cache_of(values: Iterable, rest: Any) -> KeyValueCache:
+    cache, named = KeyValueCache(), dict(zip(rest[1], values, strict=True))
+    cache.room, cache.filled = named.pop("room", None), rest[0]
+    cache.states = {int(layer): states for layer, states in named.items()}
+    return cache
+
+
+register_pytree_node(
+    KeyValueCache,
+    lambda cache: (list(_named(cache).values()), (cache.filled, list(_named(cache)))),
+    _cache_of,
+    serialized_type_name="igpt_lab.KeyValueCache",
+    flatten_with_keys_fn=lambda cache: (
+        [(MappingKey(name), value) for name, value in _named(cache).items()],
+        (cache.filled, list(_named(cache))),
+    ),
+)
 
 
 def _attend(
@@ -261,6 +298,11 @@ class Pretrained(nn.Module):
         check_room(config)
         super().__init__()
         self.config = config
+
+    def named_modules(self, *args, **how):
+        """As of every module; whoever asks for them may ask what class they are next."""
+        join(Linear, "pytorch_utils", "Conv1D")
+        return super().named_modules(*args, **how)
 
     @property
     def device(self) -> torch.device:
@@ -486,7 +528,9 @@ class ImageGPTModel(Pretrained):
         start = self._start(cache, n, t)
 
         x = self._masked(inputs_embeds, masked)
-        x = x + (self.wpe.weight[start : start + t] if position_ids is None else self.wpe(position_ids))
+        if position_ids is None:
+            position_ids = torch.arange(start, start + t, device=x.device)[None]
+        x = x + self.wpe(position_ids)
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids.view(-1, t))
         x = self.drop(x)
@@ -617,6 +661,14 @@ class ImageGPTForCausalImageModeling(Pretrained):
         values = {"loss": loss, "logits": logits, **out}
         return _output(values, self.config.return_dict if return_dict is None else return_dict)
 
+    def next_logits(self, fed: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Logits (N, V) of the token after int64 (N, t), behind what `cache` holds."""
+        how: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+        if is_plain(self):  # then the head is needed at the last position only
+            states = self.transformer(fed, cache, **how).last_hidden_state[:, -1]
+            return self.lm_head(states)[:, : self.config.n_colours]
+        return self(fed, cache, **how).logits[:, -1, : self.config.n_colours]
+
     def generate(
         self,
         input_ids: Tensor | None = None,
@@ -689,8 +741,7 @@ class ImageGPTForCausalImageModeling(Pretrained):
         try:
             for column in progress(given, length):
                 fed = tokens[:, (0 if cache is None else cache.filled) : column]
-                states = self.transformer(fed, cache, use_cache=use_cache, return_dict=True).last_hidden_state[:, -1]
-                picked = pick(self.lm_head(states)[:, : self.config.n_colours], column)
+                picked = pick(self.next_logits(fed, cache), column)
                 if picked is None:
                     return tokens[:, :column]
                 tokens[:, column, None] = picked
@@ -750,6 +801,27 @@ class ImageGPTForImageClassification(Pretrained):
         if kind == "single_label_classification":
             return F.cross_entropy(logits, labels.view(-1))
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+PLAIN = {
+    ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel, Block, Attention, MLP, Linear, Norm,
+    nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList,
+}  # fmt: skip
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether a model is these classes' alone: no hook, no adapter, no other forward method in any part of it.
+
+    What goes another way to the same numbers asks this first. The shell of a compiled part does not count.
+    """
+    every = nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        return False
+    return all(
+        hasattr(part, "_orig_mod")
+        or (type(part) in PLAIN and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)))
+        for part in model.modules()
+    )
 
 
 def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> Callable[[Tensor, int], Tensor | None]:

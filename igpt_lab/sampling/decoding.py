@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, KeyValueCache
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, KeyValueCache, is_plain
 from igpt_lab.models.losses import align
 
 LARGE = 2**20  # multiplications in a product of at least 8 rows from which on that pays
@@ -23,7 +23,8 @@ class Decoder:
     """A model's logits for the next pixel of `batch` images: `fill` with what is given, then `step` by step.
 
     Weights are taken as they are now. On a CPU the large ones are copied: the memory of the weights once more. The
-    cache has room for a whole image from the start. No gradients; dropout never.
+    cache has room for a whole image from the start. No gradients; dropout never. A model with hooks, adapters or other
+    parts than its own steps by its own forward pass, so that they count.
     """
 
     @torch.inference_mode()
@@ -34,8 +35,16 @@ class Decoder:
         if getattr(model.transformer, "edits", 0):
             raise ValueError("a model inside an `edit` block draws no images by steps; use model.generate there")
         self.model, self.config, self.batch = model, config, batch
+        self.plain = is_plain(model)
         how = {"device": model.device, "dtype": model.dtype}
         self.cache = KeyValueCache.of(config, batch, config.n_positions, **how)
+        self.positions = torch.arange(config.n_positions, device=model.device)
+        if self.plain:
+            self._lay_out(how)
+
+    def _lay_out(self, how: dict) -> None:
+        """The buffers that every step uses, and the weights as they are read fastest."""
+        model, config, batch = self.model, self.config, self.batch
         width, heads, backbone = config.n_embd, config.n_head, model.transformer
         self.state, self.mixed, self.query = (torch.empty(batch, width, **how) for _ in range(3))
         inner = backbone.h[0].mlp.c_fc.weight.shape[1]
@@ -45,7 +54,6 @@ class Decoder:
         self.residual = _Product(self.state, add=True)
         self.blocks = [_weights(block, batch) for block in backbone.h]
         self.head = _laid_out(model.lm_head.weight[: config.n_colours].t(), batch)
-        self.positions = torch.arange(config.n_positions, device=model.device)
         # Views of the buffers that every block uses: (3, N, heads, 1, D / heads), (N heads, 1, D / heads).
         self.parts = self.qkv.out.view(batch, 3, heads, 1, width // heads).transpose(0, 1)
         self.heads = [buffer.view(batch * heads, 1, width // heads) for buffer in (self.query, self.mixed)]
@@ -61,9 +69,8 @@ class Decoder:
         tokens, which = torch.as_tensor(distinct, device=device), torch.as_tensor(which.reshape(-1), device=device)
         fed = align(F.pad(tokens, (0, 1)), "sos", self.config)
         cache = KeyValueCache.of(self.config, len(fed), known + 1, device=device, dtype=self.model.dtype)
-        states = self.model.transformer(fed, cache, return_dict=True).last_hidden_state
+        logits = self.model(fed, cache, return_dict=True).logits[..., : self.config.n_colours].float()
         self.cache.room[:, :, :, :, : known + 1] = cache.room.index_select(2, which)
-        logits = self.model.lm_head(states)[..., : self.config.n_colours].float()
         log_p = logits[:, :known].log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
         return logits[:, known].index_select(0, which), log_p.index_select(0, which)
 
@@ -75,6 +82,9 @@ class Decoder:
         nothing read by the host, so that the step can be captured in a CUDA graph. With `seen`, which must be the
         position + 1, it reads what is filled and no more: faster where operations have no fixed shapes to keep.
         """
+        if not self.plain:
+            self.cache.filled = int(position) if seen is None else seen - 1
+            return self.model.next_logits(tokens[:, None], self.cache)
         backbone, state, room = self.model.transformer, self.state, self.cache.room
         later = None if seen else (self.positions > position)[None, None]
         torch.add(backbone.wte.weight.index_select(0, tokens), backbone.wpe.weight.index_select(0, position), out=state)

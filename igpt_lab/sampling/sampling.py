@@ -236,8 +236,7 @@ class _Canvas:
         """The pixel after `before` (t,), from a pass over this image and no other."""
         model, how = self.decoder.model, self.how
         fed = align(F.pad(before, (0, 1))[None], "sos", model.config)
-        states = model.transformer(fed, use_cache=False, return_dict=True).last_hidden_state[:, -1]
-        logits = model.lm_head(states)[:, : model.config.n_colours].float()
+        logits = model.next_logits(fed, None).float()
         return choose(logits, noise, how.temperature, how.top_k, how.top_p)[0][0]
 
     def _noise(self, row: int) -> Tensor:

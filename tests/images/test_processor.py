@@ -1,6 +1,7 @@
 """Tokens against transformers' own processors, resizes and conversions against Pillow's, palettes by hand."""
 
 import io
+import itertools
 import json
 import pickle
 import weakref
@@ -139,6 +140,59 @@ def test_arguments_of_a_call_change_that_call_only(cls):
         np.testing.assert_array_equal(processor(image, return_tensors="np").input_ids, plain)
     with pytest.raises(TypeError, match="do_rezise"):
         processor(image, do_rezise=False)
+
+
+@BOTH
+@pytest.mark.parametrize("again", [False, True], ids=["before the first call", "after it"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"clusters": PALETTE[::-1]}, {"image_mean": [0.2, 0.3, 0.4]}, {"image_std": [0.1, 0.2, 0.3]}, {"do_resize": False},
+     {"do_rescale": False, "do_normalize": False}, {"rescale_factor": 0.01}, {"size": {"height": 3, "width": 5}},
+     {"resample": 0}, {"do_normalize": False}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_attributes_set_later_count_as_in_transformers(cls, changes, again):
+    """The torch class, whose resize and rounding are its own, against a new one with these arguments."""
+    image, size = Image.fromarray(noise(9, 5, 3)), {"height": 4, "width": 4}
+    ours, theirs = cls(PALETTE, size), transformers().ImageGPTImageProcessorPil(clusters=PALETTE, size=size)
+    plain = ours(image, return_tensors="np").input_ids if again else None
+    for name, value in changes.items():
+        setattr(ours, name, value)
+        setattr(theirs, name, value)
+    if cls is not ImageGPTImageProcessorPil:
+        theirs = cls(**{"clusters": PALETTE, "size": size} | changes)
+    got, wanted = (it(image, return_tensors="np").input_ids for it in (ours, theirs))
+    np.testing.assert_array_equal(got, wanted)
+    assert plain is None or got.shape != plain.shape or (got != plain).any()
+
+
+@BOTH
+def test_attributes_set_later_are_checked(cls):
+    processor = cls(PALETTE, 4)
+    processor.size = 6
+    assert (processor.size, processor.side) == ({"height": 6, "width": 6}, 6)
+    wrong = {"size": (0, "expected pixels"), "image_std": (0, "expected no 0"), "clusters": ([[1, 2]], "a palette is")}
+    for name, (value, words) in (wrong | {"crop": ("cover", "expected 'squash'")}).items():
+        with pytest.raises(ValueError, match=words):
+            setattr(processor, name, value)
+    with pytest.raises(ValueError, match="read-only"):
+        processor.clusters[0] = 0
+    assert processor.arguments() | {"clusters": None} == cls(PALETTE, 6).arguments() | {"clusters": None}
+
+
+def test_a_batch_moves_as_theirs_and_ids_stay_integers():
+    images = [Image.fromarray(noise(5, 6, 3))]
+    theirs = transformers().ImageGPTImageProcessorPil(clusters=PALETTE, size={"height": 4, "width": 4})
+    ours = ImageGPTImageProcessorPil(PALETTE, {"height": 4, "width": 4})
+    ways = [(("cpu", torch.float16), {}), ((torch.float16,), {}), ((), {"device": "meta"}), (("meta",), {}),
+            (("meta",), {"non_blocking": True})]  # fmt: skip
+    for quantised, (where, how) in itertools.product((True, False), ways):
+        name = "input_ids" if quantised else "pixel_values"
+        got, wanted = (it(images, return_tensors="pt", do_color_quantize=quantised) for it in (ours, theirs))
+        assert got.to(*where, **how) is got and wanted.to(*where, **how) is wanted
+        assert (got[name].dtype, got[name].device) == (wanted[name].dtype, wanted[name].device)
+        assert got[name].is_floating_point() is not quantised
+        assert got.to("meta", dtype=torch.float64)[name].is_floating_point() is not quantised
 
 
 @BOTH

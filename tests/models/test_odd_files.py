@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import igpt_lab as lab
 from conftest import TINY
 from igpt_lab.core.hub import CheckpointError
-from igpt_lab.images.processor.with_pillow import DEFAULTS
+from igpt_lab.images.processor.settings import DEFAULTS
 from igpt_lab.models.config import ALIASES, ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 

@@ -5,7 +5,8 @@ to the centre nearest to x / 127.5 - 1 in squared Euclidean distance, and a cent
 """
 
 from igpt_lab.images.processor.pixels import to_rgb
-from igpt_lab.images.processor.with_pillow import CONFIG, ImageGPTImageProcessorPil
+from igpt_lab.images.processor.settings import CONFIG
+from igpt_lab.images.processor.with_pillow import ImageGPTImageProcessorPil
 from igpt_lab.images.processor.with_torch import ImageGPTImageProcessor
 
 __all__ = ["CONFIG", "ImageGPTImageProcessor", "ImageGPTImageProcessorPil", "to_rgb"]

@@ -1,0 +1,30 @@
+"""What a processor returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Batch(dict):
+    """What a processor returns, by name or as attributes: `batch["input_ids"]` is `batch.input_ids`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"no {name!r} here, only {', '.join(self)}")
+        return self[name]
+
+    def to(self, *where, **how) -> Batch:
+        """Itself, with its tensors moved as by `Tensor.to`; a dtype is for floating point: ids stay integers."""
+        self.update({name: _moved(x, where, how) for name, x in self.items()})
+        return self
+
+
+def _moved(x: Any, where: tuple, how: dict) -> Any:
+    if not isinstance(x, torch.Tensor):
+        return x
+    if not x.is_floating_point():
+        where = tuple(it for it in where if not isinstance(it, torch.dtype))
+        how = {name: value for name, value in how.items() if name != "dtype"}
+    return x.to(*where, **how) if where or how else x
