@@ -1,11 +1,14 @@
 """What the explorer sends to the browser, compared with other ways to the same numbers."""
 
+import gc
 import json
 import re
 import shutil
 import subprocess
 import tomllib
+import weakref
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ipywidgets import Widget
+from ipywidgets.widgets import widget
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -21,12 +26,14 @@ from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
 from igpt_lab.app.explorer import layers as explorer_layers
+from igpt_lab.app.explorer import opened
 from igpt_lab.app.explorer import widget as module
 from igpt_lab.app.explorer.layers import changes, survey
 from igpt_lab.app.explorer.views import folder_name
 from igpt_lab.app.explorer.widget import HELD, explore
 from igpt_lab.core.chosen import about_choice
 
+CELL = "from igpt_lab.app.explorer.opened import cell_at_hand; print(cell_at_hand())"
 SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
 
 
@@ -41,6 +48,13 @@ def store(tiny_folder, images, tmp_path_factory):
     sets = [lab.load_images(images, split) for split in ("train", "test")]
     model = lab.load_model(tiny_folder)
     return lab.extract(model, sets, store=tmp_path_factory.mktemp("s"), points=["ln_1", "mlp_out"], progress=False)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No explorer outlives its test: those of one store share what they computed."""
+    yield
+    Widget.close_all()
 
 
 @pytest.fixture
@@ -104,7 +118,7 @@ def test_a_poor_choice_is_told_in_the_panel_the_page_and_the_text(seen, store):
     table = seen.answers.table
     assert table.n_validation.tolist() == [60] * 4 and seen.facts["doubts"] == about_choice(table)
     unsure = table.assign(validation_accuracy=[0.8, 0.8, 0.7, 0.8])
-    seen._computed["answers", "ln_1", "test", 0] = replace(seen.answers, table=unsure)
+    seen._computed["answers", "ln_1", "test", 0, 4000] = replace(seen.answers, table=unsure)
     assert "; within one standard error: 0, 1, 3; a poor choice: 3 of 4 layers" in seen.describe()
     assert "A poor choice: 3 of 4 layers" in seen._repr_mimebundle_()[0]["text/html"]
 
@@ -248,6 +262,64 @@ def test_each_file_of_the_front_end_parses(name):
     command = ["node", "--check", "--input-type=module"]
     done = subprocess.run(command, input=text[name], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_explorer_is_gone_and_says_so_until_then(store, tmp_path):
+    explorers = [explore(store, out=tmp_path, progress=False) for _ in range(10)]
+    arrays = [weakref.ref(explorers[0].shown.layers[1]), weakref.ref(explorers[0].seen.pixels)]
+    for one, other in pairwise(explorers):
+        assert one.shown is other.shown and one.near is other.near and one.pictures is other.pictures
+    alive = [weakref.ref(explorer) for explorer in explorers]
+    explorers[3].point = "mlp_out"  # each has choices of its own
+    assert explorers[2].point == "ln_1" and explorers[2].answers is explorers[4].answers
+    for explorer in explorers:
+        assert all(array() is not None for array in arrays)
+        explorer.close()
+    assert repr(explorer) == "<Explorer tiny on shades: closed>" and not explorer.pictures
+    with pytest.raises(ValueError, match="this explorer is closed"):
+        explorer.save()
+    assert not [array for array in arrays if array() is not None]
+    del explorers, explorer, one, other
+    gc.collect()
+    assert not [explorer for explorer in alive if explorer() is not None]
+
+
+def test_an_explorer_that_cannot_begin_leaves_nothing(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "survey", lambda layers: 1 / 0)
+    before = len(widget._instances)
+    with pytest.raises(ZeroDivisionError):
+        explore(store, out=tmp_path, progress=False)
+    assert len(widget._instances) == before
+
+
+def test_a_cell_that_runs_again_replaces_the_explorers_of_its_earlier_run(store, tmp_path, monkeypatch):
+    def run(cell, number):
+        monkeypatch.setattr(opened, "cell_at_hand", lambda: (cell, number))
+        return explore(store, out=tmp_path, progress=False)
+
+    first, second, elsewhere = run("a", "1"), run("a", "1"), run("b", "2")
+    nowhere = run("", ""), run("", "3")
+    assert not any(explorer.is_closed for explorer in (first, second, elsewhere, *nowhere))  # two of one run may be
+    again = run("a", "4")
+    closed = [explorer.is_closed for explorer in (first, second, elsewhere, *nowhere, again)]
+    assert closed == [True, True, False, False, False, False]
+    assert again.shown is elsewhere.shown
+
+
+def test_the_cell_at_hand_is_what_a_front_end_sends(tmp_path):
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        sent = client.session.msg("execute_request", {"code": CELL, "silent": False}, metadata={"cellId": "c-1"})
+        client.shell_channel.send(sent)
+        outputs = iter(lambda: client.get_iopub_msg(timeout=60), None)
+        text = next(output["content"]["text"] for output in outputs if output["msg_type"] == "stream")
+        assert text == f"('c-1', '{sent['header']['msg_id']}')\n"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert opened.cell_at_hand() == ("", "")
 
 
 def test_a_store_without_train_or_whose_images_are_gone(store, tiny_folder, images, tmp_path):

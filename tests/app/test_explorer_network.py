@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from ipywidgets import Widget
 
 import igpt_lab as lab
 from igpt_lab.app.explorer import network as module
@@ -30,6 +31,13 @@ def folder(tiny_folder, tmp_path_factory):
 def store(folder, tiny_images, tmp_path_factory):
     sets = [lab.load_images(tiny_images, split) for split in ("train", "test")]
     return lab.extract(lab.load_model(folder), sets, store=tmp_path_factory.mktemp("s"), progress=False)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No explorer outlives its test: those of one store share its model."""
+    yield
+    Widget.close_all()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from igpt_lab.models.loading import load_model, tokens_of
 ASKED = ("image", "layer", "pixel")
 COLOURS = ["true_red", "true_green", "true_blue"], ["red", "green", "blue"]
 WAY_OUT = "explore(store, model=lab.load_model('FOLDER')) takes it from there"
+_loaded: WeakValueDictionary[str, ImageGPTForCausalImageModeling] = WeakValueDictionary()  # by the digest of weights
 
 
 class Look(NamedTuple):
@@ -119,7 +121,12 @@ def _looks_from(model: Any, tokens: np.ndarray, pixel: int, layer: int) -> tuple
 
 
 def load_origin(store: FeatureStore) -> ImageGPTForCausalImageModeling:
-    """The model that a store names, from the package or a folder here; ValueError where it is not there, or another."""
+    """The model that a store names, from the package or a folder here; ValueError where it is not there, or another.
+
+    All explorers that are open have the same one.
+    """
+    if store.key["weights"] in _loaded:
+        return _loaded[store.key["weights"]]
     try:
         sources = sources_of(store, [])
         if sources.remote:
@@ -129,7 +136,7 @@ def load_origin(store: FeatureStore) -> ImageGPTForCausalImageModeling:
     except (ValueError, OSError) as error:
         raise ValueError(f"the store's model is not at hand: {error}. {WAY_OUT}") from error
     check_model(store, model)
-    return model.to(best_device())
+    return _loaded.setdefault(store.key["weights"], model.to(best_device()))
 
 
 def check_model(store: FeatureStore, model: ImageGPTForCausalImageModeling) -> None:

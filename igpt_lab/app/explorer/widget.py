@@ -31,6 +31,7 @@ from igpt_lab.app.explorer.layers import (
     take_rows,
 )
 from igpt_lab.app.explorer.network import Network
+from igpt_lab.app.explorer.opened import CLOSED, Computed, computed_of, replace_earlier
 from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, page, summarise, views
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.provenance import RunRecord
@@ -42,6 +43,7 @@ from igpt_lab.probing.probes import ProbeResult, probe_layers
 
 HELD = "held out"  # a tenth of train, by probes that saw the other nine
 COUNTS = (1, 4, 25, 100, 400)  # labels per class, where train has them
+SENT = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")  # as bytes
 CHOICES = ("point", "split", "count", "layer", "other", "image")
 
 
@@ -71,14 +73,18 @@ def explore(
     writes the view under the folder `out`. A store may be a stranger's: images at an address that it names, such as
     s3://bucket/set, are asked for with `remote` alone. `model` is the one that the features are of, for what it expects
     of an image and where its heads look; by default it is loaded when that is first asked, from the package or from the
-    folder that the store names. Raises ValueError for a store without labels or without training images, and for
-    another model.
+    folder that the store names. Explorers of one store share what they compute; `close()` lets go of it, and running a
+    notebook's cell again closes the one that it opened before. Raises ValueError for a store without labels or without
+    training images, and for another model.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
         raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
     out = Path(out).expanduser()
-    return Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=Network(store, model))
+    network = Network(store, model)
+    explorer = Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=network)
+    replace_earlier(explorer)  # only now, so that what it computed is shared
+    return explorer
 
 
 class Explorer(AnyWidget):
@@ -89,7 +95,7 @@ class Explorer(AnyWidget):
     """
 
     _esm = front_end()
-    _css = Path(__file__).with_name("explorer.css")
+    _css = Path(__file__).with_name("explorer.css").read_text(encoding="utf-8")  # a Path would be watched for ever
     point = traitlets.Unicode().tag(sync=True)
     split = traitlets.Unicode().tag(sync=True)
     count = traitlets.Int(0).tag(sync=True)
@@ -114,17 +120,42 @@ class Explorer(AnyWidget):
         self.store = store
         self.out = out
         self.limit = limit
-        self._computed = {}
+        self._computed: Computed | None = computed_of(store)
         self.network = network or Network(store)
         self._sources = {split: open_source(store, split, remote, self.network.processor) for split in store.splits}
         super().__init__()
         self._progress = progress
-        self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
-        self.split = "test" if "test" in store.splits else self.splits[0]
-        self._send_view()
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
         self._progress = False  # from now on the browser shows it
         self.observe(self._on_choice, ["point", "split", "count"])
         self.on_msg(self._on_message)
+
+    def _begin(self) -> None:
+        """Choose point and split, and show them."""
+        store = self.store
+        self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
+        self.split = "test" if "test" in store.splits else self.splits[0]
+        self._send_view()
+
+    def close(self) -> None:
+        """Take it off the screen, and let go of features, pictures and answers. Another explorer may still use them."""
+        if self.comm is not None:
+            self.layout.close()
+        super().close()
+        self.unobserve_all()
+        self.on_msg(self._on_message, remove=True)
+        for name in SENT:
+            setattr(self, name, b"")  # sent to nobody any more
+        self._computed, self.network = None, None
+        self._sources = {}
+
+    @property
+    def is_closed(self) -> bool:
+        return self._computed is None
 
     @property
     def splits(self) -> list[str]:
@@ -146,23 +177,24 @@ class Explorer(AnyWidget):
     @property
     def shown(self) -> Features:
         """The rows that are looked at."""
-        return self._once(("shown", self.point, self.split), self._draw_rows)
+        return self._once(("shown", self.point, self.split, self.limit), self._draw_rows)
 
     @property
     def answers(self) -> Answers:
         """What the probes of all layers predict for the rows shown."""
-        return self._once(("answers", self.point, self.split, self.count), self._fit_probes)
+        return self._once(("answers", self.point, self.split, self.count, self.limit), self._fit_probes)
 
     @property
     def seen(self) -> Pictures:
         """The images of the rows shown."""
         source = self._sources[self._store_split]
-        return self._once(("pictures", self.split), lambda: load_pictures(source, self.shown.index))
+        why = source if isinstance(source, str) else ""
+        return self._once(("pictures", self.split, why, self.limit), lambda: load_pictures(source, self.shown.index))
 
     @property
     def spaces(self) -> Spaces:
         """Places float32 (L, N, 2), shares of the variance (L, 2) and neighbours int (L, N, k) of the rows shown."""
-        return self._once(("spaces", self.point, self.split), lambda: survey(self.shown.layers))
+        return self._once(("spaces", self.point, self.split, self.limit), lambda: survey(self.shown.layers))
 
     @property
     def classes(self) -> list[str]:
@@ -187,6 +219,8 @@ class Explorer(AnyWidget):
         return "train" if self.split == HELD else self.split
 
     def _once(self, key: tuple, compute: Callable):
+        if self._computed is None:
+            raise ValueError(CLOSED)
         if key not in self._computed:
             self._computed[key] = compute()
         return self._computed[key]
@@ -206,7 +240,7 @@ class Explorer(AnyWidget):
         if self.split == HELD:
             return ask_held(self.train, self.shown, self._once(("whole", self.point), self._probe_held).table)
         result = probe_layers(self.train, self.shown, progress=self._progress)
-        self._computed.setdefault(("whole", self.point), result)
+        self._once(("whole", self.point), lambda: result)
         return Answers(result.table, result.chosen, np.stack(list(result.predicted.values())))
 
     def _probe_held(self) -> ProbeResult:
@@ -232,24 +266,27 @@ class Explorer(AnyWidget):
 
     def _send_view(self) -> None:
         """Compute the view of what is chosen, and send it in one message."""
-        shown = self.shown
-        answers = self.answers
-        spaces = self.spaces
-        pictures = self.seen
+        shown, answers = self.shown, self.answers
+        spaces, pictures = self.spaces, self.seen
         layers = list(shown.layers)
         with self.hold_sync():
             is_first = not self.facts
             self.layer = answers.chosen if is_first else _closest(layers, self.layer)
             self.other = layers[-1] if is_first else _closest(layers, self.other)
             self.image = min(self.image, len(shown.labels) - 1)
-            self.places = _to_bytes(spaces.places, "<f4")
-            self.near = _to_bytes(spaces.near, "<i4")
-            self.pixel_near = _to_bytes(pictures.near, "<i4")
-            self.predicted = _to_bytes(answers.predicted, "<u2")
-            self.labels = _to_bytes(shown.labels, "<u2")
-            self.rows = _to_bytes(shown.index, "<i4")
-            self.pictures = b"" if pictures.pixels is None else pictures.pixels.tobytes()
+            for name, (array, dtype) in {
+                "places": (spaces.places, "<f4"), "near": (spaces.near, "<i4"), "labels": (shown.labels, "<u2"),
+                "predicted": (answers.predicted, "<u2"), "rows": (shown.index, "<i4"),
+                "pixel_near": (pictures.near, "<i4"), "pictures": (pictures.pixels, "u1"),
+            }.items():  # fmt: skip
+                setattr(self, name, self._bytes(array, dtype))
             self.facts = self._facts(layers, answers, spaces, pictures)
+
+    def _bytes(self, array: np.ndarray | None, dtype: str) -> bytes:
+        """An array as the browser gets it, the same bytes for all explorers that send this array."""
+        if array is None:
+            return b""
+        return self._once(("bytes", id(array)), lambda: (array, np.ascontiguousarray(array, dtype).tobytes()))[1]
 
     def _facts(self, layers: list[int], answers: Answers, spaces: Spaces, pictures: Pictures) -> dict:
         """What is sent beside the arrays."""
@@ -306,7 +343,7 @@ class Explorer(AnyWidget):
 
     def describe(self) -> str:
         """What there is to see, in a line of text."""
-        return summarise(self.view)
+        return f"<Explorer {self.facts.get('title', '')}: closed>" if self.is_closed else summarise(self.view)
 
     __repr__ = describe
 
@@ -318,7 +355,3 @@ class Explorer(AnyWidget):
 
 def _closest(layers: list[int], layer: int) -> int:
     return min(layers, key=lambda other: abs(other - layer))
-
-
-def _to_bytes(array: np.ndarray, dtype: str) -> bytes:
-    return np.ascontiguousarray(array, dtype=dtype).tobytes()
