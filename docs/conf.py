@@ -53,6 +53,12 @@ html_sidebars = {"docs/*": []}  # a list of sections is of use in how_to/, api/ 
 html_show_sourcelink = False
 
 
+def members_of(kind: type) -> str:
+    """Options of autodoc: the methods of a class, and those of its bases that are of this package."""
+    foreign = [base.__name__ for base in kind.__mro__ if not base.__module__.startswith("igpt_lab")]
+    return f"   :members:\n   :inherited-members: {', '.join(foreign)}\n   :exclude-members: {BORROWED}\n"
+
+
 class PublicNames(SphinxDirective):
     """`{public-names} FOLDER`: the documentation of every public name whose home is in this folder of the package."""
 
@@ -74,8 +80,8 @@ class PublicNames(SphinxDirective):
         if not callable(value):
             return f"## {name}\n\n```python\n{name} = {pprint.pformat(value, width=110, sort_dicts=False)}\n```\n"
         kind = "autoclass" if isinstance(value, type) else "autofunction"
-        options = f"\n   :members:\n   :exclude-members: {BORROWED}\n" if kind == "autoclass" else "\n"
-        return f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: {path}{options}```\n"
+        options = members_of(value) if kind == "autoclass" else ""
+        return f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: {path}\n{options}```\n"
 
     def parsed(self, text: str) -> list[nodes.Node]:
         return self.parse_text_to_nodes(text, allow_section_headings=True)

@@ -121,13 +121,33 @@ def compare(
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> PairedDifference:
-    """Any two layers, models or settings, paired: a and b are bool (N,), right or wrong on the same N test images.
+    """Any two layers, models or settings, paired: which of them is right more often on the same N test images?
 
-    `index_a`, `index_b`: int (N,), the images' rows in their source; where given, they must be equal. p: two-sided
-    binomial test on the images that only one gets right (McNemar, 1947). Interval: percentiles of a bootstrap over
-    test images, which for a paired difference is a draw of their four possible outcomes. To the N images come two more,
-    one that only a gets right and one that only b does (Bonett and Price, 2012): without them the interval of two that
-    agree on all images would have no width, and where they rarely differ it would be too narrow.
+    The interval is a percentile bootstrap over test images, which for a paired difference is a draw of their four
+    possible outcomes. To the N images come two more, one that only a gets right and one that only b does (Bonett and
+    Price, 2012): without them the interval of two that agree on all images would have no width, and where they rarely
+    differ it would be too narrow.
+
+    Args:
+        a, b: bool (N,), right or wrong on each test image.
+        index_a, index_b: int (N,), rows of the images in their source; both or neither. They must be equal.
+        alpha: Chance that the interval misses the difference: 0.05 for 95%.
+        n_boot: Bootstrap draws.
+        seed: Of the draws.
+
+    Returns:
+        `PairedDifference`: accuracies and their difference as fractions, the ends of its interval, how many images only
+        one of the two gets right, and the p of McNemar's exact test (1947), two-sided.
+
+    Raises:
+        ValueError: Not bool (N,), another number of images, other images by their index, or `alpha` outside (0, 1).
+
+    Example:
+        >>> a = np.array([True] * 70 + [False] * 30)
+        >>> b = np.array([True] * 55 + [False] * 45)
+        >>> paired = lab.compare(a, b)
+        >>> round(paired.difference, 2), paired.only_a, paired.only_b, round(paired.p_value, 6)
+        (0.15, 15, 0, 6.1e-05)
     """
     a, b = check_right(a, "a"), check_right(b, "b")
     _same_images(a, b, index_a, index_b)
@@ -212,12 +232,33 @@ def layer_table(
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A row for each layer: accuracy, difference to the layers `chosen` and `last`, and whether it may be the peak.
+    """Accuracy of every layer, its difference to the layers `chosen` and `last`, and whether it may be the peak.
 
-    `correct`: layer -> bool (N,). `chosen` must have been chosen without these images, on validation: for the best
-    layer on them there is `peak_set`. `last` is by default the last one. Of each difference, such as `minus_chosen`:
-    `_low`, `_high` and `_p` for this layer alone (`compare`), and `_low_all`, `_high_all` and `_p_all` that hold for
-    all layers at once (Dunnett, 1955, with the layers' own covariance). `peak_p` and `in_peak_set` are of `peak_set`.
+    Args:
+        correct: Layer -> bool (N,), right or wrong on the same test images.
+        chosen: A layer that was chosen without these images, on validation. For the best layer on them: `peak_set`.
+        last: The layer to compare with besides, by default the last one.
+        alpha: Chance that an interval misses: 0.05 for 95%.
+        n_boot: Bootstrap draws.
+        seed: Of the draws.
+
+    Returns:
+        A row per layer, accuracies and differences as fractions in [-1, 1]: `layer`; `test_accuracy` with its exact
+        interval `low`, `high`; `minus_chosen` and `minus_last`, this layer less that one. Of either difference `_low`,
+        `_high` and `_p` for this layer alone (`compare`), and `_low_all`, `_high_all` and `_p_all` that hold for all
+        layers at once (Dunnett, 1955, with the layers' own covariance). `peak_p` and `in_peak_set` are of `peak_set`.
+
+    Raises:
+        ValueError: `chosen` or `last` is not in `correct`, or rows that are not bool (N,) of one length.
+
+    Example:
+        >>> correct = {0: np.arange(100) < 60, 1: np.arange(100) < 80, 2: np.arange(100) < 70}
+        >>> table = lab.layer_table(correct, chosen=1)
+        >>> table[["layer", "test_accuracy", "minus_chosen", "in_peak_set"]].round(2)
+           layer  test_accuracy  minus_chosen  in_peak_set
+        0      0            0.6          -0.2        False
+        1      1            0.8           0.0         True
+        2      2            0.7          -0.1        False
     """
     layers, right = _stacked(correct)
     last = layers[-1] if last is None else last

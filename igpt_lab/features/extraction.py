@@ -71,6 +71,7 @@ def extract(
         device: Where the model runs, by default the accelerator where there is one.
         workers: Threads that decode images ahead of the device, once for all models of one palette.
         progress: Show a bar, an estimate of time and memory, and why no store was found.
+        **old: Options of an older release, which warn.
 
     Returns:
         The store, complete.
@@ -80,12 +81,11 @@ def extract(
             is computed then.
         StoreError: Other versions of code or packages began this store.
 
-    >>> import tempfile
-    >>> import igpt_lab as lab
-    >>> images = lab.load_images("fashion-mini", "test", limit=20)
-    >>> store = lab.extract("fashion-xs", images, store=tempfile.mkdtemp(), layers=[8], device="cpu", progress=False)
-    >>> store.layer("ln_1", 8, "test").shape
-    (20, 64)
+    Example:
+        >>> images = lab.load_images("fashion-mini", "test", limit=20)
+        >>> store = lab.extract("fashion-xs", images, store="stores", layers=[8])
+        >>> store.layer("ln_1", 8, "test").shape  # images, width of the network
+        (20, 96)
     """
     settings = ExtractionSettings(points, layers, pool, alignment, dtype, batch_size, on_bad_image)
     if old:
@@ -123,6 +123,12 @@ def extract_share(
 
     Raises:
         ValueError: As `extract`, and for a share out of range or a store on an object store, which has no locks.
+
+    Example:
+        >>> for job in (1, 2):  # two jobs, of one part each
+        ...     shared = lab.extract_share(model, [train_images, test_images], share=(job, 2), store="shared")
+        >>> shared.layer("ln_1", 3, "test").shape
+        (100, 8)
     """
     extraction = prepare(model, images, settings_of(settings), store=store, device=device, share=share)
     return extraction.run(lambda writer, todo: extraction.here(writer, todo, workers, progress))

@@ -104,20 +104,38 @@ def record(
     pool: str | Callable[[Tensor, str, int], Tensor] = "mean",
     alignment: str | None = None,
 ) -> Iterator[Pooled]:
-    """Record `points` at `layers` (all by default) of every forward pass, pooled over positions in float32.
+    """Record `points` at `layers` of every forward pass in a `with` block, pooled over positions in float32.
 
-    `head_out` is what the heads give before they are mixed by `c_proj`, side by side (N, T, D), and `mlp_act` the
-    MLP's hidden units after their activation, (N, T, 4 D). `qkv` holds queries, keys and values side by side,
-    (N, T, 3 D), each with its heads side by side.
+    `head_out` is what the heads give before they are mixed by `c_proj`, side by side (N, T, D), and `mlp_act` the MLP's
+    hidden units after their activation, (N, T, 4 D). `qkv` holds queries, keys and values side by side, (N, T, 3 D),
+    each with its heads side by side. The hooks are gone after the block, also on an error. A compiled model, whose code
+    knows nothing of hooks, runs without its compiler in the block, and a warning says so.
 
-    `pool`: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated),
-    `prefix:g` (means of the first ceil(T i / g) positions, i = 1..g, concatenated; the last is `mean`), or `at:p,...`
-    (the states at positions p of 0..T - 1, concatenated in that order). Or a function of the states (N, T, D), the
-    point and the layer: what it returns, of any shape, is kept in their place.
-    `alignment` `sos` or `raw` turns the pixels that the model is called with into its input; without it they are taken
-    as they come. The hooks are gone after the block, also on an error. A compiled model, whose code knows nothing of
-    hooks, runs without its compiler in the block, and a warning says so. Raises ValueError for an unknown point, layer,
-    pooling or alignment, and RuntimeError where a layer does not run exactly once in a forward pass.
+    Args:
+        model: Ours or transformers', in eval mode.
+        points: Of `resid_pre`, `ln_1`, `qkv`, `head_out`, `attn_out`, `resid_mid`, `ln_2`, `mlp_act`, `mlp_out`,
+            `resid_post`.
+        layers: All by default; negative ones count from the end.
+        pool: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated),
+            `prefix:g` (means of the first ceil(T i / g) positions, i = 1..g, concatenated; the last is `mean`), or
+            `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order). Or a function of the states
+            (N, T, D), the point and the layer: what it returns, of any shape, is kept in their place.
+        alignment: `sos` or `raw` turns the pixels that the model is called with into its input; without it they are
+            taken as they come.
+
+    Yields:
+        `Pooled`: by point the states of the last pass, float32 (N, layers, D); `run` calls the backbone alone.
+
+    Raises:
+        ValueError: An unknown point, layer, pooling or alignment.
+        RuntimeError: A layer that does not run exactly once in a forward pass.
+
+    Example:
+        >>> ids = torch.as_tensor(tokens[:5].astype(np.int64))
+        >>> with torch.no_grad(), lab.record(model, ["ln_1", "mlp_act"], layers=[1, 2], alignment="sos") as pooled:
+        ...     _ = model(ids)
+        >>> pooled["ln_1"].shape, pooled["mlp_act"].shape
+        (torch.Size([5, 2, 8]), torch.Size([5, 2, 32]))
     """
     backbone = backbone_of(model)
     config: Any = model.config

@@ -44,8 +44,8 @@ def extract_on_cluster(
 ) -> FeatureStore:
     """Pooled states of every layer as `extract` gives them, computed by the workers of a Dask cluster.
 
-    Model and images are loaded by name on every worker, and checked to be the same. The bytes are those of `extract`
-    on the same kind of device. Workers may die, hang or run out of room: their parts go to others.
+    Model and images are loaded by name on every worker, and checked to be the same. The bytes are those of `extract` on
+    the same kind of device. Workers may die, hang or run out of room: their parts go to others.
 
     Args:
         model: A model that `load_model` gave, or what it takes.
@@ -67,6 +67,14 @@ def extract_on_cluster(
         ClusterError: Parts that failed for a reason of their own, after all others are finished.
         OSError: No worker is left.
         ImportError: The package `distributed` is not installed.
+
+    Example:
+        >>> from distributed import LocalCluster
+        >>> with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        ...     address = cluster.scheduler_address
+        ...     stored = lab.extract_on_cluster("tiny", test_images, store="on_cluster", scheduler=address)
+        >>> stored.layer("ln_1", 3, "test").shape
+        (100, 8)
     """
     here = scheduler is None
     extraction = prepare(model, images, settings_of(settings), store=store, device=device, share=share, here=here)

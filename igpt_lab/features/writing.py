@@ -43,8 +43,8 @@ class StoreWriter(StoreFolder):
         """A writer for the store of `key` under `root`, with what is already in it.
 
         A manifest that is unreadable, or not of this key, is begun anew. What a killed writer left behind is removed.
-        Nothing but a lock is written before the first part: it shows until `close` that a process is at this store.
-        A complete store whose parts are cut at other rows is taken as it is.
+        Nothing but a lock is written before the first part: it shows until `close` that a process is at this store. A
+        complete store whose parts are cut at other rows is taken as it is.
 
         Args:
             root: Folder of the stores, or the address of one on an object store.
@@ -53,8 +53,20 @@ class StoreWriter(StoreFolder):
             source: Where model and images came from, for a repair.
             classes: Names of the classes in the order of their numbers.
 
+        Returns:
+            The writer; `close` it in the end.
+
         Raises:
             StoreError: A store with parts of other rows is not complete; nothing is changed.
+            ValueError: A split whose name cannot be that of a folder.
+
+        Example:
+            >>> from contextlib import closing
+            >>> from igpt_lab.features.manifest import FeatureKey
+            >>> parts = {"train": 1, "test": 1}
+            >>> with closing(lab.StoreWriter.create("stores", FeatureKey(**store.key), parts)) as writer:
+            ...     print(writer.whole("test", 0), writer.path.name == store.path.name)  # `extract` wrote it
+            True True
         """
         splits = {as_name(split, "a split"): [None] * count for split, count in parts.items()}
         named = {"classes": list(classes)} if classes else {}
@@ -156,12 +168,24 @@ class StoreWriter(StoreFolder):
             listed: Write the manifest too; else what is returned is for `list_part` to put there.
 
         Returns:
-            What the manifest lists of this part.
+            What the manifest lists of this part: `rows`, `sha256`, `stats`, `skipped` where there are any, and `entry`,
+            their digest.
 
         Raises:
             ValueError: Features of other layers than the key's.
             StoreError: Other versions of code or packages began this store.
             OSError: There is no room; what was finished stays.
+
+        Example:
+            >>> from contextlib import closing
+            >>> from igpt_lab.features.manifest import FeatureKey
+            >>> features = {f"ln_1.{layer}": store.layer("ln_1", layer, "test") for layer in range(4)}
+            >>> stats = {name: [float(np.abs(x).max()), 0.0, 0] for name, x in features.items()}
+            >>> parts = {"train": 1, "test": 1}
+            >>> with closing(lab.StoreWriter.create("copies", FeatureKey(**store.key), parts)) as writer:
+            ...     entry = writer.write_part("test", 0, store.index("test"), store.labels("test"), features, stats)
+            >>> entry["rows"], sorted(entry)
+            (100, ['entry', 'rows', 'sha256', 'stats'])
         """
         data, entry = self._made(index, labels, features, stats, skipped)
         with self._room_for(split, number):

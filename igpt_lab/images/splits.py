@@ -24,12 +24,30 @@ def stratified_draw(labels: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
 
 @checked
 def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0, draws: int = 5) -> np.ndarray:
-    """Sorted int64 positions (K * k,) of k rows of each class that occurs in `labels` (N,): subset `draw` of `draws`.
+    """k rows of each class that occurs: subset `draw` of `draws`.
 
     A pure function of the labels, `seed`, k, `draw` and `draws`; draw 0 is the same for any number of draws. The rows
     for a smaller k lie within those for a larger one. Draws start evenly spaced on a circle of the shuffled rows of
     each class: they are disjoint where a class has draws * k rows or more, and else share as few rows as can be on
-    average over pairs. Raises ValueError when a class has fewer than k rows, or `draw` is none of 0..draws - 1.
+    average over pairs.
+
+    Args:
+        labels: int (N,).
+        k: Rows per class, 1 or more.
+        seed: Of the shuffle.
+        draw: Which subset, 0..draws - 1.
+        draws: How many subsets there are.
+
+    Returns:
+        int64 (K * k,), sorted positions in `labels`, for K classes.
+
+    Raises:
+        ValueError: A class with fewer than k rows, k below 1, or a draw that there is not.
+
+    Example:
+        >>> rows = lab.few_per_class(train.labels, 2)
+        >>> len(rows), np.bincount(train.labels[rows]).tolist()
+        (20, [2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
     """
     if k < 1:
         raise ValueError(f"{k} labels per class; expected at least 1")

@@ -411,11 +411,29 @@ class Pretrained(nn.Module):
     ) -> Self:
         """A model in eval mode on the CPU, from a bundled name, a folder in transformers' layout or a Hub name.
 
-        `revision` is a branch, tag or commit on the Hub. `config` takes the place of `config.json`. `changes` are
-        fields of the configuration: `num_labels=10`. `dtype`, or as it was called `torch_dtype`, is a type, its name,
-        or "auto": that of the checkpoint. A head that the checkpoint has not starts at zero, with a warning;
-        `ignore_mismatched_sizes` does so with a head of another shape too. Raises `hub.CheckpointError` naming
-        missing, misshapen and unknown tensors.
+        A head that the checkpoint has not starts at zero, with a warning.
+
+        Args:
+            source: Bundled name, folder, or name on the Hub.
+            config: Takes the place of `config.json`.
+            revision: Branch, tag or commit on the Hub.
+            dtype: Of the weights: a floating-point type, its name, or "auto", that of the checkpoint.
+            torch_dtype: The older name of `dtype`.
+            ignore_mismatched_sizes: A head of another shape than the checkpoint's starts at zero too.
+            **changes: Fields of the configuration, such as `num_labels=10`.
+
+        Returns:
+            The model, of the class that this is called on.
+
+        Raises:
+            CheckpointError: Missing, misshapen or unknown tensors, which are named; no such source; a broken file.
+            ValueError: A dtype that is not of floating point.
+            TypeError: A change that is no field of the configuration.
+
+        Example:
+            >>> backbone = lab.ImageGPTModel.from_pretrained("tiny")
+            >>> backbone.config.n_layer, backbone.dtype, backbone.training
+            (3, torch.float32, False)
         """
         found, state, where = checkpoints.read(source, revision=revision)
         dtype = _dtype(torch_dtype or dtype, found, state)
@@ -496,18 +514,40 @@ class ImageGPTModel(Pretrained):
         *,
         masked: Tensor | None = None,
     ) -> Output | tuple:
-        """`last_hidden_state` (N, T, D) after `ln_f`, and what else is asked for.
-
-        `input_ids` int64 (N, T), each below `vocab_size`, or `inputs_embeds` (N, T, D). With `past_key_values`, the
-        tokens behind those that it holds; it is changed in place. `attention_mask` (N, all T so far) is 0 where nobody
-        may look, or is itself added to the scores, (N or 1, heads or 1, T, S). `token_type_ids` (N, T) add their rows
-        of `wte`. `position_ids` (1 or N, T). `encoder_hidden_states` (N, S, D) with `encoder_attention_mask` (N, S) is
-        what `add_cross_attention` looks at. `masked` bool (N, T), of a bidirectional model: these tokens are hidden.
+        """Tokens, or their embeddings, -> states after `ln_f`.
 
         Ids of other axes, (T,) or (N, 1, T), are taken as (N, T); the last state has their axes, as in transformers.
 
-        `hidden_states`, L + 1 of (N, T, D), are as transformers counts them: [l] is the UN-normed input of block l for
-        l < L, and the normed last state for l = L. `attentions` and `cross_attentions` are L of (N, heads, T, S).
+        Args:
+            input_ids: int64 (N, T), each below `vocab_size`.
+            past_key_values: A `KeyValueCache`: the tokens stand behind those that it holds. It is changed in place.
+            attention_mask: (N, all T so far), 0 where nobody may look; or what is itself added to the scores, (N or 1,
+                heads or 1, T, S).
+            token_type_ids: int64 (N, T), whose rows of `wte` are added.
+            position_ids: int64 (1 or N, T); by default T in a row.
+            inputs_embeds: (N, T, D), in place of `input_ids`.
+            encoder_hidden_states: (N, S, D), what a model with `add_cross_attention` looks at.
+            encoder_attention_mask: (N, S), 0 where nobody may look.
+            use_cache: Return the keys and values; by default as the configuration says.
+            output_attentions: Return `attentions`; by default as the configuration says.
+            output_hidden_states: Return `hidden_states`; by default as the configuration says.
+            return_dict: Return an `Output` and not a tuple; by default as the configuration says.
+            masked: bool (N, T), of a bidirectional model: these tokens are hidden.
+
+        Returns:
+            An `Output` with `last_hidden_state` (N, T, D), and what else is asked for: `past_key_values`;
+            `hidden_states`, L + 1 of (N, T, D), as transformers counts them: [l] is the UN-normed input of block l for
+            l < L, and the normed last state for l = L; `attentions` and `cross_attentions`, L of (N, heads, T, S).
+
+        Raises:
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, more positions than the model has, a cache of
+                other images, `masked` or a cache of the wrong kind of model, or encoder states without cross-attention.
+            TypeError: `past_key_values` that are no `KeyValueCache`.
+
+        Example:
+            >>> out = model.transformer(torch.zeros(2, 16, dtype=torch.long), output_hidden_states=True)
+            >>> out.last_hidden_state.shape, len(out.hidden_states)
+            (torch.Size([2, 16, 8]), 4)
         """
         config = self.config
         weighed = config.output_attentions if output_attentions is None else output_attentions
@@ -640,11 +680,29 @@ class ImageGPTForCausalImageModeling(Pretrained):
         *,
         masked: Tensor | None = None,
     ) -> Output | tuple:
-        """`logits` (N, T, V), `loss` in nats where there are labels, and what `ImageGPTModel` gives.
+        """Logits of the next pixel, and the loss where there are labels.
 
-        `labels` int64 (N, T) are shifted inside as in transformers: logits at i score label i + 1; -100 is left out.
-        That leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`. Those of a
-        bidirectional model are not shifted, and scored where `masked` only.
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids: As of `ImageGPTModel`.
+            inputs_embeds, encoder_hidden_states, encoder_attention_mask: As of `ImageGPTModel`.
+            labels: int64 (N, T), shifted inside as in transformers: logits at i score label i + 1; -100 is left out.
+                That leaves the first pixel unscored: for the paper's loss over all T pixels use `next_pixel_loss`.
+                Those of a bidirectional model are not shifted, and scored where `masked` only.
+            use_cache, output_attentions, output_hidden_states, return_dict, masked: As of `ImageGPTModel`.
+
+        Returns:
+            An `Output` with `loss`, mean nats per label, where there are labels; `logits` (N, T, V); and what
+            `ImageGPTModel` gives but the last state.
+
+        Raises:
+            ValueError: As of `ImageGPTModel`, or labels of a bidirectional model without `masked`.
+            TypeError: As of `ImageGPTModel`.
+
+        Example:
+            >>> ids = torch.as_tensor(tokens[:2].astype(np.int64))
+            >>> out = model(ids, labels=ids)
+            >>> out.logits.shape, round(out.loss.item(), 3)  # ln 8: the head of new weights is zero
+            (torch.Size([2, 16, 8]), 2.079)
         """
         out = self.transformer(
             input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,
@@ -685,13 +743,38 @@ class ImageGPTForCausalImageModeling(Pretrained):
         use_cache: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continue int64 (N, t), the given tokens in front, to `max_length` tokens or by `max_new_tokens`.
+        """Continue int64 (N, t), the given tokens in front; arguments are transformers'.
 
-        The most probable token each time, or one drawn with `do_sample`: logits over `temperature`, all but the `top_k`
-        largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
-        in the paper. A row that reached `eos_token_id` (by default the configuration's) goes on with `pad_token_id`, or
-        else with the first of the former, until all have. Arguments are transformers'; `inputs` is `input_ids`. An
-        image is SOS and T pixels: max_length = n_positions + 1. Raises ValueError for more.
+        The most probable token each time, or one drawn with `do_sample`. By default nothing is left out, as in the
+        paper. An image is SOS and T pixels: max_length = n_positions + 1.
+
+        Args:
+            input_ids: int64 (N, t).
+            inputs: Another name of `input_ids`.
+            max_length: Tokens in the end.
+            max_new_tokens: Tokens that are added; in place of `max_length`.
+            do_sample: Draw each token.
+            temperature: Logits are divided by it before a draw, above 0.
+            top_k: Only the k largest logits may be drawn; None for all.
+            top_p: Of these only the most probable that together reach this fraction; None for all.
+            eos_token_id: A row that reached it, or one of several, is at its end; by default the configuration's.
+            pad_token_id: Fills such rows until all are at their end; by default the first of `eos_token_id`.
+            use_cache: Keep keys and values. Without, each step passes over all tokens again.
+            generator: Of the draws; by default torch's own.
+
+        Returns:
+            int64 (N, max_length), or fewer columns where all rows reached their end.
+
+        Raises:
+            ValueError: Both or none of `input_ids` and `inputs`, or of `max_length` and `max_new_tokens`; a length that
+                adds nothing or is above n_positions + 1; a temperature, `top_k` or `top_p` out of range; a
+                bidirectional model.
+
+        Example:
+            >>> begun = torch.full((2, 1), model.config.sos_token_id)
+            >>> drawn = model.generate(begun, max_length=17, do_sample=True, generator=torch.Generator().manual_seed(0))
+            >>> drawn.shape, drawn[:, 0].tolist()
+            (torch.Size([2, 17]), [8, 8])
         """
         begun = inputs if input_ids is None else input_ids
         if begun is None or (input_ids is not None and inputs is not None):
@@ -725,10 +808,26 @@ class ImageGPTForCausalImageModeling(Pretrained):
         self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
         use_cache: bool = True,
     ) -> Tensor:  # fmt: skip
-        """Fill int64 (N, length) from column `given` on, in place: one pass over what is given, then a token a step.
+        """Fill columns from `given` on, in place: one pass over what is given, then a token a step.
 
-        `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None: then the columns before it are all.
-        `progress` wraps the range of columns. Without `use_cache` each step passes over all tokens again.
+        Args:
+            tokens: int64 (N, length), whose columns before `given` hold what is given.
+            given: Number of those columns, 1 or more.
+            pick: `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None to end.
+            progress: Wraps the range of columns, such as `tqdm.trange`.
+            use_cache: Keep keys and values. Without, each step passes over all tokens again.
+
+        Returns:
+            `tokens`; where `pick` gave None, the columns before that.
+
+        Raises:
+            ValueError: A bidirectional model, or more tokens than positions.
+
+        Example:
+            >>> begun = torch.full((2, 4), model.config.sos_token_id)
+            >>> model.continue_(begun, 1, lambda logits, column: torch.full((2, 1), column))
+            tensor([[8, 1, 2, 3],
+                    [8, 1, 2, 3]])
         """
         if self.config.bidirectional:
             raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
@@ -775,10 +874,27 @@ class ImageGPTForImageClassification(Pretrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Output | tuple:
-        """`logits` (N, K), `loss` where there are labels, and what `ImageGPTModel` gives.
+        """Logits of the classes, from the mean state, and the loss where there are labels.
 
-        `labels` are int64 (N,), or floating point: (N,) for regression (K = 1), (N, K) of 0 and 1 for several labels an
-        image. `problem_type` of the configuration decides where K and the labels' dtype do not say it.
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds: As of
+                `ImageGPTModel`.
+            labels: int64 (N,), or floating point: (N,) for regression (K = 1), (N, K) of 0 and 1 for several labels an
+                image. `problem_type` of the configuration decides where K and the labels' dtype do not say it.
+            use_cache, output_attentions, output_hidden_states, return_dict: As of `ImageGPTModel`.
+
+        Returns:
+            An `Output` with `loss` where there are labels (nats, or a squared error for regression), `logits` (N, K),
+            and what `ImageGPTModel` gives but the last state.
+
+        Raises:
+            ValueError: As of `ImageGPTModel`.
+            TypeError: As of `ImageGPTModel`.
+
+        Example:
+            >>> classifier = lab.ImageGPTForImageClassification.from_pretrained("tiny", num_labels=10)
+            >>> classifier(torch.zeros(2, 16, dtype=torch.long)).logits.shape
+            torch.Size([2, 10])
         """
         out = self.transformer(
             input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds,

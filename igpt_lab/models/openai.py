@@ -167,13 +167,32 @@ def convert_openai(
     step: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """The original checkpoint in a folder, or with this prefix -> a folder `out` as `load_model` takes it, float32.
+    """OpenAI's original checkpoint -> a folder as `load_model` takes it, float32.
 
     The original has no biases: ours are zero. SOS becomes the last row of the token embedding, zero for a BERT model,
-    which has none and by that is known; `bert` says which is expected. A class head is kept beside the output head.
-    `palette` is the original's `kmeans_centers.npy`, by default the one in `folder`; without one the weights are
-    converted, and a warning says so. One tensor at a time is in memory. `out` gets its files when all are written.
-    Raises CheckpointError for a checkpoint that is not whole or of another model.
+    which has none and by that is known. A class head is kept beside the output head. One tensor at a time is in memory.
+    `out` gets its files when all are written.
+
+    Args:
+        folder: Folder of the checkpoint, or the prefix of its files.
+        out: Folder that is written.
+        palette: The original's `kmeans_centers.npy`, by default the one in `folder`; without one the weights are
+            converted, and a warning says so.
+        bert: Which kind is expected, True for BERT; None takes either.
+        step: Which checkpoint, where the folder has several.
+        progress: Show a bar.
+
+    Returns:
+        `out`.
+
+    Raises:
+        CheckpointError: A checkpoint that is not whole, is of another model or of the other kind, or several without
+            `step`; a palette that is not there or not of it.
+
+    Example:
+        >>> folder = lab.convert_openai("openai-ar", "converted")
+        >>> lab.load_model(folder).config.n_layer
+        2
     """
     bundle, out = find_openai(folder, step=step), Path(out)
     config = openai_config(bundle)
@@ -281,11 +300,31 @@ def download_openai(
     address: str = ADDRESS,
     progress: bool = True,
 ) -> Path:
-    """Fetch what OpenAI publishes; returns the folder of the model, or of the token sets where no `size` is given.
+    """Fetch what OpenAI publishes: weights with their palette, and token sets.
 
-    `size` s, m or l, after `step` 131000, 262000, 524000 or 1000000 steps, autoregressive or `bert`, with its palette;
-    `datasets` cifar10 and imagenet, 32 x 32 images as tokens. A file that is whole is not fetched again, one that was
-    cut short goes on where it stopped. Raises ValueError for what is not published, OSError where the server is silent.
+    A file that is whole is not fetched again, one that was cut short goes on where it stopped.
+
+    Args:
+        size: Of the model: "s", "m" or "l"; None fetches token sets alone.
+        step: Steps of its training: 131000, 262000, 524000 or 1000000.
+        bert: The model that predicts masked pixels, and not the autoregressive one.
+        datasets: Of "cifar10" and "imagenet": 32 x 32 images as tokens.
+        cache: Folder of the files; by default one in the user's cache.
+        address: Of the server.
+        progress: Show a bar.
+
+    Returns:
+        The folder of the model, or of the token sets where there is no `size`.
+
+    Raises:
+        ValueError: What is not published, or nothing to fetch.
+        OSError: The server does not answer or lacks a file, or there is no room.
+
+    Example:
+        >>> lab.download_openai("xl")
+        Traceback (most recent call last):
+            ...
+        ValueError: size 'xl' at step 1000000 is not published: sizes s, m, l, steps (131000, 262000, 524000, 1000000)
     """
     if size is not None and (size not in SHARDS or step not in STEPS):
         raise ValueError(f"size {size!r} at step {step} is not published: sizes {', '.join(SHARDS)}, steps {STEPS}")

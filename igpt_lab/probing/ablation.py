@@ -100,22 +100,52 @@ def ablate_protocol(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Ablation:
-    """Probe `layers` (all by default) in all 8 settings of FACTORS, and by the recipe of transformers.
+    """Probe layers in all 8 settings of FACTORS, and by the recipe of transformers.
 
     Two extractions, one for each alignment, go to `store`. In every setting C and the layer are chosen by the same
-    cross-validation on train, with five `folds` by default, half of `probe_layers`' as there are many probes; test is
-    met once. The recipe of transformers has C = 1 and at most 1000 iterations of scikit-learn's, mixes un-normed states
-    with a normed last one, and takes the layer that is best on test.
+    cross-validation on train; test is met once. The recipe of transformers has C = 1 and at most 1000 iterations of
+    scikit-learn's, mixes un-normed states with a normed last one, and takes the layer that is best on test.
 
-    `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images: at
-    the layer that each setting chose, at the last one, and for the `drop` from one to the other. Where `others` names
-    levels of the other factors, it is `significance.compare` of two settings; where it is "average", the mean over all
-    four pairs (`effects.average_difference`). Of a row with the factor "interaction", `a` and `b` are factors, and
-    `difference` is how much more the choice of this package in `a` gains beside its choice in `b` than beside the other
-    level of `b`. 95% intervals and p over test images; `p_holm` is corrected within its family, `effects.effects_of`.
+    Args:
+        model: One that predicts pixels in their order, or what `load_model` takes.
+        train_images, test_images: Two splits with labels.
+        store: Folder of the stores.
+        layers: Layers to probe, all by default.
+        Cs: Inverse strengths of the penalty to choose from.
+        folds: Of the cross-validation; half of `probe_layers`' by default, as there are many probes.
+        orders: Orders of the training rows in which stopped fits are repeated.
+        seed: Of the folds.
+        device: Where the model and the fits run, by default the accelerator where there is one.
+        progress: Show bars.
 
-    `repeats` fits this package's setting and UNSCALED again, at the chosen and the last layer with the C chosen there,
-    in `orders` orders of the training rows, two precisions and one or two threads, stopped and at the optimum.
+    Returns:
+        `Ablation`. Its `table` has the rows of `probe_layers` for each setting, with `recipe`, `alignment`, `point`,
+        `scaling` and `solver` in front; `settings` a row per setting: its layers, accuracies as fractions, and `drop`.
+
+        `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images:
+        at the layer that each setting chose, at the last one, and for the `drop` from one to the other. Where `others`
+        names levels of the other factors, it is `significance.compare` of two settings; where it is "average", the mean
+        over all four pairs (`effects.average_difference`). Of a row with the factor "interaction", `a` and `b` are
+        factors, and `difference` is how much more the choice of this package in `a` gains beside its choice in `b` than
+        beside the other level of `b`. 95% intervals and p over test images; `p_holm` is corrected within its family,
+        `effects.effects_of`.
+
+        `repeats` fits this package's setting and UNSCALED again, at the chosen and the last layer with the C chosen
+        there, in `orders` orders of the training rows, two precisions and one or two threads, stopped and at the
+        optimum; `stopped` has their spread: `min`, `max` and `sd` of the test accuracy.
+
+    Raises:
+        ValueError: Images without labels or that do not fit the model, a layer that there is not, a C that is not above
+            0, or `folds` below 1.
+
+    Example:
+        >>> ablation = lab.ablate_protocol(
+        ...     model, train_images, test_images, layers=[1, 3], Cs=[0.1], folds=2, orders=1
+        ... )
+        >>> ablation.settings[["alignment", "point", "scaling", "n_test"]].tail(2)
+          alignment          point   scaling  n_test
+        7       raw      resid_pre  unscaled     100
+        8       raw  hidden states  unscaled     100
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     probing: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}

@@ -54,11 +54,31 @@ def compare_drops(
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> DropComparison:
-    """The drop of a trained network against that of one or more controls, such as networks of other random weights.
+    """The drop of a trained network against that of controls, such as networks of other random weights.
 
-    An untrained network falls towards its end too: what training did is the difference. `layer` is where the controls
-    are compared with their last; by default the one that each chose. All are results on the same test images. The
-    interval is by a bootstrap over images (`significance.mean_difference`).
+    An untrained network falls towards its end too: what training did is the difference.
+
+    Args:
+        result: Of the trained network.
+        controls: One or more, on the same test images.
+        layer: Where the controls are compared with their last layer; by default the one that each chose.
+        n_boot: Draws of the bootstrap over test images (`significance.mean_difference`).
+        seed: Of these.
+
+    Returns:
+        `DropComparison`: both drops and their difference, as fractions, with its 95% interval.
+
+    Raises:
+        ValueError: Results on other numbers of test images, or without the layer.
+
+    Example:
+        >>> untrained = lab.load_model("tiny", random=True, seed=1)
+        >>> stored = lab.extract(untrained, [train_images, test_images], store="stores")
+        >>> features = [lab.Features.from_store(stored, split) for split in ("train", "test")]
+        >>> control = lab.probe_layers(*features, folds=2)
+        >>> drops = lab.compare_drops(result, [control], layer=1)
+        >>> drops.last_layer, drops.control_layers, drops.n_test
+        (3, [1], 100)
     """
     sizes = sorted({len(row) for probed in (result, *controls) for row in probed.correct.values()})
     if len(sizes) > 1:
@@ -96,12 +116,35 @@ def probe_permuted(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Probes of training labels in random order, which must fall to chance: a row for each layer and permutation.
+    """Probes of training labels in random order, which must fall to chance.
 
-    Each layer keeps the C that `result`, the probe of the real labels, chose for it. `draw` numbers the permutations,
-    which are the same for all `layers` (default: those of `result`). `chosen`: the layer that the real probe chose.
-    `n_classes` K makes chance 1 / K, where classes are of one size. How far the real accuracy stands from these:
+    Each layer keeps the C that the probe of the real labels chose for it. How far the real accuracy stands from these:
     `significance.permutation_p`.
+
+    Args:
+        train, test: Of the real labels.
+        result: What `probe_layers` gave of them.
+        permutations: How many; the same for all layers.
+        layers: By default those of the features.
+        control: What the column `control` says.
+        seed: Of the permutations.
+        device: Where fits run, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        A row per layer and permutation: `control`, `layer`, `draw` (which permutation), `C`, `converged`, `chosen` (the
+        layer that the real probe chose), `test_accuracy` as a fraction with its exact 95% interval `low`, `high`,
+        `n_train`, `n_test`, `n_classes` K (chance is 1 / K, where classes are of one size), `seed`.
+
+    Raises:
+        ValueError: No permutation, a layer that features or result have not, or train and test of other layers.
+
+    Example:
+        >>> table = lab.probe_permuted(train, test, result, permutations=2, layers=[3])
+        >>> table[["layer", "draw", "n_train", "n_test", "n_classes"]]
+           layer  draw  n_train  n_test  n_classes
+        0      3     0      200     100         10
+        1      3     1      200     100         10
     """
     if permutations < 1:
         raise ValueError(f"permutations={permutations}; expected 1 or more")

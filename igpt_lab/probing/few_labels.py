@@ -117,13 +117,44 @@ def probe_few_labels(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> FewLabelResult:
-    """Probes that see only k labels per class; `draws` nested, stratified subsets for each k (`few_per_class`).
+    """Probes that see only k labels per class, in several draws.
 
-    `protocol="paper"` takes its setting, k = 4, 25 and 400 with 5 draws (section 4.5), in place of `ks` and `draws`.
-    Rows with `layer_rule` `fixed` are those of `layers` (first and last by default); in the row `chosen` the layer is
-    chosen too. C and layer are chosen inside the k labels by cross-validation: 4 folds up to k = 50, one fold of them
-    above; with k = 1 nothing can be held out, C is the middle of `Cs`, the layer is the middle one, and `C_rule` says
-    `fixed`. Draws are disjoint where each class has draws * k rows; else column `overlap` says how much two share.
+    Subsets are nested and stratified (`few_per_class`). C and layer are chosen inside the k labels by cross-validation:
+    4 folds up to k = 50, one fold of them above; with k = 1 nothing can be held out, C is the middle of `Cs`, the layer
+    is the middle one, and `C_rule` says `fixed`.
+
+    Args:
+        train, test: Features with labels.
+        protocol: "paper" takes its setting, k = 4, 25 and 400 with 5 draws (section 4.5), in place of `ks` and `draws`.
+        ks: Labels per class.
+        draws: Subsets for each k.
+        seed: Of the subsets.
+        layers: The layers of the rows `fixed`, first and last by default.
+        Cs: Inverse strengths of the penalty to choose from.
+        max_iter: Passes of a fit, at most.
+        control: What the column `control` says.
+        device: Where fits run, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `FewLabelResult`, whose `table` has rows per k and draw: `control`, `k`, `draw`; `layer_rule`, `fixed` for each
+        of `layers` or `chosen` where the layer is chosen too; `layer`, `C`, `test_accuracy`, `C_rule`,
+        `validation_accuracy`, `converged`, `n_train`, `n_test`, `seed`; `overlap`, the share of images that two draws
+        have in common (0 where each class has draws * k rows); `low_all` and `high_all`, 95% of the mean accuracy over
+        draws and test images together. Accuracies are fractions.
+
+    Raises:
+        ValueError: A class with fewer rows than the largest k, an unknown protocol or layer, or train and test of other
+            layers.
+
+    Example:
+        >>> few = lab.probe_few_labels(train, test, ks=[1, 2], draws=2, layers=[3])
+        >>> few.table[["k", "draw", "layer_rule", "n_train", "n_test"]].head(4)
+           k  draw layer_rule  n_train  n_test
+        0  1     0     chosen       10     100
+        1  1     0      fixed       10     100
+        2  1     1     chosen       10     100
+        3  1     1      fixed       10     100
     """
     if protocol not in (None, "paper"):
         raise ValueError(f"protocol={protocol!r}; expected 'paper' or None")

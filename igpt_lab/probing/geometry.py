@@ -38,14 +38,38 @@ def cka(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Linear CKA of every layer with every layer of `other` (by default of the same ones): a row for each pair.
+    """Linear CKA of every layer with every layer of `other`.
 
     1 for features that differ by a rotation and a scale, 0 in expectation for independent ones. HSIC is estimated
     without bias (Song et al., 2012, eq. 5), so a small sample does not make layers alike, and is averaged over
-    minibatches of at most `batch` images, drawn without replacement by `seed`, before the ratio is taken (Nguyen et
-    al., 2021, eq. 2). `standard_error`: jackknife over minibatches, not a number where there is only one. `other` must
-    hold the same images in the same order; its layers may differ in number and width. Each layer is read once where
-    all of them fit into GROUP numbers, else as many times as they exceed it.
+    minibatches before the ratio is taken (Nguyen et al., 2021, eq. 2). Each layer is read once where all of them fit
+    into GROUP numbers, else as many times as they exceed it.
+
+    Args:
+        layers: Features, or layer -> (N, D).
+        other: The same images in the same order; layers may differ in number and width. By default `layers` again.
+        batch: Images of a minibatch, at most.
+        seed: Of the minibatches, which are drawn without replacement.
+        device: Where products are made, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        A row per pair: `layer`, `other_layer`, `cka`, its `standard_error` by the jackknife over minibatches (NaN where
+        there is only one), `n` images, `batches`, `seed`.
+
+    Raises:
+        ValueError: Other images, fewer than 4 in a minibatch, no layer, or values that are not finite.
+        TypeError: What is neither features nor layers by number.
+
+    Example:
+        >>> table = lab.cka(test)
+        >>> table.pivot(index="layer", columns="other_layer", values="cka").round(1)
+        other_layer    0    1    2    3
+        layer
+        0            1.0  0.6  0.4  0.3
+        1            0.6  1.0  0.8  0.7
+        2            0.4  0.8  1.0  0.9
+        3            0.3  0.7  0.9  1.0
     """
     sides = [_layers(each) for each in ([layers] if other is None else [layers, other])]
     rows = _same_images(layers, layers if other is None else other)
@@ -80,12 +104,36 @@ def measure_layers(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Every measure of every layer, a row a layer; one neighbour search serves all that need one.
+    """Every measure of every layer; one neighbour search serves all that need one.
 
-    The columns are those of `intrinsic_dimension`, `effective_rank`, `participation_ratio` and `label_overlap`, then
-    `n` images and `n_features`, the width D. `_low` and `_high` are 95% over images. The overlap is measured where
-    `labels` (N,) are given, those inside `Features` are not read; it is not a number otherwise. Of `StoredLayers` one
-    layer is in memory at a time.
+    Of `StoredLayers` one layer is in memory at a time.
+
+    Args:
+        layers: Features, or layer -> (N, D).
+        labels: int (N,), for the overlap, which is NaN without; those inside `Features` are not read.
+        neighbours: Of each image, for the overlap.
+        discard: Share of the largest ratios that `intrinsic_dimension` leaves out, from 0 to below 1.
+        control: What the column `control` says.
+        device: Where the search runs, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        A row per layer: `control`, `layer`; `intrinsic_dimension` and `n_distinct` images; `effective_rank` and
+        `participation_ratio`, in dimensions; `label_overlap`, a fraction, with `_chance`; `neighbours`, `discard`; `n`
+        images and `n_features`, the width D. `_low` and `_high` are 95% over images.
+
+    Raises:
+        ValueError: Layers of several counts of images, fewer than 4 of them, labels of another count, a `discard` out
+            of range, or values that are not finite or all the same.
+        TypeError: What is neither features nor layers by number.
+
+    Example:
+        >>> lab.measure_layers(test, labels=test.labels)[["layer", "n_distinct", "n", "n_features"]]
+           layer  n_distinct    n  n_features
+        0      0         100  100           8
+        1      1         100  100           8
+        2      2         100  100           8
+        3      3         100  100           8
     """
     rows, search = [], partial(nearest_others, device=device, progress=progress)
     layers, n = _layers(layers), _count(layers)
@@ -147,11 +195,29 @@ def label_overlap(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Share of the nearest `neighbours` of a row of x (N, D) that have its label (N,), mean over rows: in [0, 1].
+    """How often the nearest neighbours of a row have its label.
 
-    With `_low` and `_high`, 95% over images by the jackknife that deletes one image and moves the next neighbour up:
-    an image counts as one that has neighbours and as a neighbour of others, so the plain standard error of the mean is
-    too small by about a third. `_chance` is what shuffled labels would give.
+    The interval is the jackknife that deletes one image and moves the next neighbour up: an image counts as one that
+    has neighbours and as a neighbour of others, so the plain standard error of the mean is too small by about a third.
+
+    Args:
+        x: (N, D).
+        labels: int (N,).
+        neighbours: How many of each row.
+        device: Where the search runs, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `label_overlap`, the share in [0, 1], mean over rows, with `label_overlap_low` and `_high`, 95% over images, and
+        `label_overlap_chance`, what shuffled labels would give.
+
+    Raises:
+        ValueError: Labels of another count, too few images, or values that are not finite.
+
+    Example:
+        >>> overlap = lab.label_overlap(test.layers[2], test.labels, neighbours=5)
+        >>> {name: round(value, 1) for name, value in overlap.items()}
+        {'label_overlap': 0.2, 'label_overlap_low': 0.1, 'label_overlap_high': 0.3, 'label_overlap_chance': 0.1}
     """
     near, _ = nearest_others(_checked(x, "x"), neighbours + 1, device=device, progress=progress)
     return _overlap(near, labels)

@@ -31,12 +31,37 @@ def probe_svm(
     control: str = MODEL,
     progress: bool = True,
 ) -> ProbeResult:
-    """scikit-learn's SVC with a Gaussian kernel on features as they are; a row a layer, as in `probe_layers`.
+    """scikit-learn's SVC with a Gaussian kernel on features as they are.
 
-    A `gamma` of 1 is scikit-learn's "scale", 1 / (D times the variance of train), so the unit of pixels is of no
-    account. C and gamma of each layer, and the layer, are chosen by stratified `folds` of train (ties: the middle one).
-    Then all of train is fitted and test is met once. `converged` is libsvm's own word. Time and memory grow with the
-    square of the rows: 6,000 need 1 GB.
+    C and gamma of each layer, and the layer, are chosen by cross-validation (ties: the middle one). Then all of train
+    is fitted and test is met once. Time and memory grow with the square of the rows: 6,000 need 1 GB.
+
+    Args:
+        train, test: Features with labels.
+        Cs: Inverse strengths of the penalty to choose from.
+        gammas: Of the kernel, to choose from; 1 is scikit-learn's "scale", 1 / (D times the variance of train), so the
+            unit of pixels is of no account.
+        folds: Stratified ones of train.
+        seed: Of the folds.
+        control: What the column `control` says.
+        progress: Show a bar.
+
+    Returns:
+        `ProbeResult`, whose `table` is that of `probe_layers` with `gamma` and without a certificate; `converged` is
+        libsvm's own word.
+
+    Raises:
+        ValueError: Train and test of other layers, no labels, values that are not finite, a C that is not above 0, or
+            `folds` below 1.
+
+    Example:
+        >>> kernel = lab.probe_svm(train, test, Cs=[1.0], gammas=[1.0], folds=2)
+        >>> kernel.table[["layer", "C", "gamma", "n_test"]]
+           layer    C  gamma  n_test
+        0      0  1.0    1.0     100
+        1      1  1.0    1.0     100
+        2      2  1.0    1.0     100
+        3      3  1.0    1.0     100
     """
     classes, y = np.unique(train.labels, return_inverse=True)
     splits = folds_of(train.labels, folds, seed)

@@ -105,6 +105,30 @@ def probe_neighbours(
 
     k of each layer, and the layer, are chosen on the same folds as in `probe_layers`; then all of train votes. Of
     classes with as many votes the one with nearer rows wins.
+
+    Args:
+        train, test: Features with labels.
+        ks: Numbers of neighbours to choose from; those above the rows of a fold are left out.
+        seed: Of the folds.
+        folds: Of the cross-validation; 1 holds out one tenth.
+        control: What the column `control` says.
+        device: Where the search runs, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `ProbeResult`, whose `table` is that of `probe_layers` with `k` for C and without a certificate.
+
+    Raises:
+        ValueError: Train and test of other layers, no labels, values that are not finite, or `folds` below 1.
+
+    Example:
+        >>> voted = lab.probe_neighbours(train, test, ks=[5], folds=2)
+        >>> voted.table[["layer", "k", "n_train", "n_test"]]
+           layer  k  n_train  n_test
+        0      0  5      200     100
+        1      1  5      200     100
+        2      2  5      200     100
+        3      3  5      200     100
     """
     classes, y = np.unique(train.labels, return_inverse=True)
     splits = folds_of(train.labels, folds, seed)

@@ -34,12 +34,37 @@ def compare_poolings(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Probe `layers` (default: every second, and the last) under each pooling; a row a pooling.
+    """Probe layers under each pooling; one extraction for each goes to `store`.
 
-    A row has the `chosen_layer` with its accuracy, the last layer's, and the `drop` between them, as `compare_layers`
-    gives it. `less_first` is the accuracy of the chosen layer less that of the first of `pools`, on the same test
-    images, with its interval; `p_value` (McNemar) is corrected for all poolings in `p_holm`. One extraction for each
-    pooling goes to `store`. `grid:4` has 16 times the features of `mean`.
+    `grid:4` has 16 times the features of `mean`.
+
+    Args:
+        model: A model, or what `load_model` takes.
+        train_images, test_images: Two splits with labels.
+        pools: Poolings as `record` takes them.
+        store: Folder of the stores.
+        layers: By default every second, and the last.
+        folds: Of the cross-validation that chooses C and layer.
+        device: Where model and fits run, by default the accelerator where there is one.
+        progress: Show bars.
+
+    Returns:
+        A row per pooling: `pool`, `chosen_layer`, `n_features`, `test_accuracy` of the chosen layer with its interval,
+        `last_accuracy` of the last, and `drop` between them with `drop_low`, `drop_high` and `drop_p`
+        (`compare_layers`), `n_test`. `less_first` is the accuracy of the chosen layer less that of the first of
+        `pools`, on the same test images, with its interval; `p_value` (McNemar) is corrected for all poolings in
+        `p_holm`. Accuracies are fractions.
+
+    Raises:
+        ValueError: An unknown pooling or layer, images without labels or that do not fit the model.
+
+    Example:
+        >>> pools = ["mean", "grid:2"]
+        >>> table = lab.compare_poolings(model, train_images, test_images, pools=pools, layers=[3], folds=2)
+        >>> table[["pool", "chosen_layer", "n_features", "n_test"]]
+             pool  chosen_layer  n_features  n_test
+        0    mean             3           8     100
+        1  grid:2             3          32     100
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     last = model.config.n_layer

@@ -98,17 +98,45 @@ def probe_layers(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """Probe every layer; the table has a row for each, with accuracies as fractions.
+    """Probe every layer: C and layer are chosen on train, then each layer is refitted and meets test once.
 
-    C of each layer, and the layer, are those of the best mean accuracy over stratified `folds` of train; of equal ones
-    the middle. `folds=1` holds out one tenth, as the paper does. Each layer is then refitted on all of train and meets
-    test once. `low` and `high`: 95% over test images (Clopper and Pearson). `validation_accuracy` is over the
-    `n_validation` held-out rows, `within_error` says where it is within one standard error of the highest.
-    `in_peak_set`: the layer may be the best (`significance.peak_set`). `iterations`, `objective` and `gradient` are the
-    refit's certificate; `converged` is False where it, or a fit that chose its C, missed its tolerance. One value in
-    `Cs` fixes C.
-    `permute_labels` shuffles the training labels: a control that must fall to chance. `solver` is `fit_logistic`, or
-    for the practice of others `logistic.fit_sklearn`.
+    C of each layer, and the layer, are those of the best mean accuracy over stratified folds of train; of equal ones
+    the middle.
+
+    Args:
+        train, test: Features with labels.
+        Cs: Inverse strengths of the penalty to choose from; one value fixes C.
+        standardise: Bring each feature to mean 0 and variance 1 on the training rows.
+        seed: Of the folds.
+        folds: Of the cross-validation; 1 holds out one tenth, as the paper does.
+        max_iter: Passes of a fit, at most.
+        control: What the column `control` says.
+        permute_labels: Shuffle the training labels: a control that must fall to chance.
+        solver: `fit_logistic`, or for the practice of others `logistic.fit_sklearn`.
+        device: Where fits run, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `ProbeResult`, whose `table` has a row per layer: `control`, `layer`, `C`; `validation_accuracy` over the
+        `n_validation` held-out rows; `iterations`, `objective` and `gradient`, the certificate of the last fit (passes,
+        mean nats, largest derivative), and `converged`, False where it, or a fit that chose its C, missed its
+        tolerance; `seed`, `folds`, `n_validation`, `n_train`, `n_test`, `n_features`; `chosen`; `within_error` (within
+        one standard error of the highest validation accuracy); `in_peak_set` (may be the best,
+        `significance.peak_set`); `test_accuracy` with `low` and `high`, exact 95% over test images. Accuracies are
+        fractions.
+
+    Raises:
+        ValueError: Fewer than two classes, other layers in test than in train, no labels, values that are not finite, a
+            C that is not above 0, or `folds` below 1.
+
+    Example:
+        >>> result = lab.probe_layers(train, test, Cs=[0.1], folds=2)
+        >>> result.table[["layer", "C", "n_train", "n_test", "n_features"]]
+           layer    C  n_train  n_test  n_features
+        0      0  0.1      200     100           8
+        1      1  0.1      200     100           8
+        2      2  0.1      200     100           8
+        3      3  0.1      200     100           8
     """
     labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
     classes, y = np.unique(labels, return_inverse=True)
@@ -198,9 +226,28 @@ class Comparison:
 def compare_layers(
     result: ProbeResult, layer: int | None = None, last: int | None = None, *, n_boot: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """The paired test of a `layer` (by default the chosen one) against `last` (by default the last one).
+    """The paired test of a layer against another.
 
     p, intervals and their sources: `significance.compare` and `choice.compare_choice`.
+
+    Args:
+        result: What `probe_layers` gave.
+        layer: By default the chosen one.
+        last: By default the last one.
+        n_boot: Bootstrap draws.
+        seed: Of these.
+
+    Returns:
+        `Comparison`: accuracies and their difference as fractions. `low` and `high` are 95% over test images,
+        `choice_low` and `choice_high` with the choice of the layer too (NaN for a layer that was not chosen).
+
+    Raises:
+        ValueError: A layer that the result has not.
+
+    Example:
+        >>> comparison = lab.compare_layers(result, layer=1)
+        >>> comparison.chosen_layer, comparison.last_layer, comparison.n_test
+        (1, 3, 100)
     """
     layer = result.chosen if layer is None else layer
     last = max(result.correct) if last is None else last

@@ -64,18 +64,48 @@ def probe_streaming(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """Probe `layers` (all when None) of a store by `steps` steps of SGD; the paper takes a million on ImageNet.
+    """Probe layers of a store by SGD; the paper takes a million steps on ImageNet.
 
-    The table is that of `probe_layers`, with `learning_rate` for C. `at_edge`: the best rate is the first or the last.
-    `objective` and `gradient` are without a penalty, over all rows that the head was trained on; `converged` asks for
-    the same `tol` as there, which SGD seldom reaches. Features are standardised on the rows trained on. A row is held
-    out by its index and `seed` alone, about `holdout` of each class. `refit=False` reports the chosen heads as they
-    are, trained without those rows, in half the time.
+    Features are standardised on the rows trained on. A row is held out by its index and `seed` alone. Parts come in a
+    shuffled order, and rows are shuffled among `buffer` of them; UserWarning where these have few of the classes.
 
-    Parts come in a shuffled order, and rows are shuffled among `buffer` of them, those of 1 GiB when None; UserWarning
-    where these have few of the classes. With a folder `state`, a run is saved every `save_every` steps and, called
-    again with the same arguments, goes on to the same bits. ValueError for the state of another run, CheckpointError
-    for one that cannot be read, FloatingPointError where no rate keeps the weights finite.
+    Args:
+        store: Read row group by row group.
+        steps: Of SGD.
+        train, test: Names of the splits.
+        point: Place in a block, see `record`.
+        layers: All by default.
+        learning_rates: To choose from, by accuracy on the held-out rows.
+        batch_size: Rows of a step.
+        momentum: From 0 to below 1.
+        holdout: Share of each class that is held out, about, between 0 and 1.
+        refit: Train once more on all rows. False reports the chosen heads as they are, trained without those rows, in
+            half the time.
+        buffer: Rows that are shuffled together, by default those of 1 GiB.
+        seed: Of the order and of the held-out rows.
+        tol: `converged` where no derivative of the mean loss, in nats, is above it, which SGD seldom reaches.
+        state: Folder of a run that can go on: called again with the same arguments it does, to the same bits.
+        save_every: Steps between two saves.
+        control: What the column `control` says.
+        device: Where steps run, by default the accelerator where there is one.
+        progress: Show a bar and an estimate.
+
+    Returns:
+        `ProbeResult`, whose `table` is that of `probe_layers`, with `learning_rate` for C. `at_edge`: the best rate is
+        the first or the last. `objective` (mean nats) and `gradient` are without a penalty, over all rows that the head
+        was trained on.
+
+    Raises:
+        KeyError: A point, layer or split that the store has not.
+        ValueError: Rows without labels, settings out of range, or the state of another run.
+        CheckpointError: A state that cannot be read.
+        FloatingPointError: No rate keeps the weights finite.
+
+    Example:
+        >>> streamed = lab.probe_streaming(store, steps=20, layers=[3], progress=False)
+        >>> streamed.table[["layer", "iterations", "n_validation", "n_test"]]
+           layer  iterations  n_validation  n_test
+        0      3          20            20     100
     """
     layers = _stored_layers(store, point, layers)
     names = [f"{point}.{layer}" for layer in layers]
@@ -135,12 +165,41 @@ def probe_on_cluster(
     progress: bool = True,
     **options: Any,
 ) -> ProbeResult:
-    """Probe `layers` (all when None) of a store, each a task on Dask workers; the table is that of one process.
+    """Probe layers of a store, each a task on Dask workers; the table is that of one process.
 
-    With `steps` a layer is streamed by `probe_streaming`, without them it is fitted in memory by `probe_layers`.
-    `options` are further arguments of that function; TypeError for one that it does not have. Workers read the store
-    from its path, a layer at a time, and compute on `device`, each on its own when None. `scheduler` and `workers` are
-    those of `cluster.run`, which says what becomes of tasks that fail.
+    Workers read the store from its path, a layer at a time. `cluster.run` says what becomes of tasks that fail.
+
+    Args:
+        store: On a path that all workers share.
+        scheduler: Address of the cluster, such as tcp://host:8786; None starts processes on this machine.
+        workers: Number of those processes.
+        train, test: Names of the splits.
+        point: Place in a block, see `record`.
+        layers: All by default.
+        steps: With it a layer is streamed by `probe_streaming`; without it is fitted in memory by `probe_layers`.
+        device: Where each worker computes, by default as it chooses.
+        progress: Show a bar.
+        **options: Further arguments of `probe_layers` or `probe_streaming`.
+
+    Returns:
+        `ProbeResult`, as of that function.
+
+    Raises:
+        KeyError: A point, layer or split that the store has not.
+        TypeError: An option that the function does not have.
+        ClusterError: Tasks that failed for a reason of their own.
+        OSError: No worker is left.
+
+    Example:
+        >>> from distributed import LocalCluster
+        >>> with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        ...     there = lab.probe_on_cluster(store, scheduler=cluster.scheduler_address, Cs=[0.1], folds=2)
+        >>> there.table[["layer", "C", "n_test"]]
+           layer    C  n_test
+        0      0  0.1     100
+        1      1  0.1     100
+        2      2  0.1     100
+        3      3  0.1     100
     """
     layers = _stored_layers(store, point, layers)
     if steps is None:

@@ -28,9 +28,24 @@ def features_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, *, layer: int | None = None, batch_size: int = 32,
     progress: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """`ln_1` of one layer (the middle one by default), mean over positions, start token in front: float32 (N, D).
+    """`ln_1` of one layer, mean over positions, start token in front.
 
-    `tokens`: palette indices (N, T); ValueError for what cannot be any, such as images.
+    Args:
+        model: One that predicts pixels in their order.
+        tokens: Palette indices (N, T).
+        layer: 0..L, by default the middle one.
+        batch_size: Images at a time.
+        progress: Show a bar.
+
+    Returns:
+        float32 (N, D).
+
+    Raises:
+        ValueError: What cannot be tokens of this model, such as images, or a layer that there is not.
+
+    Example:
+        >>> lab.features_of(model, tokens).shape
+        (100, 8)
     """
     layer = model.config.n_layer // 2 if layer is None else layer
     tokens, found = torch.as_tensor(checked_tokens(tokens, model.config).astype(np.int64)), []
@@ -61,14 +76,35 @@ def compare_samples(
     model: ImageGPTForCausalImageModeling, samples: np.ndarray, real: np.ndarray, *, layer: int | None = None,
     seed: int = 0, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
-    """How far samples (S, T) are from held-out images (N, T), both palette indices: a row for each measure.
+    """How far samples are from held-out images.
 
-    `palette`: total variation distance between the distributions of colours, 0 to 1. `patches`: the same between those
-    of 2 x 2 patches in 4 levels of brightness. `classifier`: how often logistic regression on the features of a layer
-    tells them apart, 5-fold, S of each; 0.5 where it cannot. `value` with its 95% interval `low`, `high` is of samples
-    against real images, `floor` with `floor_low`, `floor_high` of S other real images against the same. Intervals are
-    over images: of distances by the jackknife, of the accuracy Clopper and Pearson's. Needs N >= 2 S; raises ValueError
-    for fewer.
+    Intervals are over images: of distances by the jackknife, of the accuracy Clopper and Pearson's.
+
+    Args:
+        model: Its palette and its features are used.
+        samples: Palette indices (S, T), 10 or more.
+        real: Palette indices (N, T) of images that the model was not trained on, N >= 2 S.
+        layer: Whose features the classifier sees, by default the middle one.
+        seed: Of the draw of S real images, and of the folds.
+        progress: Show a bar.
+
+    Returns:
+        A row for each `measure`. `palette`: total variation distance between the distributions of colours, 0 to 1.
+        `patches`: the same between those of 2 x 2 patches in 4 levels of brightness. `classifier`: the fraction that
+        logistic regression on the features of a layer gets right, 5-fold, S of each; 0.5 where it cannot tell them
+        apart. `value` with its 95% interval `low`, `high` is of samples against real images, `floor` with `floor_low`,
+        `floor_high` of S other real images against the same. Then the counts `samples` and `images`.
+
+    Raises:
+        ValueError: Fewer samples or images than that, or what are no palette indices.
+
+    Example:
+        >>> drawn = lab.sample(model, 30)
+        >>> lab.compare_samples(model, drawn.tokens, tokens)[["measure", "samples", "images"]]
+              measure  samples  images
+        0     palette       30      70
+        1     patches       30      70
+        2  classifier       30      70
     """
     samples, real = np.asarray(samples), np.random.default_rng(seed).permutation(np.asarray(real))
     count = len(samples)

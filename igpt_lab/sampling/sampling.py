@@ -66,15 +66,34 @@ def sample(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Drawn:
-    """Draw `count` images of T pixels. `model.processor.decode` makes uint8 images of their tokens.
+    """Draw images; `model.processor.decode` makes uint8 images of their tokens.
 
-    As in the paper nothing is cut from the distribution by default: temperature 1, all colours. `top_k` leaves the k
-    most probable, `top_p` the fewest that reach p together; temperature 0 takes the most probable. `seed` makes a seed
-    for each image, or is `count` of them, such as `Drawn.seeds`.
+    As in the paper nothing is cut from the distribution by default. An image depends on its seed, the model and the
+    settings, and not on the batch that it is drawn in: wherever the choice hangs on less than 1e-4 of a logit, the
+    pixel is drawn again from the logits of this image alone. That holds in float32, on one kind of device and one
+    version of torch. Ctrl-C returns what is finished, row by row.
 
-    An image depends on its seed, the model and the settings, and not on the batch that it is drawn in: wherever the
-    choice hangs on less than 1e-4 of a logit, the pixel is drawn again from the logits of this image alone. That holds
-    in float32, on one kind of device and one version of torch. Ctrl-C returns what is finished, row by row.
+    Args:
+        model: One that predicts pixels in their order.
+        count: Number of images.
+        temperature: Logits are divided by it; 0 takes the most probable colour.
+        top_k: Only the k most probable colours are drawn; None for all.
+        top_p: Of these only the fewest that reach this fraction together; None for all.
+        seed: Makes a seed for each image, or is int (count,), such as `Drawn.seeds`.
+        batch_size: Images at a time, by default what memory holds.
+        progress: Show a bar.
+
+    Returns:
+        `Drawn`: `tokens` (count, T), their `log_p` in nats, and `seeds` (count,).
+
+    Raises:
+        ValueError: Another number of seeds than images, a temperature, `top_k` or `top_p` out of range, a bidirectional
+            model, or one inside an `edit` block.
+
+    Example:
+        >>> drawn = lab.sample(model, 3, seed=1)
+        >>> drawn.tokens.shape, model.processor.decode(drawn.tokens).shape
+        ((3, 16), (3, 4, 4, 3))
     """
     seeds = _seeds([seed], count) if np.ndim(seed) == 0 else np.asarray(seed, np.int64)
     if seeds.shape != (count,):
@@ -97,12 +116,33 @@ def complete(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Drawn:
-    """Keep the upper `keep` of each image and draw the rest `completions` times: tokens int64 (S, completions, T).
+    """Keep the upper part of each image and draw the rest, several times.
 
-    `images` are tokens int (S, T), or what the model's processor and palette make tokens of: uint8 arrays (S, H, W, 3),
-    such as another model's decoded samples, Pillow images, or an image set. Of whole images `keep` is the fraction of
-    rows that stay. Tokens (S, t) with t < T stay all. The paper's figure keeps the upper half and draws four. Other
-    arguments and what is promised are as of `sample`; image s, completion j is the same with fewer of either.
+    The paper's figure keeps the upper half and draws four. What `sample` promises holds; image s, completion j is the
+    same with fewer of either.
+
+    Args:
+        model: One that predicts pixels in their order.
+        images: Tokens int (S, T), or what the model's processor and palette make tokens of: uint8 arrays (S, H, W, 3),
+            such as another model's decoded samples, Pillow images, or an image set. Tokens (S, t) with t < T stay all.
+        keep: Fraction of the rows of whole images that stay, from 0 to below 1.
+        completions: How many of each image.
+        temperature, top_k, top_p: As of `sample`.
+        seed: Makes a seed for each completion.
+        batch_size: Images at a time, by default what memory holds.
+        progress: Show a bar.
+
+    Returns:
+        `Drawn`: `tokens` (S, completions, T), `log_p` in nats and `seeds` (S, completions).
+
+    Raises:
+        ValueError: `keep`, a temperature, `top_k` or `top_p` out of range, no images, images for a model without a
+            palette, a bidirectional model, or one inside an `edit` block.
+
+    Example:
+        >>> drawn = lab.complete(model, tokens[:3], completions=2)
+        >>> drawn.tokens.shape, bool((drawn.tokens[:, :, :8] == tokens[:3, None, :8]).all())
+        ((3, 2, 16), True)
     """
     tokens = _tokens(model, images)
     if tokens.shape[1] == model.config.n_positions:

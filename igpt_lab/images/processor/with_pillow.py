@@ -22,25 +22,62 @@ Pixels = Any  # an array of NumPy here, a tensor in the class with torch, which 
 class ImageGPTImageProcessorPil(Settings):
     """Images -> palette indices with Pillow's resize, and back; arguments, files and ids as transformers' class.
 
-    `clusters`: the palette (V, 3), in [-1, 1] with the other arguments as they are. `size`: of the model's image in
-    pixels, an int for a square or {"height", "width"}. `crop`: "squash" (default) resizes an image of another shape
-    straight to `size`, as transformers does; "center", the paper's way, resizes its short side and keeps the centre.
-    None means the default. Raises ValueError for what does not fit, in one line.
+    Args:
+        clusters: The palette (V, 3), in [-1, 1] with the other arguments as they are. None: no palette indices are
+            made.
+        size: Of the model's image in pixels, an int for a square, {"height", "width"} or (height, width); 256.
+        do_resize: Resize images of another size; True.
+        resample: Pillow's number of a filter; 2, bilinear.
+        do_rescale: Multiply pixels by `rescale_factor`; True.
+        rescale_factor: 1 / 255.
+        do_normalize: Subtract `image_mean` and divide by `image_std`, after rescaling; True.
+        image_mean: A number, or one per channel; 0.5.
+        image_std: A number, or one per channel, none of them 0; 0.5.
+        do_color_quantize: Return palette indices; True. Else pixel values.
+        crop: "squash" resizes an image of another shape straight to `size`, as transformers does; "center", the paper's
+            way, resizes its short side and keeps the centre. The default is "squash".
+
+    Raises:
+        ValueError: A palette that is not (V, 3) or lies outside the range of scaled pixels, a size that is no number of
+            pixels, a mean or deviation that is not finite, or an unknown crop.
+
+    Example:
+        >>> processor = lab.ImageGPTImageProcessorPil(np.stack([greys] * 3, axis=1), size=4)
+        >>> processor.size, processor.clusters.shape
+        ({'height': 4, 'width': 4}, (8, 3))
     """
 
     def __call__(
         self, images, return_tensors: str | None = None, *, input_data_format: str | None = None,
         data_format: str | None = None, device: str | torch.device | None = None, **changes,
     ) -> Batch:  # fmt: skip
-        """An image, an array of several, a (nested) list or an iterator -> {"input_ids": N x int64 (T,)}, raster order.
+        """Images -> palette indices, in raster order.
 
-        With `do_color_quantize=False` {"pixel_values": N x (3, H, W)}, or N x (H, W, 3) with the `data_format`
-        "channels_last". Without `return_tensors` a list, with "np" or "pt" one array or tensor. `changes` are arguments
-        for this call only. Images are Pillow's (see `to_rgb`), or numpy arrays or torch tensors (H, W), (H, W, C),
-        (C, H, W) or several of the latter two, C in 1, 3, 4 (RGBA); `input_data_format` says "channels_first" or
-        "channels_last" where the shape does not tell. Pixels are integers in [0, 255], uint16, or floats in [0, 255],
-        which with `do_rescale=False` are in [0, 1] if they are resized. Raises ValueError for others. `device` is for
-        the class with torch. Of an iterator each image is resized before the next one is taken.
+        Of an iterator each image is resized before the next one is taken.
+
+        Args:
+            images: An image, an array of several, a (nested) list or an iterator. Images are Pillow's (see `to_rgb`),
+                or numpy arrays or torch tensors (H, W), (H, W, C), (C, H, W) or several of the latter two, C in 1, 3, 4
+                (RGBA). Pixels are integers in [0, 255], uint16, or floats in [0, 255], which with `do_rescale=False`
+                are in [0, 1] if they are resized.
+            return_tensors: None for a list, "np" or "pt" for one array or tensor.
+            input_data_format: "channels_first" or "channels_last", where the shape does not tell.
+            data_format: The same of pixel values that are returned; "channels_first" by default.
+            device: Where the class with torch works, by default where the images are. Pillow works on the CPU.
+            **changes: Arguments of the processor, for this call only.
+
+        Returns:
+            {"input_ids": N x int64 (T,)}; with `do_color_quantize=False` {"pixel_values": N x (3, H, W)}, or N x (H, W,
+            3).
+
+        Raises:
+            ValueError: No images, images or pixels of another kind, images of several sizes for one array, an unknown
+                format, or no palette.
+
+        Example:
+            >>> images = np.zeros((2, 8, 8, 3), np.uint8)
+            >>> model.processor(images, return_tensors="np")["input_ids"].shape
+            (2, 16)
         """
         if return_tensors not in (None, "np", "pt"):
             raise ValueError(f"return_tensors={return_tensors!r}; expected None, 'np' or 'pt'")

@@ -17,7 +17,8 @@ from igpt_lab.images.processor.with_pillow import ImageGPTImageProcessorPil
 class ImageGPTImageProcessor(ImageGPTImageProcessorPil):
     """The same with torch, on the device of the images or on `device`; resizes as transformers' class of this name.
 
-    `resample` is one of Pillow's NEAREST, BILINEAR and BICUBIC. Floats are resized as they are.
+    Arguments are those of `ImageGPTImageProcessorPil`; `resample` is one of Pillow's NEAREST, BILINEAR and BICUBIC.
+    Floats are resized as they are.
     """
 
     MODES = {

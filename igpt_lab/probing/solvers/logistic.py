@@ -75,12 +75,33 @@ def fit_logistic(
     start: Fits | None = None,
     device: str | torch.device = "cpu",
 ) -> Fits:
-    """Fit x (B, N, D), or (N, D) of one layer, to y int (N,) in [0, K) with strengths Cs (S,), or (B, S) by layer.
+    """Multinomial logistic regression with an L2 penalty, for many layers and strengths at once.
 
-    `standardise` brings each feature to mean 0 and variance 1. A fit ends when no derivative is above `tol`, or at
-    `max_iter` passes. One in float32 that ends early for want of precision goes on in float64, where the device has it.
-    `start`, fits of as many layers, strengths, features and classes, is where it begins instead of at weights of zero.
-    Raises ValueError for values that are not finite, for a C that is not above 0 and for a class without rows.
+    A fit ends when no derivative is above `tol`, or at `max_iter` passes. One in float32 that ends early for want of
+    precision goes on in float64, where the device has it.
+
+    Args:
+        x: (B, N, D), or (N, D) of one layer.
+        y: int (N,) in [0, K).
+        Cs: Inverse strengths of the penalty (S,), or (B, S) by layer.
+        standardise: Bring each feature to mean 0 and variance 1.
+        tol: Largest derivative of the mean loss, in nats, at which a fit ends.
+        max_iter: Passes over the rows, at most.
+        dtype: In which fits begin.
+        start: Fits of as many layers, strengths, features and classes, to begin at; by default weights of zero.
+        device: Where fits run.
+
+    Returns:
+        `Fits`, whose arrays begin with the axes (B, S).
+
+    Raises:
+        ValueError: Values that are not finite, a C that is not above 0, shapes that do not belong together, or a class
+            from 0 to the largest without rows.
+
+    Example:
+        >>> fits = lab.fit_logistic(train.layers[2], train.labels, [0.01, 1.0])
+        >>> fits.converged.tolist(), fits.predict(test.layers[2]).shape  # layers, strengths; strengths, images
+        ([[True, True]], (2, 100))
     """
     x, y, Cs = _checked(x, y, Cs)
     rows = StandardisedRows(x, y, standardise, device)
