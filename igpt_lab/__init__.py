@@ -3,7 +3,6 @@
 import igpt_lab as lab offers the main names; each is imported when it is first used.
 """
 
-import difflib
 import importlib
 import warnings
 from typing import Any
@@ -161,9 +160,8 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(f"igpt_lab.{_HOME[name]}"), name)
     if name == "figures":
         return importlib.import_module(f"igpt_lab.{name}")
-    close = difflib.get_close_matches(name, __all__, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(__all__)}"
-    raise AttributeError(f"igpt_lab has no {name!r}; {hint}")
+    did_you_mean = importlib.import_module("igpt_lab.core.values").did_you_mean
+    raise AttributeError(f"igpt_lab has no {name!r}; {did_you_mean(name, __all__)}")
 
 
 def __dir__() -> list[str]:

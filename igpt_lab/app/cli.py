@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import io
 import os
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import takewhile
 from typing import Any
 
 import igpt_lab as lab
 from igpt_lab.app.commands import explaining, features, models, probing, results, sampling, training
+from igpt_lab.core.values import did_you_mean
 
 COMMANDS = (  # in the order of the help
     features.extract,
@@ -54,6 +55,19 @@ class Help(argparse.HelpFormatter):
         if text.startswith("examples:"):
             return text
         return "\n\n".join(super(Help, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command: a misspelt option gets the closest one, before anything is missed or in excess."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in takewhile(lambda word: word != "--", args or []):
+            name = word.partition("=")[0]
+            if re.match("--?[a-zA-Z]", name) and not any(option.startswith(name) for option in known):
+                hint = did_you_mean(name, known, f"{self.prog} --help lists its options")
+                self.exit(2, f"{self.prog}: no option {name!r}; {hint}\n")
+        return super().parse_known_args(args, namespace)
 
 
 class Shown:
@@ -110,9 +124,7 @@ def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
     """End with exit code 2 and the closest command where there is no command `name`."""
     names = [command.name for command in COMMANDS]
     if not name.startswith("-") and name not in names:
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-        parser.exit(2, f"igpt-lab: no command {name!r}; {hint}\n")
+        parser.exit(2, f"igpt-lab: no command {name!r}; {did_you_mean(name, names)}\n")
 
 
 def build_parser(chosen: str = "") -> argparse.ArgumentParser:
@@ -123,7 +135,7 @@ def build_parser(chosen: str = "") -> argparse.ArgumentParser:
         epilog="igpt-lab COMMAND --help shows a command's options and examples.",
     )
     parser.add_argument("--version", action="version", version=f"igpt-lab {lab.__version__}", help="print the version")
-    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    added = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
     for command in COMMANDS:
         summary = command.description.splitlines()[0]
         command_parser = added.add_parser(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
 import json
 import os
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.values import did_you_mean
 
 NOTEBOOKS = (
     "00_tour",
@@ -102,9 +102,7 @@ def _changed(name: str, values: dict) -> dict:
     own = parameters(name)
     for key in values:
         if key not in own:
-            close = difflib.get_close_matches(key, own, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own)}"
-            raise ValueError(f"notebook {name} has no parameter {key!r}; {hint}")
+            raise ValueError(f"notebook {name} has no parameter {key!r}; {did_you_mean(key, own)}")
     return {key: value for key, value in values.items() if value != own[key]}
 
 

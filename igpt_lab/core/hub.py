@@ -6,12 +6,12 @@ Hub.
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 
 from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import atomic_write
+from igpt_lab.core.values import did_you_mean
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 INDEX = ".index.json"  # behind a weights file's name: the index of its shards
@@ -36,7 +36,7 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
     files are fetched.
     """
     if not str(source).strip():
-        raise CheckpointError(f"the model's name is empty; bundled are {bundled()}; or give a folder or owner/name")
+        raise CheckpointError(f"the model's name is empty; {_expected()}")
     folder = local(source)
     if str(source) in bundled():
         return BUNDLED / str(source)
@@ -46,9 +46,11 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
         raise CheckpointError(f"{source} is a file; expected a folder with config.json and model.safetensors")
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
         return _download(str(source), revision, ("model*.safetensors", "pytorch_model*.bin") if weights else ())
-    close = difflib.get_close_matches(str(source), bundled(), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise CheckpointError(f"no model {str(source)!r}: {hint}bundled are {bundled()}; or give a folder or owner/name")
+    raise CheckpointError(f"there is no model {str(source)!r}; {did_you_mean(source, bundled(), _expected())}")
+
+
+def _expected() -> str:
+    return f"expected a bundled name ({', '.join(bundled())}), a folder, or a Hub name owner/name"
 
 
 def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
@@ -61,9 +63,9 @@ def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
     except Exception as error:  # the Hub client raises a different class for each way to have no network
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
-            f"no model {name!r}{at}: not bundled ({bundled()}), no such folder, and the Hub did not give it "
-            f"({type(error).__name__}). Without a network, put config.json, preprocessor_config.json and "
-            f"model.safetensors (or pytorch_model.bin) of {name} into a folder and give its path"
+            f"there is no model {name!r}{at}: it is neither bundled ({', '.join(bundled())}) nor a folder, and the Hub "
+            f"did not give it ({type(error).__name__}). Without a network, put config.json, preprocessor_config.json "
+            f"and model.safetensors (or pytorch_model.bin) of {name} into a folder, and give its path"
         ) from error
     return folder
 
@@ -89,7 +91,7 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected an object")
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object")
     return value
 
 
@@ -98,7 +100,9 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} comes twice in an object")
+        raise ValueError(
+            f"the name {next(name for name in names if names.count(name) > 1)!r} appears twice in an object"
+        )
     return value
 
 

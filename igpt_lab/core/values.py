@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Collection, Iterable
 from typing import Any
 
 LARGEST = {"int": 2**63 - 1, "float": 1e308}
 WORDS = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "a string"}
+
+MANY = 12  # names, more than an error lists beside the closest
 
 
 def check(
@@ -22,6 +26,23 @@ def check(
         limits = f" from {least:,} to {most:,}" if least is not None and most is not None else ""
         expected = words or " or ".join(WORDS.get(one, one) for one in kind.split(" | ")) + limits
         raise ValueError(f"{name} is {reprlib.repr(value)}; expected {expected}")
+
+
+def closest(name: object, known: Iterable[str]) -> str:
+    """The one of `known` that is most like a name that is not among them; '' where none is like it."""
+    return next(iter(difflib.get_close_matches(str(name), known, 1)), "")
+
+
+def did_you_mean(name: object, known: Collection[str], expected: str = "") -> str:
+    """The end of an error about a name: `expected one of ln_1, ln_2; did you mean 'ln_1'?`.
+
+    Where many names are known, it is the closest one alone. `expected` are words in place of a list of them.
+    """
+    close = closest(name, known)
+    listed = expected or f"expected one of {', '.join(known)}"
+    if not close:
+        return listed
+    return f"did you mean {close!r}?" if len(known) > MANY else f"{listed}; did you mean {close!r}?"
 
 
 def _is(value: Any, kind: str, least: float | None, most: float | None) -> bool:

@@ -10,7 +10,6 @@ A point is a place in a block; layer l is block l. Two points have a layer L as 
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.models.losses import align, check_alignment
 
 POINTS = (
@@ -198,8 +198,7 @@ def uncompiled(model: nn.Module, done: str):
 def layers_of(point: str, blocks: int, layers: Sequence[int] | None = None) -> list[int]:
     """All layers of a point in a model of `blocks` blocks, or `layers` checked; negative ones count from the end."""
     if point not in POINTS:
-        close = difflib.get_close_matches(point, POINTS, n=1)
-        raise ValueError(f"point {point!r}; {f'did you mean {close[0]!r}? ' if close else ''}points are {POINTS}")
+        raise ValueError(f"there is no point {point!r}; {did_you_mean(point, POINTS)}")
     count = blocks + (point in ("ln_1", "resid_pre"))
     if layers is None:
         return list(range(count))
@@ -232,8 +231,7 @@ def pooling(name: str) -> Pooling:
     for pattern, make in POOLINGS.values():
         if match := re.fullmatch(pattern, name):
             return make(name, *match.groups())
-    close = difflib.get_close_matches(name, POOLS, n=1)
-    raise ValueError(f"pool {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}expected one of {POOLS}")
+    raise ValueError(f"there is no pooling {name!r}; {did_you_mean(name, POOLS)}")
 
 
 def _mean(name: str) -> Pooling:

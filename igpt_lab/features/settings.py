@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +11,7 @@ import torch
 
 from igpt_lab.core.arguments import check_fields
 from igpt_lab.core.provenance import digest
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.hooks import layers_of, pooling
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -110,9 +110,7 @@ def check_names(names: Sequence[str] | dict, known: Sequence[str], what: str = "
     """TypeError for a keyword that is not known, with the closest that is."""
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise TypeError(f"{what} has no option {name!r}; {hint}")
+            raise TypeError(f"{what} has no option {name!r}; {did_you_mean(name, known)}")
 
 
 def default_batch(config: ImageGPTConfig, device: torch.device) -> int:
@@ -144,7 +142,10 @@ def extraction_key(
         raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}: extract each alone")
     if len({images.fingerprint for images in splits}) < len(splits):
         same = " and ".join(images.split for images in splits)
-        raise ValueError(f"{names.pop()} gives the same images for {same}; it needs splits of its own, a folder each")
+        raise ValueError(
+            f"{names.pop()} gives the same images for {same}; expected different images; "
+            "put each split into a folder of its own"
+        )
     if settings.alignment is None or settings.dtype is None:
         raise ValueError(f"{settings} leaves alignment or dtype open; expected what `settled` returns")
     return FeatureKey(

@@ -6,7 +6,6 @@ told apart by colour-blind readers; dashes and markers tell the lines apart in g
 """
 
 import base64
-import difflib
 import functools
 import inspect
 import io
@@ -22,6 +21,7 @@ from matplotlib.style import context
 from matplotlib.text import Text
 
 from igpt_lab.core.display import MODEL
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.figures.names import fonts_of, letters, words_of
 
 Keywords = dict[str, Any]  # of a matplotlib function
@@ -90,9 +90,7 @@ def in_style(name: str, fonts: tuple[str, ...] = ()):
     Letters that DejaVu Sans lacks are from `fonts`.
     """
     if name not in STYLES:
-        close = difflib.get_close_matches(str(name), STYLES, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"style {name!r}{hint}; expected one of {', '.join(STYLES)}")
+        raise ValueError(f"there is no style {name!r}; {did_you_mean(name, STYLES)}")
     style = STYLES[name]
     sizes = {key: value * style.letter / 7 for key, value in POINTS.items()}
     own = {"figure.figsize": (style.width, style.tall), "font.size": style.letter}

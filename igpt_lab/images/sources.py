@@ -12,7 +12,6 @@ The classes are numbered over all splits of a source together, by name: see `col
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -25,6 +24,7 @@ from igpt_lab.core import hub
 from igpt_lab.core.arguments import local
 from igpt_lab.core.hub import BUNDLED
 from igpt_lab.core.storage import Remote, place
+from igpt_lab.core.values import closest
 from igpt_lab.images.columns import Labels, Opened, class_names, columns_of, fixed, read_labels
 from igpt_lab.images.folders import read_folders, split_of
 from igpt_lab.images.opening import first_line
@@ -112,7 +112,7 @@ def _open(path: Path | Remote, split: str | None, name: str) -> Opened:
 def _locate(name: str, split: str) -> Path | Remote:
     """The file or folder of a name; downloads when it is a Hub name."""
     if not name.strip():
-        raise ValueError(f"the name of the images is empty; bundled are {bundled()}; or give a folder or owner/name")
+        raise ValueError(f"the name of the images is empty; {_expected()}")
     address = place(name)
     if isinstance(address, Remote):
         return address
@@ -121,9 +121,7 @@ def _locate(name: str, split: str) -> Path | Remote:
         return BUNDLED / name if name in bundled() else path
     if _is_on_hub(name):
         return _download(name, split)
-    raise ValueError(
-        f"no image set {name!r}: {_hint(path)}bundled are {bundled()}; or give a folder, a Parquet file or owner/name"
-    )
+    raise ValueError(f"there is no image set {name!r}; {_expected()}{_hint(path)}")
 
 
 def _is_on_hub(name: str) -> bool:
@@ -131,12 +129,15 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _hint(path: Path) -> str:
-    """'did you mean ...? ' for a path or a bundled name that is almost right, else ''."""
+    """`; did you mean ...?` for a path or a bundled name that is almost right, else ''."""
     siblings = [sibling.name for sibling in _visible(path.parent)] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, [*siblings, *bundled()], n=1)
-    if not close:
-        return ""
-    return f"did you mean {close[0] if close[0] in bundled() else str(path.with_name(close[0]))!r}? "
+    close = closest(path.name, [*siblings, *bundled()])
+    whole = close if close in bundled() else str(path.with_name(close)) if close else ""
+    return whole and f"; did you mean {whole!r}?"
+
+
+def _expected() -> str:
+    return f"expected a bundled name ({', '.join(bundled())}), a folder, a Parquet file, or a Hub name owner/name"
 
 
 def title_of(name: str) -> str:
@@ -174,9 +175,9 @@ def _download(name: str, split: str | None) -> Path:
         except Exception as error:
             failure = failure or error
     raise ValueError(
-        f"no image set {name!r}: {_hint(Path(name))}not bundled ({bundled()}), no such folder, not in the Hub's cache, "
-        f"and the Hub did not give it ({type(failure).__name__}: {first_line(failure)}). Without a network, copy its "
-        f"Parquet files or images here and give their folder, or use a bundled set"
+        f"there is no image set {name!r}: it is neither bundled ({', '.join(bundled())}) nor a folder nor in the Hub's "
+        f"cache, and the Hub did not give it ({type(failure).__name__}: {first_line(failure)}); "
+        f"without a network, copy its Parquet files or images into a folder, and give its path{_hint(Path(name))}"
     ) from failure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import reprlib
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt_lab.core import hub
-from igpt_lab.core.values import check
+from igpt_lab.core.values import check, did_you_mean
 
 
 @dataclass(frozen=True, init=False)  # its own `__init__` knows the aliases
@@ -66,9 +65,7 @@ class ImageGPTConfig:
         values = own_names(values)
         defaults = {field.name: field.default for field in fields(self)}
         for name in sorted(set(values) - set(defaults)):
-            close = difflib.get_close_matches(name, [*defaults, *ALIASES], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"ImageGPTConfig has no field {name!r}{hint}")
+            raise TypeError(f"ImageGPTConfig has no field {name!r}; {did_you_mean(name, [*defaults, *ALIASES])}")
         for name, value in (defaults | values).items():
             object.__setattr__(self, name, value)
         for f in fields(self):
@@ -165,7 +162,8 @@ def own_names(values: dict) -> dict:
         values["id2label"] = {k: name for name, k in numbers.items()}
         if len(values["id2label"]) < len(numbers):
             raise ValueError(
-                f"label2id gives {len(numbers)} classes {len(values['id2label'])} numbers; expected as many"
+                f"label2id gives {len(numbers)} classes {len(values['id2label'])} different numbers; "
+                "expected one for each class"
             )
     return values
 
@@ -180,7 +178,8 @@ def _by_number(names: dict) -> dict[int, str]:
     wrong = next((k for place, (k, _) in enumerate(in_order) if k != place), None)
     if wrong is not None:
         raise ValueError(
-            f"id2label has {len(names)} classes, and {wrong} out of turn; expected 0 to {len(names) - 1}, each once"
+            f"id2label has {len(names)} classes, and the number {wrong} does not fit; "
+            f"expected 0 to {len(names) - 1}, each once"
         )
     return {k: str(name) for k, name in in_order}
 

@@ -11,7 +11,6 @@ class has as many as a layer has features, and one. To save a state takes as muc
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import time
 import warnings
@@ -31,6 +30,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.labels import MatchedLabels
@@ -232,10 +232,8 @@ def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, A
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(known)}."
-            which = "With steps probe_streaming runs, without them probe_layers."
-            raise TypeError(f"{function.__name__} takes no {name!r}. {hint} {which}")
+            which = "with steps= probe_streaming runs, without it probe_layers"
+            raise TypeError(f"{function.__name__} takes no {name!r} ({which}); {did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)

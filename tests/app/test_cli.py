@@ -142,7 +142,7 @@ def test_a_picture_file_is_completed_and_an_interruption_has_its_exit_code(tiny_
         raise KeyboardInterrupt
 
     monkeypatch.setattr("igpt_lab.sampling.decoding.Decoder.step", stop)
-    with pytest.warns(UserWarning, match="0 of 4 images whole"):
+    with pytest.warns(UserWarning, match="0 of 4 images complete"):
         assert cli.main(arguments) == 130
     assert json.loads((tmp_path / "c.json").read_text())["config"]["finished_rows"] == [2] * 4
 
@@ -168,7 +168,7 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
 
     more = ["pretrain", str(tiny_images), "--out", str(tmp_path / "on"), "--init", str(tmp_path / "m")]
     assert cli.main([*more, *arguments.split()]) == 1
-    assert "brings its shape along; leave out --bert, --side" in capsys.readouterr().err
+    assert "sets the shape of the network; leave out --bert, --side" in capsys.readouterr().err
     assert cli.main([*more, *arguments.split()[10:]]) == 0
     logs = [pd.read_csv(tmp_path / name / "log.csv").validation_loss for name in ("m", "on")]
     assert logs[1][0] == logs[0].iloc[-1] > logs[1].iloc[-1]
@@ -290,7 +290,9 @@ def test_parameters_are_set_where_they_differ(tmp_path, monkeypatch):
         assert workbench.run_notebook("one", {"out": str(place), "rows": 6}, out, "") is None
         assert nbformat.read(out / "notebooks/one.ipynb", as_version=4).cells[2].outputs[0].text == f"{place} 6\n"
     assert kept.read_bytes() == (place / "notebooks/one.ipynb").read_bytes()  # no times, no random ids
-    with pytest.raises(ValueError, match="notebook one has no parameter 'row'; did you mean 'rows'?"):
+    with pytest.raises(
+        ValueError, match="notebook one has no parameter 'row'; expected one of out, rows, ks; did you mean 'rows'?"
+    ):
         workbench.run_notebook("one", {"row": 6}, tmp_path, "")
 
 

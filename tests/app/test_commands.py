@@ -18,15 +18,16 @@ ARGUMENTS = {
     "extract": "model images --splits --limit --store=stores --random --points --layers --pool=mean --alignment "
     "--dtype --batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part "
     "--device --revision",
-    "check": "model --images --split=test --device",
+    "check": "model --images --split=test --device --revision",
     "probe": "model images --limit --layers --untrained=3 --permutations=10 --store=stores --out --device --revision",
     "ablate": "model images --limit --layers --store=stores --out --device --revision",
-    "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name",
-    "shift": "RUN --images --limit --points --store=stores --out --name=shift --device",
+    "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name --device --revision",
+    "shift": "RUN --images --limit --points --store=stores --out --name=shift --device --revision",
     "explain": "model images --chosen --store=stores --out --seed=0 --device --revision",
-    "evaluate": "model images --split=test --limit --revision",
-    "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit --steps "
-    "--batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam --clip --flip=False "
+    "evaluate": "model images --split=test --limit --device --revision",
+    "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit "
+    "--device --revision --steps --batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam "
+    "--clip --flip=False "
     "--accumulate=1 --holdout=3000 --validate=500 --log-every=100 --save-every=50 --snapshots=6 --spike=1.0 "
     "--masked=0.15 --seed=0 --dtype --compile --recompute=False --shard=False",
     "finetune": "model images --out --limit --random --device --revision --class-weights --steps=2000 --batch-size=128 "
@@ -34,7 +35,7 @@ ARGUMENTS = {
     "--head-only=False --per-class --draw=0 --draws=5 --flip=True --pad=4 --augment --holdout=0.1 --patience=10 "
     "--log-every=50 --save-every=50 --optimizer=adam --clip --accumulate=1 --spike=1.0 --seed=0 --dtype "
     "--compile --recompute=False",
-    "classify": "folder FILE --top=3 --device",
+    "classify": "folder FILE --top=3 --device --revision",
     "sample": "model --count=64 --columns=16 --scale=4 --temperature=1.0 --top-k --top-p --seed=0 --batch-size "
     "--out=samples --device --revision",
     "complete": "model images --split=test --limit=16 --keep=0.5 --completions=4 --temperature=1.0 --top-k --top-p "
@@ -43,13 +44,17 @@ ARGUMENTS = {
     "download-openai": "--size --step=1000000 --bert --datasets --cache",
     "figures": "folder --style=paper --out",
     "report": "run --out --no-pdf",
-    "plan": "model images --devices=1xH100",
+    "plan": "model images --devices=1xH100 --revision",
     "stores": "root=stores",
     "verify": "store --repair --yes",
     "prune": "root=stores --yes",
     "reproduce": "--model=fashion-xs --images=fashion-mini --out --quick --all --only --renew-reference",
     "lab": "folder=workbench --port=8888 --no-browser",
 }
+LOADS_A_MODEL = [
+    "extract", "check", "probe", "ablate", "dynamics", "shift", "explain", "evaluate", "pretrain", "finetune",
+    "classify", "sample", "complete", "plan",
+]  # fmt: skip
 
 
 def printed_help(capsys, *arguments: str) -> str:
@@ -119,13 +124,48 @@ def test_a_list_may_be_repeated_and_older_spellings_go_on_to_work():
 def test_alone_it_prints_its_help_and_a_misspelt_command_gets_the_closest(capsys):
     assert cli.main([]) == 0
     assert capsys.readouterr().out.startswith("usage: igpt-lab")
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["exract", "--limit", "3"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "igpt-lab: no command 'exract'; did you mean 'extract'?\n"
+    assert refusal(["exract", "--limit", "3"], capsys) == "igpt-lab: no command 'exract'; did you mean 'extract'?\n"
+    assert refusal(["zzz"], capsys) == f"igpt-lab: no command 'zzz'; expected one of {', '.join(ARGUMENTS)}\n"
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out == f"igpt-lab {lab.__version__}\n"
+
+
+def refusal(arguments: list[str], capsys) -> str:
+    """What is printed where the program ends with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("extract fashion-xs fashion-mini --devise cpu", "no option '--devise'; did you mean '--device'?"),
+        ("extract --revison=v1", "no option '--revison'; did you mean '--revision'?"),  # before what is missing
+        ("pretrain photos --learning-rat 1 --stesp 3", "no option '--stesp'; did you mean '--steps'?"),
+        ("finetune m i --out o --no-flop", "no option '--no-flop'; did you mean '--no-flip'?"),
+        ("extract m i -device cpu", "no option '-device'; did you mean '--device'?"),
+        ("stores --zzz", "no option '--zzz'; igpt-lab stores --help lists its options"),
+    ],
+)
+def test_a_misspelt_option_gets_the_closest(arguments, says, capsys):
+    words = arguments.split()
+    assert refusal(words, capsys) == f"igpt-lab {words[0]}: {says}\n"
+
+
+def test_what_only_looks_like_an_option_is_none():
+    parse = cli.build_parser("extract").parse_args
+    assert parse(["extract", "m", "i", "--layers", "0", "-1", "--pool", "at:-1"]).layers == [0, -1]
+    assert parse(["stores", "--", "--zzz"]).root == "--zzz"
+
+
+@pytest.mark.parametrize("name", LOADS_A_MODEL)
+def test_every_command_that_loads_a_model_takes_device_and_revision(name):
+    """But `plan`, which computes nothing, and reads the shape alone."""
+    options = [option for action in parser_of(name)._actions for option in action.option_strings]
+    assert "--revision" in options and ("--device" in options) == (name != "plan")
 
 
 def test_help_and_a_mistake_are_instant():

@@ -159,7 +159,7 @@ def test_what_cannot_be_drawn_again_says_why(tmp_path):
     with pytest.raises(ValueError, match="b.json does not say which function plotted it"):
         figures.redraw(file)
     with pytest.raises(
-        ValueError, match=r"style 'papre' \(did you mean 'paper'\?\); expected one of paper, wide, talk"
+        ValueError, match=r"no style 'papre'; expected one of paper, wide, talk; did you mean 'paper'\?"
     ):
         figures.layer_curve(layer_table(), style="papre")
 
@@ -176,7 +176,7 @@ def test_each_function_shows_its_own_name_help_and_arguments():
         assert getattr(figures, name) is function and name in figures.__all__
         assert function.__name__ == name and list(inspect.signature(function).parameters)[-1] == "style"
         page = pydoc.plain(pydoc.render_doc(function))
-        assert f"{name}({list(inspect.signature(function).parameters)[0]}" in page and "style: str = 'paper'" in page
+        assert f"{name}({next(iter(inspect.signature(function).parameters))}" in page and "style: str = 'paper'" in page
         assert inspect.getdoc(function).splitlines()[0] in page
 
 

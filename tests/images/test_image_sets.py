@@ -402,10 +402,10 @@ def test_folders_without_images(rows, tmp_path):
 
 def test_a_misspelt_name_gets_the_closest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused("no image set 'fashon-mini': did you mean 'fashion-mini'", "fashon-mini")
+    refused("no image set 'fashon-mini'; expected a bundled name .*; did you mean 'fashion-mini'", "fashon-mini")
     (tmp_path / "flowers").mkdir()
     refused(f"did you mean '{tmp_path}/flowers'", tmp_path / "flovers")
-    refused(r"no image set 'zzz': bundled are \['fashion-mini'\]; or give a folder", "zzz")
+    refused(r"no image set 'zzz'; expected a bundled name \(fashion-mini\), a folder", "zzz")
 
 
 def test_offline_a_hub_name_fails_soon():
@@ -414,8 +414,8 @@ def test_offline_a_hub_name_fails_soon():
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert time.perf_counter() - begun < 15
-    assert done.stdout.startswith("no image set 'nobody/nothing': not bundled (['fashion-mini']), no such folder")
-    assert "Without a network, copy its Parquet files" in done.stdout and done.stdout.count("\n") == 1
+    assert done.stdout.startswith("there is no image set 'nobody/nothing': it is neither bundled (fashion-mini) nor")
+    assert "without a network, copy its Parquet files" in done.stdout and done.stdout.count("\n") == 1
 
 
 class Hub:

@@ -49,22 +49,22 @@ def test_classes_are_in_the_order_of_their_numbers(tmp_path):
 
 def test_a_number_that_comes_twice_in_the_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"id2label": {"0": "a", "1": "b", "1": "c"}}')
-    with pytest.raises(ValueError, match=r"config\.json is not JSON: the name '1' comes twice"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON: the name '1' appears twice"):
         ImageGPTConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"id2label": {"0": "a", "2": "b"}}, "id2label has 2 classes, and 2 out of turn; expected 0 to 1"),
-        ({"id2label": {"1": "a", "2": "b"}}, "and 1 out of turn"),
-        ({"id2label": {"0": "a", "00": "b"}}, "and 0 out of turn"),
-        ({"id2label": {"1": "a", " 1": "b", "0": "c"}}, "and 1 out of turn"),
-        ({"id2label": {"-1": "a", "0": "b"}}, "and -1 out of turn"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label has 2 classes, and the number 2 does not fit; expected 0 to 1"),
+        ({"id2label": {"1": "a", "2": "b"}}, "and the number 1 does not fit"),
+        ({"id2label": {"0": "a", "00": "b"}}, "and the number 0 does not fit"),
+        ({"id2label": {"1": "a", " 1": "b", "0": "c"}}, "and the number 1 does not fit"),
+        ({"id2label": {"-1": "a", "0": "b"}}, "and the number -1 does not fit"),
         ({"id2label": {"cat": "0"}}, "id2label has the keys 'cat'; expected 0, 1, 2"),
         ({"id2label": {"0": "a"}, "num_labels": 2}, "num_labels is 2, but id2label names 1 classes"),
-        ({"label2id": {"a": 0, "b": 0}}, "label2id gives 2 classes 1 numbers"),
-        ({"label2id": {"a": 0, "b": 2}}, "and 2 out of turn"),
+        ({"label2id": {"a": 0, "b": 0}}, "label2id gives 2 classes 1 different numbers"),
+        ({"label2id": {"a": 0, "b": 2}}, "and the number 2 does not fit"),
     ],
 )
 def test_numbers_of_classes_that_are_refused(fields, words, tmp_path):

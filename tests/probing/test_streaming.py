@@ -418,8 +418,8 @@ def test_labels_of_any_numbers(tmp_path):
     "options, says",
     [
         ({"step": 40}, "probe_layers takes no 'step'"),
-        ({"learning_rates": (1.0,)}, "probe_layers takes no 'learning_rates'.*With steps probe_streaming runs"),
-        ({"steps": 40, "learning_rate": (1.0,)}, "probe_streaming takes no 'learning_rate'. Did you mean"),
+        ({"learning_rates": (1.0,)}, "probe_layers takes no 'learning_rates' .with steps= probe_streaming runs"),
+        ({"steps": 40, "learning_rate": (1.0,)}, "probe_streaming takes no 'learning_rate' .*; did you mean"),
         ({"steps": 40, "Cs": (1.0,)}, "probe_streaming takes no 'Cs'"),
     ],
 )

@@ -90,7 +90,7 @@ def extract(
 ) -> None:  # fmt: skip
     """Pooled features of every layer of a model over an image set, into a feature store."""
     if scheduler and engine != "dask":
-        raise ValueError(f"--scheduler {scheduler} is of --engine dask; give both, or neither")
+        raise ValueError(f"--scheduler {scheduler} needs --engine dask; give both options, or neither")
     loaded_splits = [lab.load_images(images, name, limit=limit) for name in splits or SPLITS]
     loaded = lab.load_model(model, revision=revision, random=random)
     options |= {"store": store, "points": points or POINTS}
@@ -109,12 +109,13 @@ def extract(
     argument("--images", help=f"{IMAGES.help} (default: random tokens)"),
     SPLIT,
     DEVICE,
+    REVISION,
     examples=("fashion-xs", "runs/mine --images photos --split train"),
 )
-def check(model: str, images: str | None, split: str, device: str | None) -> int:
+def check(model: str, images: str | None, split: str, device: str | None, revision: str | None) -> int:
     """Measure whether a model's features can be trusted; a table of checks, and exit code 1 when one fails."""
     real_images = None if images is None else lab.load_images(images, split)
-    table = lab.check(model, device=device, images=real_images)
+    table = lab.check(lab.load_model(model, revision=revision), device=device, images=real_images)
     verdicts = {True: "pass", False: "FAIL"}
     table["passed"] = [verdicts.get(passed, "-") for passed in table.passed]
     measured = [f"{value:.1e}" if value == value else "-" for value in table.measured]
@@ -128,16 +129,17 @@ def check(model: str, images: str | None, split: str, device: str | None) -> int
     argument(
         "--devices", default="1xH100", help="number and kind of accelerators, such as 8xH100: V100, A100, H100 or H200"
     ),
+    REVISION,
     examples=("L imagenet --devices 8xH100", "fashion-xs 60000"),
 )
-def plan(model: str, images: str, devices: str) -> None:
+def plan(model: str, images: str, devices: str, revision: str | None) -> None:
     """What an extraction of all layers costs on accelerators: FLOPs, bytes, time and memory, by arithmetic."""
     from igpt_lab.features import planning
     from igpt_lab.models import checkpoints
 
     config = lab.SIZES[model] if model in lab.SIZES else None
     if config is None:
-        config = lab.ImageGPTConfig.from_pretrained(checkpoints.resolve(model, weights=False))
+        config = lab.ImageGPTConfig.from_pretrained(checkpoints.resolve(model, revision=revision, weights=False))
     count = planning.IMAGES.get(images) or (int(images) if images.isdigit() else None)
     count = count or sum(len(lab.load_images(images, split)) for split in SPLITS)
     print(planning.describe(planning.plan(config, count, devices=devices)))

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import igpt_lab as lab
-from igpt_lab.app.commands.options import IMAGES, LIMIT, LIST, MODEL, REVISION, SPLIT, argument, command
+from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, LIST, MODEL, REVISION, SPLIT, argument, command
 
 
 @command(
@@ -17,15 +17,19 @@ from igpt_lab.app.commands.options import IMAGES, LIMIT, LIST, MODEL, REVISION, 
     IMAGES,
     SPLIT,
     LIMIT,
+    DEVICE,
     REVISION,
     examples=("fashion-xs fashion-mini", "runs/mine photos --split train --limit 500"),
 )
-def evaluate(model: str, images: str, split: str, limit: int | None, revision: str | None) -> None:
+def evaluate(
+    model: str, images: str, split: str, limit: int | None, device: str | None, revision: str | None
+) -> None:  # fmt: skip
     """A model's loss over the images of a split, start token in front, with its standard error over images."""
+    from igpt_lab.core.devices import best_device
     from igpt_lab.models.loading import tokens_of
     from igpt_lab.models.losses import losses_of
 
-    loaded = lab.load_model(model, revision=revision)
+    loaded = lab.load_model(model, revision=revision).to(best_device(device))
     if loaded.config.bidirectional:
         raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
     tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)

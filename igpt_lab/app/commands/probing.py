@@ -21,6 +21,7 @@ from igpt_lab.app.commands.options import (
     command,
 )
 from igpt_lab.core import display
+from igpt_lab.core.hub import resolve
 from igpt_lab.core.provenance import atomic_write
 
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
@@ -160,11 +161,13 @@ def ablate(
         "--name",
         help="name of the files of the figure (default: training_dynamics; with --final model_comparison, or seeds)",
     ),
+    DEVICE,
+    REVISION,
     examples=("cifar10-xs --images photos", "runs/wide-seed-0 runs/wide-seed-1 --images photos --final"),
 )
 def dynamics(
     models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str,
-    out: str | None, name: str | None,
+    out: str | None, name: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth.
 
@@ -176,13 +179,13 @@ def dynamics(
     from igpt_lab.core.seeds import families_of, is_seeded
 
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    folders = _by_name(models)
+    folders = _by_name(models, revision)
     of_seeds = final and any(map(is_seeded, folders))
     kind = "seeds" if of_seeds else "model_comparison" if final else "training_dynamics"
     if of_seeds:
         families_of(folders)  # an error in the names, before hours of probes
     probe = lab.probe_models if final else _probe_runs
-    table = probe(folders, train, test, store=store, layers=layers)
+    table = probe(folders, train, test, store=store, layers=layers, device=device)
     whole = models[0] if len(models) == 1 else "-".join(folders)
     stem = Path(runs.results_folder(whole, images, out, under=runs.MINE)) / (name or kind)
     tables: list[Path] = []
@@ -200,11 +203,11 @@ def dynamics(
     print(*(line for _, of_one in rows for line in _chosen_layer(of_one)), *files, *tables, sep="\n")
 
 
-def _by_name(models: list[str]) -> dict[str, str]:
-    """Names of folders -> the folders; ValueError where two have one name."""
-    folders = {Path(model).name: model for model in models}
+def _by_name(models: list[str], revision: str | None) -> dict[str, Path]:
+    """Names of models -> their folders; ValueError where two have one name."""
+    folders = {Path(model).name: resolve(model, revision=revision) for model in models}
     if len(folders) < len(models):
-        raise ValueError(f"models {', '.join(models)}: expected folders of different names, which tell them apart")
+        raise ValueError(f"models {', '.join(models)}; expected models whose folders have different names; rename one")
     return folders
 
 
@@ -222,11 +225,12 @@ def _by_name(models: list[str]) -> dict[str, str]:
     OUT,
     argument("--name", default="shift", help="name of the files of the figure and its tables"),
     DEVICE,
+    REVISION,
     examples=("runs/wide-seed-0 runs/wide-seed-1 --images photos", "runs/mine --images photos --points ln_1 mlp_out"),
 )
 def shift(
     models: list[str], images: str, limit: int | None, points: list[str] | None, store: str, out: str | None, name: str,
-    device: str | None,
+    device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe clean images at every point of the block, and score on test images of less contrast and of more blur.
 
@@ -235,7 +239,7 @@ def shift(
     NAME_layers.csv, a row for each run and layer.
     """
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
-    folders = _by_name(models)
+    folders = _by_name(models, revision)
     at = {} if points is None else {"points": points}
     layers = lab.probe_shift(folders, train, test, store=store, device=device, **at)
     of_runs = lab.summarise_shift_runs(layers)
@@ -289,7 +293,7 @@ def _family(row: dict[str, Any]) -> str:
     return f"{row['family']}, {row['n_seeds']} seed{'s' * several}: {'; '.join(words)}"
 
 
-def _probe_runs(folders: dict[str, str], train: Any, test: Any, **options: Any) -> Any:
+def _probe_runs(folders: dict[str, Path], train: Any, test: Any, **options: Any) -> Any:
     """One table of all checkpoints in the folders of several pretrainings."""
     import pandas as pd
 

@@ -38,7 +38,9 @@ def figures(folder: str, style: str, out: str | None) -> int:
             print(picture)
     _tell(odd.values())
     if not files:
-        raise ValueError(f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of results")
+        raise ValueError(
+            f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of figures that igpt-lab wrote"
+        )
     return int(bool(odd))
 
 

@@ -28,13 +28,18 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         "--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do"
     ),
     LIMIT,
+    DEVICE,
+    REVISION,
     config="PretrainConfig",
     examples=(
         "photos --out runs/mine --steps 2000",
         "photos --out runs/more --init runs/mine --steps 500 --cooldown 400",
     ),
 )
-def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | None, **options: Any) -> None:
+def pretrain(
+    images: str, out: str, init: str | None, bert: bool, limit: int | None, device: str | None, revision: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
     from igpt_lab.models.loading import tokens_of
     from igpt_lab.training import parallel
@@ -44,12 +49,12 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
     shape = {name: default if chosen[name] is None else chosen[name] for name, default in SHAPE.items()}
     source, recipe = lab.load_images(images, "train", limit=limit), lab.PretrainConfig(**options)
     if init is not None and (bert or any(value is not None for value in chosen.values())):
-        raise ValueError(f"--init {init} brings its shape along; leave out --bert, --{', --'.join(SHAPE)}")
+        raise ValueError(f"--init {init} sets the shape of the network; leave out --bert, --{', --'.join(SHAPE)}")
     with parallel.together(), in_use(Path(out)):
         if init is not None:
-            begun = lab.load_model(init)
+            begun = lab.load_model(init, revision=revision)
             tokens, config = tokens_of(begun, source), replace(begun.config, **NO_DROPOUT)
-            print(lab.pretrain(tokens, config, recipe, out, processor=begun.processor, init=begun))
+            print(lab.pretrain(tokens, config, recipe, out, processor=begun.processor, init=begun, device=device))
             return
         with parallel.first_alone():
             _save_palette(source, Path(out), shape)
@@ -58,7 +63,7 @@ def pretrain(images: str, out: str, init: str | None, bert: bool, limit: int | N
             vocab_size=shape["colours"] + 1, n_positions=shape["side"] ** 2, n_embd=shape["width"],
             n_layer=shape["layers"], n_head=shape["heads"], bidirectional=bert, **NO_DROPOUT,
         )  # fmt: skip
-        print(lab.pretrain(lab.tokenize(source, processor), config, recipe, out, processor=processor))
+        print(lab.pretrain(lab.tokenize(source, processor), config, recipe, out, processor=processor, device=device))
 
 
 def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
@@ -73,8 +78,8 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
         older = (out / "training.json").exists() and not note.exists()  # its tokens say whether it is the same run
         if not older and (not note.exists() or read_json(note) != made):
             raise ValueError(
-                f"{out} holds a palette ({palette.name}) that is not of these images, side and colours by {note.name}; "
-                "choose another folder, or the same arguments to go on"
+                f"{out} holds a palette ({palette.name}) of other images, side or colours, as {note.name} says; "
+                "choose another folder, or give the same arguments to continue"
             )
         return
     blank = lab.ImageGPTImageProcessorPil(np.zeros((1, 3)), shape["side"])
@@ -106,7 +111,9 @@ def finetune(
     settings = lab.FinetuneConfig(**tuning)
     train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
     if len(train) == len(test) and train.fingerprint == test.fingerprint:
-        raise ValueError(f"{images} gives the same images for train and test; it needs splits of its own")
+        raise ValueError(
+            f"{images} gives the same images for train and test; expected images in folders train and test"
+        )
     loaded = lab.load_model(model, revision=revision, random=random)
     with parallel.together(), in_use(Path(out)):
         lab.finetune(loaded, train, settings, out, device=device)
@@ -140,16 +147,18 @@ def _meet(
 
 
 @command(
-    argument("folder", help="what finetune wrote"),
+    argument("folder", help="folder that finetune wrote, or Hub name of a classifier"),
     argument("files", nargs="+", metavar="FILE", help="picture files"),
     argument("--top", type=int, default=3, help="labels to print of each file"),
     DEVICE,
+    REVISION,
     examples=("runs/tuned photo.png", "runs/tuned one.png two.jpg --top 5"),
 )
-def classify(folder: str, files: list[str], top: int, device: str | None) -> int:
+def classify(folder: str, files: list[str], top: int, device: str | None, revision: str | None) -> int:
     """Print the most probable labels of picture files, by a model that `finetune` wrote; 1 where one cannot be read."""
     read: list[str] = []
-    model, pictures = lab.load_classifier(folder, device=device), _pictures(files, read)
+    model = lab.load_classifier(folder, revision=revision, device=device)
+    pictures = _pictures(files, read)
     first = next(pictures, None)
     if first is None:
         return 1
