@@ -109,7 +109,7 @@ KEY = dict.fromkeys(TEXTS, text) | {
 }  # fmt: skip
 MANIFEST = {"key": KEY, "classes?": [text], "versions?": Named(text, text), "splits": Named([part])}
 MODEL = {"name": text, "revision?": text, "random?": flag, "seed?": count}
-IMAGES = {"name": text, "limit?": count, "seed?": count}
+IMAGES = {"name": text, "limit?": count, "seed?": count, "label?": text, "config?": text, "title?": text}
 OPTIONS = {
     "points?": [text], "layers?": integers, "pool?": text, "alignment?": text, "dtype?": text, "batch_size?": count,
     "on_bad_image?": text,

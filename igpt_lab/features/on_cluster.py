@@ -22,7 +22,8 @@ from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings, digest_of_weights, settings_of
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
-from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import load_again
 from igpt_lab.images.tokens import Part
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
@@ -134,10 +135,13 @@ class Work:
     def of(cls, extraction: Extraction, threads: int) -> Work:
         """ValueError where no name loads the model or the images."""
         source = extraction.source
-        if not source["model"] or not all(source["images"].values()):
+        if held := [split for split, about in source["images"].items() if about is None]:
             raise ValueError(
-                "a cluster loads model and images on every worker: give what load_model and load_images do"
+                f"workers load images by their name, and {extraction.key.images} {held[0]} has none: write its splits "
+                f"with images.save('FOLDER/{held[0]}.parquet') and give lab.load_images('FOLDER', {held[0]!r})"
             )
+        if not source["model"]:
+            raise ValueError("workers load the model by its name, and it has none: give what lab.load_model gives")
         root, kind = extraction.root.absolute(), extraction.device.type
         return cls(source, extraction.key, extraction.settings, root, extraction.counts, kind, threads)
 
@@ -152,7 +156,7 @@ class Work:
             raise ValueError(
                 f"{model.name} has other weights on this worker: {weights[:8]}, not {self.key.weights[:8]}"
             )
-        splits = {split: load_images(**source, split=split) for split, source in self.source["images"].items()}
+        splits = {split: load_again(source, split) for split, source in self.source["images"].items()}
         model.to(cluster.device_of_worker(self.device)).eval()
         writer = StoreWriter.create(self.root, self.key, self.counts, source=self.source)
         writer.close()  # who gives out the parts shows that all are at this store

@@ -23,7 +23,7 @@ from igpt_lab.features.manifest import FORMAT, PART_FILE, StoreError, digest_of,
 from igpt_lab.features.origins import sources_of
 from igpt_lab.features.parts import wrong_type
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_again
 from igpt_lab.models import loading
 
 FOLDER = re.compile(r".+-[0-9a-f]{8}")
@@ -155,7 +155,7 @@ def repair(path: str | Path, problems: list[tuple[str, int, str]], *, remote: bo
     doubted = {(split, number): store.state(split, number) for split, number, _ in problems}
     about = dict(sources.model)
     model = loading.load_model(about.pop("name"), **about)
-    splits = [load_images(**images, split=split) for split, images in sources.images.items()]
+    splits = [load_again(images, split) for split, images in sources.images.items()]
     try:
         mending = extraction.prepare(model, splits, sources.settings, store=path.parent)
     except ValueError as error:

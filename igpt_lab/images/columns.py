@@ -6,6 +6,7 @@ import of `datasets` takes seconds.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import unicodedata
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,22 @@ from igpt_lab.core.storage import Remote
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 WORDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+
+
+class NoPicture(ValueError):
+    """What is held in memory for an image is none; the message goes on after the name of its row."""
+
+
+class Held(Protocol):
+    """Images of a split in memory: `[row]` gives an encoded picture as bytes, or as {"bytes", "path"}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The file name of each, '' where there is none."""
 
 
 class Fact(str):
@@ -38,35 +56,43 @@ def _features(schema: pa.Schema) -> dict[str, dict]:
     return {name: noted[name] if isinstance(noted.get(name), dict) else {} for name in schema.names}
 
 
-def columns_of(schema: pa.Schema, name: str) -> tuple[str, str | None]:
-    """(image column, label column or None) of a table."""
+def columns_of(schema: pa.Schema, name: str, label: str | None = None) -> tuple[str, str | None]:
+    """(image column, label column or None) of a table; `label` is the one that was asked for."""
     kinds = {column: feature.get("_type") for column, feature in _features(schema).items()}
     images = [column for column in schema.names if kinds[column] == "Image"]
     images = images or [field.name for field in schema if kinds[field.name] is None and _holds_images(field)]
     if not images:
         raise ValueError(f"{name} has no column with the image; name one 'image'. {_names(schema)}")
-    return _usual(images, "image", schema, name), label_column(schema, name)
+    return _usual(images, "image", schema, name), label_column(schema, name, label)
 
 
-def label_column(schema: pa.Schema, name: str) -> str | None:
-    """The column of the labels, or None."""
+def label_column(schema: pa.Schema, name: str, label: str | None = None) -> str | None:
+    """The column of the labels, or None; `label`, where it was asked for. ValueError where there is no such column."""
+    if label is not None:
+        if label not in schema.names:
+            close = difflib.get_close_matches(label, schema.names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{name} has no column {label!r} for the labels; {hint}{_names(schema)}")
+        return _usual([label], "label", schema, name)
     labels = [column for column in LABEL_COLUMNS if column in schema.names]
     labels = labels or [column for column, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
     return _usual(labels, "label", schema, name) if labels else None
 
 
-def unchosen(schema: pa.Schema, chosen: str | None) -> list[str]:
-    """A note on other columns that may hold the labels, unless the chosen one is named 'label'."""
+def unchosen(schema: pa.Schema, chosen: str | None, label: str | None = None) -> list[str]:
+    """A note on other columns that may hold the labels; for the card alone where the choice is the usual, or asked."""
     kinds = {column: feature.get("_type") for column, feature in _features(schema).items()}
     others = [
         column
         for column in schema.names
         if column != chosen and (kinds[column] == "ClassLabel" or re.search(r"(^|_)labels?$", column.lower()))
     ]
-    if not others or chosen == "label":
-        return []
+    if not others:
+        return [Fact(f"labels are those of the column {label}")] if label else []
     taken = f"labels are those of the column {chosen}" if chosen else "no labels are read"
-    return [f"{taken}; {', '.join(others)} may be meant: name a column 'label' to choose it"]
+    if label or chosen == "label":
+        return [Fact(f"{taken}; others may be {', '.join(others)}: label={others[0]!r} takes it")]
+    return [f"{taken}; {', '.join(others)} may be meant: label={others[0]!r} takes it"]
 
 
 def _usual(candidates: list[str], kind: str, schema: pa.Schema, name: str) -> str:

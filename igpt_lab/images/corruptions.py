@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.in_memory import ppm
 
 
 class Corruption(NamedTuple):
@@ -40,11 +41,14 @@ class CorruptedImages(ImageSet):
 
     corruptions: tuple[tuple[str, float], ...] = ()
 
-    def __getitem__(self, position: int) -> Image.Image:
-        image = super().__getitem__(position)
+    def _image(self, position: int) -> Image.Image:
+        image = super()._image(position)
         for corruption, level in self.corruptions:
             image = CORRUPTIONS[corruption].apply(image, level)
         return image
+
+    def _stored(self, position: int) -> tuple[bytes, str]:
+        return ppm(self._image(position)), self._encoded(position)[1]
 
     @cached_property
     def fingerprint(self) -> str:

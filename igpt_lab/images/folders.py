@@ -45,10 +45,11 @@ def split_of(name: str) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def read_folders(root: Path, split: str | None, name: str) -> Opened:
+def read_folders(root: Path, split: str | None, name: str, label: str | None = None) -> Opened:
     """ROOT[/split]/class/image.png -> paths and labels; a metadata file's labels stand above those of the folders.
 
-    `split` None is the split that the root is named after, or else "test". Raises ValueError.
+    `split` None is the split that the root is named after, or else "test". `label` is the column of the metadata file
+    that was asked for. Raises ValueError.
     """
     images, left_out = _scan(root)
     splits, notes = _split_folders(images, name)
@@ -69,8 +70,8 @@ def read_folders(root: Path, split: str | None, name: str) -> Opened:
             f"{root} has no images; expected Parquet files, or folders of images named after their class. "
             f"{_told(left_out)}".strip()
         )
-    table, more = _labelled(root, base, inside, name)
-    others = {folder: partial(_labels_of, root, other, images, name) for folder, other in bases.items()}
+    table, more = _labelled(root, base, inside, name, label)
+    others = {folder: partial(_labels_of, root, other, images, name, label) for folder, other in bases.items()}
     told = [_told(left_out)] if left_out else []
     return Opened(table, root, split, others, (*notes, *more, *told), listed=True)
 
@@ -202,10 +203,12 @@ def _unwrapped(base: Parts, images: list[Parts]) -> Parts:
     return _unwrapped((*base, base[-1]), images) if below == {base[-1]} else base
 
 
-def _labelled(root: Path, base: Parts, images: list[Parts], name: str) -> tuple[pa.Table, tuple[str, ...]]:
+def _labelled(
+    root: Path, base: Parts, images: list[Parts], name: str, label: str | None
+) -> tuple[pa.Table, tuple[str, ...]]:
     """Table of the images below `base`, by class and path, with their labels if any; and notes."""
     features = b'{"info": {"features": {"image": {"_type": "Image"}}}}'
-    metadata, notes = _metadata(root, base, images, name)
+    metadata, notes = _metadata(root, base, images, name, label)
     if metadata is not None:
         columns = {"image": pa.array("/".join(parts) for parts in images), "label": metadata}
         return pa.table(columns, metadata={b"huggingface": features}), notes
@@ -237,10 +240,10 @@ def _alone(root: Path, base: Parts, images: list[Parts]) -> list[str]:
     return [f"{outer} is the only class; give it as the images if {', '.join(inner[:3])}{more} in it are what counts"]
 
 
-def _labels_of(root: Path, base: Parts, images: list[Parts], name: str) -> Labels | None:
+def _labels_of(root: Path, base: Parts, images: list[Parts], name: str, label: str | None) -> Labels | None:
     """The labels of another split; None where it has none."""
     inside = [parts for parts in images if parts[: len(base)] == base]
-    metadata, _ = _metadata(root, base, inside, name)
+    metadata, _ = _metadata(root, base, inside, name, label)
     if metadata is not None:
         return read_labels(pa.table({"label": metadata}), "label", f"{name} {'/'.join(base)}")
     classes = {_class_of(parts, base) for parts in inside if len(parts) > len(base) + 1}
@@ -248,18 +251,20 @@ def _labels_of(root: Path, base: Parts, images: list[Parts], name: str) -> Label
 
 
 def _metadata(
-    root: Path, base: Parts, images: list[Parts], name: str
+    root: Path, base: Parts, images: list[Parts], name: str, asked: str | None
 ) -> tuple[pa.ChunkedArray | None, tuple[str, ...]]:
     """The labels that a metadata file beside the images gives them, in their order; None without one. And notes."""
     files = [root.joinpath(*where, file) for where in dict.fromkeys((base, ())) for file in METADATA]
     files = [file for file in files if file.is_file()]
+    if not files and asked:
+        raise ValueError(f"{name} has no column {asked!r}: of images in folders it is one of {METADATA[0]} beside them")
     if not files:
         return None, ()
     if len(files) > 1:
         raise ValueError(f"{name} has {files[0]} and {files[1]}; leave one")
     file, where = files[0], files[0].parent.relative_to(root).parts
     table = _read_metadata(file)
-    label = label_column(table.schema, str(file))
+    label = label_column(table.schema, str(file), asked)
     if label is None:
         return None, (f"{file} has no label column; name it 'label'",)
     rows = {_path_of(where, cell): row for row, cell in enumerate(table["file_name"].to_pylist())}
@@ -273,8 +278,8 @@ def _metadata(
     absent = [f"left out: {more} x row of {file.name} whose image is not there"] if more else []
     source = f"labels are those of {file.name}, column {label}"
     folders = {parts[len(base)] for parts in images if len(parts) > len(base) + 1}  # which could be classes
-    first = source if len(folders) > 1 or label != "label" else Fact(source)
-    return labels, (first, *absent, *unchosen(table.schema, label))
+    first = source if len(folders) > 1 or label not in ("label", asked) else Fact(source)
+    return labels, (first, *absent, *(() if asked else unchosen(table.schema, label)))
 
 
 def _as_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:

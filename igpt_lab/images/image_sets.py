@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import operator
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,20 +16,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageOps
 
-from igpt_lab.core.arguments import checked, local
-from igpt_lab.core.display import card, picture, say_once
+from igpt_lab.core.arguments import local
+from igpt_lab.core.display import card, picture
+from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.storage import Remote
-from igpt_lab.images.columns import LABEL_COLUMNS, Fact, fixed
+from igpt_lab.images.columns import LABEL_COLUMNS, Held, NoPicture, fixed
 from igpt_lab.images.opening import decode, read_inside
-from igpt_lab.images.sources import bundled, read, title_of
 from igpt_lab.images.splits import stratified_draw
-from igpt_lab.images.token_files import read_tokens, token_sets
+from igpt_lab.images.tables import as_parquet
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,6 +54,18 @@ class _Rows:
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(self.label_names)} classes"
         return f"<{type(self).__name__} {self.name} {self.split}: {len(self):,} images, {classes}>"
+
+    def __getitem__(self, position: Any) -> Any:
+        """The image at a position, mode RGB; of a slice, a list or a mask of positions the set of these alone.
+
+        ValueError names the row of an image that cannot be read, BadImage is damaged.
+        """
+        if isinstance(position, slice):
+            return self.select(np.arange(len(self))[position])
+        return self._image(operator.index(position)) if np.ndim(position) == 0 else self.select(position)
+
+    def _image(self, position: int) -> Image.Image:
+        raise NotImplementedError
 
     def select(self, positions: Sequence[int] | np.ndarray) -> Self:
         """The set of these positions only, in this order; `index` still counts the source's rows."""
@@ -83,12 +97,12 @@ class _Rows:
     def _name_of(self, row: int, path: str = "") -> str:
         return f"{self.name} {self.split} row {row}" + (f" ({path})" if path else "")
 
-    def _note(self, row: int, data: bytes | memoryview, path: str = "") -> None:
+    def _note(self, row: int, data: bytes | memoryview, path: str = "", advice: str = "load the images again") -> None:
         """ValueError where a row of the source is not what it was when it was first read, for a fingerprint, say."""
         assert self.seen is not None  # see __post_init__
         before, check = self.seen[row], 1 + (len(data) << 32 | zlib.crc32(data))
         if before and before != check:
-            raise ValueError(f"{self._name_of(row, path)} has changed since it was first read; load the images again")
+            raise ValueError(f"{self._name_of(row, path)} has changed since it was first read; {advice}")
         self.seen[row] = check
 
     def _facts(self) -> dict[str, str]:
@@ -113,7 +127,7 @@ class ImageSet(_Rows):
     `labels`: int64 (N,) in [0, K), or None; `label_names`: K names; `index`: int64 (N,).
     """
 
-    column: pa.ChunkedArray  # encoded images of the whole split: bytes, a path, or a struct of both
+    column: pa.ChunkedArray | Held  # encoded images of the whole split: bytes, a path, or a struct of both
     root: Path | Remote  # where a relative path in `column` starts
     source: dict | None = None  # the arguments of `load_images` that load these images again
     notes: tuple[str, ...] = ()  # what was chosen and what was left out, in words
@@ -122,8 +136,7 @@ class ImageSet(_Rows):
     def _repr_html_(self) -> str:
         return card(self._title(), self._facts() | {"notes": "; ".join(self.notes)}, below=_thumbnails(self))
 
-    def __getitem__(self, position: int) -> Image.Image:
-        """The image at `position`, mode RGB; ValueError names its row where it cannot be read, BadImage is damaged."""
+    def _image(self, position: int) -> Image.Image:
         data, path = self._encoded(position)
         return decode(data, self._name_of(self.index[position], path))
 
@@ -135,9 +148,12 @@ class ImageSet(_Rows):
         """The encoded image as the source has it, and its path or ''; ValueError where it is not what it once was."""
         row = int(self.index[position])
         try:
-            cell = self.column[row].as_py()
+            cell: Any = self.column[row]
+            cell = cell.as_py() if isinstance(cell, pa.Scalar) else cell
         except UnicodeDecodeError as error:
             raise ValueError(f"{self._name_of(row)} has a path that is not UTF-8; write the path anew") from error
+        except NoPicture as error:  # of what is in memory
+            raise ValueError(f"{self._name_of(row)} {error}") from error
         if not isinstance(cell, dict):
             cell = {"path": cell} if isinstance(cell, str) else {"bytes": cell}
         data, path = cell.get("bytes"), cell.get("path") or ""
@@ -150,8 +166,36 @@ class ImageSet(_Rows):
         data = b"" if data is None else data
         if not isinstance(data, bytes):
             raise ValueError(f"{self._name_of(row, path)} is a {type(data).__name__}; expected an encoded picture")
-        self._note(row, data, path)
+        if isinstance(self.column, pa.ChunkedArray):
+            self._note(row, data, path)
+        else:
+            self._note(row, data, path, "load the images again, without transforms that draw at random")
         return data, path
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The file name of each image as its source has it, '' where it has none."""
+        if not isinstance(self.column, pa.ChunkedArray):
+            return tuple(self.column.files[row] for row in self.index)
+        if pa.types.is_struct(self.column.type):
+            field = self.column.type.get_field_index("path")
+            paths = pa.nulls(len(self.column)) if field < 0 else pc.struct_field(self.column, [field])
+        else:
+            paths = self.column if pa.types.is_string(self.column.type) else pa.nulls(len(self.column))
+        return tuple(path or "" for path in paths.take(pa.array(self.index)).to_pylist())
+
+    def save(self, file: str | Path) -> Path:
+        """Write the images with their labels and file names as Parquet, which `load_images` reads; returns its path.
+
+        `SET/train.parquet` and `SET/test.parquet` are the splits of a set. Its images have the encoding of their
+        source; of images in memory that is a PPM picture.
+        """
+        names = self.label_names if self.labels is not None else None
+        return atomic_write(local(file), as_parquet(map(self._stored, range(len(self))), self.labels, names))
+
+    def _stored(self, position: int) -> tuple[bytes, str]:
+        """The encoded image as `save` writes it, and its path."""
+        return self._encoded(position)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -227,7 +271,7 @@ class TokenSet(_Rows):
         """ValueError: there are no images."""
         raise self._no_pixels()
 
-    def __getitem__(self, position: int) -> NoReturn:
+    def _image(self, position: int) -> NoReturn:
         raise self._no_pixels()
 
     def _no_pixels(self) -> ValueError:
@@ -253,52 +297,3 @@ def _thumbnails(images: ImageSet, count: int = 12) -> str:
 
 def _small(image: Image.Image) -> Image.Image:
     return ImageOps.contain(image, (56, 56)) if max(image.size) > 56 else image
-
-
-@checked
-def load_images(
-    name: str | Path, split: str | None = None, *, limit: int | None = None, seed: int = 0
-) -> ImageSet | TokenSet:
-    """One split of an image set; `limit` keeps at most so many images, a seeded draw that is stratified over labels.
-
-    `name` is a bundled name; a folder of class folders, with or without `train/` and `test/` above them; a Parquet file
-    or a folder of them, as the Hub has; a folder saved by `datasets`; or a Hub name `owner/name`. A source without
-    splits is served whole under any split's name. `split` is "test" by default, or what a folder of classes is named
-    after. Classes are numbered over all splits together, by name. What `load_tokens` takes gives a token set. What was
-    chosen and left out is said on stderr. Raises ValueError, which names the culprit.
-    """
-    if split == "":
-        raise ValueError("split is empty; expected a name such as 'train' or 'test', or none")
-    if token_sets(local(name)):
-        return load_tokens(name, split or "test", limit=limit, seed=seed)
-    name = str(name)
-    read_split = read(name, split)
-    index = fixed(np.arange(len(read_split.column)))
-    if told := [note for note in read_split.notes if not isinstance(note, Fact)]:
-        say_once(f"{name}: {'; '.join(told)}")
-    images = ImageSet(
-        title_of(name), read_split.split, index, read_split.labels, read_split.label_names, read_split.column,
-        read_split.root, _source(name, limit, seed), read_split.notes, read_split.listed,
-    )  # fmt: skip
-    return images._limited(limit, seed)
-
-
-@checked
-def load_tokens(name: str | Path, split: str = "test", *, limit: int | None = None, seed: int = 0) -> TokenSet:
-    """One split of a token set as OpenAI publishes them: `cifar10_trX.npy`, `cifar10_trY.npy`, and so with va and te.
-
-    X: integers (N, T); Y, if it is there: classes (N,), or one column per class (N, K) with a 1 in the right one.
-    `name` is FOLDER/cifar10, a folder that holds one set, or one of the files. `limit` and `seed` as in `load_images`.
-    Raises ValueError, which names the culprit.
-    """
-    title, tokens, labels, label_names = read_tokens(name, split)
-    index = fixed(np.arange(len(tokens)))
-    source = _source(str(name), limit, seed)
-    return TokenSet(title, split, index, labels, label_names, tokens, source)._limited(limit, seed)
-
-
-def _source(name: str, limit: int | None, seed: int) -> dict:
-    """The arguments that load these images again, from any folder."""
-    path = local(name)
-    is_here = name not in bundled() and (path.exists() or token_sets(path))
-    return {"name": str(path.resolve()) if is_here else name, "limit": limit, "seed": seed}

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image, UnidentifiedImageError
 
+from igpt_lab.core.arguments import local
 from igpt_lab.core.storage import Place, Remote
 
 # Pillow decodes these in its own process; others start programs (EPS), load plugins, or are not images.
@@ -75,10 +76,15 @@ def read_image(file: str | Path) -> Image.Image:
     if file.is_dir():
         raise ValueError(f"{file} is a folder; expected a picture file, such as one of {file / '*'}")
     try:
-        data = _read_regular(file)
+        data = read_named(file)
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     return decode(data, str(file))
+
+
+def read_named(file: str | Path) -> bytes:
+    """The content of a file that the user named; OSError where it cannot be read, ValueError where it is no file."""
+    return _read_regular(local(file))
 
 
 def read_inside(root: Place, path: str, *, linked: bool = False) -> bytes:

@@ -25,10 +25,19 @@ from igpt_lab.core.arguments import local
 from igpt_lab.core.hub import BUNDLED
 from igpt_lab.core.storage import Remote, place
 from igpt_lab.core.values import closest
-from igpt_lab.images.columns import Labels, Opened, class_names, columns_of, fixed, read_labels
+from igpt_lab.images.columns import (
+    Held,
+    Labels,
+    Opened,
+    class_label,
+    class_names,
+    columns_of,
+    fixed,
+    read_labels,
+)
 from igpt_lab.images.folders import read_folders, split_of
 from igpt_lab.images.opening import first_line
-from igpt_lab.images.tables import is_saved, is_split, open_parquet, open_saved, pick, split_files
+from igpt_lab.images.tables import configurations, is_saved, is_split, open_parquet, open_saved, pick, split_files
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.parquet)")
 REVISIONS = ("main", "refs/convert/parquet")  # the Hub keeps a Parquet copy of sets in other formats in the second
@@ -50,7 +59,7 @@ class Source:
     """
 
     split: str
-    column: pa.ChunkedArray
+    column: pa.ChunkedArray | Held
     root: Path | Remote
     labels: np.ndarray | None
     label_names: tuple[str, ...]
@@ -58,32 +67,41 @@ class Source:
     listed: bool
 
 
-def read(name: str, split: str | None) -> Source:
+def read(name: str, split: str | None, *, label: str | None = None, config: str | None = None) -> Source:
     """One split of what a name names; None is the split that a folder is named after, or else "test".
 
-    Raises ValueError, which names the culprit.
+    `label` is the column of the labels, `config` the configuration of a set of the Hub that has several. Raises
+    ValueError, which names the culprit.
     """
-    opened = _open(_locate(name, split or "test"), split, name)
+    opened = _open(_locate(name, split or "test", config), split, name, label, config)
+    image, column = columns_of(opened.table.schema, name, None if opened.listed else label)
+    if column and _is_on_hub(name) and not class_label(opened.table.schema, column, name):
+        # The Hub gave this split alone, and words are numbered over all.
+        opened = _open(_download(name, None, config), opened.split, name, label, config)
+    labels, names = number_labels(opened, column, name)
+    return Source(opened.split, opened.table[image], opened.root, labels, names, opened.notes, opened.listed)
+
+
+def number_labels(opened: Opened, column: str | None, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels int64 (N,) of an opened split, None where no row has one, and the names of the classes of all splits.
+
+    Raises ValueError for a split without rows, and where some rows have no label.
+    """
     table, title = opened.table, f"{name} {opened.split}"
     if not len(table):
         raise ValueError(f"{title} has no images")
-    image, label = columns_of(table.schema, name)
-    numbers: np.ndarray | None = None
-    names: tuple[str, ...] = ()
-    if label is not None:
-        labels = read_labels(table, label, title)
-        if not labels.noted and _is_on_hub(name):  # which gave this split alone, and words are numbered over all
-            opened = _open(_download(name, None), opened.split, name)
-        names = _names_over(labels, opened, name)
-        numbers = labels.numbered(names)
-        wrong = np.flatnonzero(numbers < 0)
-        if len(wrong) == len(table):  # the Hub's way to withhold the labels of a test split
-            numbers = None
-        elif wrong.size:
-            cell = table[label][int(wrong[0])]
-            raise ValueError(f"{title} row {wrong[0]} has no label among its {len(names)} classes: {cell}")
-    labels_of_rows = None if numbers is None else fixed(numbers)
-    return Source(opened.split, table[image], opened.root, labels_of_rows, names, opened.notes, opened.listed)
+    if column is None:
+        return None, ()
+    labels = read_labels(table, column, title)
+    names = _names_over(labels, opened, name)
+    numbers = labels.numbered(names)
+    wrong = np.flatnonzero(numbers < 0)
+    if len(wrong) == len(table):  # the Hub's way to withhold the labels of a test split
+        return None, names
+    if wrong.size:
+        cell = table[column][int(wrong[0])]
+        raise ValueError(f"{title} row {wrong[0]} has no label among its {len(names)} classes: {cell}")
+    return fixed(numbers), names
 
 
 def _names_over(labels: Labels, opened: Opened, name: str) -> tuple[str, ...]:
@@ -102,14 +120,18 @@ def _names_over(labels: Labels, opened: Opened, name: str) -> tuple[str, ...]:
     return class_names([splits[word] for word in in_order], name)
 
 
-def _open(path: Path | Remote, split: str | None, name: str) -> Opened:
+def _open(path: Path | Remote, split: str | None, name: str, label: str | None, config: str | None) -> Opened:
+    is_folder = isinstance(path, Path) and path.is_dir()
     if isinstance(path, Path) and is_saved(path):
-        return open_saved(path, split or "test", name)
-    opened = open_parquet(path, split or "test", name)
-    return opened or read_folders(Path(str(path)), split, name)
+        opened = None if config else open_saved(path, split or "test", name, label)
+    else:
+        opened = open_parquet(path, split or "test", name, label, config)
+    if config and (not opened or not is_folder):
+        raise ValueError(f"config={config!r}, and {name} has none: sets of the Hub and folders of Parquet files have")
+    return opened or read_folders(Path(str(path)), split, name, label)
 
 
-def _locate(name: str, split: str) -> Path | Remote:
+def _locate(name: str, split: str, config: str | None) -> Path | Remote:
     """The file or folder of a name; downloads when it is a Hub name."""
     if not name.strip():
         raise ValueError(f"the name of the images is empty; {_expected()}")
@@ -120,7 +142,7 @@ def _locate(name: str, split: str) -> Path | Remote:
     if name in bundled() or path.exists():
         return BUNDLED / name if name in bundled() else path
     if _is_on_hub(name):
-        return _download(name, split)
+        return _download(name, split, config)
     raise ValueError(f"there is no image set {name!r}; {_expected()}{_hint(path)}")
 
 
@@ -156,12 +178,12 @@ def _above_splits(path: Path) -> Path:
     return path
 
 
-def _download(name: str, split: str | None) -> Path:
+def _download(name: str, split: str | None, config: str | None) -> Path:
     """A folder with the Parquet files of one split, or of all, from the Hub; its cache's where the Hub is silent."""
     failure: Exception | None = None
     tries: list[dict[str, Any]] = [{"revision": revision, "local_files_only": True} for revision in REVISIONS]
     try:
-        splits, revision = _on_hub(name)
+        splits, revision = _on_hub(name, config)
     except LookupError as error:
         failure, tries = error, []
     except Exception as error:  # the Hub client raises a different class for each way to have no network
@@ -181,14 +203,19 @@ def _download(name: str, split: str | None) -> Path:
     ) from failure
 
 
-def _on_hub(name: str) -> tuple[dict[str, list[PurePath]], str]:
-    """Parquet files by split in a Hub repository, and the revision that has them."""
+def _on_hub(name: str, config: str | None) -> tuple[dict[str, list[PurePath]], str]:
+    """Parquet files by split in a Hub repository, of a configuration alone, and the revision that has them."""
     from huggingface_hub import HfApi
 
+    seen: list[PurePath] = []
     for revision in REVISIONS:
-        found = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).siblings or []
-        if splits := split_files(PurePath(file.rfilename) for file in found):
+        siblings = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).siblings or []
+        files = [PurePath(file.rfilename) for file in siblings]
+        if splits := split_files(files, config):
             return splits, revision
+        seen += [file for file in files if file.suffix == ".parquet"]
+    if seen:
+        raise LookupError(f"it has no configuration {config!r}; it has {', '.join(configurations(seen))}")
     raise LookupError("it has no Parquet files")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,22 +22,37 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of file
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")
 
 
-def open_parquet(path: Path | Remote, split: str, name: str) -> Opened | None:
-    """A split of a Parquet file, or of a folder of them; None where the folder has none."""
+def open_parquet(
+    path: Path | Remote, split: str, name: str, label: str | None = None, config: str | None = None
+) -> Opened | None:
+    """A split of a Parquet file, or of a folder of them; None where the folder has none.
+
+    `label` is the column of the labels, `config` a folder below that alone counts; None is the usual one, and all.
+    """
     if path.is_file():
-        return _open_file(path, split, name)
+        return _open_file(path, split, name, label)
     if isinstance(path, Remote):
-        splits = split_files(PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet"))
+        splits = split_files((PurePath(file.key).relative_to(path.key) for file in path.glob("*.parquet")), config)
     else:
         below = [file.relative_to(path) for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")]
-        splits = split_files(file for file in below if not any(part.startswith(".") for part in file.parts))
+        seen = [file for file in below if not any(part.startswith(".") for part in file.parts)]
+        splits = split_files(seen, config)
+        if seen and not splits:
+            raise ValueError(f"{name} has no configuration {config!r}; it has {', '.join(configurations(seen))}")
         if not splits:
             return None
     files = [path / file.as_posix() for file in pick(splits, split, name)]
-    return Opened(_read(files, name), path, split, _others(path, split, splits, name), _notes(files[0], name))
+    others = _others(path, split, splits, name, label)
+    return Opened(_read(files, name, label), path, split, others, _notes(files[0], name, label))
 
 
-def _open_file(path: Path | Remote, split: str, name: str) -> Opened:
+def configurations(files: Iterable[PurePath]) -> list[str]:
+    """The folders that Parquet files lie in, where they are no splits: a set of the Hub has one for a configuration."""
+    folders = {part for file in files for part in file.parts[:-1] if part not in SPLITS and part != split_in(file)}
+    return sorted(folders) or ["none"]
+
+
+def _open_file(path: Path | Remote, split: str, name: str, label: str | None) -> Opened:
     """A file, whole; where it is named after a split, the splits that lie beside it are of the same set."""
     if path.suffix != ".parquet":
         raise ValueError(f"{path} is no Parquet file; expected FILE.parquet or a folder")
@@ -45,15 +61,15 @@ def _open_file(path: Path | Remote, split: str, name: str) -> Opened:
         pick({split_in(path): [path]}, split, name)
         files = split_files(PurePath(file.name) for file in path.parent.glob("*.parquet"))
         beside = {other: files[other] for other in files if other in SPLITS}
-    others = _others(path.parent, split, beside, name)
-    return Opened(_read([path], name), path.parent, split, others, _notes(path, name))
+    others = _others(path.parent, split, beside, name, label)
+    return Opened(_read([path], name, label), path.parent, split, others, _notes(path, name, label))
 
 
 def _others(
-    root: Path | Remote, split: str, splits: dict[str, list[PurePath]], name: str
+    root: Path | Remote, split: str, splits: dict[str, list[PurePath]], name: str, label: str | None
 ) -> dict[str, Callable[[], Labels | None]]:
     """What reads the labels of each other split."""
-    return {other: partial(_labels_of, root, other, splits, name) for other in splits if other != split}
+    return {other: partial(_labels_of, root, other, splits, name, label) for other in splits if other != split}
 
 
 def split_in(file: PurePath | Remote) -> str:
@@ -69,11 +85,11 @@ def is_split(file: PurePath | Remote) -> bool:
     return split_in(file) in SPLITS
 
 
-def split_files(files: Iterable[PurePath]) -> dict[str, list[PurePath]]:
-    """Parquet files by split."""
+def split_files(files: Iterable[PurePath], config: str | None = None) -> dict[str, list[PurePath]]:
+    """Parquet files by split, those in a folder named `config` alone where it is given."""
     splits: dict[str, list[PurePath]] = {}
     for file in files:
-        if file.suffix == ".parquet":
+        if file.suffix == ".parquet" and (config is None or config in file.parts[:-1]):
             splits.setdefault(split_in(file), []).append(file)
     return splits
 
@@ -85,7 +101,9 @@ def pick(splits: dict[str, list], split: str, name: str) -> list:
     files = sorted(splits[split])
     if len({file.parent for file in files}) > 1:
         folders = ", ".join(sorted({str(file.parent) for file in files}))
-        raise ValueError(f"{name} has the split {split!r} in several folders: {folders}; give the path of one")
+        raise ValueError(
+            f"{name} has the split {split!r} in several folders: {folders}; give one as config=, or its path"
+        )
     shards = [shard for file in files if (shard := SHARD.fullmatch(file.stem))]
     if shards and len(files) != int(shards[0][3]):
         present = ", ".join(file.name for file in files)
@@ -93,13 +111,15 @@ def pick(splits: dict[str, list], split: str, name: str) -> list:
     return files
 
 
-def _read(files: Sequence[Path | Remote], name: str, columns: list[str] | None = None) -> pa.Table:
+def _read(
+    files: Sequence[Path | Remote], name: str, label: str | None = None, columns: list[str] | None = None
+) -> pa.Table:
     """These columns of the files, or those of the image and the label."""
     tables = []
     for path in files:
         try:
             with pq.ParquetFile(readable(path), pre_buffer=False) as file:
-                chosen = columns or [column for column in columns_of(file.schema_arrow, str(path)) if column]
+                chosen = columns or [column for column in columns_of(file.schema_arrow, str(path), label) if column]
                 # One thread: with more, some interpreters abort at exit (pyarrow 26).
                 tables.append(file.read(columns=chosen, use_threads=False))
         except (pa.ArrowException, OSError) as error:
@@ -121,16 +141,18 @@ def _unreadable(path: Path | Remote, error: Exception) -> ValueError:
     return ValueError(f"{path} cannot be read as Parquet, is it cut short? {first_line(error)}")
 
 
-def _notes(path: Path | Remote, name: str) -> tuple[str, ...]:
+def _notes(path: Path | Remote, name: str, label: str | None) -> tuple[str, ...]:
     schema = _schema_of(path)
-    return tuple(unchosen(schema, label_column(schema, name)))
+    return tuple(unchosen(schema, label_column(schema, name, label), label))
 
 
-def _labels_of(root: Path | Remote, split: str, splits: dict[str, list[PurePath]], name: str) -> Labels | None:
+def _labels_of(
+    root: Path | Remote, split: str, splits: dict[str, list[PurePath]], name: str, label: str | None
+) -> Labels | None:
     """The labels of another split, of which a ClassLabel needs the names alone; None where it has none."""
     schema = _schema_of(root / sorted(splits[split])[0].as_posix())
     try:
-        _, label = columns_of(schema, name)
+        _, label = columns_of(schema, name, label)
     except ValueError:  # it is no split of images
         return None
     if label is None:
@@ -138,10 +160,10 @@ def _labels_of(root: Path | Remote, split: str, splits: dict[str, list[PurePath]
     if names := class_label(schema, label, f"{name} {split}"):
         return Labels(np.zeros(0, np.int64), names, noted=True)
     files = [root / file.as_posix() for file in pick(splits, split, name)]
-    return read_labels(_read(files, name, [label]), label, f"{name} {split}")
+    return read_labels(_read(files, name, columns=[label]), label, f"{name} {split}")
 
 
-def open_saved(path: Path, split: str, name: str) -> Opened:
+def open_saved(path: Path, split: str, name: str, label: str | None = None) -> Opened:
     """A split of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     several = (path / "dataset_dict.json").is_file()
     try:
@@ -151,10 +173,12 @@ def open_saved(path: Path, split: str, name: str) -> Opened:
             splits = [as_name(folder, "a split") for folder in noted["splits"]]
         if split in splits:
             table = _saved(path / split if several else path)
-            others = {other: partial(_labels_of_saved, path / other, name) for other in splits if other != split}
-            return Opened(table, path, split, others, tuple(unchosen(table.schema, label_column(table.schema, name))))
+            others = {other: partial(_labels_of_saved, path / other, name, label) for other in splits if other != split}
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
+    if split in splits:
+        notes = unchosen(table.schema, label_column(table.schema, name, label), label)
+        return Opened(table, path, split, others, tuple(notes))
     raise ValueError(f"{name} has no split {split!r}; it has {', '.join(sorted(map(str, splits)))}")
 
 
@@ -174,10 +198,10 @@ def _load_saved(path: Path) -> Any:
     return datasets.load_from_disk(str(path))
 
 
-def _labels_of_saved(path: Path, name: str) -> Labels | None:
+def _labels_of_saved(path: Path, name: str, label: str | None) -> Labels | None:
     """The labels of another split; None where it has none."""
     try:
-        label = label_column(_load_saved(path).features.arrow_schema, name)
+        label = label_column(_load_saved(path).features.arrow_schema, name, label)
         return read_labels(_saved(path, [label]), label, f"{name} {path.name}") if label else None
     except (pa.ArrowException, OSError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a folder saved by `datasets`: {first_line(error)}") from error
@@ -186,3 +210,22 @@ def _labels_of_saved(path: Path, name: str) -> Labels | None:
 def is_saved(path: Path | Remote) -> bool:
     """Did `datasets` save this folder?"""
     return isinstance(path, Path) and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def as_parquet(
+    images: Iterable[tuple[bytes, str]], labels: np.ndarray | None, names: Sequence[str] | None
+) -> pa.Buffer:
+    """Encoded images with their paths, their labels and the names of the classes, as the bytes of a Parquet file."""
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    types: dict[str, pa.DataType] = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
+    if labels is not None:
+        features["label"], types["label"] = {"_type": "ClassLabel", "names": list(names or ())}, pa.int64()
+    schema = pa.schema(types, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    buffer, waiting, start = pa.BufferOutputStream(), iter(images), 0
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        while some := [{"bytes": data, "path": path} for data, path in islice(waiting, 1000)]:
+            rows = slice(start, start + len(some))
+            columns = {"image": some} | ({} if labels is None else {"label": labels[rows]})
+            writer.write_table(pa.table(columns, schema=schema))
+            start = rows.stop
+    return buffer.getvalue()

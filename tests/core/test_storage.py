@@ -11,7 +11,7 @@ from igpt_lab.features.extraction import extract, extract_share
 from igpt_lab.features.manifest import StoreError, stores_in
 from igpt_lab.features.on_cluster import extract_on_cluster
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 
 boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
 LOCAL = {"device": "cpu", "progress": False}

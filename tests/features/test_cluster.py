@@ -26,7 +26,7 @@ from igpt_lab.features.on_cluster import extract_on_cluster
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.upkeep import verify
 from igpt_lab.features.writing import StoreWriter
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.probes import probe_layers
@@ -182,8 +182,11 @@ def test_other_weights_images_and_versions_are_refused(tiny, tiny_folder, train,
     monkeypatch.setattr(cluster, "made_by", lambda: {"torch": "1.0"})
     with pytest.raises(cluster.ClusterError, match="torch is 1.0, there"):
         extract_on_cluster(tiny, train, **how)
+    held = load_images(train.images(), "train", labels=train.labels, name="mine")
+    with pytest.raises(ValueError, match=r"mine train has none: write its splits with images.save\('FOLDER/train.parq"):
+        extract_on_cluster(tiny, held, **how)
     tiny.source = None
-    with pytest.raises(ValueError, match="loads model and images on every worker"):
+    with pytest.raises(ValueError, match="workers load the model by its name"):
         extract_on_cluster(tiny, train, **how)
 
 

@@ -18,7 +18,8 @@ from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.upkeep import verify
-from igpt_lab.images.image_sets import ImageSet, load_images, load_tokens
+from igpt_lab.images.image_sets import ImageSet
+from igpt_lab.images.loading import load_images, load_tokens
 from igpt_lab.images.tokens import tokenize
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model

@@ -21,7 +21,7 @@ from igpt_lab.features.extraction import extract
 from igpt_lab.features.manifest import StoreError
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 
 # A server that has torch imported, and no threads, forks each process.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -23,7 +23,7 @@ from igpt_lab.features.manifest import FeatureKey, StoreError, digest_of
 from igpt_lab.features.origins import sources_of
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 from igpt_lab.models import loading
 
 NAMES = ["..", ".", "", "/tmp", "a/b", "a\\b", "C:", "a\0b", "a\nb", "\ud800", "x" * 300, "../../x"]
@@ -303,7 +303,7 @@ def test_a_remote_place_in_a_manifest_needs_the_user_s_word(what, name, broken, 
     source(**{what: {"name": name} if what == "model" else {"test": {"name": name}}})
     asked = []
     monkeypatch.setattr(loading, "load_model", lambda name, **_: asked.append(name) or pytest.fail("asked"))
-    monkeypatch.setattr(upkeep, "load_images", lambda name, **_: asked.append(name) or pytest.fail("asked"))
+    monkeypatch.setattr(upkeep, "load_again", lambda about, _: asked.append(about) or pytest.fail("asked"))
     monkeypatch.setattr(Remote, "of", lambda _: pytest.fail("asked"))
     with pytest.raises(StoreError, match="which is not on this disk; allow it with remote=True .*Nothing was changed"):
         upkeep.repair(store.path, upkeep.verify(store.path))

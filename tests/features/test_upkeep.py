@@ -17,7 +17,7 @@ from igpt_lab.features.manifest import FeatureKey, StoreError
 from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 from igpt_lab.models import loading
 
 

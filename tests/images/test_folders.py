@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from igpt_lab.images.folders import split_of
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 
 
 def fill(root, *paths):
@@ -329,7 +329,7 @@ def test_any_metadata_is_read_or_refused_in_one_line(text, name):
 
 def test_lists_in_lists_do_not_end_the_process(tmp_path):
     (fill(tmp_path, "0.png") / "metadata.jsonl").write_text('{"file_name": "0.png", "label": ' + "[" * 100_000)
-    code = f"from igpt_lab.images.image_sets import load_images; load_images({str(tmp_path)!r}, 'test')"
+    code = f"from igpt_lab.images.loading import load_images; load_images({str(tmp_path)!r}, 'test')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 1 and f"{tmp_path / 'metadata.jsonl'} cannot be read: max" in done.stderr
 

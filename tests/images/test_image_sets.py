@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from igpt_lab.bundled import make_fashion
-from igpt_lab.images.image_sets import ImageSet, load_images
+from igpt_lab.images.image_sets import ImageSet
+from igpt_lab.images.loading import load_images
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR = ROOT.parent / "shared" / "cifar10"
@@ -471,3 +472,25 @@ def test_hub_names_without_parquet(rows, tmp_path, monkeypatch):
     assert hub.asked == [("refs/convert/parquet", ["default/train/0000.parquet"], False)]
     shutil.rmtree(tmp_path / "refs")
     refused("no image set 'owner/name'.*LookupError: it has no Parquet files", "owner/name")
+
+
+def test_a_configuration_of_several(rows, tmp_path, monkeypatch):
+    hub = Hub(tmp_path, monkeypatch)
+    for config, other in (("full", "train"), ("small", "test")):
+        (tmp_path / "main" / config).mkdir(parents=True)
+        hub_table(*rows[other]).to_parquet(tmp_path / "main" / config / "test-00000-of-00001.parquet")
+    refused("'test' in several folders: full, small; give one as config=, or its path", "owner/name")
+    for name in ("owner/name", tmp_path / "main"):
+        for config, other in (("full", "train"), ("small", "test")):
+            images = load_images(name, "test", config=config)
+            assert images.labels.tolist() == rows[other][1] and images.source["config"] == config
+        with pytest.raises(ValueError, match=r"has no configuration 'tiny'; it has full, small"):
+            load_images(name, "test", config="tiny")
+    assert hub.asked[-1] == ("main", ["small/test-00000-of-00001.parquet"], False)
+    as_converted(tmp_path / "refs/convert/parquet", rows)
+    assert load_images("owner/name", "test", config="default").labels.tolist() == rows["test"][1]
+    for name in ("fashion-mini", as_saved(tmp_path / "saved", rows)):
+        with pytest.raises(
+            ValueError, match="has no configuration 'x'|has none: sets of the Hub and folders of Parquet"
+        ):
+            load_images(name, "test", config="x")

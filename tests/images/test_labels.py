@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt_lab.images.columns import Labels, class_names
-from igpt_lab.images.image_sets import load_images, load_tokens
+from igpt_lab.images.loading import load_images, load_tokens
 
 WORDS = {"train": ["eel", "cat", "dog", "cat"], "test": ["eel", "dog"]}  # test has no cat
 PNG = b"not decoded here"
@@ -176,7 +176,7 @@ def test_which_of_two_label_columns_was_taken_is_said(tmp_path, capsys):
     pq.write_table(table, tmp_path / "test.parquet")
     images = load_images(tmp_path)
     note = "labels are those of the column fine_label; coarse_label may be meant"
-    advice = "name a column 'label' to choose it"
+    advice = "label='coarse_label' takes it"
     assert images.labels.tolist() == [1, 0] and capsys.readouterr().err == f"{tmp_path}: {note}: {advice}\n"
     assert note in images._repr_html_()
 
@@ -227,3 +227,43 @@ def test_a_path_that_is_not_utf_8_is_named_by_its_row(tmp_path):
     images = load_images(tmp_path, "test")
     with pytest.raises(ValueError, match="test row 0 has a path that is not UTF-8"):
         images[0]
+
+
+def with_two_columns(root, split, rows):
+    kinds = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(3)}
+    kinds["coarse_label"] = datasets.ClassLabel(names=["fish", "people"])
+    columns = {"img": [{"bytes": PNG, "path": None}] * len(rows), "fine_label": rows}
+    columns["coarse_label"] = [row % 2 for row in rows]
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "metadata"])
+def test_a_column_of_labels_that_is_asked_for(kind, tmp_path, capsys):
+    splits = {"train": [2, 1, 0], "test": [1, 2]}
+    tables = {split: with_two_columns(tmp_path, split, rows) for split, rows in splits.items()}
+    if kind == "saved":
+        datasets.DatasetDict(tables).save_to_disk(tmp_path)
+    for split, table in tables.items():
+        if kind == "parquet":
+            table.to_parquet(tmp_path / f"{split}.parquet")
+        if kind == "metadata":
+            (tmp_path / split).mkdir()
+            frame = pd.DataFrame({"file_name": [f"{n}.png" for n in range(len(table))]})
+            for row in frame.file_name:
+                (tmp_path / split / row).write_bytes(PNG)
+            frame["coarse_label"] = [("fish", "people")[label] for label in table["coarse_label"]]
+            frame.to_csv(tmp_path / split / "metadata.csv", index=False)
+    capsys.readouterr()
+    for split, rows in splits.items():
+        images = load_images(tmp_path, split, label="coarse_label")
+        assert named(images) == [("fish", "people")[row % 2] for row in rows]
+        assert images.source["label"] == "coarse_label"
+    assert capsys.readouterr().err == ""
+    assert "labels are those of" in images._repr_html_() and "column coarse_label" in images._repr_html_()
+    with pytest.raises(ValueError, match="has no column 'course_label' for the labels; did you mean 'coarse_label'?"):
+        load_images(tmp_path, "test", label="course_label")
+
+
+def test_folders_of_classes_have_no_column(tiny_images):
+    with pytest.raises(ValueError, match="has no column 'breed': of images in folders it is one of metadata.csv"):
+        load_images(tiny_images, "test", label="breed")

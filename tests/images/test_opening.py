@@ -20,7 +20,7 @@ from igpt_lab.app import cli
 from igpt_lab.app.commands import sampling
 from igpt_lab.core.storage import Remote
 from igpt_lab.images import opening
-from igpt_lab.images.image_sets import load_images
+from igpt_lab.images.loading import load_images
 from igpt_lab.images.opening import BadImage, decode, formats, open_image, read_image, read_inside
 from igpt_lab.models.imagegpt import ImageGPTForImageClassification
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from igpt_lab.core import provenance
 from igpt_lab.images import image_sets, tokens
-from igpt_lab.images.image_sets import TokenSet, load_images
+from igpt_lab.images.image_sets import TokenSet
+from igpt_lab.images.loading import load_images
 from igpt_lab.images.tokens import _read, cached_tokens, parts_of, tokenize
 
 

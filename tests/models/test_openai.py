@@ -29,7 +29,7 @@ from conftest import SHARED
 from igpt_lab.app import cli
 from igpt_lab.core import downloads
 from igpt_lab.core.hub import CheckpointError
-from igpt_lab.images import image_sets as data
+from igpt_lab.images import loading as data
 from igpt_lab.models import openai
 from igpt_lab.models.config import SIZES
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification

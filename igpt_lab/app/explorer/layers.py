@@ -18,7 +18,8 @@ from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.origins import sources_of
 from igpt_lab.features.store import FeatureStore
-from igpt_lab.images.image_sets import ImageSet, TokenSet, load_images
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import load_again
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.loading import processor_of
 from igpt_lab.probing.features import Features
@@ -141,7 +142,7 @@ def open_source(
         if sources.addresses and not remote:
             places = ", ".join(sources.addresses)
             return f"the store names {places}; explore(store, remote=True) asks there, if you trust it"
-        image_set = load_images(**sources.images[split], split=split)
+        image_set = load_again(sources.images[split], split)
         processor = processor or processor_of(sources.model["name"], sources.model.get("revision"))
     except (ValueError, OSError) as error:
         return f"the images are not where the store says: {error}"

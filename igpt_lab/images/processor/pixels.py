@@ -46,7 +46,7 @@ def _eight_bit_greys(image: Image.Image) -> Image.Image:
     if image.mode == "I" and 0 < greys.max() <= 255:
         raise ValueError("mode I with pixels of at most 255: of 8 or of 16 bits? Convert the image to L or I;16")
     clear = image.info.get("transparency")  # of 16 bits, too
-    levels = _from_16_bits(greys)
+    levels = from_16_bits(greys)
     return Image.fromarray(levels if clear is None else np.where(greys == clear, np.uint8(255), levels))
 
 
@@ -133,7 +133,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint16:
         if 0 < array.max() <= 255:
             raise ValueError("uint16 pixels of at most 255: of 8 or of 16 bits? Pass 8-bit pixels as uint8")
-        return _from_16_bits(array)
+        return from_16_bits(array)
     if array.dtype.kind not in "iu":
         raise ValueError(f"pixels of type {array.dtype}; expected integers in [0, 255], uint16 or floats")
     if array.dtype == np.uint8:
@@ -143,7 +143,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _from_16_bits(greys: np.ndarray) -> np.ndarray:
+def from_16_bits(greys: np.ndarray) -> np.ndarray:
     """Greys in [0, 65535] -> uint8: a 257th, rounded."""
     if greys.min() < 0 or greys.max() > 65535:
         raise ValueError(f"pixels in [{greys.min()}, {greys.max()}]; expected 16 bits, [0, 65535]")
