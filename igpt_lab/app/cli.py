@@ -111,7 +111,7 @@ def _run(arguments: list[str] | None) -> int:
         return run(**options) or 0
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError, TypeError, LookupError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, TypeError, LookupError, FloatingPointError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"igpt-lab: {' '.join(str(message).split())}", file=sys.stderr)
         return 1

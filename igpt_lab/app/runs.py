@@ -49,10 +49,14 @@ def results_folder(
         The path with forward slashes.
 
     Raises:
-        ValueError: the folder is that of another model or image set whose name is the same.
+        ValueError: `out` is a file, or the folder is that of another model or image set whose name is the same.
     """
     if out is not None:
-        return str(local(out)) if str(out).startswith("~") else str(out)
+        made = local(out)
+        if made.exists() and not made.is_dir():
+            raise ValueError(f"{out} is a file; expected a folder for the results, which may be new")
+        made.mkdir(parents=True, exist_ok=True)
+        return str(made) if str(out).startswith("~") else str(out)
     folder = Path(under) / run_name(model, images, quick=quick)
     run = {"images": _full(images), "model": _full(model)}
     note = folder / "run.json"

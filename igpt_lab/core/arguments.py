@@ -74,8 +74,9 @@ def checked(function: F) -> F:
 def _annotation(function: Callable, name: str) -> Any:
     """An argument's annotation; Any where there is none, or where only a type checker imports a name in it."""
     alone = types.SimpleNamespace(__annotations__={name: function.__annotations__.get(name, Any)})
+    written = inspect.unwrap(function)  # a context manager's wrapper is of another module, which lacks the names
     try:
-        return typing.get_type_hints(alone, function.__globals__)[name]
+        return typing.get_type_hints(alone, written.__globals__)[name]
     except NameError:
         return Any
 

@@ -108,9 +108,7 @@ def windows(
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
     variants = []
     for pair in ranges:
-        first, last = pair
-        if not 0 <= first <= last < model.config.n_layer:
-            raise ValueError(f"blocks {first} to {last}; this model has blocks 0..{model.config.n_layer - 1}")
+        first, last = _range(pair, model.config.n_layer)
         for radius in radii:
             with window(model, radius):  # says what is wrong with it before any work
                 columns = {"radius": radius, "first": first, "last": last}
@@ -150,6 +148,7 @@ def refit_after(
         ValueError: As `leave_out` does, and for labels of another count than images.
     """
     blocks = _check(model, tokens, parts, kind, layers)
+    train_labels, labels = np.asarray(train_labels), np.asarray(labels)
     for images, classes in ((train_tokens, train_labels), (tokens, labels)):
         if np.shape(classes) != (len(images),):
             raise ValueError(f"labels {np.shape(classes)} of {len(images)} images; expected one for each")
@@ -167,6 +166,19 @@ def refit_after(
     return Measurement(pd.DataFrame(rows).astype({"head": "Int64"}), of_images, KEYS)
 
 
+def _range(pair: Any, blocks: int) -> tuple[int, int]:
+    """The first and the last block of a range, checked."""
+    numbers = pair if isinstance(pair, tuple | list) else ()
+    if len(numbers) != 2 or not all(isinstance(number, int | np.integer) for number in numbers):
+        raise ValueError(f"range {pair!r}; expected two whole numbers, the first block and the last")
+    first, last = numbers
+    if not 0 <= first <= last < blocks:
+        raise ValueError(
+            f"blocks {first} to {last}; expected the first and then the last, of this model's blocks 0..{blocks - 1}"
+        )
+    return int(first), int(last)
+
+
 def _check(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, parts: Sequence[str], kind: str,
     layers: Sequence[int] | None,
@@ -177,8 +189,9 @@ def _check(
         raise ValueError(f"kind {kind!r}; expected one of {', '.join(KINDS)}")
     for part in parts:
         check_part(model, part, 0, 0 if part == "head" else None)
-    if len(checked_tokens(tokens, model.config)) < 2:
-        raise ValueError(f"tokens {np.shape(tokens)}; expected two images or more, for an interval over images")
+    count, width = checked_tokens(tokens, model.config).shape
+    if count < 2 or not width:
+        raise ValueError(f"tokens {count, width}; expected two images or more, for an interval over images")
     check_eval(model)
     return layers_of("resid_post", model.config.n_layer, layers)
 

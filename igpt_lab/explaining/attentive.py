@@ -78,6 +78,7 @@ def probe_attentive(
     config: Any = model.config
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")
     tokens = [_whole(checked_tokens(images, config), config) for images in (train_tokens, test_tokens)]
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     _check_labels(tokens, (train_labels, test_labels))
     check_eval(model)
     width = width_at(point, config)

@@ -18,7 +18,7 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.explaining import laws
 from igpt_lab.features.hooks import record
 from igpt_lab.images.image_sets import ImageSet, TokenSet
-from igpt_lab.images.tokens import tokenize
+from igpt_lab.images.tokens import checked_tokens, tokenize
 from igpt_lab.models.config import ACTIVATIONS
 from igpt_lab.models.cost import block_weights
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, KeyValueCache
@@ -113,12 +113,9 @@ def _tokens(model: ImageGPTForCausalImageModeling, images: ImageSet | TokenSet |
         return drawn.to(model.device)
     if isinstance(images, ImageSet | TokenSet):
         images = tokenize(images.select(np.arange(min(count, len(images)))), model.processor, progress=False)
-    pixels, colours = np.asarray(images), config.n_colours
-    if pixels.ndim != 2 or pixels.shape[1] != config.n_positions or not 0 <= pixels.min() <= pixels.max() < colours:
-        raise ValueError(
-            f"images of shape {pixels.shape}, values up to {pixels.max()}; expected palette indices "
-            f"(N, {config.n_positions}) below {colours}"
-        )
+    pixels = checked_tokens(images, config)
+    if not len(pixels) or pixels.shape[1] != config.n_positions:
+        raise ValueError(f"images of shape {pixels.shape}; expected palette indices (N, {config.n_positions}), N > 0")
     return torch.as_tensor(pixels[:count].astype(np.int64), device=model.device)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +72,8 @@ def _functions(edits: Mapping[Place, Function], blocks: int) -> Edits:
         raise TypeError(f"edits are a {type(edits).__name__}; expected {{(point, layer): function}}")
     functions: Edits = {}
     for place, function in edits.items():
-        if not (isinstance(place, tuple) and len(place) == 2 and callable(function)):
+        is_place = isinstance(place, tuple) and [type(part) for part in place] in ([str, int], [str, np.int64])
+        if not (is_place and callable(function)):
             raise TypeError(f"{place!r}: {type(function).__name__}; expected (point, layer): function")
         point, layer = place[0], layers_of(place[0], blocks, [place[1]])[0]
         if (point, layer) in functions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, descri
 from igpt_lab.explaining.readouts import bits_by_layer
 from igpt_lab.explaining.tuned_lens import fit_tuned_lens, tuned_lens
 from igpt_lab.features.extraction import extract
+from igpt_lab.features.hooks import check_eval
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -45,6 +47,7 @@ TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens
 SHARES, LAYERS = 4, 7  # of prefixes, and those beside c
 STEPS = 100  # of the tuned lens
 RADII = (1, RADIUS, 7)
+MEMORY = 2e9  # bytes of the states that the attentive probe keeps
 FITS = 2.0  # all of the time, over that of the forward passes
 
 
@@ -96,6 +99,8 @@ def explain(
 ) -> Explanation:
     """Run every instrument on at most TRAIN and TEST images, and answer the predictions about layer c.
 
+    The attentive probe is fitted to as many training images as keep their states below 2 GB.
+
     Args:
         model: One that predicts pixels in their order, or what `load_model` takes; it is moved to the device.
         train_images, test_images: With labels; of each the images are a stratified draw by `seed`.
@@ -104,32 +109,58 @@ def explain(
             that is the first layer or the last, the one beside it, with a warning.
         device: By default the accelerator where there is one.
 
-    Raises ValueError for a bidirectional model, images without labels, and where `chosen` is the first layer or the
-    last.
+    Raises ValueError for a bidirectional model, one of a single block or pixel, images without labels, and where
+    `chosen` is the first layer or the last; RuntimeError for a model in training mode.
     """
+    options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device, "progress": progress}
+    return Explanation(**dict(instruments(model, train_images, test_images, **options)))
+
+
+@checked
+def instruments(
+    model: Model,
+    train_images: ImageSet | TokenSet,
+    test_images: ImageSet | TokenSet,
+    *,
+    store: str | Path = "stores",
+    chosen: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Iterator[tuple[str, Any]]:
+    """Name and value of each field of `explain`'s Explanation, as soon as it is measured; the answers come last."""
     model = load_model(model) if isinstance(model, str | Path) else model
     check_explainable(model, chosen)
-    model = model.to(best_device(device)).eval()
+    check_eval(model)
+    model = model.to(best_device(device))
     train = _Images.drawn(model, train_images, max(TRAIN.values()), seed)
     test = _Images.drawn(model, test_images, max(TEST.values()), seed)
     names = [field.name for field in fields(Explanation) if field.name not in ("chosen", "probe", "answers")]
     with tqdm(total=1 + len(names), desc="explain", unit="instrument", disable=not progress) as bar:
         run = _Run.begun(model, train, test, chosen, seed, {"store": store, "device": device, "progress": progress})
+        yield "chosen", run.chosen
+        yield "probe", run.probe
         bar.update()
         measured: dict[str, Any] = {}
         for name in names:
             measured[name] = getattr(run, name)()
+            yield name, measured[name]
             bar.update()
     asked = ("bits", "prefixes", "attention", "refit", "windows", "attentive")
-    answers = answer(run.chosen, **{name: measured[name] for name in asked})
-    return Explanation(chosen=run.chosen, probe=run.probe, answers=answers, **measured)
+    yield "answers", answer(run.chosen, **{name: measured[name] for name in asked})
 
 
 def check_explainable(model: ImageGPTForCausalImageModeling, chosen: int | None) -> None:
-    """ValueError for a bidirectional model, and where `chosen` is the first layer or the last."""
-    check_alignment("sos", model.config)
+    """ValueError for a model that has no layer c between its ends, and where `chosen` is not one of these."""
+    config = model.config
+    check_alignment("sos", config)
+    if config.n_layer < 2 or config.n_positions < 2:
+        raise ValueError(
+            f"a model of n_layer={config.n_layer}, n_positions={config.n_positions}; expected 2 blocks or more, as the "
+            "predictions are of a layer between the first and the last, and 2 pixels or more"
+        )
     if chosen is not None:
-        check_chosen(chosen, model.config.n_layer)
+        check_chosen(chosen, config.n_layer)
 
 
 def estimated_seconds(
@@ -282,7 +313,9 @@ class _Run:
         return refit_after(self.model, train.tokens, train.labels, test.tokens, test.labels, **options, **self.options)
 
     def attentive(self) -> Measurement:
-        train, test = self.train.some(TRAIN["attentive"]), self.test.some(TEST["attentive"])
+        of_image = 4 * self.model.config.n_positions * self.model.config.n_embd  # bytes
+        train = self.train.some(min(TRAIN["attentive"], int(MEMORY // of_image)))
+        test = self.test.some(TEST["attentive"])
         layers = sorted({0, self.chosen // 2, self.chosen, (self.chosen + self.last) // 2, self.last})
         options: dict[str, Any] = {"layers": layers, "queries": math.gcd(4, self.model.config.n_embd)}
         options["progress"] = self.options["progress"]

@@ -85,6 +85,8 @@ def lens_strip(
     if len(tokens) != 1:
         raise ValueError(f"tokens {tokens.shape}; expected those of one image, (T,) or (1, T)")
     if lens is not None:
+        if not hasattr(lens, "matrices"):
+            raise TypeError(f"lens is a {type(lens).__name__}; expected a TunedLens as fit_tuned_lens gives it")
         lens.check(model)
     colours, palette = model.config.vocab_size - 1, _palette(model)
     chosen = layers_of("resid_pre", len(model.transformer.h), layers)

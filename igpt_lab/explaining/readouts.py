@@ -84,6 +84,7 @@ def bits_by_layer(
     n_states = _default_states(model, len(tokens[0])) if n_states is None else n_states
     positions = _drawn(tokens, n_states, seed)
     values = {name: _values(name, tokens, positions, labels, palette) for name in targets}
+    _check_values(values)
     _check_memory(model, positions, len(places))
     device = best_device(device or next(model.parameters()).device)
     with tqdm(total=sum(map(len, tokens)), desc="states", unit="image", disable=not progress) as bar:
@@ -198,6 +199,15 @@ def _values(name: str, tokens: list, positions: list, labels: list, palette: np.
     if name == "class (mean state)":
         return [y[:, None] for y in of_images]
     return [np.repeat(y[:, None], at.shape[1], 1) for y, at in zip(of_images, positions, strict=True)]
+
+
+def _check_values(values: dict[str, list[np.ndarray]]) -> None:
+    """ValueError for a target that has one value in all training states."""
+    for name, (of_train, _) in values.items():
+        if of_train.min() == of_train.max():
+            raise ValueError(
+                f"target {name!r}: all training states have one value; expected two or more, or targets= without it"
+            )
 
 
 def _check_memory(model: Any, positions: list[np.ndarray], layers: int) -> None:

@@ -57,10 +57,19 @@ class TunedLens:
         return moved(states, matrix, bias)
 
     def check(self, model: Any) -> None:
-        """ValueError where it was trained for another model."""
+        """ValueError where it was trained for another model, or does not have a matrix and a bias for each layer."""
         if digest_of_model(model) != self.model:
             name = getattr(model, "name", type(model).__name__)
             raise ValueError(f"this tuned lens is of another model than {name}; fit one for it with fit_tuned_lens")
+        blocks, width = len(model.transformer.h), model.config.n_embd
+        shapes = tuple(self.matrices.shape), tuple(self.biases.shape)
+        if shapes != ((blocks, width, width), (blocks, width)):
+            raise ValueError(
+                f"this tuned lens has matrices {shapes[0]} and biases {shapes[1]}; expected {(blocks, width, width)} "
+                f"and {(blocks, width)}: fit one anew with fit_tuned_lens"
+            )
+        if not (self.matrices.isfinite().all() and self.biases.isfinite().all()):
+            raise ValueError("this tuned lens has values that are not finite; fit one anew with fit_tuned_lens")
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write tuned_lens.safetensors and tuned_lens.json into `folder`, each whole or not at all."""

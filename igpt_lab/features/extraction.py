@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.storage import Place, Remote, place
+from igpt_lab.features.hooks import evaluating
 from igpt_lab.features.manifest import FeatureKey, cut_at, explain_miss
 from igpt_lab.features.runner import Features, Runner, Stats
 from igpt_lab.features.settings import ExtractionSettings, check_names, extraction_key, setting_names, settings_of
@@ -258,11 +259,12 @@ class Extraction:
 
     def here(self, writer: StoreWriter, todo: list[Part], workers: int | None, progress: bool) -> None:
         """Compute `todo` in this process: `workers` threads decode ahead of the device, one writes behind it."""
-        runner = Runner(self.model.to(self.device).eval(), self.settings)
+        runner = Runner(self.model.to(self.device), self.settings)
         rows = sum(len(part) for part in todo)
         pending: Future | None = None
         with (
             closing(writer),
+            evaluating(self.model),
             tqdm(total=rows, desc=f"features of {self.key.model}", unit="image", disable=not progress) as bar,
             ThreadPoolExecutor(1) as behind,
             closing(claimed(writer, todo)) as parts,

@@ -187,6 +187,18 @@ def check_eval(model: nn.Module) -> None:
         raise RuntimeError("the model is in training mode; call model.eval()")
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A block in which the model is in eval mode; behind it each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def uncompiled(model: nn.Module, done: str):
     """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
     if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy
+from igpt_lab.features.hooks import evaluating
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForImageClassification
 from igpt_lab.models.loading import load_classifier, tokens_of
@@ -102,7 +103,8 @@ def classify(
             raise ValueError(f"an array {images.shape}; expected images (N, H, W, 3), or a list of them")
         tokens = model.processor.encode(images)
         index = np.arange(len(tokens))
-    logits = logits_of(model.eval(), tokens, batch_size, progress)
+    with evaluating(model):
+        logits = logits_of(model, tokens, batch_size, progress)
     return Classified(logits.softmax(1).numpy(), names, labels, index)
 
 

@@ -266,12 +266,18 @@ def test_other_bad_input(tiny):
     for part, head in (("head", None), ("mlp", 0)):
         with pytest.raises(ValueError, match="a head has a number, and only a head"):
             skip(tiny, part, 0, head=head)
-    with pytest.raises(ValueError, match="blocks 1 to 3; this model has blocks 0..2"):
-        windows(tiny, TOKENS, [1], [(1, 3)])
+    for pair in ((1, 3), (2, 1)):
+        with pytest.raises(ValueError, match=f"blocks {pair[0]} to {pair[1]}; .* this model's blocks 0..2"):
+            windows(tiny, TOKENS, [1], [pair])
+    for ranges in ([(0,)], (0, 1), [("a", "b")], [(0.0, 1.0)]):
+        with pytest.raises(ValueError, match="expected two whole numbers, the first block and the last"):
+            windows(tiny, TOKENS, [1], ranges)
     with pytest.raises(ValueError, match="radius -1"):
         windows(tiny, TOKENS, [-1], [(1, 2)])
     with pytest.raises(ValueError, match="expected two images or more"):
         leave_out(tiny, TOKENS[:1])
+    with pytest.raises(ValueError, match="expected two images or more"):
+        leave_out(tiny, TOKENS[:, :0])
     with pytest.raises(ValueError, match="expected integers"):
         leave_out(tiny, TOKENS.astype(float))
     with pytest.raises(ValueError, match="donors float64"):

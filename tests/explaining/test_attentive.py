@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -134,6 +135,17 @@ def test_the_table(tiny):
         chosen, last = rows[rows.chosen], rows[rows.layer == 3]
         assert len(chosen) == 1
         assert rows["drop"].tolist() == pytest.approx(2 * [chosen.test_accuracy.item() - last.test_accuracy.item()])
+
+
+def test_labels_may_be_a_list_or_a_tensor(tiny):
+    tokens, labels = tokens_and_labels()
+    images = {"layers": [1], "seeds": [0], **FEW}
+    want = lab.probe_attentive(tiny, tokens, labels, tokens[:24], labels[:24], **images).table
+    for kind in (list, torch.as_tensor):
+        got = lab.probe_attentive(tiny, tokens, kind(labels), tokens[:24], kind(labels[:24]), **images).table
+        pd.testing.assert_frame_equal(got, want)
+        change = lab.refit_after(tiny, tokens, kind(labels), tokens[:24], kind(labels[:24]), progress=False).table
+        assert change.accuracy.notna().all()
 
 
 @torch.no_grad()

@@ -144,8 +144,12 @@ def test_given_images(tiny, test):
     assert checked(tiny, images=test).passed.all()
     assert "batch of 1 against 3" in checked(tiny, images=np.arange(48).reshape(3, 16) % 8).index
     for wrong in (np.zeros((2, 15), int), np.full((2, 16), 8)):
-        with pytest.raises(ValueError, match=r"expected palette indices \(N, 16\) below 8"):
+        with pytest.raises(ValueError, match=r"expected palette indices \(N, 16\)|tokens from 8 to 8; .* 0 to 7"):
             checked(tiny, images=wrong)
+    zeros = [np.zeros((2, 16), kind) for kind in (bool, object)]
+    for no_tokens in (np.full((2, 16), 3.9), *zeros, np.zeros((0, 16), int)):
+        with pytest.raises(ValueError, match="expected"):
+            checked(tiny, images=no_tokens)
 
 
 def test_the_command(tiny_folder, tiny_images, monkeypatch, capsys):

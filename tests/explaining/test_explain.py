@@ -1,5 +1,6 @@
 """Every instrument at once, on a tiny model, from the command and from Python."""
 
+import importlib
 from dataclasses import replace
 
 import pandas as pd
@@ -73,3 +74,43 @@ def test_the_command_refuses_it_before_its_estimate(tiny, tiny_folder, tiny_imag
 
 def test_the_estimate_is_of_some_seconds(tiny, train, test):
     assert 0 < estimated_seconds(tiny, train, test) < 600
+
+
+def test_a_stopped_run_keeps_what_was_finished(tiny_folder, tiny_images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(saving, "render", lambda figure, kind: b"")
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("igpt_lab.explaining.explain.leave_out", stopped)
+    arguments = ["explain", str(tiny_folder), str(tiny_images), "--chosen", "1", "--store", str(tmp_path / "stores")]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 130
+    assert "what was finished is kept" in capsys.readouterr().err
+    kept = {path.stem for path in (tmp_path / "out").glob("*.csv")}
+    assert kept == set(FIGURES) - {"left_out", "heads", "attentive"}
+    bits = pd.read_csv(tmp_path / "out" / "bits.csv")
+    assert bits.layer.nunique() == 4 and bits.bits.notna().all()
+
+
+def test_out_that_is_a_file_is_refused_before_any_work(tiny_folder, tiny_images, tmp_path, capsys):
+    (tmp_path / "afile").write_text("mine")
+    assert cli.main(["explain", str(tiny_folder), str(tiny_images), "--out", str(tmp_path / "afile")]) == 1
+    printed = capsys.readouterr()
+    assert not printed.out and "afile is a file; expected a folder" in printed.err
+    assert (tmp_path / "afile").read_text() == "mine"
+
+
+@pytest.mark.parametrize("shape", [{"n_layer": 1}, {"n_positions": 1}])
+def test_a_model_without_a_middle_is_refused_before_any_work(shape, tiny, train, test, tmp_path):
+    model = ImageGPTForCausalImageModeling(replace(tiny.config, **shape)).eval()
+    with pytest.raises(ValueError, match="expected 2 blocks or more"):
+        lab.explain(model, train, test, store=tmp_path, device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_attentive_probe_takes_as_many_images_as_memory_holds(tiny, train, test, tmp_path, monkeypatch):
+    explain = importlib.import_module("igpt_lab.explaining.explain")
+    monkeypatch.setattr(explain, "MEMORY", 4 * tiny.config.n_positions * tiny.config.n_embd * 20)
+    images = [explain._Images.drawn(tiny, split, 40, 0) for split in (train, test)]
+    run = explain._Run.begun(tiny, *images, 1, 0, {"store": tmp_path, "device": "cpu", "progress": False})
+    assert set(run.attentive().table.n_train) == {20}

@@ -67,6 +67,12 @@ def test_the_whole_prefix_is_the_mean(tiny, train, test, tmp_path):
     assert whole.reset_index(drop=True).equals(result.table)
 
 
+def test_the_model_stays_in_training_mode(tiny, train, test, tmp_path):
+    tiny.train().transformer.h[0].eval()
+    lab.probe_positions(tiny, train, test, positions=[3], store=tmp_path, device="cpu", progress=False)
+    assert tiny.training and tiny.transformer.h[1].training and not tiny.transformer.h[0].training
+
+
 def test_bad_input(tiny, train, test, tmp_path):
     options = {"store": tmp_path, "device": "cpu", "progress": False}
     with pytest.raises(ValueError, match="no position 16; expected positions from 0 to 15"):

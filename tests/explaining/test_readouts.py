@@ -188,6 +188,7 @@ def test_the_table_has_a_row_for_each_layer_and_target(tiny):
         ({"targets": ["class"]}, "target 'class' needs train_labels and test_labels"),
         ({"layers": [4]}, "layer 4 at resid_pre"),
         ({"n_states": 16}, "n_states=16; expected 1 to 15"),
+        ({"targets": "class", "train_labels": np.ones(6, int), "test_labels": np.arange(6)}, "'class': .* one value"),
         ({"palette": np.zeros((3, 3))}, "palette .3, 3.; expected the model's 8 colours"),
         ({"train_labels": np.zeros(3, int)}, r"labels int64 .3,.; expected integers .6,."),
         ({"train_tokens": TOKENS[:, :9]}, r"tokens .6, 9.; expected two or more whole images, .N, 16."),

@@ -1,6 +1,7 @@
 """The tuned lens: its objective and the gradient against a plain loop, zero against the logit lens, files, refusals."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,11 @@ def test_a_saved_lens_is_loaded_and_another_models_is_refused(fitted, tiny, toke
     ):
         with pytest.raises(ValueError, match="this tuned lens is of another model than tiny; fit one for it"):
             instrument()
+    with pytest.raises(TypeError, match="lens is a str; expected a TunedLens"):
+        lab.lens_strip(tiny, tokens[0], lens="lens")
+    for matrices, words in ((lens.matrices[:1], "expected .3, 8, 8."), (lens.matrices * np.nan, "not finite")):
+        with pytest.raises(ValueError, match=words):
+            lab.tuned_lens(model, tokens, replace(lens, matrices=matrices), **QUIET)
     file = tmp_path / "lens" / FILES[0]
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -225,6 +225,16 @@ def test_gradient_checkpointing_records_once(tiny):
         torch.testing.assert_close(pooled[point], want[point])
 
 
+def test_one_name_and_one_layer_are_lists_of_one_and_none_is_refused(tiny):
+    with record(tiny, "ln_1", layers=2) as pooled:
+        tiny(TOKENS)
+    torch.testing.assert_close(pooled["ln_1"], recorded(tiny)["ln_1"][:, 2:3])
+    with pytest.raises(ValueError, match="layers is empty; expected at least one"), record(tiny, layers=[]):
+        pass
+    with pytest.raises(TypeError, match="layers='last' is of type str"), record(tiny, layers="last"):
+        pass
+
+
 def test_bad_names(tiny):
     with pytest.raises(ValueError, match="did you mean 'attn_out'"):
         layers_of("atn_out", 3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import igpt_lab as lab
 from igpt_lab.app import runs
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from igpt_lab.core.provenance import RunRecord
-    from igpt_lab.explaining.explain import Explanation
+
+
+FIGURES = {  # an instrument -> the stem of its files, and its figure
+    "strip": ("strip", "lens_strip"),
+    "bits": ("bits", "bits_curve"),
+    "positions": ("positions", "position_map"),
+    "prefixes": ("prefixes", "prefix_curve"),
+    "looks": ("looks", "attention_from"),
+    "windows": ("windows", "window_curve"),
+    "parts": ("left_out", "leave_out_curve"),
+    "heads": ("heads", "head_map"),
+    "attentive": ("attentive", "attentive_curve"),
+}
 
 
 @command(
@@ -34,10 +47,10 @@ def explain(
 ) -> None:  # fmt: skip
     """Why the middle: every instrument on a few images, the figures, and which of the seven predictions hold.
 
-    The figures have their tables beside them; the table of the refitted probes is refit.csv, that of the answers
-    answers.csv.
+    Each figure is written as soon as its instrument is done, with its table beside it. The table of the refitted
+    probes is refit.csv, that of the answers answers.csv.
     """
-    from igpt_lab.explaining.explain import check_explainable, estimated_seconds
+    from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds, instruments
 
     train, test = (lab.load_images(images, split) for split in ("train", "test"))
     loaded = lab.load_model(model, revision=revision)
@@ -45,34 +58,38 @@ def explain(
     folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
     seconds = estimated_seconds(loaded, train, test, chosen)
     print(f"about {max(1, round(seconds / 60))} min on the CPU", flush=True)
-    explained = lab.explain(loaded, train, test, store=store, chosen=chosen, seed=seed, device=device)
     title = f"{loaded.name} on {train.name}"
-    record = lab.RunRecord("explain", {"images": train.name, "model": model, "chosen": explained.chosen}, seed=seed)
-    files = _save(explained, title, folder, record)
-    print(title, explained, *files, sep="\n")
-
-
-def _save(explained: Explanation, title: str, folder: Path, record: RunRecord) -> list[Path]:
-    """Every figure with its table, and the two tables that have no figure."""
+    measured: dict[str, Any] = {}
     files: list[Path] = []
+    options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device}
+    for name, value in instruments(loaded, train, test, **options):
+        measured[name] = value
+        facts = {"images": train.name, "model": model, "chosen": measured["chosen"]}
+        files += _save(name, measured, title, folder, lab.RunRecord("explain", facts, seed=seed))
+    print(title, Explanation(**measured), *files, sep="\n")
 
-    def save(name: str, figure: object, table: pd.DataFrame) -> None:
-        files.extend(lab.figures.save_figure(figure, folder / name, data=table, record=record))
 
-    probe, attention, figures = explained.probe.table, explained.attention, lab.figures
-    marks = explained.baselines
-    save("lens", figures.lens_curve(explained.lens, probe, marks=marks, title=title), explained.lens)
-    save("strip", figures.lens_strip(explained.strip, title=title), explained.strip)
-    save("bits", figures.bits_curve(explained.bits.table, title=title), explained.bits.table)
-    save("positions", figures.position_map(explained.positions.table, title=title), explained.positions.table)
-    save("prefixes", figures.prefix_curve(explained.prefixes.table, title=title), explained.prefixes.table)
-    save("attention", figures.attention_depth(attention.table, title=title), attention.table)
-    save("offsets", figures.offset_maps(attention.offsets, title=title), attention.offsets)
-    save("looks", figures.attention_from(explained.looks, title=title), explained.looks)
-    save("windows", figures.window_curve(explained.windows.table, title=title), explained.windows.table)
-    save("left_out", figures.leave_out_curve(explained.parts.table, title=title), explained.parts.table)
-    save("heads", figures.head_map(explained.heads.table, title=title), explained.heads.table)
-    save("attentive", figures.attentive_curve(explained.attentive.table, title=title), explained.attentive.table)
-    for name, table in ("refit", explained.refit.table), ("answers", explained.answers):
-        files.append(atomic_write(folder / f"{name}.csv", table.to_csv(index=False)))
+def _save(name: str, measured: dict[str, Any], title: str, folder: Path, record: RunRecord) -> list[Path]:
+    """Write what the last instrument measured, so that a run that is stopped later keeps it."""
+    if name in ("refit", "answers"):
+        table = measured["refit"].table if name == "refit" else measured["answers"]
+        return [atomic_write(folder / f"{name}.csv", table.to_csv(index=False))]
+    files: list[Path] = []
+    for stem, figure, table in _figures(name, measured, title):
+        files += lab.figures.save_figure(figure, folder / stem, data=table, record=record)
     return files
+
+
+def _figures(name: str, measured: dict[str, Any], title: str) -> Iterator[tuple[str, Any, pd.DataFrame]]:
+    """Stem, figure and table of each figure that can be plotted once the instrument `name` is done."""
+    value = measured[name]
+    if name == "baselines":
+        lens, probe = measured["lens"], measured["probe"].table
+        yield "lens", lab.figures.lens_curve(lens, probe, marks=value, title=title), lens
+    elif name == "attention":
+        yield "attention", lab.figures.attention_depth(value.table, title=title), value.table
+        yield "offsets", lab.figures.offset_maps(value.offsets, title=title), value.offsets
+    elif name in FIGURES:
+        stem, plot = FIGURES[name]
+        table = getattr(value, "table", value)
+        yield stem, getattr(lab.figures, plot)(table, title=title), table
