@@ -255,8 +255,7 @@ def _report(
     row |= {"validation_loss": math.nan, "validation_accuracy": math.nan}
     validates = len(data.held_out) > 0
     if validates:
-        with torch.compiler.set_stance("force_eager"):
-            logits = logits_of(classifier.eval(), data.tokens[data.held_out], 32, False)
+        logits = logits_of(classifier.eval(), data.tokens[data.held_out], 32, False)
         labels = torch.as_tensor(data.labels[data.held_out])
         row["validation_loss"] = cross_entropy(logits, labels).item()
         row["validation_accuracy"] = (logits.argmax(1) == labels).float().mean().item()

@@ -166,8 +166,7 @@ def _report(
     """Add a row to the log of a pretraining, show and print it; False, as it goes on."""
     row = trainer.progress()
     trained, speed = row["train_loss"], row.pop("tokens_per_second")
-    with torch.compiler.set_stance("force_eager"):  # once in a while: not worth compiling for
-        validated = _validation_loss(trainer.model.eval(), held_out, recipe)
+    validated = _validation_loss(trainer.model.eval(), held_out, recipe)
     trainer.enter({
         **row,
         "train_bits_per_pixel": trained / math.log(2),

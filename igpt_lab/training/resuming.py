@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +72,21 @@ def in_use(out: Path) -> Iterator[None]:
         _ours.reset(mark)
         unlink(lock)
         lock.release()
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C (and SIGTERM) sets the event instead of raising in the middle of a step."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note_run(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from igpt_lab.core.compiling import Compiled
 from igpt_lab.core.devices import memory_kept
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.training import parallel
-from igpt_lab.training.resuming import BEGIN_AGAIN, SCHEDULE, read_state, write_note
+from igpt_lab.training.resuming import BEGIN_AGAIN, SCHEDULE, interruptible, read_state, write_note
 from igpt_lab.training.settings import TrainConfig
 
 
@@ -42,11 +41,17 @@ def run(
     """
     settings, device = trainer.settings, trainer.model.device
     joins = parallel.rank() == 0 or trainer.sharded
-    with bar, memory_kept(), _interruptible() as interrupted:
+    with bar, memory_kept(), trainer.compiled as compiled, interruptible() as interrupted:
         if joins and not trainer.log:
             report()
+        bar.set_postfix_str("compiling the blocks, up to half a minute" if compiled.modules else "")
+        told = ""
         for batch in drawn:
             trainer.update(*batch)
+            if compiled.news != told and parallel.rank() == 0:
+                told = compiled.news
+                bar.set_postfix_str("")
+                bar.write(told)
             bar.update()
             stop = parallel.any_of(interrupted.is_set(), device)
             keeps, reports = trainer.step in snapshots, trainer.is_due(settings.log_every)
@@ -101,9 +106,7 @@ class Trainer:
             weight.requires_grad_()
         if settings.recompute:
             model.gradient_checkpointing_enable()
-        if settings.compile:
-            for block in model.transformer.h:
-                block.compile()
+        self.compiled = Compiled(model.transformer.h if settings.compile else ())
         self.optimisers: list[torch.optim.Optimizer] = []
         self.moments: dict[str, Tensor] = {}
         self._add_optimisers(head_rate)
@@ -191,13 +194,10 @@ class Trainer:
         settings, device = self.settings, self.model.device
         self.model.train()
         for optimiser in self.optimisers:
-            optimiser.zero_grad()
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(self.step) * group.get("head_rate", 1)
         tensors = [torch.as_tensor(array.astype(np.int64)).to(device, non_blocking=True) for array in batch]
-        seen = torch.zeros_like(self.total)
-        for parts in zip(*[tensor.chunk(settings.accumulate) for tensor in tensors], strict=True):
-            seen += self._backward(parts)
+        seen = self.compiled.attempt(partial(self._gradients, tensors))
         grads = [] if self.sharded else [w.grad for w in self.weights.values() if w.grad is not None]
         parallel.add_up([*grads, seen])
         self.total += seen
@@ -207,6 +207,15 @@ class Trainer:
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
+
+    def _gradients(self, tensors: list[Tensor]) -> Tensor:
+        """Put the gradients of a batch, or of this process's share of it, in place; its share of the step's loss."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        seen = torch.zeros_like(self.total)
+        for parts in zip(*[tensor.chunk(self.settings.accumulate) for tensor in tensors], strict=True):
+            seen += self._backward(parts)
+        return seen
 
     def _backward(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Add the gradients of a part of the batch, or of this process's share of it; its share of the step's loss."""
@@ -240,17 +249,21 @@ class Trainer:
         return FloatingPointError(f"{what}; the last good state is {state}; {ending}")
 
     def progress(self) -> dict[str, float]:
-        """What a row of the log begins with, of the steps since the last row."""
+        """What a row of the log begins with, of the steps since the last row.
+
+        `compile_seconds`, of a run that compiles: of the first step of this process.
+        """
         settings, positions = self.settings, self.model.config.n_positions
         done = self.step % settings.log_every or min(self.step, settings.log_every)
         speed = (self.step - self.since) * settings.batch_size * positions / (time.perf_counter() - self.clock)
-        return {
+        row = {
             "step": self.step,
             "tokens": self.step * settings.batch_size * positions,
             "learning_rate": settings.rate(max(0, self.step - 1)),
             "train_loss": self.total.item() / done if self.step else math.nan,
             "tokens_per_second": round(speed),
         }
+        return row | ({"compile_seconds": round(self.compiled.seconds, 1)} if settings.compile else {})
 
     def enter(self, row: dict[str, float]) -> None:
         """Add a row to the log."""
@@ -275,18 +288,3 @@ def batches(rows: int, settings: TrainConfig, step: int) -> Iterator[np.ndarray]
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of all its tensors, wherever they are."""
     return digest(save({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C (and SIGTERM) sets the event instead of raising in the middle of a step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

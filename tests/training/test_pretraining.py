@@ -168,7 +168,8 @@ def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, monkeypatch, recipe
     run(stopped, recipe)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(stopped)[name]), name
-    logs = [pd.read_csv(out / "log.csv").drop(columns="tokens_per_second") for out in (whole, stopped)]
+    times = ["tokens_per_second", "compile_seconds"]
+    logs = [pd.read_csv(out / "log.csv").drop(columns=times, errors="ignore") for out in (whole, stopped)]
     pd.testing.assert_frame_equal(*logs)
     for step in snapshot_steps(RECIPE):
         assert (stopped / f"checkpoints/step-{step:06d}/config.json").exists()
