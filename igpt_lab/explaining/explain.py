@@ -94,7 +94,9 @@ def explain(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Explanation:
-    """Run every instrument on at most TRAIN and TEST images, and answer the predictions about layer c.
+    """Run every instrument on a few images, and answer the predictions about layer c.
+
+    At most TRAIN training images and TEST test images are used.
 
     Args:
         model: One that predicts pixels in their order, or what `load_model` takes; it is moved to the device.
@@ -102,10 +104,24 @@ def explain(
         store: Folder of the stores of features.
         chosen: c, by default the layer that cross-validation on the training images chooses (`probe_layers`); where
             that is the first layer or the last, the one beside it, with a warning.
+        seed: Of all draws.
         device: By default the accelerator where there is one.
+        progress: Show bars.
 
-    Raises ValueError for a bidirectional model, images without labels, and where `chosen` is the first layer or the
-    last.
+    Returns:
+        `Explanation`: what each instrument returned, by name, and the table `answers` (`answer`).
+
+    Raises:
+        ValueError: A bidirectional model, images without labels, or `chosen` is the first layer or the last.
+
+    Example:
+        >>> shape = lab.ImageGPTConfig(vocab_size=9, n_positions=4, n_embd=4, n_layer=2, n_head=1)
+        >>> small = lab.ImageGPTForCausalImageModeling(shape)
+        >>> small.name, small.processor = "small", lab.ImageGPTImageProcessor(model.processor.clusters, size=2)
+        >>> two_classes = [images.select(np.flatnonzero(images.labels < 2)) for images in (train_images, test_images)]
+        >>> explanation = lab.explain(small, *two_classes, chosen=1, store="stores")
+        >>> explanation.chosen, len(explanation.bits.table), explanation.answers.prediction.nunique()
+        (1, 21, 7)
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     check_explainable(model, chosen)
