@@ -113,6 +113,7 @@ class Explorer(AnyWidget):
 
     Raises:
         ValueError: A store without labels.
+        KeyError: A store without a split `train`.
 
     Example:
         >>> explorer = lab.explore(store, limit=50)
