@@ -80,7 +80,7 @@ def attribute(
 def attribute_logits(
     model: Any, tokens: np.ndarray, position: int, *, heads: bool = False
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """What each component adds to all logits at one pixel: (N, components, V), and the components, a row for each.
+    """What each component adds to all logits at one pixel: (N, components, V), and a table with a row per component.
 
     The sum over components is the model's logits at `position` of 0..T-1; a tied head's start token is left out. The
     images run in batches of as many as the sizes allow.

@@ -123,7 +123,7 @@ def lens_strip(
 
 @checked
 def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) -> pd.DataFrame:
-    """What counting says of the same pixels, in nats: lines to hold a lens against.
+    """How well counting pixels predicts the same pixels, in nats: levels to compare a lens with.
 
     A row each for `ln V`, `unigram` and `previous pixel`, with `baseline`, `nats`, its 95% interval over images `low`
     and `high`, and `n` images of `tokens` (N, T). Counts are of `train_tokens` (M, T), M > 1, below `colours`. The

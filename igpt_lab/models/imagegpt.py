@@ -282,13 +282,15 @@ class Pretrained(nn.Module):
         return self.backbone
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """`wte`, the embedding of tokens; the name is transformers'."""
         return self.backbone.wte
 
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Replace `wte`; the name is transformers'."""
         self.backbone.wte = embeddings
 
     def num_parameters(self) -> int:
-        """All of them, biases too."""
+        """Number of parameters, biases too."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
@@ -312,6 +314,7 @@ class Pretrained(nn.Module):
         self.backbone.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
+        """Keep every activation of the forward pass, as is the default."""
         self.backbone.gradient_checkpointing = False
 
     def prepare_training(self, *, bfloat16: bool = False) -> set[str]:

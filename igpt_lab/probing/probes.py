@@ -219,6 +219,7 @@ class Comparison:
         }
 
     def to_dict(self) -> dict:
+        """Its fields by name, as `layer_curve` takes them."""
         return asdict(self)
 
 

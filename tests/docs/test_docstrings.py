@@ -104,6 +104,10 @@ def test_what_is_missing_is_seen():
     assert {"lab.extract", "Pretrained.from_pretrained", "Explorer.__init__", "lab.figures.layer_curve"} <= set(LONG)
 
 
+def test_every_public_function_has_a_docstring():
+    assert not [name for name, function in PUBLIC.items() if not documentation(name, function)]
+
+
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_signature_is_explained(name):
     assert not missing(name, LONG[name])
