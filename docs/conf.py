@@ -111,8 +111,26 @@ def escape_bars(app: Sphinx, what: str, name: str, value: Any, options: Any, lin
     lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
 
 
+def keep_returns_together(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes the first line of Returns up to a colon for a type: it gets a first line of one word."""
+    for place, line in reversed(list(enumerate(lines))):
+        if place and lines[place - 1] in ("Returns:", "Yields:"):
+            indent = line[: len(line) - len(line.lstrip())]
+            first, _, rest = line.strip().partition(" ")
+            lines[place : place + 1] = [indent + first, indent + rest] if rest else [line]
+
+
+def plain_defaults(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """A function or class as a default is its name: of `<function f>` Sphinx cannot tell where it ends."""
+    return signature and re.sub(r"<(?:function|class) '?(\w+)'?>", r"\1", signature), returned
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", keep_returns_together, priority=400)  # before napoleon's 500
+    app.connect("autodoc-process-signature", plain_defaults)
     app.add_directive("public-names", PublicNames)
     app.add_directive("command-help", CommandHelp)
     return {"parallel_read_safe": True}

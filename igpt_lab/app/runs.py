@@ -39,17 +39,21 @@ def results_folder(
     """The folder for the figures, tables and feature stores of a model on an image set; it is made.
 
     Args:
-        model: bundled name, folder or Hub name of the model.
-        images: bundled name, folder, file or Hub name of the images.
-        out: the folder itself; None for UNDER/<model>-<images>, where `run.json` says whose it is.
-        quick: whether it is for a run on few images, which has a folder of its own.
-        under: the default is that of a notebook, `results/mine` beside its folder.
+        model: Bundled name, folder or Hub name of the model.
+        images: Bundled name, folder, file or Hub name of the images.
+        out: The folder itself; None for UNDER/<model>-<images>, where `run.json` says whose it is.
+        quick: It is for a run on few images, which has a folder of its own.
+        under: The folder above; the default is that of a notebook, `results/mine` beside its folder.
 
     Returns:
         The path with forward slashes.
 
     Raises:
         ValueError: `out` is a file, or the folder is that of another model or image set whose name is the same.
+
+    Example:
+        >>> lab.results_folder("fashion-xs", "fashion-mini", under="mine")
+        'mine/fashion-xs-fashion-mini'
     """
     if out is not None:
         made = local(out)

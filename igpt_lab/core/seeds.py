@@ -42,6 +42,7 @@ class OverSeeds:
     n_seeds: int
 
     def to_dict(self) -> dict:
+        """Its fields by name."""
         return asdict(self)
 
 

@@ -38,6 +38,7 @@ class PairedDifference:
     p_value: float
 
     def to_dict(self) -> dict:
+        """Its fields by name."""
         return asdict(self)
 
 
@@ -51,6 +52,7 @@ class PeakSet:
     n_test: int
 
     def to_dict(self) -> dict:
+        """Its fields by name."""
         return asdict(self)
 
 
@@ -73,6 +75,7 @@ class Spread:
     high_all: float = math.nan
 
     def to_dict(self) -> dict:
+        """Its fields by name."""
         return asdict(self)
 
 
@@ -89,9 +92,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 @checked
 def claims(comparisons: Mapping[str, PairedDifference], *, alpha: float = 0.05) -> pd.DataFrame:
-    """One family of claims, each that a difference is above 0: a row a claim, with p as it is and by Holm.
+    """A family of claims, each that a difference is above 0.
 
-    `verdict`: "holds" or "the opposite holds" where the corrected p is at most `alpha`, else "not resolved".
+    A row per claim: `claim`; `difference` with its interval `low`, `high`; `p_value`, and `p_holm`, corrected for the
+    family (`holm`); `n_test`; `verdict`: "holds" or "the opposite holds" where `p_holm` is at most `alpha`, else "not
+    resolved".
     """
     corrected, rows = holm({name: paired.p_value for name, paired in comparisons.items()}), []
     for name, paired in comparisons.items():
@@ -187,9 +192,9 @@ def mean_interval(values: np.ndarray, *, alpha: float = 0.05) -> tuple[np.ndarra
 
 @checked
 def permutation_p(observed: float, permuted: Sequence[float] | np.ndarray | pd.Series) -> float:
-    """Share of accuracies under permuted labels that reach the observed one, which is itself among them.
+    """p of an accuracy: the share of accuracies under permuted labels that reach it, itself among them.
 
-    So p is never 0 (Phipson and Smyth, 2010): with ten permutations it is 1 / 11 or more.
+    p is never 0 (Phipson and Smyth, 2010): with ten permutations it is 1 / 11 or more.
     """
     return _share(np.asarray(permuted, float), observed)
 

@@ -52,6 +52,7 @@ def leave_out(
     """What each part of each layer is worth: the model with it left out, less the model as it is.
 
     Args:
+        model: One that predicts pixels in their order, in eval mode.
         tokens: Test images, int (N, T).
         parts: Of "block", "attention", "mlp", "head"; a block's own residual stream stays.
         kind: What stands in for what the part adds: "skip", nothing; "mean", its mean over `train_tokens`, position by
@@ -59,22 +60,34 @@ def leave_out(
         layers: The blocks, all by default.
         train_tokens: Training images, int (M, T), for "mean".
         probe: A fitted classifier with `predict`, such as `LinearProbe`, of features (N, D) at `ln_1` of `probe_layer`,
-            mean-pooled; it stays as it is. With `labels` (N,) of the test images.
+            mean-pooled; it stays as it is.
+        probe_layer: The layer of these features.
+        labels: int (N,), of the test images, for the probe.
         batch_size: Images at a time; by default so many that states take a gigabyte at most.
+        progress: Show a bar.
+        seed: Of the derangement.
 
     Returns:
-        A row for each part, layer and head: `part`, `layer`, `head` (none but of heads), `kind`, `nats` (a pixel's mean
-        loss), `nats_change` with `low` and `high`, the 95% t interval over images, and `n`. With a probe also
-        `probe_layer`, `accuracy`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by `compare`:
-        fractions. A part behind the probe's layer changes nothing there. `of_images` has for (part, layer, head) each
-        image's nats with it left out, and for UNCHANGED those of the model as it is; with a probe also for each of
-        these keys with CORRECT behind it whether the probe is right, 0 or 1.
+        `Measurement`, whose table has a row per part, layer and head: `part`, `layer`, `head` (none but of heads),
+        `kind`, `nats` (a pixel's mean loss), `nats_change` with `low` and `high`, the 95% t interval over images, and
+        `n`. With a probe also `probe_layer`, `accuracy`, `accuracy_change` with `accuracy_low`, `accuracy_high` and
+        `p_value` by `compare`: fractions. A part behind the probe's layer changes nothing there. `of_images` has for
+        (part, layer, head) each image's nats with it left out, and for UNCHANGED those of the model as it is; with a
+        probe also for each of these keys with CORRECT behind it whether the probe is right, 0 or 1.
 
     Raises:
         ValueError: A part, kind, layer or size that there is not, a probe without layer or labels, a bidirectional
             model.
         TypeError: A probe that cannot predict.
         RuntimeError: A model in training mode.
+
+    Example:
+        >>> left_out = lab.leave_out(model, tokens, parts=["block", "head"], layers=[0])
+        >>> left_out.table[["part", "layer", "head", "kind", "nats", "n"]].round(3)
+            part  layer  head  kind   nats    n
+        0  block      0  <NA>  skip  2.079  100
+        1   head      0     0  skip  2.079  100
+        2   head      0     1  skip  2.079  100
     """
     blocks = _check(model, tokens, parts, kind, layers)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -98,11 +111,31 @@ def windows(
 ) -> Measurement:
     """What it costs to hide what is farther than a radius from the predicted pixel, in a range of blocks: see `window`.
 
-    `radii` are in pixels, and `ranges` pairs (first, last) of blocks, the last included. The other arguments are those
-    of `leave_out`. The table has a row for each range and radius: `radius`, `first`, `last`, and the columns `nats`,
-    `nats_change`, `low`, `high`, `n` and, with a probe, of accuracy that `leave_out` has. `of_images` has keys (radius,
-    first, last) and UNCHANGED, with CORRECT behind them as there. Raises ValueError for a range or radius that there is
-    not, and what `leave_out` raises.
+    Args:
+        model: One that predicts pixels in their order, in eval mode.
+        tokens: Test images, int (N, T).
+        radii: In pixels, 0 or more.
+        ranges: Pairs (first, last) of blocks, the last included.
+        probe, probe_layer, labels: As of `leave_out`.
+        batch_size: Images at a time; by default so many that states take a gigabyte at most.
+        progress: Show a bar.
+
+    Returns:
+        `Measurement`, whose table has a row per range and radius: `radius`, `first`, `last`, and the columns `nats`,
+        `nats_change`, `low`, `high`, `n` and, with a probe, of accuracy that `leave_out` has. `of_images` has keys
+        (radius, first, last) and UNCHANGED, with CORRECT behind them as there.
+
+    Raises:
+        ValueError: A range or radius that there is not, and as `leave_out`.
+        TypeError: A probe that cannot predict.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> hidden = lab.windows(model, tokens, radii=[0, 1], ranges=[(0, 2)])
+        >>> hidden.table[["radius", "first", "last", "nats", "n"]].round(3)
+           radius  first  last   nats    n
+        0       0      0     2  2.079  100
+        1       1      0     2  2.079  100
     """
     _check(model, tokens, PARTS, KINDS[0], None)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
@@ -135,17 +168,37 @@ def refit_after(
 ) -> Measurement:
     """Accuracy of a probe refitted on the last layer of the model with a part left out, less that of the whole model.
 
-    Features are mean-pooled `ln_f`. `probe`: an estimator that is cloned for every fit, by default `LinearProbe()`. Its
-    C is as given: choose it beforehand, on training images. Other arguments are as of `leave_out`. The features of all
-    variants are kept until their fit: 4 D (N + M) bytes for each.
+    Features are mean-pooled `ln_f`. Those of all variants are kept until their fit: 4 D (N + M) bytes for each.
+
+    Args:
+        model: One that predicts pixels in their order, in eval mode.
+        train_tokens: Training images, int (M, T).
+        train_labels: int (M,).
+        tokens: Test images, int (N, T).
+        labels: int (N,).
+        parts, kind, layers: As of `leave_out`.
+        probe: An estimator that is cloned for every fit, by default `LinearProbe()`. Its C is as given: choose it
+            beforehand, on training images.
+        batch_size: Images at a time; by default so many that states take a gigabyte at most.
+        progress: Show bars.
+        seed: Of the derangement of "resample".
 
     Returns:
-        A row for each part, layer and head: `part`, `layer`, `head`, `kind`, `accuracy` with its exact interval `low`
-        and `high`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by `compare`, and `n`.
-        `of_images` has for (part, layer, head) and for UNCHANGED, the whole model, whether the probe is right, 0 or 1.
+        `Measurement`, whose table has a row per part, layer and head: `part`, `layer`, `head`, `kind`, `accuracy` with
+        its exact interval `low` and `high`, `accuracy_change` with `accuracy_low`, `accuracy_high` and `p_value` by
+        `compare`, and `n`; accuracies are fractions. `of_images` has for (part, layer, head) and for UNCHANGED, the
+        whole model, whether the probe is right, 0 or 1.
 
     Raises:
-        ValueError: As `leave_out` does, and for labels of another count than images.
+        ValueError: As `leave_out`, and for labels of another count than images.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> refit = lab.refit_after(model, train_tokens, train.labels, tokens, test.labels, layers=[0, 1])
+        >>> refit.table[["part", "layer", "kind", "n"]]
+            part  layer  kind    n
+        0  block      0  skip  100
+        1  block      1  skip  100
     """
     blocks = _check(model, tokens, parts, kind, layers)
     train_labels, labels = np.asarray(train_labels), np.asarray(labels)

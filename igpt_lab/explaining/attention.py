@@ -59,29 +59,46 @@ def attention_maps(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> AttentionSummary:
-    """Where each head of the blocks `layers` looks, mean over images and over the states 1..T - 1.
+    """Where each head of the blocks looks, mean over images and over the states 1..T - 1.
 
-    `tokens`: palette indices (N, T) of whole images, as `tokenize` gives them. `model`: ours, or transformers' of the
-    same class. State 0, which sees the start token alone, is left out. `weighting`: "weights" are the attention weights
-    a; "values" are |a v W_O|, how long the vector is that a slot adds (Kobayashi et al., 2020), as shares of their sum
-    (NaN of a head that adds nothing).
+    State 0, which sees the start token alone, is left out. Weights are made in float32 or wider, for one row of the
+    image at a time, and reduced there.
 
-    `table` has `layer`, `head`, and each measure with its 95% interval over images (`_low`, `_high`) and its value
-    under uniform attention over what is visible, in closed form (`_uniform`); then `n` images and `weighting`:
+    Args:
+        model: Ours, or transformers' of the same class.
+        tokens: Palette indices (N, T) of whole images, as `tokenize` gives them.
+        layers: Blocks, all by default.
+        weighting: "weights" are the attention weights a; "values" are |a v W_O|, how long the vector is that a slot
+            adds (Kobayashi et al., 2020), as shares of their sum (NaN of a head that adds nothing).
+        batch_size: Images at a time, by default chosen by the sizes.
+        progress: Show a bar.
 
-    - `entropy` of a state's shares over all it sees, in nats, and `entropy_ratio`, that over ln(number it sees);
-    - `sos`, the share on the start token, and `wrap`, that on the previous pixel where it ends the row above;
-    - `left` and `above`, shares on these neighbours, and `same_row` and `same_column`, which contain them;
-    - `distance` in pixels, of the shares on offsets: sum of share times distance over sum of shares (NaN without any).
+    Returns:
+        `AttentionSummary`, whose `table` has `layer`, `head`, and each measure with its 95% interval over images
+        (`_low`, `_high`) and its value under uniform attention over what is visible, in closed form (`_uniform`); then
+        `n` images and `weighting`:
 
-    `offsets` has `layer`, `head`, `dy`, `dx`, `share`, `share_uniform`, `n` and `weighting`. A head's shares over all
-    offsets, with `sos` and `wrap`, add up to 1. The shares are means over all states, also those that have no such
-    neighbour: that of `left` is at most 1 - 1 / W or so.
+        - `entropy` of a state's shares over all it sees, in nats, and `entropy_ratio`, that over ln(number it sees);
+        - `sos`, the share on the start token, and `wrap`, that on the previous pixel where it ends the row above;
+        - `left` and `above`, shares on these neighbours, and `same_row` and `same_column`, which contain them;
+        - `distance` in pixels, of the shares on offsets: sum of share times distance over sum of shares (NaN without
+          any).
 
-    Weights are made in float32 or wider, for one row of the image at a time, and reduced there. `batch_size` is by
-    default chosen by the sizes. Raises ValueError for a bidirectional model, which has no SOS and sees what comes
-    later, for another weighting, for layers that there are not, and for what are no tokens of whole images;
-    RuntimeError for a model in training mode.
+        `offsets` has `layer`, `head`, `dy`, `dx`, `share`, `share_uniform`, `n` and `weighting`. A head's shares over
+        all offsets, with `sos` and `wrap`, add up to 1. The shares are means over all states, also those that have no
+        such neighbour: that of `left` is at most 1 - 1 / W or so.
+
+    Raises:
+        ValueError: A bidirectional model, which has no SOS and sees what comes later; another weighting, a block that
+            there is not, and what are no tokens of whole square images.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> attention = lab.attention_maps(model, tokens, layers=[0])
+        >>> attention.table[["layer", "head", "distance_uniform", "n"]].round(2)
+           layer  head  distance_uniform    n
+        0      0     0              1.96  100
+        1      0     1              1.96  100
     """
     tokens, chosen = _checked(model, tokens, layers, weighting)
     size, side = batch_size or _batch(model.config), round(tokens.shape[1] ** 0.5)
@@ -119,13 +136,33 @@ def attention_from(
     layers: Sequence[int] | None = None,
     weighting: str = "weights",
 ) -> pd.DataFrame:
-    """Where each head looks in one image, from the state that predicts pixel `position`, 0..T - 1 in raster order.
+    """Where each head looks in one image, from the state that predicts one pixel.
 
-    `tokens`: of one image, (T,) or (1, T). `model`, `layers` and `weighting` as in `attention_maps`, and so are the
-    errors; ValueError for a position that there is not as well. Columns: `layer`, `head`, the `row` and `column` of
-    every pixel of the image, and its `weight`, NaN from the predicted pixel on, which the state does not see; `sos`,
-    the weight of the start token, the same in all rows of a head; `weighting`. A head's weights and its `sos` add up
-    to 1.
+    Args:
+        model: Ours, or transformers' of the same class.
+        tokens: Palette indices of one image, (T,) or (1, T).
+        position: The predicted pixel, 0..T - 1 in raster order.
+        layers: Blocks, all by default.
+        weighting: "weights" or "values", see `attention_maps`.
+
+    Returns:
+        A row per block, head and pixel of the image: `layer`, `head`, `row`, `column`; `weight`, a share, NaN from the
+        predicted pixel on, which the state does not see; `sos`, the weight of the start token, the same in all rows of
+        a head; `weighting`. A head's weights and its `sos` add up to 1.
+
+    Raises:
+        ValueError: A position that there is not, several images, and as `attention_maps`.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> looks = lab.attention_from(model, tokens[0], 5, layers=[2])
+        >>> looks[looks["head"] == 0].pivot(index="row", columns="column", values="weight").notna()
+        column      0      1      2      3
+        row
+        0        True   True   True   True
+        1        True  False  False  False
+        2       False  False  False  False
+        3       False  False  False  False
     """
     tokens = np.asarray(tokens)
     tokens, chosen = _checked(model, tokens[None] if tokens.ndim == 1 else tokens, layers, weighting)

@@ -51,13 +51,7 @@ def probe_attentive(
     alignment: str | None = None,
     progress: bool = True,
 ) -> Measurement:
-    """The attentive probe and the probe of the mean (`attentive_fit`), a row for each layer, probe and seed.
-
-    Columns: `layer`, `probe`, `seed`, `test_accuracy` with its exact 95% interval over test images (`low`, `high`),
-    `validation_accuracy`, `parameters`, `epochs` until the weights that are kept, `chosen` (the probe's and seed's best
-    layer by validation), `drop` (its test accuracy less the last layer's, with `drop_low`, `drop_high` and McNemar's
-    `drop_p`), `n_train`, `n_validation` of these, `n_test`. `of_images` has for (layer, probe, seed)
-    whether each test image is right, 0 or 1.
+    """The attentive probe and the probe of the mean (`attentive_fit`), layer by layer.
 
     Args:
         model: Ours or transformers', in eval mode.
@@ -71,9 +65,33 @@ def probe_attentive(
         dtype: In which the training states of a layer are kept, `float32` or `bfloat16`.
         memory: GB that they may take; those of one layer at a time are kept, and none of test images.
         alignment: "sos", or "raw" for a bidirectional model.
+        progress: Show a bar.
 
-    Raises ValueError for another layer, point, dtype or number of queries and for what are no tokens of whole images,
-    MemoryError for states that do not fit, and RuntimeError for a model in training mode.
+    Returns:
+        `Measurement`, whose table has a row per layer, probe and seed: `layer`, `probe`, `seed`, `test_accuracy` with
+        its exact 95% interval over test images (`low`, `high`), `validation_accuracy`, `parameters`, `epochs` until the
+        weights that are kept, `chosen` (the probe's and seed's best layer by validation), `drop` (its test accuracy
+        less the last layer's, with `drop_low`, `drop_high` and McNemar's `drop_p`), `n_train`, `n_validation` of these,
+        `n_test`. Accuracies are fractions. `of_images` has for (layer, probe, seed) whether each test image is right, 0
+        or 1.
+
+    Raises:
+        ValueError: Another layer, point, dtype or number of queries, training images of one class, labels of another
+            count, and what are no tokens of whole images.
+        MemoryError: States that do not fit into `memory`.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> labels = train.labels, test.labels
+        >>> probed = lab.probe_attentive(
+        ...     model, train_tokens, labels[0], tokens, labels[1], layers=[1, 3], seeds=[0], epochs=2
+        ... )
+        >>> probed.table[["layer", "probe", "seed", "n_train", "n_validation", "n_test"]]
+           layer      probe  seed  n_train  n_validation  n_test
+        0      1  attentive     0      200            20     100
+        1      1       mean     0      200            20     100
+        2      3  attentive     0      200            20     100
+        3      3       mean     0      200            20     100
     """
     config: Any = model.config
     alignment = alignment or ("raw" if getattr(config, "bidirectional", False) else "sos")

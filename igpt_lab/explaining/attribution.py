@@ -31,17 +31,36 @@ Read = Callable[[Tensor], Tensor]  # a part of the last state (n, T, D), before 
 def attribute(
     model: Any, tokens: np.ndarray, *, heads: bool = False, batch_size: int | None = None, progress: bool = True
 ) -> pd.DataFrame:
-    """A row for each component: what it adds to the logit of the true pixel less the mean logit of all colours.
-
-    `tokens` (N, T); `model` ours or transformers'. Columns: `component` (a name, such as "attention 3"), `layer` (-1 of
-    embeddings), `head` (-1 where the row is of no single one), `part` ("token embedding", "position embedding",
-    "attention", "MLP"; with `heads` "head" and "attention bias" in place of "attention"), `logit` (mean over images and
-    pixels, with its 95% interval over images `low` and `high`), `n`. The rows add up to the model's own value: in
-    float64 to 1e-10, in float32 to rounding, but not in bfloat16, in which the model rounds its sum after each block.
+    """What each component adds to the logit of the true pixel less the mean logit of all colours.
 
     The mean logit is taken off because a constant on all logits changes no probability. A tied head's start token is no
     colour and is left out. Each batch runs once; what is held is a number for each component and pixel.
-    Raises what `logit_lens` raises.
+
+    Args:
+        model: Ours, or transformers' of the same class.
+        tokens: Palette indices (N, T).
+        heads: Split attention into its heads and its bias.
+        batch_size: Images at a time, by default chosen by the sizes.
+        progress: Show a bar.
+
+    Returns:
+        A row per component: `component` (a name, such as "attention 3"), `layer` (-1 of embeddings), `head` (-1 where
+        the row is of no single one), `part` ("token embedding", "position embedding", "attention", "MLP"; with `heads`
+        "head" and "attention bias" in place of "attention"), `logit` (mean over images and pixels, with its 95%
+        interval over images `low` and `high`), `n`. The rows add up to the model's own value: in float64 to 1e-10, in
+        float32 to rounding, but not in bfloat16, in which the model rounds its sum after each block.
+
+    Raises:
+        ValueError: A bidirectional model, one without a head over colours, or what are no tokens.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> lab.attribute(model, tokens)[["component", "layer", "part", "n"]].head(4)
+                    component  layer                part    n
+        0     token embedding     -1     token embedding  100
+        1  position embedding     -1  position embedding  100
+        2         attention 0      0           attention  100
+        3               MLP 0      0                 MLP  100
     """
     tokens = lens_tokens(model, tokens)
     weight, gain = _head(model)
@@ -61,7 +80,7 @@ def attribute(
 def attribute_logits(
     model: Any, tokens: np.ndarray, position: int, *, heads: bool = False
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """What each component adds to all logits at one pixel: (N, components, V), and the components, a row for each.
+    """What each component adds to all logits at one pixel: (N, components, V), and a table with a row per component.
 
     The sum over components is the model's logits at `position` of 0..T-1; a tied head's start token is left out. The
     images run in batches of as many as the sizes allow.

@@ -97,7 +97,9 @@ def explain(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Explanation:
-    """Run every instrument on at most TRAIN and TEST images, and answer the predictions about layer c.
+    """Run every instrument on a few images, and answer the predictions about layer c.
+
+    At most TRAIN training images and TEST test images are used.
 
     The attentive probe is fitted to as many training images as keep their states below 2 GB.
 
@@ -107,10 +109,26 @@ def explain(
         store: Folder of the stores of features.
         chosen: c, by default the layer that cross-validation on the training images chooses (`probe_layers`); where
             that is the first layer or the last, the one beside it, with a warning.
+        seed: Of all draws.
         device: By default the accelerator where there is one.
+        progress: Show bars.
 
-    Raises ValueError for a bidirectional model, one of a single block or pixel, images without labels, and where
-    `chosen` is the first layer or the last; RuntimeError for a model in training mode.
+    Returns:
+        `Explanation`: what each instrument returned, by name, and the table `answers` (`answer`).
+
+    Raises:
+        ValueError: A bidirectional model, one of a single block or pixel, images without labels, or `chosen` is the
+            first layer or the last.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> shape = lab.ImageGPTConfig(vocab_size=9, n_positions=4, n_embd=4, n_layer=2, n_head=1)
+        >>> small = lab.ImageGPTForCausalImageModeling(shape)
+        >>> small.name, small.processor = "small", lab.ImageGPTImageProcessor(model.processor.clusters, size=2)
+        >>> two_classes = [images.select(np.flatnonzero(images.labels < 2)) for images in (train_images, test_images)]
+        >>> explanation = lab.explain(small, *two_classes, chosen=1, store="stores")
+        >>> explanation.chosen, len(explanation.bits.table), explanation.answers.prediction.nunique()
+        (1, 21, 7)
     """
     options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device, "progress": progress}
     return Explanation(**dict(instruments(model, train_images, test_images, **options)))

@@ -45,23 +45,42 @@ def logit_lens(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A row for each layer 0..L: how well its states, read by the model's own norm and head, predict the pixels.
-
-    `tokens`: palette indices (N, T) as `tokenize` gives them. `model`: ours, or transformers' of the same class.
-    Columns, means over N images and T pixels:
-
-    - `layer`, `kind` ("logit lens"), `n` images;
-    - `nats`: -log p of the true pixel, with `low` and `high`, its 95% interval over images;
-    - `error_to_final`: KL(final || lens) in nats, of the distributions over colours;
-    - `entropy` of the lens, in nats;
-    - `rgb_error`: expected squared distance of a colour drawn from the lens to the true one, channels from 0 to 1 (NaN
-      where the model has no palette);
-    - `start_token`: the nats of `nats` that a tied head spends on the start token, 0 of an untied one.
+    """How well the states of each layer 0..L, read by the model's own norm and head, predict the pixels.
 
     Each batch runs twice, for the last layer's distribution and for the rest: no more is held than that distribution,
-    (batch, T, V), and the states of one layer. With `final=False` it runs once, to the deepest of `layers`, and
-    `error_to_final` is NaN. `batch_size` is by default chosen by the sizes. Raises ValueError for a bidirectional
-    model, for layers that there are not, and for what are no tokens; RuntimeError for a model in training mode.
+    (batch, T, V), and the states of one layer.
+
+    Args:
+        model: Ours, or transformers' of the same class.
+        tokens: Palette indices (N, T) as `tokenize` gives them.
+        layers: All by default.
+        final: Measure `error_to_final` too. Without, each batch runs once, to the deepest of `layers`.
+        batch_size: Images at a time, by default chosen by the sizes.
+        progress: Show a bar.
+
+    Returns:
+        A row per layer, means over N images and T pixels:
+
+        - `layer`, `kind` ("logit lens"), `n` images;
+        - `nats`: -log p of the true pixel, with `low` and `high`, its 95% interval over images;
+        - `error_to_final`: KL(final || lens) in nats, of the distributions over colours (NaN without `final`);
+        - `entropy` of the lens, in nats;
+        - `rgb_error`: expected squared distance of a colour drawn from the lens to the true one, channels from 0 to 1
+          (NaN where the model has no palette);
+        - `start_token`: the nats of `nats` that a tied head spends on the start token, 0 of an untied one.
+
+    Raises:
+        ValueError: A bidirectional model, one without a head over colours, a layer that there is not, or what are no
+            tokens.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> lab.logit_lens(model, tokens)[["layer", "kind", "nats", "n"]].round(3)  # ln 8: a new head is zero
+           layer        kind   nats    n
+        0      0  logit lens  2.079  100
+        1      1  logit lens  2.079  100
+        2      2  logit lens  2.079  100
+        3      3  logit lens  2.079  100
     """
     return lens_table(
         model, tokens, "logit lens", as_they_are, layers=layers, final=final, batch_size=batch_size, progress=progress
@@ -106,7 +125,7 @@ def lens_strip(
 
 @checked
 def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) -> pd.DataFrame:
-    """What counting says of the same pixels, in nats: lines to hold a lens against.
+    """How well counting pixels predicts the same pixels, in nats: levels to compare a lens with.
 
     A row each for `ln V`, `unigram` and `previous pixel`, with `baseline`, `nats`, its 95% interval over images `low`
     and `high`, and `n` images of `tokens` (N, T). Counts are of `train_tokens` (M, T), M > 1, below `colours`. The

@@ -60,14 +60,35 @@ def linear_readout(
     tol: float = TOLERANCE,
     device: str | torch.device = "cpu",
 ) -> Readout:
-    """Bits that a linear readout of states (N, S, D) has about values int (N, S), from 0, on the test images.
+    """Bits that a linear readout of states has about values, on test images.
 
     C is the first of STRENGTHS, from the strongest penalty on, behind which the log loss on HELD of the training images
     rises; the readout is then fitted to all training images. Images are held out, so that the states of one are never
     on both sides. Values with fewer than LEAST states in the images that fit are one class, and with them those that
-    only other images have (`classes_of`): so every log loss is finite, and none is smoothed. A fit ends when no
-    derivative of the mean loss, in nats, is above `tol`. Raises ValueError for states and values that do not belong
-    together, and for values that are all one class.
+    only other images have (`classes_of`): so every log loss is finite, and none is smoothed.
+
+    Args:
+        train: States (N, S, D): S of each image.
+        train_values: int (N, S), from 0.
+        test: States of other images.
+        test_values: int, as many.
+        seed: Of the held-out images.
+        tol: Largest derivative of the mean loss, in nats, at which a fit ends.
+        device: Where fits run.
+
+    Returns:
+        `Readout`: `gains`, bits for each test image, and their parts.
+
+    Raises:
+        ValueError: States and values that do not belong together, fewer than two training images, or values that are
+            all one class.
+
+    Example:
+        >>> states = np.random.default_rng(0).normal(size=(60, 3, 4)).astype(np.float32)
+        >>> values = (states[..., 0] > 0).astype(int)  # one bit, which the first feature says
+        >>> readout = lab.linear_readout(states[:40], values[:40], states[40:], values[40:])
+        >>> readout.gains.shape, readout.n_classes, bool(readout.gains.mean() > 0.5)
+        ((20,), 2, True)
     """
     train, test = torch.as_tensor(train), torch.as_tensor(test)
     for x, values in ((train, train_values), (test, test_values)):

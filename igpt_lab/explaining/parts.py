@@ -46,9 +46,31 @@ def mean_of(
 ) -> Edits:  # fmt: skip
     """Edits for `edit`: a part adds its mean over images, position by position, made here, once.
 
-    `tokens`, int (N, T), are of training images: a mean over the images that are tested, or over a batch of them, makes
-    an image's result depend on the others. Of a block it is the mean of what it adds: that of its output would end the
-    stream. Raises ValueError as `skip` does, for what are no tokens, and for a bidirectional model.
+    A mean over the images that are tested, or over a batch of them, makes an image's result depend on the others. Of a
+    block it is the mean of what it adds: that of its output would end the stream.
+
+    Args:
+        model: One that predicts pixels in their order, in eval mode.
+        part: "block", "attention", "mlp" or "head".
+        layer: Its block; negative ones count from the end.
+        tokens: Training images, int (N, T).
+        head: Its number, of a head only.
+        batch_size: Images at a time, by default chosen by the sizes.
+        progress: Show a bar.
+
+    Returns:
+        {(point, layer): function}, for `edit`.
+
+    Raises:
+        ValueError: A part, layer or head that there is not, what are no tokens, or a bidirectional model.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> edits = lab.mean_of(model, "mlp", 1, train_tokens)
+        >>> with torch.no_grad(), lab.edit(model, edits):
+        ...     out = model(ids)
+        >>> list(edits), out.logits.shape
+        ([('mlp_out', 1)], torch.Size([2, 16, 8]))
     """
     layer = check_part(model, part, layer, head)
     means = means_of(model, tokens, [part], layers=[layer], batch_size=batch_size, progress=progress)
@@ -61,8 +83,25 @@ def resample(
 ) -> Edits:
     """Edits for `edit`: in image i of a batch a part adds what it adds in image `donors[i]` of the batch.
 
-    `donors` int (N,), such as `derangement(N)`, in which no image is its own donor. Raises ValueError as `skip` does,
-    and for a batch of another size.
+    Args:
+        model: Ours, or transformers' of the same class.
+        part: "block", "attention", "mlp" or "head".
+        layer: Its block; negative ones count from the end.
+        donors: int (N,), such as `derangement(N)`, in which no image is its own donor.
+        head: Its number, of a head only.
+
+    Returns:
+        {(point, layer): function}, for `edit`. The function raises ValueError for a batch of another size.
+
+    Raises:
+        ValueError: A part, layer or head that there is not, or donors that are no rows of a batch.
+
+    Example:
+        >>> edits = lab.resample(model, "head", 1, [1, 0], head=0)
+        >>> with torch.no_grad(), lab.edit(model, edits):
+        ...     logits = model(ids).logits
+        >>> list(edits), logits.shape
+        ([('head_out', 1)], torch.Size([2, 16, 8]))
     """
     numbers = np.asarray(donors)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not 0 <= numbers.min() <= numbers.max() < len(numbers):

@@ -43,10 +43,37 @@ def probe_positions(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Measurement:
-    """Class accuracy of single states, a row for each position and layer; columns as `probe_slices` has them.
+    """Class accuracy of single states.
 
-    `positions` are of 0..T - 1; by default eight from the first to the last, evenly. All layers by default. One
-    extraction, pooled `at:p,...`, goes to `store`. ValueError for a position, layer or point that the model has not.
+    One extraction, pooled `at:p,...`, goes to `store`.
+
+    Args:
+        model: A model, or what `load_model` takes.
+        train_images, test_images: Two splits with labels.
+        positions: Of 0..T - 1; by default eight from the first to the last, evenly.
+        layers: All by default.
+        point: Place in a block, see `record`.
+        store: Folder of the stores.
+        folds: Of the cross-validation that chooses C and layer.
+        seed: Of the folds.
+        device: Where model and fits run, by default the accelerator where there is one.
+        progress: Show bars.
+
+    Returns:
+        `Measurement`, whose table has a row per position and layer, as of `probe_slices`.
+
+    Raises:
+        ValueError: A position, layer or point that the model has not, images without labels or that do not fit the
+            model.
+
+    Example:
+        >>> probed = lab.probe_positions(
+        ...     model, train_images, test_images, positions=[3, 15], layers=[3], store="stores"
+        ... )
+        >>> probed.table[["position", "layer", "n_test"]]
+           position  layer  n_test
+        0         3      3     100
+        1        15      3     100
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     if positions is None:
@@ -72,11 +99,36 @@ def probe_prefixes(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Measurement:
-    """Class accuracy of the mean over the first states, a row for each share of the image and layer.
+    """Class accuracy of the mean over the first states, by the share of the image that they see.
 
-    Share i / g, for g = `shares`, is the mean of the first ceil(T i / g) states, and share 1 the pooling `mean`;
-    columns as `probe_slices` has them. One extraction, pooled `prefix:g`, goes to `store`. ValueError for a
-    bidirectional model, whose every state sees the whole image, and for a layer or point that the model has not.
+    Share i / g is the mean of the first ceil(T i / g) states, and share 1 the pooling `mean`. One extraction, pooled
+    `prefix:g`, goes to `store`.
+
+    Args:
+        model: One that predicts pixels in their order, or what `load_model` takes.
+        train_images, test_images: Two splits with labels.
+        shares: g, the number of shares.
+        layers: All by default.
+        point: Place in a block, see `record`.
+        store: Folder of the stores.
+        folds: Of the cross-validation that chooses C and layer.
+        seed: Of the folds.
+        device: Where model and fits run, by default the accelerator where there is one.
+        progress: Show bars.
+
+    Returns:
+        `Measurement`, whose table has a row per share and layer, as of `probe_slices`.
+
+    Raises:
+        ValueError: A bidirectional model, whose every state sees the whole image; more shares than positions, a layer
+            or point that the model has not, images without labels or that do not fit the model.
+
+    Example:
+        >>> probed = lab.probe_prefixes(model, train_images, test_images, shares=2, layers=[3], store="stores")
+        >>> probed.table[["share", "layer", "n_test"]]
+           share  layer  n_test
+        0    0.5      3     100
+        1    1.0      3     100
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     if model.config.bidirectional:
@@ -102,11 +154,33 @@ def probe_slices(
 ) -> Measurement:
     """Probe vectors that stand one behind the other in features (N, g D), such as `at:p,...` and `prefix:g` give.
 
-    `slices` (g,) are what the vectors are called, in the column `name`. Each is probed by `probe_layers` as if it were
-    alone, and its rows are those of that table. C is chosen on `folds` folds of train, two by default, as there are g
-    times as many fits as for one curve. `drop` is the accuracy of the slice's chosen layer less that of its last, on
-    the same test images, with its 95% interval and McNemar's p (`significance.compare`). `of_images` has for (slice,
-    layer) whether each test image is right, 0 or 1.
+    Each is probed by `probe_layers` as if it were alone.
+
+    Args:
+        train, test: Features with labels.
+        slices: What the g vectors are called.
+        name: The column of that.
+        Cs: Inverse strengths of the penalty to choose from.
+        folds: Of the cross-validation; two by default, as there are g times as many fits as for one curve.
+        seed: Of the folds.
+        device: Where fits run, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `Measurement`, whose table has the rows of `probe_layers` for each slice, with the column `name`, and `drop`,
+        the accuracy of the slice's chosen layer less that of its last, on the same test images, with its 95% interval
+        `drop_low`, `drop_high` and McNemar's `drop_p` (`compare`). `of_images` has for (slice, layer) whether each test
+        image is right, 0 or 1.
+
+    Raises:
+        ValueError: Features whose width is no multiple of g, and as `probe_layers`.
+
+    Example:
+        >>> probed = lab.probe_slices(train, test, [1, 2], name="half", Cs=[0.1])  # features of width 8, in two halves
+        >>> probed.table[["half", "layer", "n_features"]].tail(2)
+           half  layer  n_features
+        6     2      2           4
+        7     2      3           4
     """
     tables = []
     correct: dict[tuple, np.ndarray] = {}

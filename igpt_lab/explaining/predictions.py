@@ -168,10 +168,33 @@ def answer(
     windows: Measurement | None = None,
     attentive: Measurement | None = None,
 ) -> pd.DataFrame:
-    """The answers that these measurements give, in the order of PREDICTIONS: the columns COLUMNS, `p_holm`, `seeds_*`.
+    """The answers that these measurements give to PREDICTIONS, in their order; those of no measurement are left out.
 
-    The first row of a prediction is its answer; that of the third is followed by its five numbers. A prediction whose
-    measurement is None is left out. Raises ValueError as the functions of this file do.
+    Args:
+        chosen: c, the layer that validation chose for the class; not the first and not the last.
+        bits: Of `bits_by_layer`, answers the first and the second.
+        prefixes: Of `probe_prefixes`, the third.
+        attention: Of `attention_maps`, the fourth.
+        refit: Of `refit_after`, the fifth.
+        windows: Of `windows`, the sixth.
+        attentive: Of `probe_attentive`, the seventh.
+
+    Returns:
+        `prediction`, `number` (what is predicted to be above 0), its `value` with the 95% t interval over images `low`,
+        `high`, `n` images, `verdict` ("held", "failed" or "not resolved"), and where they apply `p_holm` and `seeds_*`.
+        The first row of a prediction is its answer; that of the third is followed by its five numbers.
+
+    Raises:
+        ValueError: No measurement, c not between the first layer and the last, or a layer, head or share that was not
+            measured.
+
+    Example:
+        >>> targets = ["current pixel", "next pixel"]
+        >>> bits = lab.bits_by_layer(model, train_tokens[:50], tokens, targets=targets, n_states=5)
+        >>> lab.answer(1, bits=bits)[["prediction", "n"]]
+                                                  prediction    n
+        0  A linear readout of the next pixel improves ma...  100
+        1  The input pixel is forgotten up to the peak, a...  100
     """
     questions = (
         (next_pixel_after_peak, bits),

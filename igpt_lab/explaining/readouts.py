@@ -48,33 +48,52 @@ def bits_by_layer(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Measurement:
-    """Bits that a linear readout of a layer's states has about each of TARGETS: a row for each layer and target.
+    """Bits that a linear readout of a layer's states has about each of TARGETS.
 
     State i predicts pixel i and its slot holds pixel i - 1. `current pixel` is pixel i - 1, `next pixel` pixel i, `row`
     and `column` are those of pixel i, `mean colour` is the image's mean luminance in LEVELS classes that have as many
-    training images each, and `class` the image's label, all from one state. `class (mean state)` is the label from the
-    mean of all T states, as layer probes read it.
+    images, and `class` the image's label, all from one state. `class (mean state)` is the label from the mean of all T
+    states, as layer probes read it.
 
     Layers are those of the un-normed stream, 0..L. As the model's own head does, a readout sees each state divided by
     its root mean square (`ln_f`, whose gain changes nothing here, as features are standardised then): at layer L that
-    head is one of the readouts. `n_states` positions of each image, never 0, are drawn by `seed`, the same for all
-    layers and targets; by default as many as give 2,000 to 12,000 training states, the fewer the wider D V. C is
-    chosen on a fifth of the training images for each layer and target (`linear_readout`).
+    head is one of the readouts. C is chosen on a fifth of the training images for each layer and target
+    (`linear_readout`).
 
     Args:
+        model: Ours, or transformers' of the same class.
         train_tokens, test_tokens: Palette indices, integers (N, T), of whole images.
         targets: All for which there is what they need, by default.
         train_labels, test_labels: Integers (N,), for the class.
         palette: Colours (V, 3) of any scale, for the mean colour; by default the model's own.
+        layers: All by default.
+        n_states: Positions of each image, never 0, the same for all layers and targets; by default as many as give
+            2,000 to 12,000 training states, the fewer the wider D V.
+        batch_size: Images at a time, by default chosen by the sizes.
+        seed: Of the positions and of the held-out images.
         device: Where the readouts are fitted, by default where the model is.
+        progress: Show bars.
 
-    The table has columns `layer`, `target`, `bits` with its 95% interval `low`, `high`, `log_loss` and `entropy` in
-    bits, `C`, `n_classes` of the target, `converged` (no derivative of the last fit is above TOLERANCE), `n_images` and
-    `n_states` of the test images and their states, and `n_train` training states. The interval is over test images,
-    which are drawn and not their states, with the readouts as they are. `of_images` has for (layer, target) the bits
-    that each test image gains. Raises ValueError for a bidirectional model, an unknown target or layer, a target
-    without its labels or palette, tokens that are not whole images, and too many states; RuntimeError for a model in
-    training mode.
+    Returns:
+        `Measurement`, whose table has a row per layer and target: `layer`, `target`, `bits` with its 95% interval
+        `low`, `high`, `log_loss` and `entropy` in bits, `C`, `n_classes` of the target, `converged` (no derivative of
+        the last fit is above TOLERANCE), `n_images` and `n_states` of the test images and their states, and `n_train`
+        training states. The interval is over test images, which are drawn and not their states, with the readouts as
+        they are. `of_images` has for (layer, target) the bits that each test image gains.
+
+    Raises:
+        ValueError: A bidirectional model, an unknown target or layer, a target without its labels or palette, tokens
+            that are not whole images, and too many states.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> bits = lab.bits_by_layer(model, train_tokens, tokens, targets=["current pixel", "row"], layers=[0, 3])
+        >>> bits.table[["layer", "target", "n_images", "n_states", "n_train"]]
+           layer         target  n_images  n_states  n_train
+        0      0  current pixel       100      1500     3000
+        1      0            row       100      1500     3000
+        2      3  current pixel       100      1500     3000
+        3      3            row       100      1500     3000
     """
     places = layers_of("resid_pre", len(backbone_of(model).h), layers)
     tokens = [_whole_images(model, split) for split in (train_tokens, test_tokens)]

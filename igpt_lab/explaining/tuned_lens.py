@@ -107,14 +107,34 @@ def fit_tuned_lens(
     seed: int = 0,
     progress: bool = True,
 ) -> TunedLens:
-    """A tuned lens for all layers at once, from training images as palette indices (N, T), N > 1.
+    """A tuned lens for all layers at once.
 
-    Adam with a rate that falls to 0 over `steps`, on random positions of `batch_size` images a step: as many as keep
-    the states of all layers below 64 MB. `learning_rate` is of A; of b it is that times the size (root of the mean
-    square) of the layer's states, as the norm behind it takes no scale. `held_out` images, drawn with `seed`, are not
-    learned from: by default a tenth, at most 64. Each layer keeps what was best on them, which at worst is the logit
-    lens, and training ends early once no layer gains there. Ctrl-C leaves nothing behind: neither the model nor any
-    file is touched.
+    Adam with a rate that falls to 0 over `steps`, on random positions of the images of a step. Each layer keeps what
+    was best on the held-out images, which at worst is the logit lens, and training ends early once no layer gains
+    there. Ctrl-C leaves nothing behind: neither the model nor any file is touched.
+
+    Args:
+        model: Ours, or transformers' of the same class.
+        train_tokens: Palette indices (N, T) of training images, N > 1.
+        steps: Of Adam, at most.
+        batch_size: Images of a step, by default as many as keep the states of all layers below 64 MB.
+        learning_rate: Of A; of b it is that times the size (root of the mean square) of the layer's states, as the norm
+            behind it takes no scale.
+        held_out: Images that are not learned from, by default a tenth, at most 64.
+        seed: Of the held-out images and of the positions.
+        progress: Show a bar.
+
+    Returns:
+        `TunedLens`, for `tuned_lens`.
+
+    Raises:
+        ValueError: No step, no image to learn from or to hold out, a bidirectional model, or what are no tokens.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> lens = lab.fit_tuned_lens(model, train_tokens, steps=5)
+        >>> lens.matrices.shape, lens.biases.shape
+        (torch.Size([3, 8, 8]), torch.Size([3, 8]))
     """
     tokens = lens_tokens(model, train_tokens)
     if steps < 1:
@@ -152,9 +172,32 @@ def tuned_lens(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The table of `logit_lens` for a tuned lens, of `kind` "tuned lens"; ValueError for a lens of another model.
+    """How well states predict the pixels after a tuned lens has moved them to what the last layer would say.
 
-    `tokens`: images that the lens was not trained on.
+    Args:
+        model: The one that the lens is of.
+        tokens: Palette indices (N, T) of images that the lens was not trained on.
+        lens: What `fit_tuned_lens` gave.
+        layers: All by default.
+        final: Measure `error_to_final` too, which takes a second pass.
+        batch_size: Images at a time, by default chosen by the sizes.
+        progress: Show a bar.
+
+    Returns:
+        The table of `logit_lens`, of `kind` "tuned lens".
+
+    Raises:
+        ValueError: A lens of another model, and as `logit_lens`.
+        RuntimeError: A model in training mode.
+
+    Example:
+        >>> lens = lab.fit_tuned_lens(model, train_tokens, steps=5)
+        >>> lab.tuned_lens(model, tokens, lens)[["layer", "kind", "nats"]].round(3)
+           layer        kind   nats
+        0      0  tuned lens  2.079
+        1      1  tuned lens  2.079
+        2      2  tuned lens  2.079
+        3      3  tuned lens  2.079
     """
     lens_tokens(model, tokens)
     lens.check(model)

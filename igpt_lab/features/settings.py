@@ -85,13 +85,13 @@ class ExtractionSettings:
         return {point: layers_of(point, config.n_layer, self.layers) for point in self.points}
 
     def options(self) -> dict:
-        """As a manifest keeps them: plain JSON."""
+        """The settings as a manifest keeps them: plain JSON."""
         layers = None if self.layers is None else list(self.layers)
         return asdict(self) | {"points": list(self.points), "layers": layers}
 
     @classmethod
     def from_options(cls, options: dict) -> ExtractionSettings:
-        """Of a manifest, which may be a stranger's, or older: what is no setting is passed over."""
+        """Settings from those of a manifest. Unknown names are ignored: a manifest may be older, or a stranger's."""
         return cls(**{name: options[name] for name in setting_names() if name in options})
 
 

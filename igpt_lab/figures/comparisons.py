@@ -85,12 +85,33 @@ def protocol_curves(
 ) -> matplotlib.figure.Figure:
     """Test accuracy over depth in every setting of a protocol, and below what each of its factors changes.
 
-    `table` (PROTOCOL_COLUMNS), `effects` (EFFECT_COLUMNS) and `stopped` (STOPPED_COLUMNS) as `ablate_protocol` returns
-    them: a panel for each alignment and point, a line for each scaling and solver, hollow where a probe did not
-    converge, the chosen layer ringed. The recipe of transformers is plotted in the panel that it resembles. Below:
-    averages of the differences with 95% intervals, and as faint dots the pairs of settings that they are averages of;
-    interactions of two factors (a x b). Last: from the lowest to the highest accuracy of a stopped solver, over repeats
-    that should all be the same, and the accuracy at the optimum.
+    A panel for each alignment and point, a line for each scaling and solver, hollow where a probe did not converge, the
+    chosen layer ringed. The recipe of transformers is plotted in the panel that it resembles. Below: averages of the
+    differences with 95% intervals, and as faint dots the pairs of settings that they are averages of; interactions of
+    two factors (a x b). Last: from the lowest to the highest accuracy of a stopped solver, over repeats that should all
+    be the same, and the accuracy at the optimum.
+
+    Args:
+        table: PROTOCOL_COLUMNS, as `ablate_protocol` returns them.
+        effects: EFFECT_COLUMNS, of the same.
+        stopped: STOPPED_COLUMNS, of the same.
+        title: Above the figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Figure.
+
+    Raises:
+        ValueError: A column that is missing, more panels than there is room for, or an unknown style.
+
+    Example:
+        >>> row = {"recipe": "", "alignment": "sos", "point": "ln_1", "scaling": "standardised", "solver": "converged"}
+        >>> columns = ["layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test"]
+        >>> effects = pd.DataFrame({"at": ["chosen layer", "last layer", "drop"], "difference": [0.02, 0.01, 0.01]})
+        >>> effects = effects.assign(factor="alignment", a="sos", b="raw", others="average", low=0.0, high=0.04)
+        >>> figure = lab.figures.protocol_curves(result.table[columns].assign(**row), effects)
+        >>> len(figure.subfigs)  # above the curves, below the effects
+        2
     """
     check_columns(table, PROTOCOL_COLUMNS)
     check_columns(effects, EFFECT_COLUMNS)

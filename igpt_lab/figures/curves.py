@@ -49,14 +49,30 @@ def layer_curve(
 ) -> Axes:
     """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
 
-    `table` has a row for each (control, layer), control "model" being the model, and LAYER_COLUMNS. 'raw pixels', or a
-    control whose name begins so, has one row and becomes a level line. Several rows of a control for a layer, such as
-    permutations or networks of other random weights, become their mean, with their range as the band. A control that
-    would flatten the model's curve is stated in words at that edge. A column `n_classes` K puts a dashed line at
-    chance, 1 / K; where that is far below, the axis is cut, and controls near chance are drawn there. Where the model's
-    rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it. `comparison` (COMPARISON,
-    such as `compare_layers(...).to_dict()`) is written below the title, and so is what is wrong with a poor choice,
-    where the model's rows have `validation_accuracy` and `n_validation`.
+    "raw pixels", or a control whose name begins so, has one row and becomes a level line. Several rows of a control for
+    a layer, such as permutations or networks of other random weights, become their mean, with their range as the band.
+    A control that would flatten the model's curve is stated in words at that edge. A column `n_classes` K puts a dashed
+    line at chance, 1 / K; where that is far below, the axis is cut, and controls near chance are drawn there. Where the
+    model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it. What is wrong with
+    a poor choice is written below the title, where the model's rows have `validation_accuracy` and `n_validation`.
+
+    Args:
+        table: A row per control and layer, control "model" being the model, and LAYER_COLUMNS.
+        title: Above the figure.
+        comparison: COMPARISON, such as `compare_layers(...).to_dict()`, which is written below the title.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: A column that is missing, other than one chosen layer of the model, or an unknown style.
+
+    Example:
+        >>> ax = lab.figures.layer_curve(result.table, comparison=lab.compare_layers(result).to_dict())
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('layer', 'test accuracy (%)')
     """
     table = checked(table, LAYER_COLUMNS)
     chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None

@@ -19,10 +19,29 @@ LETTER = 12  # png pixels that a letter beside an image may take
 def gallery(
     images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """uint8 images (N, H, W, 3) or (N, H, W) in rows of `columns`: one array, one Axes, no smoothing.
+    """Images in rows: one array, one Axes, no smoothing.
 
-    A pixel of an image becomes `scale` x `scale` pixels of the png; gaps are as wide as one. `titles`: one each. With
-    many columns and a scale of 1 it is a contact sheet of thousands.
+    Gaps are as wide as one pixel of an image. With many columns and a scale of 1 it is a contact sheet of thousands.
+
+    Args:
+        images: uint8 (N, H, W) or (N, H, W, 3).
+        columns: Images in a row.
+        scale: A pixel of an image becomes `scale` x `scale` pixels of the png.
+        titles: One above each image.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Images that are not uint8, other than one title for each, a figure of too many pixels, or an unknown
+            style.
+
+    Example:
+        >>> ax = lab.figures.gallery(model.processor.decode(tokens[:12]), columns=6)
+        >>> ax.images[0].get_array().shape  # pixels of the png
+        (36, 116, 3)
     """
     images = _images(images, "images", 1)
     if titles is not None and (isinstance(titles, str) or len(titles) != len(images)):
@@ -38,8 +57,30 @@ def completion_gallery(
 ) -> Axes:
     """A row for each prime: what the model was given, what it drew, what it was.
 
-    uint8 primes and originals (S, H, W[, 3]) and completions (S, n, H, W[, 3]). The model was given the upper
-    `prime_rows` rows of pixels; the rest of the prime is hatched, whatever it holds.
+    The rest of the prime is hatched, whatever it holds.
+
+    Args:
+        primes: uint8 (S, H, W) or (S, H, W, 3).
+        completions: uint8 (S, n, H, W) or (S, n, H, W, 3).
+        originals: As `primes`.
+        prime_rows: Rows of pixels, from the top, that the model was given.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Images that are not uint8, of other shapes than each other's, `prime_rows` above their height, or an
+            unknown style.
+
+    Example:
+        >>> drawn = lab.complete(model, tokens[:2], completions=3)
+        >>> originals = model.processor.decode(tokens[:2])
+        >>> completions = model.processor.decode(drawn.tokens.reshape(6, -1)).reshape(2, 3, 4, 4, 3)
+        >>> ax = lab.figures.completion_gallery(originals, completions, originals, prime_rows=2)
+        >>> [text.get_text() for text in ax.texts]
+        ['prime', 'completions', 'original']
     """
     primes, originals = _images(primes, "primes", 1), _images(originals, "originals", 1)
     completions = _images(completions, "completions", 2)
@@ -62,10 +103,27 @@ def completion_gallery(
 
 @plotting
 def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, ax: Axes | None = None) -> Axes:
-    """uint8 images (R, n, H, W, 3) or (R, n, H, W): R rows of n, each with its label on the left.
+    """Rows of images, each with its label on the left: a row for each temperature, for each model, for each snapshot.
 
-    A row for each temperature, for each model, for each snapshot. A pixel becomes `scale` x `scale` pixels of the png,
-    by default as many as make an image about 64 wide.
+    Args:
+        images: uint8 (R, n, H, W) or (R, n, H, W, 3).
+        labels: One for each of the R rows.
+        scale: A pixel becomes `scale` x `scale` pixels of the png, by default as many as make an image about 64 wide.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Images that are not uint8, other than one label for each row, a figure of too many pixels, or an
+            unknown style.
+
+    Example:
+        >>> rows = model.processor.decode(tokens[:6]).reshape(2, 3, 4, 4, 3)
+        >>> ax = lab.figures.row_gallery(rows, labels=["first", "second"])
+        >>> [text.get_text() for text in ax.texts]
+        ['first', 'second']
     """
     images = _images(images, "images", 2)
     if isinstance(labels, str) or len(labels) != len(images):
@@ -85,10 +143,26 @@ def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None 
 def neighbour_gallery(
     samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, ax: Axes | None = None
 ) -> Axes:
-    """Beside each sample the image nearest to it, by every measure in `nearest`: whether a model repeats what it saw.
+    """Beside each sample the image nearest to it, by every measure: whether a model repeats what it saw.
 
-    uint8 samples (S, H, W[, 3]); `nearest` has images of the same shape by the measure's name, such as "pixels" and
-    "features". `columns` samples with their neighbours stand in a row, under the names.
+    Args:
+        samples: uint8 (S, H, W) or (S, H, W, 3).
+        nearest: Name of a measure, such as "pixels" and "features", -> images of the same shape.
+        columns: Samples with their neighbours in a row, under the names.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Images that are not uint8, or of other shapes than the samples, or an unknown style.
+
+    Example:
+        >>> samples, images = (model.processor.decode(rows) for rows in (tokens[:2], train_tokens[:2]))
+        >>> ax = lab.figures.neighbour_gallery(samples, {"pixels": images}, columns=1)
+        >>> [text.get_text() for text in ax.texts]
+        ['sample', 'pixels']
     """
     sets = [_images(samples, "samples", 1), *(_images(it, name, 1) for name, it in nearest.items())]
     if any(each.shape != sets[0].shape for each in sets):
@@ -110,9 +184,29 @@ def surprise_gallery(
     images: np.ndarray, bits: np.ndarray, *, columns: int = 8, scale: int = 4, largest: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Under each image the surprise of its pixels: uint8 images (N, H, W[, 3]), bits (N, H, W), from dark to light.
+    """Under each image the surprise of its pixels, from dark to light.
 
-    The scale ends at `largest` bits, by default the next whole number above 99% of the pixels; beyond it is as bright.
+    Args:
+        images: uint8 (N, H, W) or (N, H, W, 3).
+        bits: (N, H, W).
+        columns: Images in a row.
+        scale: A pixel of an image becomes `scale` x `scale` pixels of the png.
+        largest: Bits at which the scale ends, by default the next whole number above 99% of the pixels; beyond it is as
+            bright.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Images that are not uint8, bits of another shape, a figure of too many pixels, or an unknown style.
+
+    Example:
+        >>> images = model.processor.decode(tokens[:4])
+        >>> ax = lab.figures.surprise_gallery(images, np.full((4, 4, 4), 3.0), columns=4)
+        >>> [text.get_text() for text in ax.texts]
+        ['3 bits', '0']
     """
     images, bits = _images(images, "images", 1), np.asarray(bits, float)
     if bits.shape != images.shape[:3]:

@@ -27,10 +27,27 @@ def lens_curve(
 ) -> matplotlib.figure.Figure:
     """How well each layer predicts the next pixel, in nats; below it, on the same axis of layers, a probe's accuracy.
 
-    `table` (LENS_COLUMNS) as `logit_lens` and `tuned_lens` return it: a line for each `kind`, and a level line at what
-    the last layer reaches. `marks` (BASELINE_COLUMNS) as `pixel_baselines` returns it: a level line a row. `probe`
-    (PROBE_COLUMNS) as `probe_layers(...).table` has it; of a table with controls only the model's rows are drawn, and
-    the layer that is `chosen` has a ring. Bands are 95% intervals over images.
+    Bands are 95% intervals over images.
+
+    Args:
+        table: LENS_COLUMNS, as `logit_lens` and `tuned_lens` return them: a line for each `kind`, and a level line at
+            what the last layer reaches.
+        probe: PROBE_COLUMNS, as `probe_layers(...).table` has them; of a table with controls only the model's rows are
+            drawn, and the layer that is `chosen` has a ring.
+        marks: BASELINE_COLUMNS, as `pixel_baselines` returns them: a level line a row.
+        title: Above the figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Figure.
+
+    Raises:
+        ValueError: A column that is missing, two rows of one layer and kind, or an unknown style.
+
+    Example:
+        >>> figure = lab.figures.lens_curve(lab.logit_lens(model, tokens), result.table)
+        >>> [ax.get_ylabel() for ax in figure.axes]
+        ['nats of the next pixel', 'accuracy (%)']
     """
     check_columns(table, LENS_COLUMNS)
     check_once(table, ["layer", "kind"])

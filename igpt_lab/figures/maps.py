@@ -23,8 +23,24 @@ def cka_map(
     """CKA of each layer (upwards) with each other layer (to the right), as colours.
 
     They run from the tenth below the smallest value to 1: where all layers are alike, a scale from 0 shows nothing.
-    `table` has a row for each pair, and CKA_COLUMNS, as `cka` returns it. `names` of the two axes, upwards first: say
-    there which model's layers they are.
+
+    Args:
+        table: A row per pair, CKA_COLUMNS, as `cka` returns them.
+        title: Above the figure.
+        names: Of the two axes, upwards first: say there which model's layers they are.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: A column that is missing, two rows of one pair, or an unknown style.
+
+    Example:
+        >>> ax = lab.figures.cka_map(lab.cka(test), names=["tiny, layer", "tiny, layer"])
+        >>> ax.get_ylabel(), ax.images[0].get_array().shape
+        ('tiny, layer', (4, 4))
     """
     check_columns(table, CKA_COLUMNS)
     if table.duplicated(["layer", "other_layer"]).any():
@@ -49,8 +65,24 @@ def cka_map(
 def confusion_matrix(table: pd.DataFrame, *, title: str = "", note: str = "", ax: Axes | None = None) -> Axes:
     """Counts of test images, a row for each true class (downwards), a column for each predicted one, as shares of rows.
 
-    `table`: square, whole numbers, the same classes in rows and columns, as `Classified.confusion` returns it. `note`
-    stands below the title in place of the share on the diagonal.
+    Args:
+        table: Square, whole numbers, the same classes in rows and columns, as `Classified.confusion` returns it.
+        title: Above the figure.
+        note: Below the title, in place of the share on the diagonal.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: Other classes in rows than in columns, or an unknown style.
+
+    Example:
+        >>> counts = pd.DataFrame([[8, 2], [1, 9]], index=["cat", "dog"], columns=["cat", "dog"])
+        >>> ax = lab.figures.confusion_matrix(counts)
+        >>> [text.get_text() for text in ax.texts]
+        ['8', '2', '1', '9', '85.0 % of 20 test images on the diagonal']
     """
     check_columns(table, ())
     if list(table.index) != list(table.columns):
@@ -79,8 +111,26 @@ def feature_map(
 ) -> Axes:  # fmt: skip
     """Images as points on the plane that keeps most of their features' variance; each class has a colour and a marker.
 
-    `table` has a row for each image and FEATURE_COLUMNS, `label` being one of `names`, which are plotted in their
-    order. `explained`: the shares of the variance along x and y.
+    Args:
+        table: A row per image, FEATURE_COLUMNS: `label`, `x`, `y`.
+        names: Classes in the order in which they are plotted.
+        explained: Shares of the variance along x and y, as fractions.
+        title: Above the figure.
+        note: Below the title.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: A column that is missing, shares of other than two axes, or an unknown style.
+
+    Example:
+        >>> plane = pd.DataFrame({"label": ["cat", "dog", "dog"], "x": [0.0, 1.0, 2.0], "y": [0.0, 1.0, 0.5]})
+        >>> ax = lab.figures.feature_map(plane, names=["cat", "dog"], explained=[0.6, 0.3])
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('60% of the variance', '30% of the variance')
     """
     check_columns(table, FEATURE_COLUMNS)
     ax = axes(3.4) if ax is None else ax

@@ -24,10 +24,28 @@ TARGET_STYLES: dict[str, Keywords] = {
 def bits_curve(table: pd.DataFrame, *, relative: bool = False, title: str = "", ax: Axes | None = None) -> Axes:
     """Bits that a linear readout has about each target over depth, a line with its 95% band over test images for each.
 
-    `table` (BITS_COLUMNS) as `bits_by_layer` returns it. Where there is room, the legend states the entropy H of each
-    target, which is the most that can be read. `relative` plots shares of H in place of bits. Bits are the default:
-    they are one unit for all lines, so that what a layer gains of one target and loses of another can be set against
-    each other, while a share makes an eighth of a bit about the class look like a bit about the pixel.
+    Where there is room, the legend states the entropy H of each target, which is the most that can be read. Bits are
+    the default: they are one unit for all lines, so that what a layer gains of one target and loses of another can be
+    set against each other, while a share makes an eighth of a bit about the class look like a bit about the pixel.
+
+    Args:
+        table: BITS_COLUMNS, as `bits_by_layer` returns them.
+        relative: Plot shares of H, in percent, in place of bits.
+        title: Above the figure.
+        ax: Axes to plot into, by default of a new figure.
+        style: "paper", "wide" or "talk".
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: A column that is missing, two rows of one layer and target, or an unknown style.
+
+    Example:
+        >>> bits = lab.bits_by_layer(model, train_tokens[:50], tokens, targets=["row"], n_states=5)
+        >>> ax = lab.figures.bits_curve(bits.table)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('layer', 'bits that a linear readout has')
     """
     check_columns(table, BITS_COLUMNS)
     check_once(table, ["layer", "target"])

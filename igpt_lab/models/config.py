@@ -108,14 +108,14 @@ class ImageGPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> ImageGPTConfig:
-        """From a `config.json` dict; what is no field of an ImageGPT is passed over."""
+        """A configuration from a `config.json` dict; unknown names are ignored."""
         if values.get("model_type", "imagegpt") != "imagegpt":
             raise ValueError(f"model_type {reprlib.repr(values['model_type'])} in config.json; expected 'imagegpt'")
         values = own_names(values)
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def to_dict(self) -> dict:
-        """As `config.json` of transformers."""
+        """The configuration as a dict, as `config.json` of transformers has it."""
         return {"model_type": "imagegpt", **asdict(self), "label2id": self.label2id}
 
     @classmethod

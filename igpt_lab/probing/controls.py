@@ -42,6 +42,7 @@ class DropComparison:
     n_test: int
 
     def to_dict(self) -> dict:
+        """Its fields by name."""
         return asdict(self)
 
 
@@ -175,7 +176,7 @@ def probe_permuted(
 
 @checked
 def selectivity(result: ProbeResult, control: ProbeResult, *, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """How much of each layer's accuracy is not the probe's own doing (Hewitt and Liang, 2019): a row a layer.
+    """How much of each layer's accuracy is not due to the probe itself (Hewitt and Liang, 2019): a row per layer.
 
     `control`: the probe of labels without meaning (`control_task`) on the same images. `selectivity` is the accuracy
     less `control_accuracy`, with a paired 95% interval over test images (`significance.compare`); the others have that

@@ -63,7 +63,7 @@ class Features:
 
     @checked
     def joined(self, layers: Sequence[int]) -> Features:
-        """Several layers side by side as one, which has the number of the middle one: the paper's best five, say."""
+        """Several layers side by side as one, under the number of the middle one; the paper joins the best five."""
         check_known(layers, self.layers)
         return replace(
             self, layers={sorted(layers)[len(layers) // 2]: np.hstack([self.layers[layer] for layer in layers])}

@@ -51,8 +51,8 @@ def probe_svm(
         libsvm's own word.
 
     Raises:
-        ValueError: Train and test of other layers, no labels, values that are not finite, a C that is not above 0, or
-            `folds` below 1.
+        ValueError: One class alone, train and test of other layers, values that are not finite, a C that is not above
+            0, or `folds` below 1.
 
     Example:
         >>> kernel = lab.probe_svm(train, test, Cs=[1.0], gammas=[1.0], folds=2)

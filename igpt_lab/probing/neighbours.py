@@ -119,7 +119,7 @@ def probe_neighbours(
         `ProbeResult`, whose `table` is that of `probe_layers` with `k` for C and without a certificate.
 
     Raises:
-        ValueError: Train and test of other layers, no labels, values that are not finite, or `folds` below 1.
+        ValueError: Train and test of other layers, values that are not finite, or `folds` below 1.
 
     Example:
         >>> voted = lab.probe_neighbours(train, test, ks=[5], folds=2)

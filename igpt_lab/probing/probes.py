@@ -126,8 +126,8 @@ def probe_layers(
         fractions.
 
     Raises:
-        ValueError: Fewer than two classes, other layers in test than in train, no labels, values that are not finite, a
-            C that is not above 0, or `folds` below 1.
+        ValueError: Fewer than two classes, other layers in test than in train, values that are not finite, a C that is
+            not above 0, or `folds` below 1.
 
     Example:
         >>> result = lab.probe_layers(train, test, Cs=[0.1], folds=2)
@@ -219,6 +219,7 @@ class Comparison:
         }
 
     def to_dict(self) -> dict:
+        """Its fields by name, as `layer_curve` takes them."""
         return asdict(self)
 
 

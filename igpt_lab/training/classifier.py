@@ -52,12 +52,12 @@ class Classified:
         return accuracy(self.correct)
 
     def confusion(self) -> pd.DataFrame:
-        """Counts of images: a row for each true class, a column for each predicted one."""
+        """Confusion matrix: counts of images, a row per true class, a column per predicted class."""
         counts = confusion_matrix(self._labels(), self.predicted, labels=range(len(self.names)))
         return pd.DataFrame(counts, pd.Index(self.names, name="true"), pd.Index(self.names, name="predicted"))
 
     def mistakes(self, count: int = 12) -> np.ndarray:
-        """int64: positions of the wrong ones, the most confident first."""
+        """Positions of misclassified images, int64, at most `count`, the most confident first."""
         wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")][:count]
 
@@ -78,7 +78,7 @@ def classify(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Classified:
-    """What a fine-tuned model says of images, start token in front; labels are carried along, and not looked at.
+    """The classes that a fine-tuned model predicts, start token in front; labels are kept beside them and not used.
 
     `images` may be an iterator, of which no image is held. Raises ValueError for a model without a class head that was
     trained, and for what is no image.

@@ -104,18 +104,48 @@ def compare_fine_tuning(
     middle: int | None = None,
     progress: bool = True,
 ) -> FineTuningComparison:
-    """Fine-tune `model` in five ways with all labels, and in two with `per_class` labels; probe it before and after.
+    """Fine-tune a model in five ways with all labels, and in two with few; probe it before and after.
 
-    The ways: L_gen + L_clf; L_clf alone; both losses with the head on layer `middle`, by default the one that
-    cross-validation chose; both from scratch, with weights drawn anew by the seed; the head alone. Each runs with all
-    `seeds`, which decide held-out images and batches. The first two also meet `draws` subsets of `per_class` labels of
-    each class, with the first seed. `settings` are those of every run, but for what sets the ways apart. The probes are
-    those of the chosen layer and of the last, with the same labels. Features of the network as it was go to `store`;
-    runs are not kept.
+    The ways: L_gen + L_clf; L_clf alone; both losses with the head on layer `middle`; both from scratch, with weights
+    drawn anew by the seed; the head alone. Each runs with all `seeds`, which decide held-out images and batches. The
+    first two also meet `draws` subsets of few labels, with the first seed. The probes are those of the chosen layer and
+    of the last, with the same labels. Features of the network as it was go to `store`; runs are not kept.
 
-    `pairs` compares each way with the chosen layer's probe, the head on `middle` with the head on the last layer, and
-    L_gen + L_clf with L_clf alone, on the same test images: `difference` is the mean over seeds, with `sd` over seeds,
-    and interval and p over test images (`effects.average_difference`). `p_holm` corrects for all of these claims.
+    Args:
+        model: One that predicts pixels in their order, or what `load_model` takes.
+        train_images, test_images: Two splits with labels.
+        settings: Of every run, but for what sets the ways apart.
+        store: Folder of the stores.
+        per_class: Labels per class where they are few.
+        draws: Subsets of as many.
+        seeds: Of the runs.
+        middle: A layer from 1 to L, by default the one that cross-validation chose.
+        progress: Show bars.
+
+    Returns:
+        `FineTuningComparison`. Its `table` has a row per run and probe: `method`, `labels`, `draw`, `seed`,
+        `test_accuracy` with its exact 95% interval `low`, `high`, as fractions. `pairs` compares each way with the
+        chosen layer's probe, the head on `middle` with the head on the last layer, and L_gen + L_clf with L_clf alone,
+        on the same test images: `accuracy_a`, `accuracy_b`, `difference` (mean over seeds) with `sd` over seeds, and
+        the interval `low`, `high` and `p_value` over test images (`effects.average_difference`); `p_holm` corrects for
+        all of these claims. `curves` has the rows of `probe_layers` before and after.
+
+    Raises:
+        ValueError: `middle` out of range, images without labels or that do not fit the model, fewer labels of a class
+            than `per_class`, and as `finetune`.
+
+    Example:
+        >>> two_classes = [images.select(np.flatnonzero(images.labels < 2)) for images in (train_images, test_images)]
+        >>> settings = lab.FinetuneConfig(steps=1, batch_size=8, pad=0)
+        >>> compared = lab.compare_fine_tuning(
+        ...     "tiny", *two_classes, settings, per_class=2, draws=1, seeds=[0], middle=2, progress=False
+        ... )
+        step 0: ...
+        >>> compared.table.groupby("labels", sort=False).method.nunique()
+        labels
+        all    7
+        2      4
+        Name: method, dtype: int64
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     last = model.config.n_layer

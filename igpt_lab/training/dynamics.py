@@ -63,12 +63,36 @@ def probe_checkpoints(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A row for each checkpoint and layer: that of `probe_layers`, and `model` (`name`), `step`, `loss` and its error.
+    """Probe every layer of every checkpoint of a pretraining; features go to `store`, one store a checkpoint.
 
-    `loss` is over the test images, in nats per token, `loss_error` its standard error over images; a BERT model has
-    nan. `drop`, `drop_low`, `drop_high`, `drop_choice_low`, `drop_choice_high` and `drop_p` compare the chosen layer
-    with the last (`compare_layers`), the same in all rows of a checkpoint. `untrained` begins with the network before
-    its first step, at step 0. Features go to `store`, one store a checkpoint.
+    Args:
+        checkpoints: Step -> folder, as `checkpoints_of` gives them.
+        train_images, test_images: Two splits with labels.
+        store: Folder of the stores.
+        name: What the column `model` says.
+        untrained: Begin with the network before its first step, at step 0.
+        layers: All by default.
+        Cs: Inverse strengths of the penalty to choose from.
+        seed: Of the folds, and of the untrained network.
+        device: Where model and fits run, by default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        A row per checkpoint and layer: that of `probe_layers`, with `model`, `step`, and `loss` over the test images,
+        in nats per token, with `loss_error`, its standard error over images (NaN of a BERT model). `drop`, `drop_low`,
+        `drop_high`, `drop_choice_low`, `drop_choice_high` and `drop_p` compare the chosen layer with the last
+        (`compare_layers`), the same in all rows of a checkpoint.
+
+    Raises:
+        ValueError: A layer that a model has not, images without labels or that do not fit a model.
+        CheckpointError: A folder that is no whole checkpoint.
+
+    Example:
+        >>> table = lab.probe_checkpoints({1: "tiny"}, train_images, test_images, layers=[3], Cs=[0.1], name="tiny")
+        >>> table[["model", "step", "layer", "n_test", "loss"]].round(3)
+          model  step  layer  n_test   loss
+        0  tiny     0      3     100  2.079
+        1  tiny     1      3     100  2.079
     """
     sources = dict(checkpoints)
     begins_untrained = untrained and 0 not in checkpoints
@@ -93,9 +117,29 @@ def probe_checkpoints(
 def probe_models(
     models: Mapping[str, str | Path], train_images: ImageSet, test_images: ImageSet, *, seed: int = 0, **options
 ) -> pd.DataFrame:
-    """Several models side by side, name -> source: `probe_checkpoints` of each one's last checkpoint alone.
+    """Several models side by side: `probe_checkpoints` of each one's last checkpoint alone.
 
-    Each also has a row of control 'raw pixels', the probe of the pixels as that model is shown them.
+    Args:
+        models: Name -> source.
+        train_images, test_images: Two splits with labels.
+        seed: Of the folds.
+        **options: Further arguments of `probe_checkpoints`.
+
+    Returns:
+        The rows of `probe_checkpoints` for each model, and one of control "raw pixels", the probe of the pixels as that
+        model is shown them.
+
+    Raises:
+        ValueError: A model without a palette, and as `probe_checkpoints`.
+        TypeError: An option that `probe_checkpoints` does not have.
+        CheckpointError: No such source, or one that is not whole.
+
+    Example:
+        >>> table = lab.probe_models({"a": "tiny"}, train_images, test_images, layers=[3], Cs=[0.1])
+        >>> table[["model", "control", "layer", "n_features"]]
+          model     control  layer  n_features
+        0     a       model      3           8
+        1     a  raw pixels      0          16
     """
     tables: list[pd.DataFrame] = []
     pixels: dict[str, pd.DataFrame] = {}

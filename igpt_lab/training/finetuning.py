@@ -59,15 +59,39 @@ def finetune(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Path:
-    """Fine-tune a copy of `model` on labelled images; returns `out`, a classifier's folder for transformers too.
+    """Fine-tune a copy of a model on labelled images.
 
-    `out` gets `config.json`, `model.safetensors`, `preprocessor_config.json`, `log.csv` (a row every `log_every` steps:
-    losses in nats, accuracy as a fraction), `finetuning.json`, `README.md` (a model card), `state.safetensors`, and in
-    `causal/` the whole network with its pixel head, for `load_model` and `extract`. Both hold the weights that were
-    best on validation. Called again with the same arguments it goes on where it stopped, to the same numbers; with
-    others it raises ValueError and names what differs. `steps` and `cooldown` may change while the steps that were
-    taken keep their learning rate. Under `torchrun` its processes share each batch, as in `pretrain`. Ctrl-C ends it
-    after the step at hand, saved. What else it raises is as of `pretrain`.
+    Called again with the same arguments it goes on where it stopped, to the same numbers. `steps` and `cooldown` may
+    change while the steps that were taken keep their learning rate. Under `torchrun` its processes share each batch, as
+    in `pretrain`. Ctrl-C ends it after the step at hand, saved.
+
+    Args:
+        model: One that predicts pixels in their order, or what `load_model` takes.
+        images: With labels; a part is held out as `tuning` says.
+        tuning: Settings of the run.
+        out: Folder that is written.
+        device: By default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `out`, a classifier's folder for transformers too: `config.json`, `model.safetensors`,
+        `preprocessor_config.json`, `log.csv` (a row every `log_every` steps: losses in nats, accuracy as a fraction),
+        `finetuning.json`, `README.md` (a model card), `state.safetensors`, and in `causal/` the whole network with its
+        pixel head, for `load_model` and `extract`. Both hold the weights that were best on validation.
+
+    Raises:
+        ValueError: Other arguments than those of the run in `out`, which are named; a folder that another run works in,
+            or that holds something else; a bidirectional model, images without labels, or settings that do not fit the
+            model.
+        CheckpointError: A state file that is damaged, or of another run.
+        FloatingPointError: The loss or weights are no numbers, or the loss jumps; the state of the last save stays.
+
+    Example:
+        >>> tuning = lab.FinetuneConfig(steps=2, batch_size=8, pad=0)
+        >>> out = lab.finetune("tiny", train_images, tuning, "tuned", progress=False)
+        step 0: ...
+        >>> lab.classify(out, test_images, progress=False).probabilities.shape  # images, classes
+        (100, 10)
     """
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device = Path(out), best_device(device)

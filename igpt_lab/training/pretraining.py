@@ -50,21 +50,46 @@ def pretrain(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train on palette indices (N, T); returns `out`, a folder in the layout of transformers.
+    """Train on the next pixel, or on hidden ones, with palette indices.
 
-    A run begins with random weights, or with those of `init`, whose shape must be that of `config`: released ones on
-    images of one's own, or ones whose `state.safetensors` is lost. Its steps and its schedule begin at 0.
+    A run begins with random weights, or with those of `init`: released ones on images of one's own, or ones whose
+    `state.safetensors` is lost. Its steps and its schedule begin at 0. Called again with the same arguments it goes on
+    where it stopped, to the same numbers. `steps` and `cooldown` may change while the steps that were taken keep their
+    learning rate, so that a run with a cooldown can be made longer or shorter. Under `torchrun` its processes share
+    each batch, and a run may go on with another number of them; only the first writes. Ctrl-C ends it after the step at
+    hand, saved.
 
-    `out` gets `config.json`, `model.safetensors` (float32), `preprocessor_config.json`, `log.csv` (a row every
-    `log_every` steps: losses in nats per token and bits per pixel, tokens per second; in `tensorboard/` too, where
-    TensorBoard is installed), `training.json`, `README.md` (a model card), `checkpoints/step-*/` (float16) and
-    `state.safetensors`. Called again with the same arguments it goes on where it stopped, to the same numbers; with
-    others it raises ValueError and names what differs. `steps` and `cooldown` may change while the steps that were
-    taken keep their learning rate, so that a run with a cooldown can be made longer or shorter. Under `torchrun` its
-    processes share each batch, and a run may go on with another number of them; only the first writes. Ctrl-C ends it
-    after the step at hand, saved. ValueError for a folder that another run works in, or that holds something else than
-    this run. CheckpointError for a state file that is damaged, or of another run. FloatingPointError where the loss or
-    weights are no numbers, or the loss jumps; the state of the last save stays.
+    Args:
+        tokens: Palette indices (N, T).
+        config: Shape of the network.
+        recipe: Settings of the run.
+        out: Folder that is written.
+        processor: Of the palette, kept beside the weights.
+        init: A model of the shape of `config`, whose weights are the first.
+        device: By default the accelerator where there is one.
+        progress: Show a bar.
+
+    Returns:
+        `out`, a folder in the layout of transformers: `config.json`, `model.safetensors` (float32),
+        `preprocessor_config.json`, `log.csv` (a row every `log_every` steps: losses in nats per token and bits per
+        pixel, tokens per second; in `tensorboard/` too, where TensorBoard is installed), `training.json`, `README.md`
+        (a model card), `checkpoints/step-*/` (float16) and `state.safetensors`.
+
+    Raises:
+        ValueError: Other arguments than those of the run in `out`, which are named; a folder that another run works in,
+            or that holds something else; tokens of another shape or palette, no image to train on, `init` of another
+            shape.
+        CheckpointError: A state file that is damaged, or of another run.
+        FloatingPointError: The loss or weights are no numbers, or the loss jumps; the state of the last save stays.
+
+    Example:
+        >>> recipe = lab.PretrainConfig(steps=4, batch_size=8, warmup=1, holdout=20, validate=20, snapshots=2)
+        >>> out = lab.pretrain(train_tokens, config, recipe, "run", processor=model.processor, progress=False)
+        step 0: ...
+        >>> log = pd.read_csv(out / "log.csv")
+        >>> log[["step", "tokens", "validation_loss"]].head(1).round(3)  # ln 8: the head begins at zero
+           step  tokens  validation_loss
+        0     0       0            2.079
     """
     out, device = Path(out), best_device(device)
     tokens = np.ascontiguousarray(tokens)

@@ -55,24 +55,43 @@ def probe_shift(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A row for each run, point of the block, version of the test images and layer: how a probe of clean images does.
+    """How a probe of clean images does on corrupted ones, by run, point of the block and layer.
 
-    `runs`: name -> source; a name FAMILY-seed-S is seed S of its family, and each run's last checkpoint is probed.
-    `corruptions`: levels of each (`corrupt`); before them comes the level that changes nothing, the clean images.
+    Args:
+        runs: Name -> source; a name FAMILY-seed-S is seed S of its family, and each run's last checkpoint is probed.
+        train_images, test_images: Two splits with labels, of images and not of tokens.
+        points: Places in a block, see `record`.
+        corruptions: Levels of each (`corrupt`); before them comes the level that changes nothing, the clean images.
+        store: Folder of the stores.
+        Cs: Inverse strengths of the penalty to choose from.
+        folds: Of the cross-validation.
+        seed: Of the folds.
+        device: Where model and fits run, by default the accelerator where there is one.
+        progress: Show a bar.
 
-    The columns are those of `probe_layers` for the clean training images, with the accuracy on a version of the test
-    images, and `family`, `seed_of_pretraining`, `model`, `step`, `point`, `corruption`, `level`. `chosen` marks the
-    layer that the folds of the training images chose, the same for every version; `best` the layer that is best on
-    these test images, which is nobody's choice. The same in all layers of a version are
+    Returns:
+        A row per run, point of the block, version of the test images and layer. The columns are those of `probe_layers`
+        for the clean training images, with the accuracy on a version of the test images, and `family`,
+        `seed_of_pretraining`, `model`, `step`, `point`, `corruption`, `level`. `chosen` marks the layer that the folds
+        of the training images chose, the same for every version; `best` the layer that is best on these test images,
+        which is nobody's choice. Accuracies are fractions. The same in all layers of a version are
 
-    - `drop`: accuracy of the chosen layer less the last one's, with `drop_low`, `drop_high` and `drop_p` (`compare`),
-      and `drop_choice_low`, `drop_choice_high` (`compare_choice`);
-    - `drop_best`: that of the best layer, with an interval that holds although the best was picked on these images: the
-      highest of the lower, and of the upper ends that hold for all layers at once (`layer_table`);
-    - `drop_change`: `drop` less that on the clean images, paired over images (`mean_difference`).
+        - `drop`: accuracy of the chosen layer less the last one's, with `drop_low`, `drop_high` and `drop_p`
+          (`compare`), and `drop_choice_low`, `drop_choice_high` (`compare_choice`);
+        - `drop_best`: that of the best layer, with an interval that holds although the best was picked on these images:
+          the highest of the lower, and of the upper ends that hold for all layers at once (`layer_table`);
+        - `drop_change`: `drop` less that on the clean images, paired over images (`mean_difference`).
 
     Raises:
         ValueError: Two runs of one family and seed, an unknown point, corruption or level, or tokens for images.
+
+    Example:
+        >>> chosen = {"points": ["ln_1"], "corruptions": {"contrast": [0.5]}, "Cs": [0.1]}
+        >>> table = lab.probe_shift({"tiny-seed-0": "tiny"}, train_images, test_images, **chosen)
+        >>> table[["family", "seed_of_pretraining", "corruption", "level", "layer"]].tail(2)
+          family  seed_of_pretraining corruption  level  layer
+        6   tiny                    0   contrast    0.5      2
+        7   tiny                    0   contrast    0.5      3
     """
     families_of(runs)
     checkpoints = {name: checkpoints_of(source).popitem() for name, source in runs.items()}

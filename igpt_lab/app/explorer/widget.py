@@ -67,15 +67,31 @@ def explore(
     remote: bool = False,
     model: ImageGPTForCausalImageModeling | str | Path | None = None,
 ) -> Explorer:
-    """The explorer of a feature store with a split `train`: end a notebook's cell with it.
+    """The explorer of a feature store: end a notebook's cell with it.
 
-    Shows at most `limit` images of a split, a seeded draw (None: all); every number in it is of these. Its Save button
-    writes the view under the folder `out`. A store may be a stranger's: images at an address that it names, such as
-    s3://bucket/set, are asked for with `remote` alone. `model` is the one that the features are of, for what it expects
-    of an image and where its heads look; by default it is loaded when that is first asked, from the package or from the
-    folder that the store names. Explorers of one store share what they compute; `close()` lets go of it, and running a
-    notebook's cell again closes the one that it opened before. Raises ValueError for a store without labels or without
-    training images, and for another model.
+    Its Save button writes the view under the folder `out`. A store may be a stranger's: images at an address that it
+    names, such as s3://bucket/set, are asked for with `remote` alone. Explorers of one store share what they
+    compute; `close()` lets go of it, and running a notebook's cell again closes the one that it opened before.
+
+    Args:
+        store: A store with a split `train` and labels, or its folder.
+        out: Folder of what is saved.
+        limit: Images of a split that are shown, at most, a seeded draw; every number is of these. None: all.
+        progress: Show a bar until it opens.
+        remote: Read images from an address that the store names.
+        model: The one that the features are of, for what it expects of an image and where its heads look; by default it
+            is loaded when that is first asked, from the package or from the folder that the store names.
+
+    Returns:
+        `Explorer`, a widget.
+
+    Raises:
+        ValueError: A store without labels or without training images, or another model.
+
+    Example:
+        >>> explorer = lab.explore(store, limit=50)
+        >>> explorer.point, explorer.split, explorer.splits
+        ('ln_1', 'test', ['test', 'held out'])
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
@@ -88,10 +104,28 @@ def explore(
 
 
 class Explorer(AnyWidget):
-    """Point, split, labels per class and layer of a store, and what there is to see; see `explore`.
+    """Point, split, labels per class and layer of a store, and what there is to see; `explore` makes it.
 
     `point`, `split`, `count` (labels per class, 0 for all), `layer`, `other` (the layer it is compared with) and
     `image` (a position among the images shown) can be set here as well as in the browser. `save()` is the Save button.
+
+    Args:
+        store: With a split `train` and labels.
+        out: Folder of what is saved.
+        limit: Images of a split that are shown, at most; None: all.
+        progress: Show a bar until it opens.
+        remote: Read images from an address that the store names.
+        network: The store's model, by default the one that it names.
+
+    Raises:
+        ValueError: A store without labels.
+        KeyError: A store without a split `train`.
+
+    Example:
+        >>> explorer = lab.explore(store, limit=50)
+        >>> explorer.layer = 2
+        >>> explorer.layer, explorer.other
+        (2, 3)
     """
 
     _esm = front_end()

@@ -104,7 +104,7 @@ class Settings:
         return self.resample.name.lower()
 
     def arguments(self) -> dict:
-        """What makes this processor again: `type(it)(**it.arguments())`."""
+        """The arguments that make an equal processor: `type(it)(**it.arguments())`."""
         return {"clusters": self._centres} | {name: getattr(self, name) for name in DEFAULTS}
 
     def __reduce__(self):  # without the table of colours

@@ -71,8 +71,9 @@ class ImageGPTImageProcessorPil(Settings):
             3).
 
         Raises:
-            ValueError: No images, images or pixels of another kind, images of several sizes for one array, an unknown
+            ValueError: No images, an array or pixels of another kind, images of several sizes for one array, an unknown
                 format, or no palette.
+            TypeError: What is no image, or a change that is no argument of the processor.
 
         Example:
             >>> images = np.zeros((2, 8, 8, 3), np.uint8)
