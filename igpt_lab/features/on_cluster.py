@@ -128,7 +128,7 @@ class Work:
         source = extraction.source
         if not source["model"] or not all(source["images"].values()):
             raise ValueError(
-                "a cluster loads model and images on every worker: give what load_model and load_images do"
+                "a cluster loads model and images on every worker: give a model of load_model and images of load_images"
             )
         root, kind = extraction.root.absolute(), extraction.device.type
         return cls(source, extraction.key, extraction.settings, root, extraction.counts, kind, threads)

@@ -195,7 +195,9 @@ def class_names(splits: Sequence[Labels], title: str) -> tuple[str, ...]:
         alike.setdefault(name.casefold(), []).append(name)
     for pair in (pair for same in alike.values() for pair in combinations(same, 2)):
         if not any(set(pair) <= present for present in by_split):
-            raise ValueError(f"{title}: its splits have the classes {pair[0]!r} and {pair[1]!r}; write them alike")
+            raise ValueError(
+                f"{title}: its splits have the classes {pair[0]!r} and {pair[1]!r}; use the same names in each split"
+            )
     return names
 
 
