@@ -15,12 +15,14 @@ export UV_COMPILE_BYTECODE := 1
 # A folder of wheels kept for pip serves uv as well; empty elsewhere.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: help reproduce test lab bench lint lock reference docs
+.PHONY: help reproduce test coverage lowest lab bench lint lock reference docs
 
 help:
 	@echo "make reproduce   run notebooks 0 to 4 and 6 into results/mine/, compare with the shipped run   (ARGS=--all, --quick)"
 	@echo "make test        run the tests                                           (ARGS='-k model' for some of them)"
-	@echo "                 ARGS=\"-m 'not slow'\" leaves out the test that builds and installs the wheel"
+	@echo "                 ARGS=\"-m 'not slow'\" leaves out the slow ones; CONTRIBUTING.md has the other markers"
+	@echo "make coverage    run the tests, and list which lines of igpt_lab/ they reach"
+	@echo "make lowest      run the tests with the lowest versions that pyproject.toml allows    (needs uv)"
 	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
 	@echo "make bench       measure against other software, to results/mine/         (BENCH=extract for one of them)"
 	@echo "make docs        build the documentation site into build/site/"
@@ -41,9 +43,27 @@ reference: $(STAMP)
 	@$(BIN)/python docs/make_results.py
 
 # A process a core, each of one thread; at most 8, as each takes about 1 GB of memory.
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+
 test: $(STAMP)
 	@echo "make test: pytest on tests/"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
+
+# Lines that only a process of its own reaches, such as a worker or a notebook's kernel, do not count.
+coverage: $(STAMP)
+	@echo "make coverage: pytest on tests/, lines of igpt_lab/ -> build/coverage/index.html"
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --cov --cov-report term --cov-report html:build/coverage $(ARGS)
+
+# In an environment of its own. torch stays the pinned one, by hand as for `lock`: of its builds the lowest is CUDA's.
+lowest:
+	@echo "make lowest: the lowest versions that pyproject.toml allows -> build/lowest/, pytest on tests/"
+	@mkdir -p build && echo "$(TORCH)" | uv pip compile - pyproject.toml --extra test --resolution lowest-direct \
+		--python "$(PYTHON)" --quiet --no-annotate --no-header --no-emit-package torch | \
+		grep -vE '^(cuda|nvidia|triton)' > build/lowest.txt
+	@uv venv --quiet --clear --python "$(PYTHON)" build/lowest
+	@uv pip install --quiet --python build/lowest/bin/python -r build/lowest.txt "$(TORCH)" "setuptools>=77" pip
+	@uv pip install --quiet --python build/lowest/bin/python --no-deps --no-build-isolation -e .
+	@OMP_NUM_THREADS=1 build/lowest/bin/python $(PYTEST) $(ARGS)
 
 lab: $(STAMP)
 	@echo "make lab: JupyterLab on workbench/, stop it with Ctrl-C"

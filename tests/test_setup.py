@@ -98,6 +98,8 @@ def faults_of_commands(root: Path) -> list[str]:
         "reproduce": ".venv/bin/igpt-lab reproduce",
         "reference": ".venv/bin/igpt-lab reproduce --all --renew-reference",
         "test": ".venv/bin/python -m pytest",
+        "coverage": ".venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --cov",
+        "lowest": "--resolution lowest-direct",
         "lab": ".venv/bin/igpt-lab lab",
         "bench": ".venv/bin/python -m benchmarks",
         "lint": ".venv/bin/ruff check",

@@ -27,7 +27,11 @@ RESULTS = "results/mine/fashion-xs-photos"
 SHOTS = ROOT / "build/browser"
 CHROMIUM = chromium()
 SECOND = 1000  # Playwright counts milliseconds
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: install the package chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: install the package chromium"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from igpt_lab.probing.probes import probe_layers
 from igpt_lab.probing.streaming import probe_on_cluster, probe_streaming
 
 distributed = pytest.importorskip("distributed")
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LOCAL = {"device": "cpu", "progress": False}
 
 
