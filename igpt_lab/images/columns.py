@@ -156,8 +156,11 @@ def _plain(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         if pa.types.is_null(values.type):
             return values.cast(pa.int64())
         if any(is_kind(values.type) for is_kind in WORDS):
-            return pc.utf8_normalize(values.cast(pa.string()), "NFC")
-    except pa.ArrowException:  # a fraction, or more than int64 holds
+            words = values.cast(
+                pa.string()
+            ).to_pylist()  # pyarrow's own NFC, up to version 23 at least, joins no accents
+            return pa.chunked_array([[word and unicodedata.normalize("NFC", word) for word in words]], pa.string())
+    except (pa.ArrowException, UnicodeDecodeError):  # a fraction, more than int64 holds, or no UTF-8
         pass
     raise ValueError(f"{where} is {kind}; expected integers or words as labels")
 
