@@ -247,6 +247,7 @@ def same_run(a, b):
     pd.testing.assert_frame_equal(*logs)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_numbers(tiny_folder, tiny_images, train, tmp_path):
     changes = {**HARD, "steps": 40, "save_every": 4, "patience": 40}
     whole, killed = run(str(tiny_folder), train, tmp_path / "whole", **changes), tmp_path / "killed"
