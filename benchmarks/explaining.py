@@ -154,7 +154,7 @@ def rows(quick: bool) -> Iterator[dict]:
             yield from against_lens(setting)
             yield from against_attention(setting)
         for name, source in SOURCES.items():
-            if name == "fashion-xs" or CIFAR.is_dir() and not quick:
+            if name == "fashion-xs" or (CIFAR.is_dir() and not quick):
                 yield from explorer(name, source, stores, 3 if quick else 20)
 
 
@@ -278,7 +278,7 @@ def write_random(config: lab.ImageGPTConfig, folder: Path) -> str:
 def images_of(model: lab.ImageGPTForCausalImageModeling, setting: Setting, split: str) -> TokenSet:
     """Tokens of the setting's images, or random ones of two classes."""
     source, rows = SOURCES.get(setting.name), np.arange(setting.count)
-    if source is None or source is CIFAR and not CIFAR.is_dir():
+    if source is None or (source is CIFAR and not CIFAR.is_dir()):
         shape = setting.count, model.config.n_positions
         drawn = np.random.default_rng(split == "test").integers(model.config.n_colours, size=shape)
         return TokenSet("random", split, rows, rows % 2, ("even", "odd"), drawn)

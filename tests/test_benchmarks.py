@@ -71,6 +71,7 @@ def test_flops_against_torch_own_count():
     assert flops(config) == flops(config, square=True) - attention * (1 - 17 / 32)
 
 
+@pytest.mark.slow
 def test_a_quick_run_leaves_its_table(tmp_path):
     pytest.importorskip("transformers")
     command = [sys.executable, "-m", "benchmarks", "pixels", "--quick", "--out", str(tmp_path)]

@@ -1,9 +1,13 @@
 """The wheel, installed outside the clone: the command and the library do what they do in the clone."""
 
 import os
+import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +42,9 @@ def installed(tmp_path_factory) -> Path:
     return target
 
 
-@pytest.mark.slow
+pytestmark = pytest.mark.slow
+
+
 def test_the_wheel_runs_outside_the_clone(installed, tiny_folder, tiny_images, tmp_path):
     def run(*arguments: str | Path) -> str:
         environment = os.environ | {"PYTHONPATH": str(installed)}
@@ -51,3 +57,25 @@ def test_the_wheel_runs_outside_the_clone(installed, tiny_folder, tiny_images, t
     place, layers = run("-c", LINES, tiny_folder, tiny_images, tmp_path / "stores").splitlines()
     assert Path(place).is_relative_to(installed) and int(layers) == 4
     assert (installed / "share/igpt-lab/notebooks/00_tour.ipynb").is_file()
+
+
+def test_the_wheel_opens_a_copy_of_the_notebooks(installed, tmp_path):
+    """Settings, runtime files and notebooks stay in a folder of the test; its server is stopped at its end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / f".{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
+    own |= {f"JUPYTERLAB_{name}_DIR": str(tmp_path / f".{name.lower()}") for name in ("SETTINGS", "WORKSPACES")}
+    environment = os.environ | own | {"IPYTHONDIR": str(tmp_path / ".ipython"), "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-u", "-m", "igpt_lab", "lab", "mine", "--no-browser", "--port", port]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=environment)
+    try:
+        until = time.monotonic() + 120
+        while "token=" not in (tmp_path / "log").read_text() and time.monotonic() < until and server.poll() is None:
+            time.sleep(0.1)
+        assert re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w{40,}", (tmp_path / "log").read_text())
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+    assert (tmp_path / "mine/notebooks/00_tour.ipynb").is_file()

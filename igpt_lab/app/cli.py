@@ -116,7 +116,7 @@ def _run(arguments: list[str] | None) -> int:
         print(f"igpt-lab: {' '.join(str(message).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
-        print(f"igpt-lab: {str(stopped) or 'stopped'}; what was finished is kept", file=sys.stderr)
+        print(f"igpt-lab: {str(stopped) or 'stopped'}; finished work is kept", file=sys.stderr)
         return 130
 
 

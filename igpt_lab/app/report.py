@@ -33,8 +33,7 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "and the range.",
     "bits_curve": "What a linear readout of a state says about each target, in bits: the target's entropy H less the "
     "log loss on test images, with 95% intervals over images.",
-    "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, what the probe did not do "
-    "by itself.",
+    "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, the selectivity.",
     "position_map": "Test accuracy of a linear probe on single states, by position and layer. Rings: the layers that "
     "validation chose.",
     "prefix_curve": "Test accuracy of a linear probe on the mean over the first states: a line for each share of the "

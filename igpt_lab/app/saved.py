@@ -219,7 +219,7 @@ def _add_json(results: Results, csvs: dict[str, bytes], file: Path, files: list[
     facts, csv = read_json(file), file.with_suffix(".csv").name
     if file.name == "summary.json":
         if not isinstance(facts, dict):
-            raise ValueError(f"a {type(facts).__name__} came; expected names with values")
+            raise ValueError(f"it is a {type(facts).__name__}; expected a JSON object")
         results.summary = with_new_names(facts)
     if not isinstance(facts, dict) or "csv_sha256" not in facts or csv in results.odd:
         return
@@ -227,7 +227,7 @@ def _add_json(results: Results, csvs: dict[str, bytes], file: Path, files: list[
         raise ValueError(f"its table {csv} is missing")
     for name, kind in KINDS.items():
         if name in facts and not isinstance(facts[name], kind):
-            raise ValueError(f"{name} is {facts[name]!r}, no {kind.__name__}")
+            raise ValueError(f"{name} is {facts[name]!r}; expected a {kind.__name__}")
     figure = _read(file, facts, results.tables[file.stem], csvs[file.stem], files)
     results.figures.append(figure)
     del results.tables[file.stem]

@@ -147,12 +147,12 @@ def local(path: str | os.PathLike) -> Path:
     text = os.fspath(path)
     if "\0" in text or max(len(part.encode(errors="surrogatepass")) for part in text.split("/")) > LONGEST_PART:
         shown = repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
-        raise ValueError(f"{shown} is no path: a name in it has NUL, or over {LONGEST_PART} bytes")
+        raise ValueError(f"{shown} is not a path: a name in it has a NUL character, or more than {LONGEST_PART} bytes")
     if here := OF_THIS_DISK.fullmatch(text):
         return Path(url2pathname(here[1]))
     if text.lower().startswith("file://"):
-        raise ValueError(f"{text} names another host; expected file:///folder")
+        raise ValueError(f"{text} names another host; expected a path on this machine, such as file:///folder")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file that is called so")
+        raise ValueError(f"{text}: there is no user of this name; write ./{text} for a file with this name")
     return Path(expanded)

@@ -55,7 +55,9 @@ def choice_of(layers: Sequence[int], accuracies: Sequence[float] | np.ndarray, n
     """
     means, count = np.asarray(accuracies, float), len(layers)
     if means.shape != (count,) or not count or not np.isfinite(means).all() or n < 1:
-        raise ValueError(f"{means.size} accuracies of {count} layers on {n} images; expected one each, all finite")
+        raise ValueError(
+            f"{means.size} accuracies of {count} layers on {n} images; expected one finite accuracy for each layer"
+        )
     place, top = int(middle_of_best(means)), float(means.max())
     error = math.sqrt(top * (1 - top) / n)
     tied, near = means >= top - ROUNDING, means >= top - max(error, ROUNDING)

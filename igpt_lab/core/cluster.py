@@ -75,7 +75,7 @@ def _check_guard() -> None:
     main = vars(sys.modules["__main__"])
     lines = [n for frame, n in traceback.walk_stack(None) if frame.f_globals is main and frame.f_code.co_name == MODULE]
     script, spec = Path(str(main.get("__file__"))), main.get("__spec__")
-    if not lines or not script.is_file() or spec and spec.name.endswith("__main__"):
+    if not lines or not script.is_file() or (spec and spec.name.endswith("__main__")):
         return  # a notebook, `python -c`, `python -m package`: multiprocessing imports none of them
     before = "\n".join(script.read_text(errors="replace").splitlines()[: max(lines)])
     if not re.search(r"^\s*if\b.*__name__", before, re.MULTILINE):
@@ -213,9 +213,9 @@ class _Run:
         every = list(self.client.nthreads())
         if any(worker not in self.banned for worker in every):
             self.seen = time.monotonic()
-        elif every and not self.begun or time.monotonic() - self.seen > PATIENCE:
+        elif (every and not self.begun) or time.monotonic() - self.seen > PATIENCE:
             why = next(iter(self.banned.values()), f"none came in {PATIENCE} s")
-            raise OSError(f"no worker is left ({why}); what was finished is kept, the same command goes on")
+            raise OSError(f"no worker is left ({why}); finished work is kept; give the same command again to continue")
         return every
 
     def take_back(self, alive: list[str]) -> None:
@@ -224,7 +224,7 @@ class _Run:
         for begun in list(self.begun):
             task, worker = begun.task, begun.worker
             late = time.monotonic() - begun.since > limit
-            if worker in alive and not late or begun.future.done():
+            if (worker in alive and not late) or begun.future.done():
                 continue
             self.begun.remove(begun)
             begun.future.release()

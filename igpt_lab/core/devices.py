@@ -48,7 +48,7 @@ def best_device(asked: str | torch.device | None = None, *, here: bool = True) -
         device = torch.device(asked)
         if device.type == "cpu" or not here or f"{device.type}:{device.index or 0}" in there:
             return device
-    raise ValueError(f"device {str(asked)[:40]!r} is not there; this machine has {', '.join(there)}")
+    raise ValueError(f"there is no device {str(asked)[:40]!r}; expected one of this machine: {', '.join(there)}")
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def fetch(files: dict[str, Path], *, progress: bool = True) -> None:
         folder, needed = next(iter(files.values())).parent, sum(sizes[url] - held[url] for url in files)
         folder.mkdir(parents=True, exist_ok=True)
         if needed > (free := shutil.disk_usage(folder).free):
-            raise OSError(f"{needed / 1e9:,.1f} GB are to be fetched, and {folder} has {free / 1e9:,.1f} GB free")
+            raise OSError(f"{needed / 1e9:,.1f} GB must be downloaded, and {folder} has {free / 1e9:,.1f} GB free")
         what = {"desc": f"{len(files)} files", "unit": "B", "unit_scale": True}
         with tqdm(total=sum(sizes.values()), disable=not progress, **what) as bar:
             for url, path in files.items():
@@ -100,7 +100,7 @@ def _announced(session: requests.Session, url: str) -> Announced:
         try:
             _check(answer, url)
             size, version = answer.headers.get("Content-Length", ""), _version(answer)
-            if not re.fullmatch("[0-9]{1,18}", size) or int(size) == 0 and not version:  # as a proxy's empty answer
+            if not re.fullmatch("[0-9]{1,18}", size) or (int(size) == 0 and not version):  # as a proxy's empty answer
                 raise requests.ConnectionError(f"{url}: the server announces {size!r} bytes", response=answer)
             return Announced(int(size), version, _digests(answer))
         except requests.RequestException:
@@ -134,7 +134,7 @@ def _check(answer: requests.Response, url: str, expected: int = 200) -> None:
     elif encoding != "identity":
         fault = f"the server sends {encoding[:20]!r}, not the file's own bytes"
     elif kind.startswith("text/html"):
-        fault = "a web page comes in place of the file, as proxies and login pages send"
+        fault = "the server sends a web page in place of the file, as proxies and login pages do"
     if fault:
         raise requests.ConnectionError(f"{url}: {fault}", response=answer)
 
@@ -151,7 +151,7 @@ def _fetch(session: requests.Session, url: str, path: Path, about: Announced, ba
             failures, best = (0, _held(path)) if _held(path) > best else (failures + 1, best)
             if failures == ATTEMPTS:
                 why = str(error).removeprefix(f"{url}: ")
-                raise OSError(f"{url}: {why}; {_held(path):,} bytes are kept, call again to go on") from error
+                raise OSError(f"{url}: {why}; {_held(path):,} bytes are kept; call again to continue") from error
             time.sleep(PAUSE * 2 ** max(0, failures - 1))
             bar.update(before + _held(path) - bar.n)
     bar.update(before + about.size - bar.n)
@@ -168,7 +168,7 @@ def _finish(path: Path, about: Announced) -> None:
     for name, digest in digests.items():
         if base64.b64encode(digest.digest()).decode() != about.digests[name]:
             _part(path).unlink()
-            raise requests.ConnectionError(f"what came has not the {name} digest that the server names")
+            raise requests.ConnectionError(f"the file does not have the {name} digest that the server names")
     os.replace(_part(path), path)
     _mark(path).unlink(missing_ok=True)
 
@@ -190,12 +190,12 @@ def _stream(session: requests.Session, url: str, path: Path, about: Announced, b
         goes_on = answer.status_code == 206 and held and same and begins.startswith(f"bytes {held}-")
         if answer.status_code in (206, 416) and not goes_on:
             part.unlink(missing_ok=True)
-            raise requests.ConnectionError("the server does not go on where this file ends", response=answer)
+            raise requests.ConnectionError("the server cannot continue where this file ends", response=answer)
         _check(answer, url, 206 if goes_on else 200)
         if not goes_on:
             length = answer.headers.get("Content-Length", "")
             if length not in ("", str(about.size)):
-                raise requests.ConnectionError(f"{length} bytes come, where {about.size} were announced")
+                raise requests.ConnectionError(f"the server sends {length} bytes; it announced {about.size}")
             held = 0
             part.write_bytes(b"")
             mark.write_text(_version(answer), "latin-1")
@@ -209,7 +209,7 @@ def _stream(session: requests.Session, url: str, path: Path, about: Announced, b
     if held > about.size:
         part.unlink()
     if held != about.size:
-        raise requests.ConnectionError(f"{held:,} of {about.size:,} bytes came")
+        raise requests.ConnectionError(f"only {held:,} of {about.size:,} bytes arrived")
 
 
 def _version(answer: requests.Response) -> str:

@@ -397,7 +397,7 @@ def _wins(right: np.ndarray) -> np.ndarray:
 
 def check_level(alpha: float) -> float:
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha {alpha}; expected the chance of an error, between 0 and 1: 0.05 for 95 %")
+        raise ValueError(f"alpha {alpha}; expected the chance of an error, between 0 and 1, such as 0.05 for 95 %")
     return alpha
 
 
@@ -405,7 +405,7 @@ def check_right(correct: np.ndarray, name: str) -> np.ndarray:
     correct = np.asarray(correct)
     if correct.dtype != bool or correct.ndim != 1 or not len(correct):
         raise ValueError(
-            f"{name} is {correct.dtype} {correct.shape}; expected bool (N,), N > 0: predictions == labels, say"
+            f"{name} is {correct.dtype} {correct.shape}; expected bool (N,), N > 0: such as predictions == labels"
         )
     return correct
 
@@ -415,7 +415,7 @@ def _stacked(correct: Mapping[int, np.ndarray], what: str = "layer") -> tuple[li
     rows = {key: check_right(correct[key], f"{what} {key}") for key in sorted(correct)}
     if len({len(row) for row in rows.values()}) != 1:
         lengths = {key: len(row) for key, row in rows.items()} or f"no {what}"
-        raise ValueError(f"test images: {lengths}; expected the same ones for at least one {what}")
+        raise ValueError(f"test images: {lengths}; expected at least one {what}, and the same images for each")
     return list(rows), np.stack(list(rows.values()))
 
 
@@ -423,7 +423,7 @@ def _same_images(a: np.ndarray, b: np.ndarray, index_a: np.ndarray | None, index
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} test images and b {len(b)}; a paired test needs the same ones")
     if (index_a is None) != (index_b is None):
-        raise ValueError("only one index came; expected both of them, or neither")
+        raise ValueError("only one of index_a and index_b is given; expected both, or neither")
     if index_a is None or index_b is None:
         return
     for name, index in (("index_a", index_a), ("index_b", index_b)):
@@ -432,5 +432,6 @@ def _same_images(a: np.ndarray, b: np.ndarray, index_a: np.ndarray | None, index
     differ = int(np.not_equal(index_a, index_b).sum())
     if differ:
         raise ValueError(
-            f"{differ} of {len(a)} test images differ between a and b; sort both by index, take the shared"
+            f"{differ} of {len(a)} test images differ between a and b; "
+            "sort both by index, and keep the images that both have"
         )

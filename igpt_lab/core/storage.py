@@ -107,10 +107,10 @@ class Lock:
                     file.unlink()  # it guards nothing
                 what = f"{file.parent} has no locks"  # told once a folder
             elif isinstance(error, PermissionError) and file.exists():
-                what = f"{file} is not ours to lock"
+                what = f"{file} cannot be locked by this user"
             else:
                 raise
-            advice = "going on without: let no other process write into this store meanwhile"
+            advice = "continuing without a lock, so no other process may write into this store"
             warnings.warn(f"{what} ({error.strerror}); {advice}", stacklevel=3)
         return self
 

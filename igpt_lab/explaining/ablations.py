@@ -254,7 +254,7 @@ def _check_probe(
 ) -> int | None:
     """The probe's layer, counted from 0; an error where something is missing or does not fit."""
     if len({probe is None, layer is None, labels is None}) > 1:
-        raise ValueError("a probe, its probe_layer and the labels of the test images come together; one is missing")
+        raise ValueError("probe, probe_layer and labels belong together, and one is missing; give all three, or none")
     if layer is None:
         return None
     if not hasattr(probe, "predict"):

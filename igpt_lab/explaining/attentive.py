@@ -199,14 +199,16 @@ def _table(rows: list[dict], correct: dict[tuple, np.ndarray], sizes: dict[str, 
 
 def _whole(tokens: np.ndarray, config) -> np.ndarray:
     if tokens.shape[1] != config.n_positions or not len(tokens):
-        raise ValueError(f"tokens {tokens.shape}; expected whole images (N, {config.n_positions}), some")
+        raise ValueError(f"tokens {tokens.shape}; expected whole images (N, {config.n_positions}), at least one")
     return tokens
 
 
 def _check_labels(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> None:
     for name, images, of_images in zip(("train", "test"), tokens, labels, strict=True):
         if np.shape(of_images) != (len(images),):
-            raise ValueError(f"{name}: labels {np.shape(of_images)} for {len(images)} images; expected one an image")
+            raise ValueError(
+                f"{name}: labels {np.shape(of_images)} for {len(images)} images; expected one for each image"
+            )
 
 
 def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> None:

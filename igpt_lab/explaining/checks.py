@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ def _uncached(model: ImageGPTForCausalImageModeling, tokens: Tensor) -> float:
     tokens, length = _aligned(model, tokens), tokens.shape[1]
     cache = KeyValueCache.of(model.config, len(tokens), length, device=model.device, dtype=model.dtype)
     edges = sorted({*range(min(16, length) + 1), *range(max(16, length - 16), length + 1)})
-    pieces = (tokens[:, begin:end] for begin, end in zip(edges, edges[1:], strict=False))
+    pieces = (tokens[:, begin:end] for begin, end in pairwise(edges))
     cached = torch.cat([model.transformer(piece, cache).last_hidden_state for piece in pieces], dim=1)
     return _distance(cached[None], model.transformer(tokens, use_cache=False).last_hidden_state[None])
 

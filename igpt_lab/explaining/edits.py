@@ -77,7 +77,7 @@ def _functions(edits: Mapping[Place, Function], blocks: int) -> Edits:
             raise TypeError(f"{place!r}: {type(function).__name__}; expected (point, layer): function")
         point, layer = place[0], layers_of(place[0], blocks, [place[1]])[0]
         if (point, layer) in functions:
-            raise ValueError(f"{point} of layer {layer} came twice; expected one function for a place")
+            raise ValueError(f"{point} of layer {layer} is given twice; expected one function for each place")
         functions[point, layer] = function
     return functions
 
@@ -108,7 +108,9 @@ class _ForwardPass:
     def end(self) -> None:
         left, self.left = self.left, None
         for point, layer in left or ():
-            raise RuntimeError(f"{point} of layer {layer} did not run, so that it was not edited")
+            raise RuntimeError(
+                f"{point} of layer {layer} did not run, so it was not edited; call the model inside the `with` block"
+            )
 
 
 def _attach(backbone: Any, place: Place, function: Function, running: _ForwardPass):
@@ -137,7 +139,7 @@ def _fitting(value: Any, x: Tensor, place: Place) -> Tensor:
         raise TypeError(f"the edit of {place} returned a {type(value).__name__}; expected a tensor {tuple(x.shape)}")
     if value.shape != x.shape or value.device != x.device:
         got, wanted = (f"{tuple(tensor.shape)} on {tensor.device}" for tensor in (value, x))
-        raise ValueError(f"the edit of {place} returned {got}; expected {wanted}, as it came")
+        raise ValueError(f"the edit of {place} returned {got}; expected {wanted}, as in the input")
     return value.to(x.dtype)
 
 

@@ -346,8 +346,8 @@ def _between_ends(chosen: int, last: int) -> int:
     check_chosen(inside, last)
     if inside != chosen:
         warnings.warn(
-            f"cross-validation chose layer {chosen} of 0..{last}, an end: the predictions compare what is before c "
-            f"with what is from c on, so c = {inside} stands for it",
+            f"cross-validation chose layer {chosen} of 0..{last}, which is an end; the predictions compare what is "
+            f"before c with what is from c on, so c = {inside} is used",
             stacklevel=5,
         )
     return inside

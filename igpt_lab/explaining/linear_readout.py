@@ -98,7 +98,7 @@ def linear_readout(
     classes = classes_of(train_values[rest], max(train_values.max(), test_values.max()) + 1)
     y, y_test = classes[train_values], classes[test_values]
     if not y.any():
-        raise ValueError("all training states have one value, or each its own; expected two values or more")
+        raise ValueError("no value repeats in the training states, or there is only one; expected two values or more")
     C, start = _strength(train[rest], y[rest], train[held], y[held], tol, device)
     fit = fit_logistic(train.flatten(0, 1), y.ravel(), [C], tol=tol, start=start, device=device)
     log_p, log_q = _log2_of(fit, test, y_test), np.log2(np.bincount(y.ravel()) / y.size)[y_test]

@@ -112,7 +112,9 @@ def resample(
 
     def of_donors(added: Tensor) -> Tensor:
         if len(added) != len(rows):
-            raise ValueError(f"a batch of {len(added)} images for {len(rows)} donors; expected as many")
+            raise ValueError(
+                f"a batch of {len(added)} images for {len(rows)} donors; expected one donor for each image"
+            )
         return added[rows]
 
     return _replace(model, part, layer, head, of_donors)

@@ -155,7 +155,7 @@ def _of_images(labels: np.ndarray | None, tokens: np.ndarray) -> np.ndarray | No
     labels = np.asarray(labels)
     if labels.shape != tokens.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(
-            f"labels {labels.dtype} {labels.shape}; expected integers ({len(tokens)},) from 0, one an image"
+            f"labels {labels.dtype} {labels.shape}; expected integers ({len(tokens)},) from 0, one for each image"
         )
     return labels.astype(np.int64)
 
@@ -178,7 +178,7 @@ def _targets(names: Sequence[str] | None, labels: list, palette: np.ndarray | No
         return [name for name in TARGETS if name not in lacking]
     for name in names:
         if name not in TARGETS:
-            raise ValueError(f"target {name!r}; expected some of {TARGETS}")
+            raise ValueError(f"target {name!r}; expected one of {', '.join(TARGETS)}")
         if name in lacking:
             raise ValueError(f"target {name!r} needs {lacking[name]}; give them, or leave this target out")
     return list(names)

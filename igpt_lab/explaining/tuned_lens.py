@@ -91,7 +91,7 @@ class TunedLens:
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder} holds no tuned lens as `save` writes it: {error}") from error
         if not whole:
-            raise ValueError(f"{tensors} is not the file that {facts.name} beside it is of; fit the lens anew")
+            raise ValueError(f"{tensors} does not belong to {facts.name} beside it; fit the lens again")
         return lens
 
 
@@ -141,7 +141,7 @@ def fit_tuned_lens(
         raise ValueError(f"steps={steps}; expected at least 1")
     held = min(64, max(1, len(tokens) // 10)) if held_out is None else held_out
     if not 0 < held < len(tokens):
-        raise ValueError(f"{len(tokens)} training images, {held} held out; expected some of each")
+        raise ValueError(f"{len(tokens)} training images, {held} held out; expected at least one of each")
     tokens = tokens[np.random.default_rng(seed).permutation(len(tokens))]  # the last `held` are held out
     size = batch_size or min(16, images_at_once(model), len(tokens) - held)
     drawn = torch.Generator().manual_seed(seed)

@@ -153,7 +153,7 @@ def prepare(
     splits = {split_images.split: split_images for split_images in images}
     if len(splits) < len(images):
         names = ", ".join(f"{split_images.name} {split_images.split}" for split_images in images)
-        raise ValueError(f"two image sets are of the same split: {names}; load each by the split that it is")
+        raise ValueError(f"two image sets have the same split: {names}; load each with a split of its own")
     _check_classes(splits.values())
     root = _root(store)
     if share is not None:
@@ -342,7 +342,7 @@ def _as_before(
     if engine == "dask":
         advice = "use lab.extract_on_cluster"
     names = ", ".join(f"{name}=" for name in old)
-    warnings.warn(f"extract({names}) goes with the next release; {advice}", DeprecationWarning, stacklevel=4)
+    warnings.warn(f"extract({names}) is removed in the next release; {advice}", DeprecationWarning, stacklevel=4)
     common = {"store": store, "device": device, "workers": workers, "progress": progress, **settings.options()}
     if engine == "dask":
         deadline = old.get("deadline")

@@ -125,4 +125,4 @@ def only(value: dict, form: dict) -> dict:
 
 def no_constant(name: str) -> None:
     """For `json.loads`, which reads what JSON has not."""
-    raise ValueError(f"it has {name}, which JSON has not")
+    raise ValueError(f"it has {name}, which is not a JSON number")

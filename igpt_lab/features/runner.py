@@ -51,7 +51,7 @@ class Runner:
 
     def _halve(self) -> None:
         self.batch_size //= 2
-        tqdm.write(f"out of memory: going on with batches of {self.batch_size}", file=sys.stderr)
+        tqdm.write(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr)
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -71,8 +71,8 @@ class Runner:
         with self._precision(), recording as pooled:
             for batch in pixels.split(self.batch_size):
                 pooled.run(batch.to(device).long(), use_cache=False)
-                for point in values:
-                    values[point].append(pooled[point])
+                for point, batches in values.items():
+                    batches.append(pooled[point])
                     stats[point].append(pooled.stats(point))
                 if bar is not None:
                     bar.update(len(batch))

@@ -62,7 +62,9 @@ class FeatureStore(StoreFolder):
         from igpt_lab.features.writing import StoreWriter
 
         warnings.warn(
-            "FeatureStore.create goes with the next release; use StoreWriter.create", DeprecationWarning, stacklevel=2
+            "FeatureStore.create is removed in the next release; use StoreWriter.create",
+            DeprecationWarning,
+            stacklevel=2,
         )
         return StoreWriter.create(root, key, parts, source=source)
 
@@ -93,7 +95,10 @@ class FeatureStore(StoreFolder):
         try:
             return np.empty((rows, width), np.float32)
         except (MemoryError, ValueError) as error:
-            raise StoreError(f"{self.path} lists {rows} rows of {width} numbers, more than memory holds") from error
+            raise StoreError(
+                f"{self.path} lists {rows} rows of {width} numbers, which do not fit into memory; "
+                "read fewer layers, or row groups"
+            ) from error
 
     @checked
     def row_groups(self, split: str) -> list[tuple[int, int, int]]:
@@ -199,12 +204,12 @@ class FeatureStore(StoreFolder):
             read = file.read if group is None else partial(file.read_row_group, group)
             table = read(columns, use_threads=False)
             if sorted(table.column_names) != sorted(columns):
-                raise ValueError(f"it has the columns {table.column_names} of {columns}")
+                raise ValueError(f"it has the columns {table.column_names}; expected {columns}")
             for name in columns:
                 if wrong := wrong_type(name, table.schema.field(name).type):
                     raise ValueError(wrong)
                 if name != "label" and nulls(table[name]):
-                    raise ValueError(f"{name} has {nulls(table[name])} numbers missing")
+                    raise ValueError(f"{name} has {nulls(table[name])} missing numbers")
             return table
 
     @contextmanager
@@ -236,7 +241,9 @@ class FeatureStore(StoreFolder):
             "images": f"{key['images']}: " + ", ".join(f"{count} {split}" for split, count in rows.items()),
             "layers": "; ".join(f"{point} {span(layers)}" for point, layers in self.layers.items()),
             "made": f"{key['pool']} over positions, {key['alignment']}, {key['dtype']}, images {key['size']} a side",
-            "complete": "yes" if whole == len(listed) else f"no: {whole} of {len(listed)} parts; extract goes on",
+            "complete": "yes"
+            if whole == len(listed)
+            else f"no: {whole} of {len(listed)} parts; extract again to continue",
             "size": f"{self.size / 1e6:,.1f} MB in {len(listed)} parts",
             "folder": self.path,
         }

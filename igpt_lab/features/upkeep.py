@@ -163,7 +163,7 @@ def repair(path: str | Path, problems: list[tuple[str, int, str]], *, remote: bo
     if differs := mending.key.differences(store.key):
         raise StoreError(f"{path} cannot be repaired: of its model and images, {differs}; nothing was changed")
     if path.name != mending.key.folder():
-        raise StoreError(f"{path} was renamed; a repair needs its own name, {mending.key.folder()}")
+        raise StoreError(f"{path} was renamed; name it again as it was written, to repair it: {mending.key.folder()}")
     return mending.run(lambda writer, todo: mending.here(writer, todo, None, True), doubted)
 
 
@@ -206,13 +206,13 @@ def not_ours(root: str | Path) -> list[tuple[Path, str]]:
     for path in _folders(root):
         try:
             if _busy(path):
-                passed.append((path, "a process is at it, or its lock is not ours to open"))
+                passed.append((path, "a process uses it, or its lock cannot be opened"))
             if _marked(path):
                 store = FeatureStore(path, read_manifest(path))
                 files = (file for file in sorted(path.rglob("*")) if not file.is_dir() and not store.is_ours(file))
-                passed += [(file, "is no file of this store") for file in files]
+                passed += [(file, "is not a file of this store") for file in files]
             elif ((path / "manifest.json").exists() or FOLDER.fullmatch(path.name)) and not _begun(path):
-                passed.append((path, "is not ours"))
+                passed.append((path, "was not written by igpt-lab"))
         except (StoreError, OSError) as error:
             passed.append((path, f"cannot be read: {error}"))
     return passed
@@ -316,5 +316,5 @@ def _delete(files: list[Path], store: Path) -> None:
 def _folder(path: str | Path) -> Path:
     folder = place(path)
     if not (isinstance(folder, Path) and folder.is_dir()):
-        raise StoreError(f"no folder {path}")
+        raise StoreError(f"there is no folder {path}")
     return folder

@@ -200,7 +200,10 @@ class StoreWriter(StoreFolder):
         """Count a part that another machine has written; OSError where its file is not the same here."""
         path = self.part(split, number)
         if not path.is_file() or pq.read_metadata(readable(path)).num_rows != entry["rows"]:
-            raise OSError(f"{path} is not here, though a worker wrote it; is the folder on a disk that all share?")
+            raise OSError(
+                f"{path} was written by a worker, and is not visible here; "
+                "put the store on a disk that all workers share"
+            )
         with self._room_for(split, number):
             self._list(split, number, entry)
         self._give_back((split, number))
@@ -224,7 +227,9 @@ class StoreWriter(StoreFolder):
                 yield
         except OSError as error:
             why = f"{error.strerror or error}: {self.part(split, number)} was not written"
-            raise OSError(error.errno, f"{why}; finished parts are kept, the same command goes on") from error
+            raise OSError(
+                error.errno, f"{why}; finished parts are kept; give the same command again to continue"
+            ) from error
 
     def _list(self, split: str, number: int, entry: dict, data: bytes | None = None) -> None:
         """A part's file, from `data` if any, and the manifest that lists it; neither if there is no room for both."""
@@ -274,7 +279,7 @@ class StoreWriter(StoreFolder):
             self.manifest = other.manifest
         elif any(other.has(split, number) for split in other.splits for number in range(len(other.listed(split)))):
             raise StoreError(
-                f"{self.path} is not complete, and its parts are cut at other rows than is asked; "
+                f"{self.path} is not complete, and its parts have other rows than this extraction would write; "
                 "finish it as it was begun, or delete it and extract again"
             )
 

@@ -152,5 +152,7 @@ def __getattr__(name: str) -> object:
     if name not in older:
         raise AttributeError(f"igpt_lab.figures has no {name!r}; it has {', '.join(__all__)}")
     new, value = older[name]
-    warnings.warn(f"figures.{name} is now figures.{new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
+    warnings.warn(
+        f"figures.{name} is now figures.{new}; the old name is removed in 0.3", DeprecationWarning, stacklevel=2
+    )
     return value

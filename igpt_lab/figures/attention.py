@@ -59,7 +59,7 @@ def attention_from(table: pd.DataFrame, *, title: str = "") -> Axes:
     _check_maps(table, ("row", "column"))
     unseen = table[table.weight.isna()]
     if unseen.empty:
-        raise ValueError("no weight is NaN; expected that from the predicted pixel on")
+        raise ValueError("no weight is NaN; expected NaN from the predicted pixel on")
     row, column = min(zip(unseen.row, unseen.column, strict=True))
     side, gap = int(table.row.max()) + 1, 2  # cells from the start token down to the image
     corners = _corners(table, side, side + gap)

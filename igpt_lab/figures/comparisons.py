@@ -41,7 +41,8 @@ PROTOCOL_STYLES: dict[tuple[str, str], Keywords] = {  # by scaling and solver
     ("unscaled", "converged"): {"color": "#D55E00", "linestyle": "-", "marker": "^"},
     ("unscaled", "100 iterations"): {"color": "#E69F00", "linestyle": "--", "marker": "v"},
 }
-STOPPED_STYLE, OPTIMUM_STYLE = list(PROTOCOL_STYLES.values())[3], list(PROTOCOL_STYLES.values())[0]
+OPTIMUM_STYLE = PROTOCOL_STYLES["standardised", "converged"]
+STOPPED_STYLE = PROTOCOL_STYLES["unscaled", "100 iterations"]
 TRANSFORMERS_STYLE: Keywords = {"color": "#767676", "linestyle": (0, (1, 1)), "marker": "x"}
 EFFECT_STYLES: dict[str, Keywords] = {
     "chosen layer": {"color": "#0072B2", "marker": "o"},

@@ -239,7 +239,9 @@ def _describe(name: str, rows: pd.DataFrame, low: float) -> tuple[str, str, str]
 def _sentence(comparison: Mapping, n_test: int) -> str:
     """The paired test in words."""
     if not isinstance(comparison, Mapping):
-        raise TypeError(f"a {type(comparison).__name__} came; expected a dict, such as compare_layers(...).to_dict()")
+        raise TypeError(
+            f"comparison is a {type(comparison).__name__}; expected a dict, such as compare_layers(...).to_dict()"
+        )
     comparison = with_new_names(comparison)
     missing = [name for name in COMPARISON if name not in comparison]
     if missing:

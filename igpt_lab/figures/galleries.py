@@ -166,7 +166,7 @@ def neighbour_gallery(
     """
     sets = [_images(samples, "samples", 1), *(_images(it, name, 1) for name, it in nearest.items())]
     if any(each.shape != sets[0].shape for each in sets):
-        raise ValueError(f"shapes {[each.shape for each in sets]}; expected that of the samples for all of them")
+        raise ValueError(f"shapes {[each.shape for each in sets]}; expected the shape of the samples for all")
     scale = max(1, round(112 / sets[0].shape[2]))  # wide enough for the headings
     columns, width = min(columns, len(sets[0])), sets[0].shape[2] * scale
     gap = np.full((*sets[0].shape[:2], 1, 3), 255, np.uint8)  # a group ends in one, and the tiles add another

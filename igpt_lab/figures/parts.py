@@ -27,7 +27,9 @@ ROOM = 1000  # lines, rows, panels or ticks of a figure, at most: each takes mem
 def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse what is no table, lacks one of `columns`, has no rows, or more different things than a figure shows."""
     if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"a {type(table).__name__} came; expected a pandas DataFrame with columns {', '.join(columns)}")
+        raise TypeError(
+            f"the table is a {type(table).__name__}; expected a pandas DataFrame with columns {', '.join(columns)}"
+        )
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table)) or 'no columns'}")

@@ -53,7 +53,7 @@ def save_figure(
         contents = _contents(whole, csv, record.to_dict() | _origin(whole, csv))
     except UnicodeEncodeError as error:  # from data, record or a figure's arguments
         words = error.object[max(0, error.start - 20) : error.end + 20]
-        raise ValueError(f"{words!r} is not UTF-8 text; give the name in it another way") from error
+        raise ValueError(f"{words!r} is not UTF-8 text; rename what it names") from error
     return _write(_stem(stem), contents)
 
 
@@ -68,7 +68,7 @@ def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, st
     facts, csv = read_figure(file)
     saved = facts.get("drawing")
     if saved is None:
-        raise ValueError(f"{file} does not say which function plotted it; plot it anew and save it with save_figure")
+        raise ValueError(f"{file} does not say which function plotted it; plot it again, and save it with save_figure")
     try:
         if saved["function"] not in FIGURES:
             raise ValueError(f"it was plotted by {saved['function']!r}; this version has {', '.join(FIGURES)}")
@@ -142,7 +142,7 @@ def _stem(path: str | os.PathLike) -> Path:
     """A path without the suffix of a file that is written there."""
     path = local(path)
     if path.name in ("", ".."):
-        raise ValueError(f"stem={str(path)!r} ends in no name; expected one for the five files, such as 'curve'")
+        raise ValueError(f"stem={str(path)!r} has no name at its end; expected one for the five files, such as 'curve'")
     return path.with_suffix("") if path.suffix[1:] in (*UNDATED, "csv", "json") else path
 
 

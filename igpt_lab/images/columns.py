@@ -182,8 +182,11 @@ def _plain(values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         if pa.types.is_null(values.type):
             return values.cast(pa.int64())
         if any(is_kind(values.type) for is_kind in WORDS):
-            return pc.utf8_normalize(values.cast(pa.string()), "NFC")
-    except pa.ArrowException:  # a fraction, or more than int64 holds
+            words = values.cast(
+                pa.string()
+            ).to_pylist()  # pyarrow's own NFC, up to version 23 at least, joins no accents
+            return pa.chunked_array([[word and unicodedata.normalize("NFC", word) for word in words]], pa.string())
+    except (pa.ArrowException, UnicodeDecodeError):  # a fraction, more than int64 holds, or no UTF-8
         pass
     raise ValueError(f"{where} is {kind}; expected integers or words as labels")
 
@@ -221,7 +224,9 @@ def class_names(splits: Sequence[Labels], title: str) -> tuple[str, ...]:
         alike.setdefault(name.casefold(), []).append(name)
     for pair in (pair for same in alike.values() for pair in combinations(same, 2)):
         if not any(set(pair) <= present for present in by_split):
-            raise ValueError(f"{title}: its splits have the classes {pair[0]!r} and {pair[1]!r}; write them alike")
+            raise ValueError(
+                f"{title}: its splits have the classes {pair[0]!r} and {pair[1]!r}; use the same names in each split"
+            )
     return names
 
 

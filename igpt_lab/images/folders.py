@@ -129,7 +129,7 @@ def _reason(entry: os.DirEntry) -> str:
 def _is_usual(entry: os.DirEntry, above: Parts) -> bool:
     """Is this a file that is no image and is expected there? Nobody needs to be told of it."""
     name, beside_classes = entry.name.lower(), len(above) < 2
-    return entry.is_file() and bool(NOT_TOLD.fullmatch(name) or beside_classes and TEXTS.fullmatch(name))
+    return entry.is_file() and bool(NOT_TOLD.fullmatch(name) or (beside_classes and TEXTS.fullmatch(name)))
 
 
 def _suffix(name: str) -> str:
@@ -165,7 +165,7 @@ def _split_folders(images: list[Parts], name: str) -> tuple[dict[str, str], tupl
         return {}, (f"the folder {', '.join(splits)} is taken for a class, as it lies among {', '.join(others)}",)
     raise ValueError(
         f"{name} has {', '.join(splits)}, which may be splits, beside {', '.join(others)}, which are none; move or "
-        "rename some, that all of them are splits or all of them classes"
+        "rename some, so that all are splits, or all are classes"
     )
 
 
@@ -173,7 +173,7 @@ def _refuse_hidden_splits(images: list[Parts], folders: list[str], name: str) ->
     """ValueError where splits would be read as classes: trainA and testA, or train and test below another folder."""
     starts = [start[0] for folder in folders if (start := START.match(folder.lower()))]
     if len(starts) == len(folders) and "train" in starts and len(set(starts)) > 1:
-        raise ValueError(f"{name} has {', '.join(folders)}: splits or classes? Name splits train and test alone")
+        raise ValueError(f"{name} has {', '.join(folders)}, which may be splits or classes; name splits train and test")
     below: dict[str, dict[str, str]] = {}
     for folder, inner, *_ in (parts for parts in images if len(parts) > 2):
         if split := split_of(inner):
@@ -261,7 +261,7 @@ def _metadata(
     if not files:
         return None, ()
     if len(files) > 1:
-        raise ValueError(f"{name} has {files[0]} and {files[1]}; leave one")
+        raise ValueError(f"{name} has {files[0]} and {files[1]}; keep one of them")
     file, where = files[0], files[0].parent.relative_to(root).parts
     table = _read_metadata(file)
     label = label_column(table.schema, str(file), asked)

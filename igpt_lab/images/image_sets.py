@@ -251,7 +251,8 @@ class TokenSet(_Rows):
         """The tokens, uint16 (N, T), for a model of so many positions and colours; ValueError when they do not fit."""
         if self.tokens.shape[1] != positions:
             raise ValueError(
-                f"{self.name} {self.split} has {self.tokens.shape[1]} tokens an image, the model {positions} positions"
+                f"{self.name} {self.split} has {self.tokens.shape[1]} tokens per image; "
+                f"the model has {positions} positions"
             )
         chosen = self._read(self.index)
         wrong = np.argwhere((chosen < 0) | (chosen >= colours))

@@ -192,7 +192,8 @@ def _is_tensor(value: Any) -> bool:
 def _is_series(value: Any) -> bool:
     """Is it a column of pandas, or an array of words? Both hold paths."""
     is_words = isinstance(value, np.ndarray) and value.dtype.kind in "UT" and value.ndim == 1
-    return is_words or type(value).__module__.split(".")[0] == "pandas" and type(value).__name__ in ("Series", "Index")
+    is_column = type(value).__name__ in ("Series", "Index") and type(value).__module__.split(".")[0] == "pandas"
+    return is_words or is_column
 
 
 def _numpy(tensor: Any) -> np.ndarray:

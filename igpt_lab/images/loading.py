@@ -78,7 +78,7 @@ def load_images(
     if isinstance(source, str | Path):
         images, again = _of_name(source, split, label, config), _source(str(source), limit, seed)
         again |= {key: value for key, value in (("label", label), ("config", config), ("title", name)) if value}
-    elif label is not None and not dataset_objects.is_dataset(source) or config is not None:
+    elif (label is not None and not dataset_objects.is_dataset(source)) or config is not None:
         raise ValueError(f"a {type(source).__name__} has no columns and no configurations; give labels=")
     elif isinstance(source, ImageSet | TokenSet):
         images = source if split in (None, source.split) else replace(source, split=split, source=None)

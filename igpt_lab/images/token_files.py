@@ -37,7 +37,7 @@ def read_tokens(name: str | Path, split: str) -> tuple[str, np.ndarray, np.ndarr
     """
     sets = token_sets(local(name))
     if not sets:
-        raise ValueError(f"{name} has no NAME_trX.npy, _vaX, _teX")
+        raise ValueError(f"{name} has no token files; expected NAME_trX.npy, NAME_vaX.npy or NAME_teX.npy")
     if len(sets) > 1:
         raise ValueError(f"{name} has several token sets: {', '.join(map(str, sets))}; give one")
     by_split = {short: sets[0].with_name(f"{sets[0].name}_{short}X.npy") for short in ("tr", "va", "te")}

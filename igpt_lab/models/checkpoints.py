@@ -74,7 +74,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     except MemoryError as error:
         raise CheckpointError(f"{path} asks for more memory than there is") from error
     except Exception as error:  # torch raises many kinds, in texts over ten lines that tell how to execute the file
-        raise CheckpointError(f"{path} holds more than tensors, or is no file of torch; it is not loaded") from error
+        raise CheckpointError(f"{path} holds more than tensors, or is not a torch file; it is not loaded") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is no state dict: expected tensors by name, as `model.state_dict()` gives")
     unfolded, size = sum(tensor.nbytes for tensor in state.values() if _is_plain(tensor)), path.stat().st_size
@@ -139,7 +139,7 @@ def match(
     for name, like in expected.items():
         given = state.get(name)
         fits = given is not None and given.shape == like.shape
-        if name in HEADS and (given is None or not fits and ignore_mismatched_sizes):
+        if name in HEADS and (given is None or (not fits and ignore_mismatched_sizes)):
             found[name] = torch.zeros(like.shape)
             what = "absent" if given is None else f"{tuple(given.shape)}, not {tuple(like.shape)}"
             warnings.warn(f"{where}: {name!r} is {what}: this head starts at zero; train it first", stacklevel=3)

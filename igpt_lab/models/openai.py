@@ -95,7 +95,9 @@ def openai_config(bundle: Bundle) -> ImageGPTConfig:
     needed = {"model/wpe": 2, "model/wte": 2, "model/h0/attn/q_proj": 3, "model/h0/mlp/c_fc/w": 2}
     wrong = [name for name, dims in needed.items() if len(shapes.get(name, ())) != dims]
     if wrong:
-        raise CheckpointError(f"{bundle.index} is of no ImageGPT: it has no {wrong[0]} with {needed[wrong[0]]} axes")
+        raise CheckpointError(
+            f"{bundle.index} is not a checkpoint of ImageGPT: it has no {wrong[0]} with {needed[wrong[0]]} axes"
+        )
     (positions, width), (colours, _) = shapes["model/wpe"], shapes["model/wte"]
     heads, inner = shapes["model/h0/attn/q_proj"][0], shapes["model/h0/mlp/c_fc/w"][1]
     classes = shapes.get("model/clf/wclf", (0,))[0]

@@ -78,7 +78,7 @@ class Bundle:
         entry = self.entries[name]
         if entry.sliced or entry.dtype not in DTYPES:
             what = "partitioned into slices" if entry.sliced else f"of TensorFlow's data type {entry.dtype}"
-            raise CheckpointError(f"{self.prefix}: the variable {name} is {what}, which is not read here")
+            raise CheckpointError(f"{self.prefix}: the variable {name} is {what}, which this reader does not support")
         dtype = np.dtype(DTYPES[entry.dtype])
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise CheckpointError(f"{self.index}: {name} has shape {entry.shape} and {entry.size} bytes of {dtype}")
@@ -109,7 +109,9 @@ def _parse(data: bytes) -> tuple[dict[str, Entry], int]:
                 header = dict(_message(value))
                 shards = header.get(1, 0)
                 if header.get(2, 0) or not 0 < shards < 100_000:
-                    raise CheckpointError(f"{shards} data files, big-endian: {bool(header.get(2, 0))}; not read here")
+                    raise CheckpointError(
+                        f"{shards} data files, big-endian: {bool(header.get(2, 0))}; this reader does not support them"
+                    )
             elif key[0]:  # a key that begins with 0 belongs to one slice of a variable
                 found[key.decode()] = _entry(value, shards)
     if not shards:

@@ -34,7 +34,7 @@ class Features:
             which = "none" if self.labels is None else f"{np.sum(np.less(self.labels, 0))} rows without one"
             raise ValueError(f"a probe needs labels, and these features have {which}; use an image set that has them")
         if self.names and np.max(self.labels, initial=0) >= len(self.names):
-            raise ValueError(f"the label {np.max(self.labels)} is none of the {len(self.names)} classes")
+            raise ValueError(f"the label {np.max(self.labels)} is not a class; expected 0 to {len(self.names) - 1}")
         if isinstance(self.layers, dict):
             for layer, values in self.layers.items():
                 _check_layer(layer, values, len(self.labels), len(self.index))
@@ -72,7 +72,7 @@ class Features:
     def relabelled(self, labels: np.ndarray) -> Features:
         """The same rows with other labels, int (N,), of classes without names."""
         if np.shape(labels) != self.labels.shape:
-            raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one a row")
+            raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one for each row")
         return replace(self, labels=np.asarray(labels), names=())
 
 
@@ -94,7 +94,8 @@ def check_known(layers: Sequence[int], known: Iterable[int]) -> None:
 def check_same_layers(train: Features, test: Features) -> None:
     if list(train.layers) != list(test.layers) or not train.layers:
         raise ValueError(
-            f"layers of train: {list(train.layers)}, of test: {list(test.layers)}; expected the same, some"
+            f"layers of train: {list(train.layers)}, of test: {list(test.layers)}; "
+            "expected the same layers, at least one"
         )
 
 

@@ -228,7 +228,7 @@ def _layers(layers: Features | Mapping[int, np.ndarray]) -> Mapping[int, np.ndar
     if not isinstance(layers, Mapping):
         raise TypeError(f"layers of type {type(layers).__name__}; expected Features, or {{number: array (N, D)}}")
     if not layers:
-        raise ValueError("no layer came; expected at least one")
+        raise ValueError("got no layers; expected at least one")
     return layers
 
 
@@ -247,7 +247,9 @@ def _checked(x: np.ndarray, name: str, n: int | None = None) -> np.ndarray:
     if not np.isfinite(x).all():
         raise ValueError(f"{name} has values that are not finite; see the store's stats()")
     if (x == x[0]).all():
-        raise ValueError(f"{name} is the same for all {len(x)} images, and has no shape to measure")
+        raise ValueError(
+            f"{name} is the same for all {len(x)} images, so its geometry cannot be measured; leave this layer out"
+        )
     return x
 
 
@@ -379,7 +381,7 @@ def _overlap(near: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Of neighbours (N, k + 1), the last of which stands by to replace one that is deleted."""
     labels, (n, k) = np.asarray(labels), (len(near), near.shape[1] - 1)
     if labels.shape != (n,):
-        raise ValueError(f"labels of shape {labels.shape} for {n} images; expected one each")
+        raise ValueError(f"labels of shape {labels.shape} for {n} images; expected one for each image")
     same = (labels[near] == labels[:, None]).astype(float)
     own = same[:, :k].mean(1)
     moved_up = (same[:, k:] - same[:, :k]).ravel() / k

@@ -230,7 +230,9 @@ def _draw(
                 finally:
                     tokens[part], log_p[part], rows[part] = canvas.finished()
     except KeyboardInterrupt:
-        warnings.warn(f"stopped with {int((rows * side(model) == length).sum())} of {count} images whole", stacklevel=4)
+        warnings.warn(
+            f"stopped with {int((rows * side(model) == length).sum())} of {count} images complete", stacklevel=4
+        )
     finally:
         model.train(was_training)
     return Drawn(tokens, log_p, seeds, rows)

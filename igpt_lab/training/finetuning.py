@@ -310,4 +310,4 @@ def _is_over(log: list[dict], tuning: FinetuneConfig) -> bool:
     """Has the best row of the log been the best for `patience` rows, or is the last step taken?"""
     if not log:
         return False
-    return log[-1]["step"] >= tuning.steps or tuning.holdout > 0 and len(log) - 1 - _best(log) >= tuning.patience
+    return log[-1]["step"] >= tuning.steps or (tuning.holdout > 0 and len(log) - 1 - _best(log) >= tuning.patience)

@@ -56,7 +56,7 @@ def trained_weights(
     def learns(name: str) -> bool:
         if block := re.match(r"transformer\.h\.(\d+)\.(ln_1)?", name):
             number, norm = int(block[1]), block[2]
-            reached = pixels or number < layer or number == layer and norm
+            reached = pixels or number < layer or (number == layer and norm)
             return bool(reached) and number >= tuning.freeze_below
         if name.startswith("lm_head"):
             return pixels

@@ -48,7 +48,9 @@ def world() -> int:
 def check_batch(images: int) -> None:
     """ValueError for a batch, or a part of one, without an image for each process."""
     if images < world():
-        raise ValueError(f"a batch has parts of {images} images; expected at least one for each of {world()} processes")
+        raise ValueError(
+            f"each part of a batch has {images} images; expected at least one for each of {world()} processes"
+        )
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def note_run(
             there, here = _differing(begun.get(name), run[name])
             raise ValueError(
                 f"{path.parent} holds a run whose {name} differs: {there} there, {here} here; "
-                "choose another folder, or the same arguments to go on"
+                "choose another folder, or give the same arguments to continue"
             )
     write_json(path, begun)
     return identity
@@ -150,7 +150,7 @@ def _check_free(path: Path, identity: str, saved: State | None) -> None:
     elif saved.run != identity:
         held.append(STATE)
     if held:
-        raise ValueError(f"{folder} holds {held[0]} of something else than this run; choose another folder")
+        raise ValueError(f"{folder} holds {held[0]} that is not of this run; choose another folder")
 
 
 def _settings_of(
@@ -163,7 +163,7 @@ def _settings_of(
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
-            f"{path} is damaged, or of another version ({what}); put it right, or choose another folder"
+            f"{path} is damaged, or of another version ({what}); restore it, or choose another folder"
         ) from error
 
 

@@ -106,12 +106,12 @@ class TrainConfig(ABC):
         "adam",
     )
     clip: float | None = setting("largest norm of the gradient; None does not bound it", None)
-    flip: bool = setting("mirror every second image, at random", False)
+    flip: bool = setting("mirror each image with probability 0.5", False)
     accumulate: int = setting("equal parts of a batch, one after another", 1)
     log_every: int = setting("steps from one row of the log to the next", 100)
     save_every: int = setting("steps from one save of the full state to the next", 50)
     spike: float = setting(
-        "the run stops when the loss of the steps since the last save is so many nats above the lowest before", 1.0
+        "the run stops when the loss of the steps since the last save is this many nats above the lowest before", 1.0
     )
     seed: int = setting("seed of the split, of the batches, and of what is random in them", 0)
     dtype: str | None = setting(
@@ -153,12 +153,12 @@ class TrainConfig(ABC):
         dtype, compiled = self.dtype, self.compile
         on_cpu, on_cuda = device.type == "cpu", device.type == "cuda"
         if dtype is None:
-            gains = on_cuda or on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False)
+            gains = on_cuda or (on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False))
             dtype = "bfloat16" if gains else "float32"
         if compiled is None:
             weights = block_weights(config)
             pays = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
-            has_compiler = on_cuda or on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None
+            has_compiler = on_cuda or (on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None)
             compiled = pays and has_compiler
         return replace(self, dtype=dtype, compile=compiled)
 
@@ -175,8 +175,8 @@ class PretrainConfig(TrainConfig):
     warmup: int = setting("first steps, in which the learning rate rises from 0 in a straight line", 200)
     _: KW_ONLY
     holdout: int = setting("images that are drawn from the data and never trained on", 3000)
-    validate: int = setting("the first so many of the images held out are scored for each row of the log", 500)
-    snapshots: int = setting("float16 weights that are kept, at evenly spaced steps", 6)
+    validate: int = setting("number of held-out images that are scored for each row of the log", 500)
+    snapshots: int = setting("number of steps, evenly spaced, whose weights are kept in float16", 6)
     masked: float = setting(
         "probability with which a pixel is hidden from a bidirectional model, whose loss is that of hidden pixels", 0.15
     )
@@ -221,19 +221,19 @@ class FinetuneConfig(TrainConfig):
     _: KW_ONLY
     flip: bool = redefined(TrainConfig, "flip", True)
     log_every: int = redefined(TrainConfig, "log_every", 50)
-    head_rate: float = setting("the class head learns at so many times the learning rate", 1.0)
+    head_rate: float = setting("learning rate of the class head, as a multiple of `learning_rate`", 1.0)
     generative: float = setting("weight of L_gen, in nats per token", 1.0)
     classifying: float = setting("weight of L_clf, in nats per image", 1.0)
     layer: int | None = setting("the head sits on the mean over positions of layer 1..L; None: the last, ln_f", None)
     freeze_below: int = setting("nothing learns below this layer", 0)
     head_only: bool = setting("nothing learns but the head", False)
-    per_class: int | None = setting("labels of each class that are used, and nothing else; None: all", None)
+    per_class: int | None = setting("number of labels of each class that are used; None: all", None)
     draw: int = setting("which subset of `per_class` labels, as in few_per_class", 0)
     draws: int = setting("how many such subsets there are, as in few_per_class", 5)
     class_weights: str | tuple[float, ...] | None = setting(
         "one for each class, or 'balanced', inverse to its images; scaled to a mean of 1 over the training images", None
     )
-    pad: int = setting("reflect so many pixels around an image and crop its size at random; 0 does neither", 4)
+    pad: int = setting("pixels reflected around an image before it is cropped to its size at random; 0: no crop", 4)
     augment: str | None = setting(
         "'tokens' flips and crops tokens, 'images' does so before they are resized; None: tokens where the images have "
         "the model's size, and both give the same",

@@ -165,7 +165,7 @@ def _versions(
         for level in sorted({clean, *changed}, key=lambda level: abs(level - clean)):
             versions[corruption, level] = images if level == clean else changed[level]
     if not versions:
-        raise ValueError(f"no corruptions came; expected levels of {' or '.join(CORRUPTIONS)}")
+        raise ValueError(f"got no corruptions; expected levels of {' or '.join(CORRUPTIONS)}")
     return versions
 
 

@@ -67,7 +67,9 @@ def run(
                 if saves or stop or ends:
                     trainer.save()
             if stop:
-                raise KeyboardInterrupt(f"stopped and saved after step {trainer.step}; call again to go on from there")
+                raise KeyboardInterrupt(
+                    f"stopped and saved after step {trainer.step}; call again to continue from there"
+                )
             if ends:
                 break
 
@@ -239,13 +241,13 @@ class Trainer:
             raise self._diverged(f"{what} {self.lowest:.4f}")
         norm = torch.nn.utils.get_total_norm(self.weights.values())
         if not parallel.whole(norm).isfinite():
-            raise self._diverged(f"weights are no numbers after step {self.step}")
+            raise self._diverged(f"weights are not finite after step {self.step}")
         self.lowest, self.saved = min(self.lowest, loss), self.step
         self.unsaved.zero_()
 
     def _diverged(self, what: str) -> FloatingPointError:
         state = f"{self.path}, of step {self.saved}" if self.saved else "that before the first step"
-        ending = "begin anew with a lower learning rate or with clip=1"
+        ending = "begin again with a lower learning rate or with clip=1"
         return FloatingPointError(f"{what}; the last good state is {state}; {ending}")
 
     def progress(self) -> dict[str, float]:

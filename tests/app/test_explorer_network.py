@@ -121,7 +121,7 @@ def test_another_model_is_refused(store, folder, tmp_path):
         explore(store, model=lab.load_model(folder, random=True))
     turned = lab.load_model(folder)
     turned.processor = ImageGPTImageProcessorPil(turned.processor.clusters[::-1].copy(), 4)
-    with pytest.raises(ValueError, match=r"reads images in another way than the model of the store: palette \w{8}"):
+    with pytest.raises(ValueError, match=r"reads images differently than the model of the store: palette \w{8}"):
         explore(store, model=turned)
     with pytest.raises(ValueError, match=r"a model of torch.bfloat16; expected one of torch.float32"):
         explore(store, model=lab.load_model(folder).to(torch.bfloat16))
@@ -144,7 +144,7 @@ def test_without_a_model_the_panel_says_what_to_do_and_one_that_is_given_is_used
     away = folder.rename(folder.with_name("away"))
     try:
         facts, sent = ask(seen)
-        assert facts["problem"].startswith("the store's model is not at hand: no model ") and not sent
+        assert facts["problem"].startswith("the store's model is not available: there is no model ") and not sent
         assert facts["problem"].endswith(module.WAY_OUT) and "\n" not in facts["problem"]
         assert state_of(seen) == before
         for source in (model, away):
@@ -158,7 +158,7 @@ def test_without_a_model_the_panel_says_what_to_do_and_one_that_is_given_is_used
 
 def test_a_model_that_is_elsewhere_is_not_asked_for(seen, monkeypatch):
     monkeypatch.setitem(seen.store.manifest["source"], "model", {"name": "somebody/igpt"})
-    reason = "the store's model is not at hand: model 'somebody/igpt' is not on this disk"
+    reason = "the store's model is not available: model 'somebody/igpt' is not on this disk"
     assert ask(seen)[0]["problem"] == f"{reason}. {module.WAY_OUT}"
 
 

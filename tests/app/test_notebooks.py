@@ -75,6 +75,8 @@ def test_every_quick_value_is_a_parameter():
     assert named >= {"model", "images", "out", *workbench.QUICK}
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny_folder), "--images", str(tiny_images), "--out", str(out), "--quick"]

@@ -38,7 +38,7 @@ def probe_table(converged=(True, True, False)):
 
 
 def test_a_probe_result_says_which_layer_is_chosen():
-    text, page, facts = shown(ProbeResult(probe_table(), {}, 1))
+    text, _, facts = shown(ProbeResult(probe_table(), {}, 1))
     assert facts == {
         "chosen layer": "1 of 0..2, by validation: 80.0% [75.0%, 85.0%]",
         "last layer": "2: 70.0% [65.0%, 75.0%]", "may be the best": "1, 2", "not converged": "2",
@@ -99,11 +99,11 @@ def test_a_store_says_what_is_in_it_and_whether_it_is_whole(tiny, train, test, t
     assert facts["complete"] == "yes" and facts["model"].startswith("tiny, weights ") and text == repr(store)
     assert facts["size"] == f"{store.size / 1e6:,.1f} MB in 2 parts"
     part = FeatureStore(store.path, store.manifest | {"splits": store.manifest["splits"] | {"test": [None]}})
-    assert shown(part)[2]["complete"] == "no: 1 of 2 parts; extract goes on"
+    assert shown(part)[2]["complete"] == "no: 1 of 2 parts; extract again to continue"
 
 
 def test_an_image_set_shows_its_first_images(test):
-    text, page, facts = shown(test)
+    text, _, facts = shown(test)
     assert text == repr(test) and facts == {"images": "40", "classes": "2 of 20 images: dark, light"}
     strip = np.asarray(Image.open(io.BytesIO(b64decode(re.search(r"base64,([^\"]+)", test._repr_html_())[1]))))
     assert strip.shape == (4, 12 * 5 - 1, 3)

@@ -37,7 +37,7 @@ def outputs(tmp_path_factory):
 def test_the_line_comes_first_and_the_traceback_after_it(outputs):
     assert outputs[0] == []
     for index, kind, line in (
-        (1, "TypeError", "igpt-lab: a int came; expected a pandas DataFrame with columns control, layer"),
+        (1, "TypeError", "igpt-lab: the table is a int; expected a pandas DataFrame with columns control, layer"),
         (2, "AttributeError", "igpt-lab: igpt_lab has no 'load_modl'; did you mean 'load_model'?"),
     ):
         (error,) = outputs[index]

@@ -35,7 +35,7 @@ def test_few_images_are_a_poor_choice_whatever_the_layers():
 def test_bad_input():
     with pytest.raises(ValueError, match="2 accuracies of 3 layers"):
         choice_of([0, 1, 2], [0.5, 0.5], 10)
-    with pytest.raises(ValueError, match="all finite"):
+    with pytest.raises(ValueError, match="one finite accuracy for each layer"):
         choice_of([0, 1], [0.5, float("nan")], 10)
     with pytest.raises(ValueError, match=r"folds \(2, 2\) of layers \[0\], the last 0"):
         compare_choice({0: np.ones(3, bool)}, np.ones((2, 2)), 0)

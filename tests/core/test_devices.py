@@ -16,7 +16,9 @@ def test_devices_by_name(monkeypatch):
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", torch.device("cuda", 1)):
         assert best_device(name) == torch.device(name)
     for name in ("gpu", "cuda:2", "mps", "meta", "cuda:x", "", [1], "x" * 1000):
-        with pytest.raises(ValueError, match="is not there; this machine has cpu, cuda:0, cuda:1$"):
+        with pytest.raises(
+            ValueError, match="there is no device .*; expected one of this machine: cpu, cuda:0, cuda:1$"
+        ):
             best_device(name)
     assert best_device("mps", here=False).type == "mps"
 
@@ -24,7 +26,7 @@ def test_devices_by_name(monkeypatch):
 @pytest.mark.skipif(best_device().type != "cpu", reason="a machine without an accelerator is meant")
 def test_a_device_that_is_not_there_is_one_line(tiny_folder, tiny, train, tmp_path, capsys):
     for name in ("gpu", "cuda", "cuda:1"):
-        words = f"device {name!r} is not there; this machine has cpu"
+        words = f"there is no device {name!r}; expected one of this machine: cpu"
         options = ["--store", str(tmp_path / "s"), "--device", name]
         assert cli.main(["extract", str(tiny_folder), train.source["name"], *options]) == 1
         assert capsys.readouterr().err.splitlines()[-1] == f"igpt-lab: {words}"

@@ -24,15 +24,15 @@ def test_what_no_folder_of_stores_can_be_is_one_line(tmp_path):
     file.write_text("")
     for store, message in (
         ("", "store is empty; expected a folder"), (str(file), f"{file} is a file; expected a folder"),
-        (file / "below", f"{file} is a file"), (f"{tmp_path}/a\0b", "a name in it has NUL, or over 255 bytes"),
-        ("x" * 5000, "'xxx.*xxx'... is no path: a name in it has NUL, or over 255"),
+        (file / "below", f"{file} is a file"), (f"{tmp_path}/a\0b", "a name in it has a NUL character"),
+        ("x" * 5000, "'xxx.*xxx'... is not a path: a name in it has a NUL character, or more than 255"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message) as raised:
             lab.extract("fashion-xs", images, store=store, layers=1, device="cpu", progress=False)
         assert len(str(raised.value)) < 300 and "\n" not in str(raised.value)
     for name in ("a\0b", "x" * 5000):
         for load in (lab.load_images, lab.load_model):
-            with pytest.raises(ValueError, match="is no path"):
+            with pytest.raises(ValueError, match="is not a path"):
                 load(name)
     with pytest.raises(ValueError, match="split is empty"):
         lab.load_images("fashion-mini", "")

@@ -289,7 +289,7 @@ def test_bad_input():
     assert compare(a, b, index_a=index, index_b=index.copy()) == compare(a, b)
     with pytest.raises(ValueError, match="7 of 7 test images differ"):
         compare(a, b, index_a=index, index_b=index + 1)
-    with pytest.raises(ValueError, match="only one index came"):
+    with pytest.raises(ValueError, match="only one of index_a and index_b is given"):
         compare(a, b, index_a=index)
     with pytest.raises(ValueError, match=r"index_b is \(6,\) for 7"):
         compare(a, b, index_a=index, index_b=index[:6])

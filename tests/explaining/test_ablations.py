@@ -73,7 +73,7 @@ def test_without_its_heads_attention_gives_its_bias(tiny):
     bias = tiny.transformer.h[1].attn.c_proj.bias.detach()
     with edit(tiny, skip(tiny, "head", 1, head=0)):
         got = logits(tiny, skip(tiny, "head", 1, head=1))
-    assert got.equal(logits(tiny, {("attn_out", 1): lambda x: bias.expand_as(x)}))
+    assert got.equal(logits(tiny, {("attn_out", 1): bias.expand_as}))
     assert not got.equal(logits(tiny, skip(tiny, "attention", 1)))
     bias.zero_()  # as in released weights
     with edit(tiny, skip(tiny, "head", 1, head=0)):
@@ -242,7 +242,7 @@ def test_scores_in_float32(tiny):
         ({"kind": "zero"}, "kind 'zero'; expected one of skip, mean, resample"),
         ({"layers": [3]}, "layer 3 at resid_post; this model has layers 0..2 there"),
         ({"kind": "mean"}, "kind 'mean' needs train_tokens"),
-        ({"probe_layer": 1}, "come together; one is missing"),
+        ({"probe_layer": 1}, "belong together, and one is missing"),
         (
             {"probe": LinearProbe(), "probe_layer": 4, "labels": LABELS},
             "layer 4 at ln_1; this model has layers 0..3 there",

@@ -145,7 +145,7 @@ def broken(x):
     [
         ({("attn_outt", 0): torch.neg}, ValueError, "did you mean 'attn_out'"),
         ({("mlp_out", 3): torch.neg}, ValueError, r"layer 3 at mlp_out; this model has layers 0..2 there"),
-        ({("mlp_out", 2): torch.neg, ("mlp_out", -1): torch.neg}, ValueError, "mlp_out of layer 2 came twice"),
+        ({("mlp_out", 2): torch.neg, ("mlp_out", -1): torch.neg}, ValueError, "mlp_out of layer 2 is given twice"),
         ({("mlp_out", 2): 0}, TypeError, r"\('mlp_out', 2\): int; expected \(point, layer\): function"),
         ({"mlp_out": torch.neg}, TypeError, "'mlp_out': .* expected"),
         ({("mlp_out", 1.0): torch.neg}, TypeError, r"\('mlp_out', 1.0\): .* expected \(point, layer\)"),
@@ -172,7 +172,7 @@ def test_a_place_that_does_not_run_exactly_once_is_an_error(tiny):
     with pytest.raises(RuntimeError, match="mlp_out of layer 1 did not run"):
         logits(tiny, {("mlp_out", 1): torch.neg})
     del tiny.transformer.h[1].forward
-    tiny.transformer.h[1].mlp.forward = lambda x: tiny.transformer.h[1].ln_2(x)
+    tiny.transformer.h[1].mlp.forward = lambda x: tiny.transformer.h[1].ln_2(x)  # noqa: PLW0108 (with its hooks)
     with pytest.raises(RuntimeError, match="ln_2 of layer 1 ran twice"):
         logits(tiny, {("ln_2", 1): torch.neg})
     assert hooks_of(tiny) == 0

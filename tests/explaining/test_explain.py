@@ -55,7 +55,7 @@ def test_what_cannot_be_explained_is_refused_before_any_work(tiny, train, test, 
 def test_where_an_end_is_chosen_the_layer_beside_it_stands_for_it():
     assert _between_ends(2, 4) == 2
     for end, beside in ((0, 1), (4, 3)):
-        with pytest.warns(UserWarning, match=f"chose layer {end} of 0..4, an end.* c = {beside} stands"):
+        with pytest.warns(UserWarning, match=f"chose layer {end} of 0..4, which is an end.* c = {beside} is used"):
             assert _between_ends(end, 4) == beside
     with pytest.raises(ValueError, match="expected c from 1 to 0"):
         _between_ends(0, 1)

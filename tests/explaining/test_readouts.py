@@ -184,7 +184,7 @@ def test_the_table_has_a_row_for_each_layer_and_target(tiny):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"targets": ["colour"]}, "target 'colour'; expected some of"),
+        ({"targets": ["colour"]}, "target 'colour'; expected one of"),
         ({"targets": ["class"]}, "target 'class' needs train_labels and test_labels"),
         ({"layers": [4]}, "layer 4 at resid_pre"),
         ({"n_states": 16}, "n_states=16; expected 1 to 15"),

@@ -118,7 +118,7 @@ def test_a_saved_lens_is_loaded_and_another_models_is_refused(fitted, tiny, toke
     file = tmp_path / "lens" / FILES[0]
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match="is not the file that tuned_lens.json beside it is of"):
+    with pytest.raises(ValueError, match="does not belong to tuned_lens.json beside it"):
         TunedLens.load(tmp_path / "lens")
     file.write_bytes(b"no tensors")
     for folder in (tmp_path / "lens", tmp_path / "nowhere"):
@@ -144,7 +144,7 @@ def test_an_interrupted_fit_leaves_the_model_as_it_was(tiny, tokens):
 
 def test_training_images_are_needed_on_both_sides(tiny, tokens):
     for held_out in (0, 6):
-        with pytest.raises(ValueError, match=f"6 training images, {held_out} held out; expected some of each"):
+        with pytest.raises(ValueError, match=f"6 training images, {held_out} held out; expected at least one of each"):
             lab.fit_tuned_lens(tiny, tokens, held_out=held_out)
     with pytest.raises(ValueError, match="steps=0; expected at least 1"):
         lab.fit_tuned_lens(tiny, tokens, steps=0)

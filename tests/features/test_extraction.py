@@ -285,7 +285,7 @@ def test_settings_are_settled_by_model_and_device_and_come_back_from_a_manifest(
 
 def test_a_misspelt_option_gets_the_closest_right_name(tiny, test, tmp_path):
     for call in (extract, lambda *where, **named: extract_share(*where, share=(1, 2), **named)):
-        with pytest.raises(TypeError, match="no option 'poolling'; expected .*; did you mean 'pool'?"):
+        with pytest.raises(TypeError, match="no option 'poolling'; .*did you mean 'pool'?"):
             call(tiny, test, store=tmp_path, poolling="max")
 
 

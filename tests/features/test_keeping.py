@@ -66,10 +66,10 @@ def test_what_is_not_ours_is_named_and_kept(store, capsys):
     root = store.path.parent
     folders, before = strangers(root, store.part("train", 0).read_bytes()), files(root)
     assert upkeep.leftovers(root) == []
-    assert [path for path, why in upkeep.not_ours(root) if why == "is not ours"] == folders
+    assert [path for path, why in upkeep.not_ours(root) if why == "was not written by igpt-lab"] == folders
     assert cli.main(["prune", str(root), "--yes"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"is not ours  {folder}" in shown for folder in folders) and "nothing to prune" in shown
+    assert all(f"was not written by igpt-lab  {folder}" in shown for folder in folders) and "nothing to prune" in shown
     assert files(root) == before
 
 
@@ -110,7 +110,7 @@ def test_a_writer_shows_from_the_beginning_that_it_is_there(store):
     before = files(store.path)
     assert any(map(held, locks_of(store.path))) and upkeep.leftovers(root) == []
     assert [upkeep.remove(leftover) for leftover in listed] == [False] and files(store.path) == before
-    assert (store.path, "a process is at it, or its lock is not ours to open") in upkeep.not_ours(root)
+    assert (store.path, "a process uses it, or its lock cannot be opened") in upkeep.not_ours(root)
     writer.close()
     assert locks_of(store.path) == [] and pruned(root) == [True] and not store.path.exists()
 
@@ -229,7 +229,9 @@ def test_a_disk_without_locks_allows_one_writer(code, tiny, train, tmp_path, mon
 
     monkeypatch.setattr(extraction, "ROWS", 25)
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.warns(UserWarning, match="has no locks .*; going on without: let no other process write into this"):
+    with pytest.warns(
+        UserWarning, match="has no locks .*; continuing without a lock, so no other process may write into this"
+    ):
         store = extraction.extract(tiny, train, store=tmp_path, **QUIET)
     assert upkeep.verify(store.path) == [] and list(tmp_path.glob(".*.lock")) == []
     (tmp_path / f".{store.path.name}.lock").touch()
@@ -250,8 +252,8 @@ def test_a_lock_that_is_not_ours_to_open_stops_nobody(store, tiny, train, monkey
     store.part("train", 1).unlink()
     monkeypatch.setattr(os, "open", refused)
     assert upkeep.leftovers(root) == [] and held(other) and len(upkeep.list_stores(root)) == 1
-    assert [path for path, why in upkeep.not_ours(root) if "not ours to open" in why] == [store.path]
-    with pytest.warns(UserWarning, match="is not ours to lock .*; going on without"):
+    assert [path for path, why in upkeep.not_ours(root) if "lock cannot be opened" in why] == [store.path]
+    with pytest.warns(UserWarning, match="cannot be locked by this user .*; continuing without"):
         extraction.extract(tiny, train, store=root, **QUIET)
     assert upkeep.verify(store.path) == [] and Path(theirs).exists()
 
@@ -270,7 +272,7 @@ def test_one_unreadable_manifest_stops_nobody(store, tiny, train, monkeypatch):
     monkeypatch.setattr(Path, "read_text", refused)
     states = upkeep.list_stores(root)["state"].tolist()
     assert states == [f"{locked} cannot be read: Permission denied", "complete"]
-    assert (locked.parent, "is not ours") in upkeep.not_ours(root) and upkeep.leftovers(root) == []
+    assert (locked.parent, "was not written by igpt-lab") in upkeep.not_ours(root) and upkeep.leftovers(root) == []
     new = extraction.extract(tiny, train, store=root, pool="max", **QUIET)
     assert upkeep.verify(new.path) == [] and locked.exists()
 
@@ -338,4 +340,4 @@ def test_prune_waits_for_no_pipe(store, monkeypatch):
     os.mkfifo(file)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("would wait"))
     assert upkeep.leftovers(store.path.parent) == []
-    assert upkeep.not_ours(store.path.parent) == [(store.path, "is not ours")]
+    assert upkeep.not_ours(store.path.parent) == [(store.path, "was not written by igpt-lab")]

@@ -205,8 +205,8 @@ def test_a_part_that_is_not_what_is_listed_is_named_and_gives_no_number(tmp_path
         (pa.concat_tables([good, good]), "has 6 rows, the manifest lists 3"),
         (good.drop_columns(["ln_1.0"]), "has the columns"),
         (good.set_column(2, "ln_1.0", doubles), "has ln_1.0 as"),
-        (good.set_column(2, "ln_1.0", nulls), "ln_1.0 has 1 numbers missing"),
-        (good.set_column(2, "ln_1.0", holes), "ln_1.0 has 1 numbers missing"),
+        (good.set_column(2, "ln_1.0", nulls), "ln_1.0 has 1 missing numbers"),
+        (good.set_column(2, "ln_1.0", holes), "ln_1.0 has 1 missing numbers"),
         (good.set_column(2, "ln_1.0", wide), "ln_1.0 2 wide, parts before it 3"),
         (good.append_column("ln_1.0", wide), "ln_1.0"),
     ):  # fmt: skip

@@ -132,7 +132,9 @@ def test_a_repair_needs_the_same_model_and_images(tiny_folder, tiny_images, tmp_
     refused("no image set", ValueError)
     shutil.copytree(tiny_images, images)
     moved = store.path.rename(tmp_path / "renamed")
-    with pytest.raises(StoreError, match=f"was renamed; a repair needs its own name, {store.path.name}"):
+    with pytest.raises(
+        StoreError, match=f"was renamed; name it again as it was written, to repair it: {store.path.name}"
+    ):
         upkeep.repair(moved, upkeep.verify(moved))
     moved.rename(store.path)
     upkeep.repair(store.path, upkeep.verify(store.path))

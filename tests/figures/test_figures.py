@@ -46,7 +46,9 @@ def lines(ax):
 
 def test_layer_curve_draws_the_table_in_percent():
     comparison = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
-    with pytest.raises(TypeError, match=r"a list came; expected a dict, such as compare_layers\(...\).to_dict"):
+    with pytest.raises(
+        TypeError, match=r"comparison is a list; expected a dict, such as compare_layers\(...\).to_dict"
+    ):
         layer_curve(layer_table(), comparison=list(comparison))
     ax = layer_curve(layer_table(), title="t", comparison=comparison | {"n_test": 100})
     drawn = lines(ax)
@@ -247,7 +249,7 @@ def test_neighbours_stand_beside_their_samples():
     assert pixels[0, ::5].tolist()[:3] == [0, 10, 20] and pixels[0, 16::5].tolist() == [1, 11, 21]
     assert pixels[5, ::5].tolist()[:3] == [2, 12, 22] and pixels[0, 4] == pixels[0, 15] == pixels[4, 0] == 255
     assert words(ax) == ["sample", "pixels", "features"] * 2 and inside(ax)
-    with pytest.raises(ValueError, match="expected that of the samples"):
+    with pytest.raises(ValueError, match="expected the shape of the samples"):
         neighbour_gallery(samples, {"pixels": samples[1:]})
 
 

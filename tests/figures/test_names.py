@@ -165,7 +165,7 @@ def test_files_are_named_by_the_stem_and_a_home_folder_is_one(tmp_path, monkeypa
     with pytest.raises(ValueError, match="~nosuchuser"):
         save_figure(figure, "~nosuchuser/curve", **options)
     for stem in ("", ".", "a/.."):
-        with pytest.raises(ValueError, match="ends in no name; expected one for the five files"):
+        with pytest.raises(ValueError, match="has no name at its end; expected one for the five files"):
             save_figure(figure, stem, **options)
     for stem in (None, 3):
         with pytest.raises(TypeError, match=f"stem={stem} is of type .*; expected a string or a path"):

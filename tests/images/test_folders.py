@@ -102,7 +102,7 @@ def test_splits_or_classes_is_asked(paths, tmp_path):
     ],
 )  # fmt: skip
 def test_splits_are_not_read_as_classes(paths, tmp_path):
-    with pytest.raises(ValueError, match="splits or classes|has the splits .* below"):
+    with pytest.raises(ValueError, match="may be splits or classes|has the splits .* below"):
         load_images(fill(tmp_path, *paths), "test")
 
 
@@ -140,7 +140,7 @@ def test_one_class_in_two_unicode_forms(tmp_path):
 
 def test_classes_that_differ_in_capitals(tmp_path):
     fill(tmp_path, "train/cat/0.png", "test/Cat/1.png")
-    with pytest.raises(ValueError, match="its splits have the classes 'Cat' and 'cat'; write them alike"):
+    with pytest.raises(ValueError, match="its splits have the classes 'Cat' and 'cat'; use the same names"):
         load_images(tmp_path, "test")
 
 

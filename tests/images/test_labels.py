@@ -53,8 +53,8 @@ def with_class_label(root, split, names):
 
 
 def as_class_labels(root):
-    for split in WORDS:
-        with_class_label(root, split, sorted(set(WORDS[split]))).to_parquet(root / f"{split}.parquet")
+    for split, words in WORDS.items():
+        with_class_label(root, split, sorted(set(words))).to_parquet(root / f"{split}.parquet")
 
 
 def as_saved(root):
@@ -162,7 +162,7 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
 def test_names_that_differ_in_capitals_between_splits_are_refused(tmp_path):
     write(tmp_path, "train", ["cat", "dog"])
     write(tmp_path, "test", ["Cat", "dog"])
-    with pytest.raises(ValueError, match="its splits have the classes 'Cat' and 'cat'; write them alike"):
+    with pytest.raises(ValueError, match="its splits have the classes 'Cat' and 'cat'; use the same names"):
         load_images(tmp_path, "test")
     write(tmp_path, "train", ["a", "A"])
     write(tmp_path, "test", ["a", "a"])

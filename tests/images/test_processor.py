@@ -469,7 +469,7 @@ REFUSED = {
     "no images": [],
     "is empty": Image.new("RGB", (0, 3)),
     "floating-point pixels have no known range": Image.new("F", (2, 2)),
-    "of 8 or of 16 bits. Convert": Image.new("I", (2, 2), 200),
+    "may have 8 or 16 bits; convert": Image.new("I", (2, 2), 200),
     r"pixels in \[70000, 70000\]; expected 16 bits": Image.new("I", (2, 2), 70000),
     "uint16 pixels of at most 255": np.full((2, 2), 200, np.uint16),
     r"int64 pixels in \[-1, 3\]": np.array([[-1, 3]]),
@@ -645,12 +645,12 @@ def test_tokens_that_make_no_image_are_refused(cls):
     processor = cls(PALETTE, {"height": 2, "width": 3})
     assert processor.decode(np.zeros((2, 9), np.uint8)).shape == (2, 3, 3, 3)
     for tokens, words in [
-        (np.zeros(6, int), r"tokens are int64 \(6,\); expected integers \(images, tokens an image\)"),
+        (np.zeros(6, int), r"tokens are int64 \(6,\); expected integers \(images, tokens per image\)"),
         (np.zeros((1, 2, 3), int), r"tokens are int64 \(1, 2, 3\)"),
         (np.zeros((1, 6)), r"tokens are float64 \(1, 6\); expected integers"),
         (torch.zeros(1, 6), r"tokens are float32 \(1, 6\)"),
-        (np.zeros((1, 7), int), "7 tokens make no square, nor an image of {'height': 2, 'width': 3}"),
-        (np.zeros((1, 0), int), "0 tokens make no square"),
+        (np.zeros((1, 7), int), "7 tokens per image make neither a square nor an image of {'height': 2, 'width': 3}"),
+        (np.zeros((1, 0), int), "0 tokens per image make neither a square"),
     ]:
         with pytest.raises(ValueError, match=words):
             processor.decode(tokens)

@@ -1,5 +1,7 @@
 """Draws of rows: laws that they keep, cases by hand, and what is refused."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def test_few_per_class_nests(draw):
     for k, chosen in zip((1, 4, 25, 30), subsets, strict=True):
         assert chosen.dtype == np.int64 and (np.diff(chosen) > 0).all()
         assert np.bincount(labels[chosen]).tolist() == [k, k, 0, 0, 0, k]
-    assert all(set(small) < set(large) for small, large in zip(subsets, subsets[1:], strict=False))
+    assert all(set(small) < set(large) for small, large in pairwise(subsets))
     np.testing.assert_array_equal(subsets[1], few_per_class(labels, 4, seed=1, draw=draw))
     for other in ({"seed": 1, "draw": 4}, {"seed": 2, "draw": draw}):
         assert set(few_per_class(labels, 25, **other)) != set(subsets[2])

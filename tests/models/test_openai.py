@@ -129,7 +129,7 @@ def test_an_index_that_is_cut_short(ar):
 
 def test_a_flipped_bit_is_never_taken_for_a_value(ar):
     whole = {path: path.read_bytes() for path in ar.glob("model.ckpt-7.*")}
-    wanted = {name: entry for name, entry in Bundle(AR).entries.items()}
+    wanted = dict(Bundle(AR).entries)
     generator = np.random.default_rng(0)
     for path, content in whole.items():
         for at in generator.choice(len(content), 60, replace=False):
@@ -301,8 +301,11 @@ def test_the_published_sizes_are_read_off_the_shapes(size, shards, tmp_path):
         ({"model/wtet": None, "model/h1/ln_2/g": None}, "it lacks model/wtet, model/h1/ln_2/g$"),
         ({"model/h1/mlp/c_proj/w": (8, 24)}, r"in another shape model/h1/mlp/c_proj/w \(8, 24\), not \(24, 8\)"),
         ({"model/h0/attn/c_attn/b": (24,)}, "it has besides model/h0/attn/c_attn/b$"),
-        ({"model/wpe": None}, "of no ImageGPT: it has no model/wpe with 2 axes"),
-        ({"model/h0/mlp/c_fc/w": (1, 8, 24)}, "of no ImageGPT: it has no model/h0/mlp/c_fc/w with 2 axes"),
+        ({"model/wpe": None}, "is not a checkpoint of ImageGPT: it has no model/wpe with 2 axes"),
+        (
+            {"model/h0/mlp/c_fc/w": (1, 8, 24)},
+            "is not a checkpoint of ImageGPT: it has no model/h0/mlp/c_fc/w with 2 axes",
+        ),
         ({"model/h99999999999/ln_1/g": (8,)}, "lacks model/h2/attn/q_proj, .*, ...; it has besides model/h99999999999"),
         ({"model/h0/attn/q_proj": (0, 4, 8)}, "another shape model/h0/attn/q_proj"),
     ],
@@ -600,7 +603,7 @@ def test_passing_faults_are_tried_again_and_others_are_final(server, one, tmp_pa
     with pytest.raises(FileNotFoundError, match=r"/f: the server answers 403 Forbidden"):
         one()
     server.broken = [503] * 20
-    with pytest.raises(OSError, match="/f: the server answers 503; 0 bytes are kept, call again to go on"):
+    with pytest.raises(OSError, match="/f: the server answers 503; 0 bytes are kept; call again to continue"):
         one()
     assert len(server.broken) == 20 - downloads.ATTEMPTS
 
@@ -670,7 +673,7 @@ def test_the_rest_of_another_version_is_noticed(when, server, one, tmp_path):
 
 def test_a_file_that_changes_its_length_is_not_fetched_for_what_was_announced(server, one, tmp_path):
     server.gate = lambda: server.files.update({"/f": CONTENT + b"x"})
-    with pytest.raises(OSError, match="/f: 300001 bytes come, where 300000 were announced"):
+    with pytest.raises(OSError, match="/f: the server sends 300001 bytes; it announced 300000"):
         one()
     assert one().read_bytes() == CONTENT + b"x"
 
@@ -694,7 +697,9 @@ def test_digests_that_the_server_names_are_compared(header, server, one, tmp_pat
     if header in ("x-goog-hash", "both"):
         server.extra = {"x-goog-hash": f"crc32c={crc}" + f", md5={md5}" * (header == "both")}
     server.files["/f"] = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
-    with pytest.raises(OSError, match="/f: what came has not the (md5|crc32c) digest that the server names; 0 bytes"):
+    with pytest.raises(
+        OSError, match="/f: the file does not have the (md5|crc32c) digest that the server names; 0 bytes"
+    ):
         one()
     assert len(gets(server)) == downloads.ATTEMPTS and not (tmp_path / "f").exists()
     server.files["/f"] = CONTENT
@@ -713,7 +718,7 @@ def test_pauses_grow_while_nothing_comes(server, one, monkeypatch):
 
 def test_a_disk_that_is_too_small(one, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 200_000))
-    with pytest.raises(OSError, match="0.0 GB are to be fetched, and .* has 0.0 GB free"):
+    with pytest.raises(OSError, match="0.0 GB must be downloaded, and .* has 0.0 GB free"):
         one()
     assert not list(tmp_path.iterdir())
 
@@ -835,7 +840,7 @@ def test_tokens_that_do_not_fit_the_model(tokens, tiny):
         with pytest.raises(ValueError, match=f"shades test row 3 has the token {value}; the palette has 8 colours"):
             lab.tokenize(lab.load_images(tokens, "test"), tiny.processor)
     np.save(path, whole[:, :9])
-    with pytest.raises(ValueError, match="shades test has 9 tokens an image, the model 16 positions"):
+    with pytest.raises(ValueError, match="shades test has 9 tokens per image; the model has 16 positions"):
         lab.tokenize(lab.load_images(tokens, "test"), tiny.processor)
     with pytest.raises(ValueError, match="shades test holds tokens, and this needs the images"):
         next(lab.load_images(tokens, "test").batches(4))
@@ -881,7 +886,7 @@ def test_token_sets_that_are_damaged(tokens):
     shutil.copy(tokens.with_name("shades_trX.npy"), tokens.with_name("other_trX.npy"))
     with pytest.raises(ValueError, match="several token sets: .*other, .*shades; give one"):
         lab.load_images(tokens.parent, "train")
-    with pytest.raises(ValueError, match="has no NAME_trX.npy"):
+    with pytest.raises(ValueError, match="has no token files; expected NAME_trX.npy"):
         data.load_tokens(tokens.parent.parent)
 
 

@@ -245,7 +245,7 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
     flat = {C: choosing.ChosenC(C, np.array([0.4, 0.6]), True) for C in (1e-2, 1e-1, 1.0)}
     assert choosing._beyond(flat, 10) is None  # an edge that is no better than the rest
     assert choosing._best(flat).C == 1e-1  # of equal ones the middle
-    assert choosing.chosen_layer({layer: flat[1.0] for layer in (3, 5, 6, 8, 9)}) == 6
+    assert choosing.chosen_layer(dict.fromkeys((3, 5, 6, 8, 9), flat[1.0])) == 6
 
 
 def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
@@ -290,7 +290,7 @@ def test_a_control_task_is_a_function_of_the_pixels_alone():
     np.testing.assert_array_equal(control_task(shuffled, pixels[1], types=6)[0], train)
     result = probe_layers(pixels[0].relabelled(train), pixels[1].relabelled(test), **QUIET)
     assert result.table.test_accuracy[0] > 0.5  # far above chance, a third: pixels tell it
-    with pytest.raises(ValueError, match="one a row"):
+    with pytest.raises(ValueError, match="one for each row"):
         pixels[0].relabelled(train[:-1])
 
 

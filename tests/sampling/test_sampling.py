@@ -185,7 +185,7 @@ def test_an_interruption_keeps_whole_rows(tiny, monkeypatch):
         return step(*given, **how)
 
     monkeypatch.setattr(sampling.Decoder, "step", interrupted)
-    with pytest.warns(UserWarning, match="stopped with 2 of 5 images whole"):
+    with pytest.warns(UserWarning, match="stopped with 2 of 5 images complete"):
         drawn = sample(tiny, 5, batch_size=2, **QUIET)
     assert drawn.rows.tolist() == [4, 4, 2, 2, 0]
     np.testing.assert_array_equal(drawn.tokens[:2], whole.tokens[:2])

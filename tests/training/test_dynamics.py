@@ -148,5 +148,6 @@ def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, c
         assert all(words in [doubt.strip() for doubt in doubts] for words in about_choice(rows))
     assert any("a poor choice" in doubt for doubt in doubts)  # 60 images
     assert (
-        cli.main([*arguments[:2], *arguments[1:]]) == 1 and "expected folders of different" in capsys.readouterr().err
+        cli.main([*arguments[:2], *arguments[1:]]) == 1
+        and "whose folders have different names" in capsys.readouterr().err
     )

@@ -148,6 +148,7 @@ EVERYTHING = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, stop",
     [(RECIPE, 1), (RECIPE, 5), (EVERYTHING, 5), (replace(EVERYTHING, compile=True, recompute=False), 7)],

@@ -176,7 +176,7 @@ def test_a_run_of_an_older_version_goes_on_to_the_same_numbers_and_says_so(tmp_p
 def test_a_record_that_is_lost_is_written_again_for_the_same_run_alone(folder):
     record = (folder / "training.json").read_text()
     (folder / "training.json").unlink()
-    with pytest.raises(ValueError, match=f"holds {STATE} of something else"):
+    with pytest.raises(ValueError, match=f"holds {STATE} that is not of this run"):
         run(folder, tokens=TOKENS[::-1])
     assert not (folder / "training.json").exists()
     run(folder)
@@ -186,9 +186,9 @@ def test_a_record_that_is_lost_is_written_again_for_the_same_run_alone(folder):
 def test_a_folder_with_another_run_or_model_is_refused(folder, tiny_folder, tiny, train, tmp_path):
     before = files(folder), files(tiny_folder)
     tuning = FinetuneConfig(steps=2, batch_size=4, pad=1, learning_rate=0.01)
-    with pytest.raises(ValueError, match="holds training.json of something else"):
+    with pytest.raises(ValueError, match="holds training.json that is not of this run"):
         lab.finetune(tiny, train, tuning, folder, device="cpu", progress=False)
-    with pytest.raises(ValueError, match="holds model.safetensors of something else"):
+    with pytest.raises(ValueError, match="holds model.safetensors that is not of this run"):
         run(tiny_folder)
     processor = lab.ImageGPTImageProcessorPil(np.arange(24).reshape(8, 3) / 12 - 1, 4)
     with pytest.raises(ValueError, match="whose palette differs"):
@@ -249,7 +249,7 @@ def test_a_palette_is_of_its_images_and_colours(tiny_images, tmp_path, monkeypat
     palette = (out / "preprocessor_config.json").read_bytes()
     for other in (["--colours=6"], ["--colours=8", "--limit=40"], ["--colours=8", "--side=2"]):
         assert cli.main([*command, *other]) == 1
-        assert "holds a palette (preprocessor_config.json) that is not of these images" in capsys.readouterr().err
+        assert "holds a palette (preprocessor_config.json) of other images, side or colours" in capsys.readouterr().err
     noted = (out / "palette.json").read_text()
     for damaged in ("", "[]", "{}"):
         (out / "palette.json").write_text(damaged)
@@ -308,7 +308,7 @@ def test_weights_that_are_no_numbers_stop_a_run_before_they_are_saved(tmp_path, 
     assert not list(tmp_path.glob("*/checkpoints")) and not list(tmp_path.glob("*/model.safetensors"))
     command = ["pretrain", str(tiny_images), "--out", str(tmp_path / "c"), "--colours=8", *SHAPE, "--steps=4"]
     assert cli.main(command) == 1
-    assert "igpt-lab: weights are no numbers" in capsys.readouterr().err.splitlines()[-1]
+    assert "igpt-lab: weights are not finite" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_checkpoints_are_whole_and_of_the_step_that_they_say(folder):

@@ -48,7 +48,7 @@ def test_a_misspelt_setting_fails_and_none_can_be_changed():
 def test_every_setting_refuses_what_is_not_of_its_kind_in_one_line(config, value):
     for name in (field.name for field in fields(config)):
         may_be_so = value == "x" and name in ("optimizer", "dtype", "augment", "class_weights")
-        may_be_so = may_be_so or type(value) is int and value > 0 and described_kind(config, name)[:3] == "int"
+        may_be_so = may_be_so or (type(value) is int and value > 0 and described_kind(config, name)[:3] == "int")
         if not may_be_so:
             with pytest.raises(ValueError, match=f"{name}=") as refused:
                 config(**({"steps": 300} | {name: value}))

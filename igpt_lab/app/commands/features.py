@@ -41,7 +41,7 @@ def _share(text: str) -> tuple[int, int]:
     argument("--splits", **LIST, help=f"splits of the images (default: {' '.join(SPLITS)})"),
     LIMIT,
     STORE,
-    argument("--random", action="store_true", help="draw the weights anew: the untrained control"),
+    argument("--random", action="store_true", help="use random weights: the untrained control"),
     argument(
         "--points",
         **LIST,
@@ -56,23 +56,34 @@ def _share(text: str) -> tuple[int, int]:
     argument(
         "--dtype",
         choices=["float32", "bfloat16"],
-        help="of the matrix products (default: bfloat16 on CUDA, else float32)",
+        help="number format of matrix products (default: bfloat16 on CUDA, else float32)",
     ),
-    argument("--batch-size", type=int, help="images at a time (default: by the device)"),
+    argument("--batch-size", type=int, help="number of images at a time (default: by the device)"),
     argument(
         "--on-bad-image",
         choices=["error", "skip"],
         default="error",
-        help="stop at an image that cannot be read, or go on without it",
+        help="stop at an image that cannot be read, or skip it",
     ),
-    argument("--engine", choices=["local", "dask"], default="local", help="dask: on the workers of a cluster"),
     argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://...; without it workers are started here"
+        "--engine",
+        choices=["local", "dask"],
+        default="local",
+        help="local: in this process; dask: on the workers of a cluster",
+    ),
+    argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="address of a Dask scheduler, tcp://... (default: workers are started on this machine)",
     ),
     argument(
         "--workers", type=int, help="processes with --engine dask (default: one per device), else threads that decode"
     ),
-    argument("--deadline", type=float, help="seconds that a worker may take for a part (default: 20 times the usual)"),
+    argument(
+        "--deadline",
+        type=float,
+        help="seconds that a worker may take for a part (default: 20 times the median, at least 600)",
+    ),
     argument(
         "--part", type=_share, metavar="I/N", help="every N-th part from the I-th on, for job arrays (default: all)"
     ),
@@ -192,7 +203,7 @@ def _allowed(sources: Any, yes: bool) -> bool:
 
 @command(
     ROOT,
-    argument("--yes", action="store_true", help="delete what is shown, but what is not ours"),
+    argument("--yes", action="store_true", help="delete what is listed, except what igpt-lab did not write"),
     examples=("", "stores --yes"),
 )
 def prune(root: str, yes: bool) -> None:
@@ -209,7 +220,7 @@ def prune(root: str, yes: bool) -> None:
     for leftover in leftovers:
         size, line = leftover.size, f"{leftover.what}  {_shown(leftover.path)}"
         try:
-            kept = "a process is at it by now" if yes and not upkeep.remove(leftover) else ""
+            kept = "a process uses it now" if yes and not upkeep.remove(leftover) else ""
         except OSError as error:  # one that cannot be deleted does not stop the others
             kept = str(error)
         if kept:

@@ -43,7 +43,7 @@ def evaluate(
     argument("folder", help="folder with model.ckpt-STEP.index and its data files, or that prefix"),
     argument("out", help="folder for the model"),
     argument("--palette", metavar="FILE", help="its kmeans_centers.npy, when that is not in the folder"),
-    argument("--step", type=int, help="which of several checkpoints in the folder"),
+    argument("--step", type=int, help="step of the checkpoint, where the folder has several"),
     argument("--bert", action="store_true", default=None, help="fail unless it is a BERT model"),
     examples=("downloads/imagegpt-s runs/imagegpt-s", "downloads runs/imagegpt-s --step 131000"),
 )
@@ -64,7 +64,11 @@ def convert_openai(folder: str, out: str, palette: str | None, step: int | None,
 @command(
     argument("--size", choices=["s", "m", "l"], help="size of the checkpoint (default: no checkpoint is fetched)"),
     argument(
-        "--step", type=int, default=1_000_000, choices=[131_000, 262_000, 524_000, 1_000_000], help="of pretraining"
+        "--step",
+        type=int,
+        default=1_000_000,
+        choices=[131_000, 262_000, 524_000, 1_000_000],
+        help="step of pretraining",
     ),
     argument("--bert", action="store_true", help="the BERT model in place of the autoregressive one"),
     argument("--datasets", **LIST, choices=["cifar10", "imagenet"], help="32 x 32 images as tokens (default: none)"),

@@ -110,11 +110,13 @@ LIST: dict[str, Any] = {"nargs": "+", "action": "extend"}
 
 MODEL = argument("model", help="bundled name, folder or Hub name of a model")
 IMAGES = argument("images", help="bundled name, folder, Parquet file or Hub name of images")
-LIMIT = argument("--limit", type=int, help="at most so many images of a split, a seeded stratified draw (default: all)")
-SPLIT = argument("--split", default="test", help="split of the images, such as train or test")
-LAYERS = argument(
-    "--layers", type=int, **LIST, help="only these layers, from 0; -1 is the last, L (default: all, 0 to L)"
+LIMIT = argument(
+    "--limit",
+    type=int,
+    help="largest number of images of a split, by a stratified draw with a fixed seed (default: all)",
 )
+SPLIT = argument("--split", default="test", help="split of the images, such as train or test")
+LAYERS = argument("--layers", type=int, **LIST, help="layers to use, from 0; -1 is the last, L (default: all, 0 to L)")
 STORE = argument("--store", default="stores", help="folder in which the feature stores are kept")
 DEVICE = argument(
     "--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator where there is one, else cpu)"

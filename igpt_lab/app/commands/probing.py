@@ -36,10 +36,15 @@ OUT = argument("--out", help=f"folder for the figure and its table (default: {ru
         "--untrained",
         type=int,
         default=3,
-        help="so many networks of the same shape with random weights as controls; each costs as much as the model; "
+        help="number of controls: networks of the same shape with random weights, each as costly as the model; "
         "0 for none",
     ),
-    argument("--permutations", type=int, default=10, help="so many random orders of the training labels; 0 for none"),
+    argument(
+        "--permutations",
+        type=int,
+        default=10,
+        help="number of controls with the training labels in random order; 0 for none",
+    ),
     STORE,
     OUT,
     DEVICE,
@@ -153,7 +158,7 @@ def ablate(
     argument(
         "--final",
         action="store_true",
-        help="only the end of each: models, or seeds of a family, side by side, with raw pixels",
+        help="probe only the last checkpoint of each model, and compare models, or seeds of a family, with raw pixels",
     ),
     STORE,
     OUT,

@@ -15,8 +15,13 @@ from igpt_lab.core.arguments import local
 
 @command(
     argument("folder", help="folder of results"),
-    argument("--style", default="paper", choices=["paper", "wide", "talk"], help="one column, two columns, slides"),
-    argument("--out", help="where they go; the folder itself redraws in place (default: FOLDER/STYLE)"),
+    argument(
+        "--style",
+        default="paper",
+        choices=["paper", "wide", "talk"],
+        help="size of the figures: one column, two columns, or slides",
+    ),
+    argument("--out", help="folder for the figures; FOLDER itself replaces them (default: FOLDER/STYLE)"),
     examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --style talk --out slides"),
 )
 def figures(folder: str, style: str, out: str | None) -> int:
@@ -46,8 +51,8 @@ def figures(folder: str, style: str, out: str | None) -> int:
 
 @command(
     argument("run", help="folder of results"),
-    argument("--out", metavar="FILE", help="where the page goes (default: RUN/report.html)"),
-    argument("--no-pdf", dest="pdf", action="store_false", help="the page only"),
+    argument("--out", metavar="FILE", help="file of the page (default: RUN/report.html)"),
+    argument("--no-pdf", dest="pdf", action="store_false", help="write the page only"),
     examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --no-pdf --out page.html"),
 )
 def report(run: str, out: str | None, pdf: bool) -> int:
@@ -113,9 +118,9 @@ def reproduce(
 
 
 @command(
-    argument("folder", nargs="?", default="workbench", help="notebooks/ and results/ go into it"),
+    argument("folder", nargs="?", default="workbench", help="folder for notebooks/ and results/"),
     argument("--port", type=int, default=8888, help="port of the server; the next free one where it is taken"),
-    argument("--no-browser", action="store_false", dest="browser", help="print the address, open nothing"),
+    argument("--no-browser", action="store_false", dest="browser", help="print the address, and open no browser"),
     name="lab",
     examples=("", "workbench --no-browser --port 9000"),
 )

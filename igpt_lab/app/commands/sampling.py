@@ -13,12 +13,16 @@ DRAWING = (
         "--temperature",
         type=float,
         default=1.0,
-        help="of the distribution over colours; 0 takes the most probable colour",
+        help="temperature of the distribution over colours; 0 takes the most probable colour",
     ),
-    argument("--top-k", type=int, help="only so many colours (default: all)"),
-    argument("--top-p", type=float, help="only the fewest colours that reach this probability together (default: all)"),
+    argument("--top-k", type=int, help="draw among this many most probable colours (default: all)"),
+    argument(
+        "--top-p", type=float, help="draw among the fewest colours that together reach this probability (default: all)"
+    ),
     argument("--seed", type=int, default=0, help="seed of the random numbers, 0 or above"),
-    argument("--batch-size", type=int, help="images at a time; changes no image (default: by memory)"),
+    argument(
+        "--batch-size", type=int, help="number of images drawn at a time, which changes no image (default: by memory)"
+    ),
 )
 OUT_HELP = "files to write, without their endings"
 
@@ -27,7 +31,7 @@ OUT_HELP = "files to write, without their endings"
     MODEL,
     argument("--count", type=int, default=64, help="number of images"),
     argument("--columns", type=int, default=16, help="columns of the gallery"),
-    argument("--scale", type=int, default=4, help="pixels of the png for one of an image"),
+    argument("--scale", type=int, default=4, help="side of an image's pixel in the png, in pixels"),
     *DRAWING,
     argument("--out", default="samples", help=OUT_HELP),
     DEVICE,
@@ -49,7 +53,7 @@ def sample(
     MODEL,
     argument("images", help=f"{IMAGES.help}; or a picture file"),
     SPLIT,
-    argument("--limit", type=int, default=16, help="images, a seeded stratified draw"),
+    argument("--limit", type=int, default=16, help="number of images, by a stratified draw with a fixed seed"),
     argument("--keep", type=float, default=0.5, help="upper fraction of the image that is kept, from 0 to 1"),
     argument("--completions", type=int, default=4, help="completions per image"),
     *DRAWING,

@@ -13,6 +13,10 @@ import igpt_lab as lab
 from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, MODEL, REVISION, argument, command
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
+SHAPE_HELP = {
+    "side": "side of the images, in pixels", "colours": "number of colours of the palette",
+    "layers": "number of blocks", "width": "width of the states", "heads": "number of attention heads in a block",
+}  # fmt: skip
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -23,7 +27,7 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         "--init", metavar="MODEL", help="begin with this model's weights, shape and palette, not with random ones"
     ),
     # No default in the parser: --init has to know which of them were given.
-    *(argument(f"--{name}", type=int, help=f"of the network (default: {SHAPE[name]})") for name in SHAPE),
+    *(argument(f"--{name}", type=int, help=f"{SHAPE_HELP[name]} (default: {SHAPE[name]})") for name in SHAPE),
     argument(
         "--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do"
     ),
@@ -93,10 +97,10 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     IMAGES,
     argument("--out", required=True, help="folder for the classifier, its log, and what it gets wrong"),
     LIMIT,
-    argument("--random", action="store_true", help="from scratch: draw the weights anew"),
+    argument("--random", action="store_true", help="train from scratch, with random weights"),
     DEVICE,
     REVISION,
-    argument("--class-weights", choices=["balanced"], help="weigh classes inversely to their images"),
+    argument("--class-weights", choices=["balanced"], help="weigh each class by the inverse of its number of images"),
     config="FinetuneConfig",
     examples=("fashion-xs fashion-mini --out runs/tuned", "runs/mine photos --out runs/tuned --layer 8 --per-class 25"),
 )

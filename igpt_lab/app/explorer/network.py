@@ -26,7 +26,7 @@ from igpt_lab.models.loading import load_model, tokens_of
 
 ASKED = ("image", "layer", "pixel")
 COLOURS = ["true_red", "true_green", "true_blue"], ["red", "green", "blue"]
-WAY_OUT = "explore(store, model=lab.load_model('FOLDER')) takes it from there"
+WAY_OUT = "explore(store, model=lab.load_model('FOLDER')) takes it from a folder"
 _loaded: WeakValueDictionary[str, ImageGPTForCausalImageModeling] = WeakValueDictionary()  # by the digest of weights
 
 
@@ -134,7 +134,7 @@ def load_origin(store: FeatureStore) -> ImageGPTForCausalImageModeling:
         about = dict(sources.model)
         model = load_model(about.pop("name"), **about)
     except (ValueError, OSError) as error:
-        raise ValueError(f"the store's model is not at hand: {error}. {WAY_OUT}") from error
+        raise ValueError(f"the store's model is not available: {error}. {WAY_OUT}") from error
     check_model(store, model)
     return _loaded.setdefault(store.key["weights"], model.to(best_device()))
 
@@ -150,4 +150,4 @@ def check_model(store: FeatureStore, model: ImageGPTForCausalImageModeling) -> N
     for name, value in images_as_read(model).items():
         if value != key[name]:
             wrong = f"{name} {str(value)[:8]}, not {str(key[name])[:8]}"
-            raise ValueError(f"{model.name} reads images in another way than the model of the store: {wrong}")
+            raise ValueError(f"{model.name} reads images differently than the model of the store: {wrong}")

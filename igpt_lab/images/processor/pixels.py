@@ -44,7 +44,7 @@ def _eight_bit_greys(image: Image.Image) -> Image.Image:
     """Mode I or I;16 -> mode L; the one grey that a PNG may declare transparent becomes white."""
     greys = np.asarray(image)
     if image.mode == "I" and 0 < greys.max() <= 255:
-        raise ValueError("mode I with pixels of at most 255: of 8 or of 16 bits? Convert the image to L or I;16")
+        raise ValueError("mode I with pixels of at most 255 may have 8 or 16 bits; convert the image to L or I;16")
     clear = image.info.get("transparency")  # of 16 bits, too
     levels = from_16_bits(greys)
     return Image.fromarray(levels if clear is None else np.where(greys == clear, np.uint8(255), levels))
@@ -132,7 +132,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     """Integers in [0, 255], or uint16 -> uint8."""
     if array.dtype == np.uint16:
         if 0 < array.max() <= 255:
-            raise ValueError("uint16 pixels of at most 255: of 8 or of 16 bits? Pass 8-bit pixels as uint8")
+            raise ValueError("uint16 pixels of at most 255 may have 8 or 16 bits; pass 8-bit pixels as uint8")
         return from_16_bits(array)
     if array.dtype.kind not in "iu":
         raise ValueError(f"pixels of type {array.dtype}; expected integers in [0, 255], uint16 or floats")

@@ -118,11 +118,13 @@ class ImageGPTImageProcessorPil(Settings):
         check_within(centres, -1, 1)
         height, width = self.size.values()
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}; expected integers (images, tokens an image)")
+            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}; expected integers (images, tokens per image)")
         if tokens.shape[1] != height * width:
             height = width = math.isqrt(tokens.shape[1])
             if not 0 < height**2 == tokens.shape[1]:
-                raise ValueError(f"{tokens.shape[1]} tokens make no square, nor an image of {self.size}")
+                raise ValueError(
+                    f"{tokens.shape[1]} tokens per image make neither a square nor an image of {self.size}"
+                )
         if tokens.size and (tokens.min() < 0 or tokens.max() >= len(centres)):
             worst = tokens.max() if tokens.min() >= 0 else tokens.min()
             raise ValueError(f"token {worst} does not lie in this palette of {len(centres)} colours")

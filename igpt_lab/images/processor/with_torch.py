@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class ImageGPTImageProcessor(ImageGPTImageProcessorPil):
     Floats are resized as they are.
     """
 
-    MODES = {
+    MODES: ClassVar = {
         Image.Resampling.NEAREST: "nearest-exact",
         Image.Resampling.BILINEAR: "bilinear",
         Image.Resampling.BICUBIC: "bicubic",

@@ -124,7 +124,7 @@ def _resume(path: Path, run: dict, heads: Heads) -> int:
     if differing:
         differences = "; ".join(f"{name} is {theirs.get(name)} there, {run[name]} here" for name in differing)
         raise ValueError(
-            f"{path} is of another run: {differences}; choose another folder, or the same arguments to go on"
+            f"{path} is of another run: {differences}; choose another folder, or give the same arguments to continue"
         )
     return step
 
@@ -136,7 +136,7 @@ def accuracy(rows: Rows, heads: Heads, size: int) -> np.ndarray:
     """
     finite = heads.weights.isfinite().all(3).all(1)
     if not finite.any(1).all():
-        raise FloatingPointError("weights are not finite at any learning rate; begin anew with lower learning_rates")
+        raise FloatingPointError("weights are not finite at any learning rate; begin again with lower learning_rates")
     right = torch.zeros_like(finite, dtype=torch.int64)
     for x, y in rows.scan(size):
         right += (heads.logits(x).argmax(3) == y[:, None]).sum(1)
