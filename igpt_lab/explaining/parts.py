@@ -68,7 +68,7 @@ def mean_of(
     Example:
         >>> edits = lab.mean_of(model, "mlp", 1, train_tokens)
         >>> with torch.no_grad(), lab.edit(model, edits):
-        ...     out = model(torch.zeros(2, 16, dtype=torch.long))
+        ...     out = model(ids)
         >>> list(edits), out.logits.shape
         ([('mlp_out', 1)], torch.Size([2, 16, 8]))
     """
@@ -99,7 +99,7 @@ def resample(
     Example:
         >>> edits = lab.resample(model, "head", 1, [1, 0], head=0)
         >>> with torch.no_grad(), lab.edit(model, edits):
-        ...     logits = model(torch.zeros(2, 16, dtype=torch.long)).logits
+        ...     logits = model(ids).logits
         >>> list(edits), logits.shape
         ([('head_out', 1)], torch.Size([2, 16, 8]))
     """

@@ -131,11 +131,10 @@ def record(
         RuntimeError: A layer that does not run exactly once in a forward pass.
 
     Example:
-        >>> ids = torch.as_tensor(tokens[:5].astype(np.int64))
         >>> with torch.no_grad(), lab.record(model, ["ln_1", "mlp_act"], layers=[1, 2], alignment="sos") as pooled:
         ...     _ = model(ids)
         >>> pooled["ln_1"].shape, pooled["mlp_act"].shape
-        (torch.Size([5, 2, 8]), torch.Size([5, 2, 32]))
+        (torch.Size([2, 2, 8]), torch.Size([2, 2, 32]))
     """
     backbone = backbone_of(model)
     config: Any = model.config

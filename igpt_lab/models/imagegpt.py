@@ -506,7 +506,7 @@ class ImageGPTModel(Pretrained):
             TypeError: `past_key_values` that are no `KeyValueCache`.
 
         Example:
-            >>> out = model.transformer(torch.zeros(2, 16, dtype=torch.long), output_hidden_states=True)
+            >>> out = model.transformer(ids, output_hidden_states=True)
             >>> out.last_hidden_state.shape, len(out.hidden_states)
             (torch.Size([2, 16, 8]), 4)
         """
@@ -658,7 +658,6 @@ class ImageGPTForCausalImageModeling(Pretrained):
             TypeError: As of `ImageGPTModel`.
 
         Example:
-            >>> ids = torch.as_tensor(tokens[:2].astype(np.int64))
             >>> out = model(ids, labels=ids)
             >>> out.logits.shape, round(out.loss.item(), 3)  # ln 8: the head of new weights is zero
             (torch.Size([2, 16, 8]), 2.079)
@@ -722,8 +721,8 @@ class ImageGPTForCausalImageModeling(Pretrained):
                 bidirectional model.
 
         Example:
-            >>> begun = torch.full((2, 1), model.config.sos_token_id)
-            >>> drawn = model.generate(begun, max_length=17, do_sample=True, generator=torch.Generator().manual_seed(0))
+            >>> begun = torch.full_like(ids[:, :1], model.config.sos_token_id)
+            >>> drawn = model.generate(begun, max_length=17, do_sample=True)
             >>> drawn.shape, drawn[:, 0].tolist()
             (torch.Size([2, 17]), [8, 8])
         """
@@ -775,10 +774,9 @@ class ImageGPTForCausalImageModeling(Pretrained):
             ValueError: A bidirectional model, or more tokens than positions.
 
         Example:
-            >>> begun = torch.full((2, 4), model.config.sos_token_id)
-            >>> model.continue_(begun, 1, lambda logits, column: torch.full((2, 1), column))
-            tensor([[8, 1, 2, 3],
-                    [8, 1, 2, 3]])
+            >>> begun = torch.full_like(ids[:, :4], model.config.sos_token_id)
+            >>> model.continue_(begun, 1, lambda logits, column: torch.full_like(begun[:, :1], column)).tolist()
+            [[8, 1, 2, 3], [8, 1, 2, 3]]
         """
         if self.config.bidirectional:
             raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
