@@ -60,7 +60,7 @@ def probe_positions(
         progress: Show bars.
 
     Returns:
-        `Measurement`, whose table has a row per position and layer, as of `probe_slices`.
+        `Measurement`, whose table has a row per `position` and layer, as of `probe_slices`.
 
     Raises:
         ValueError: A position, layer or point that the model has not, images without labels or that do not fit the
@@ -117,7 +117,7 @@ def probe_prefixes(
         progress: Show bars.
 
     Returns:
-        `Measurement`, whose table has a row per share and layer, as of `probe_slices`.
+        `Measurement`, whose table has a row per `share` (a fraction) and layer, as of `probe_slices`.
 
     Raises:
         ValueError: A bidirectional model, whose every state sees the whole image; more shares than positions, a layer

@@ -120,19 +120,24 @@ def ablate_protocol(
 
     Returns:
         `Ablation`. Its `table` has the rows of `probe_layers` for each setting, with `recipe`, `alignment`, `point`,
-        `scaling` and `solver` in front; `settings` a row per setting: its layers, accuracies as fractions, and `drop`.
+        `scaling` and `solver` in front. Accuracies and differences are fractions, with 95% intervals `low`, `high`.
 
-        `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images:
-        at the layer that each setting chose, at the last one, and for the `drop` from one to the other. Where `others`
-        names levels of the other factors, it is `significance.compare` of two settings; where it is "average", the mean
-        over all four pairs (`effects.average_difference`). Of a row with the factor "interaction", `a` and `b` are
-        factors, and `difference` is how much more the choice of this package in `a` gains beside its choice in `b` than
-        beside the other level of `b`. 95% intervals and p over test images; `p_holm` is corrected within its family,
-        `effects.effects_of`.
+        `settings` has a row per setting: the chosen `layer` with its `test_accuracy`, `low`, `high`; `last_accuracy`,
+        `last_low`, `last_high` of the last layer; `drop` between them, with `drop_low`, `drop_high`, `drop_p` and
+        `drop_holm`, corrected for all settings; `peak_from` and `peak_to`, the first and last layer that may be the
+        best; `best_on_test`, the layer that is best on test, with `best_on_test_accuracy`; `n_layers`, how many of them
+        `converged` and their `median_iterations`; `n_test`.
 
-        `repeats` fits this package's setting and UNSCALED again, at the chosen and the last layer with the C chosen
-        there, in `orders` orders of the training rows, two precisions and one or two threads, stopped and at the
-        optimum; `stopped` has their spread: `min`, `max` and `sd` of the test accuracy.
+        `effects` has `difference`, accuracy of level `a` less that of level `b` of a `factor`, on the same test images,
+        `at` the layer that each setting chose, the last one, and for the drop from one to the other, with `p_value`.
+        Where `others` names levels of the other factors, it is `significance.compare` of two settings; where it is
+        "average", the mean over all four pairs (`effects.average_difference`). Of a row with the factor "interaction",
+        `a` and `b` are factors, and `difference` is how much more the choice of this package in `a` gains beside its
+        choice in `b` than beside the other level of `b`. `p_holm` is corrected within its family, `effects.effects_of`.
+
+        `repeats` fits this package's setting and UNSCALED again, `at` the chosen and the last layer with the `C` chosen
+        there, in each `order` of the training rows, two precisions (`dtype`) and one or two `threads`, stopped and at
+        the optimum; `stopped` has their spread: `min`, `max` and `sd` of the test accuracy.
 
     Raises:
         ValueError: Images without labels or that do not fit the model, a layer that there is not, a C that is not above

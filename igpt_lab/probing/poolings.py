@@ -49,11 +49,11 @@ def compare_poolings(
         progress: Show bars.
 
     Returns:
-        A row per pooling: `pool`, `chosen_layer`, `n_features`, `test_accuracy` of the chosen layer with its interval,
-        `last_accuracy` of the last, and `drop` between them with `drop_low`, `drop_high` and `drop_p`
-        (`compare_layers`), `n_test`. `less_first` is the accuracy of the chosen layer less that of the first of
-        `pools`, on the same test images, with its interval; `p_value` (McNemar) is corrected for all poolings in
-        `p_holm`. Accuracies are fractions.
+        A row per pooling: `pool`, `chosen_layer`, `n_features`, `test_accuracy` of the chosen layer with its exact 95%
+        interval `low`, `high`, `last_accuracy` of the last, and `drop` between them with `drop_low`, `drop_high` and
+        `drop_p` (`compare_layers`), `n_test`. `less_first` is the accuracy of the chosen layer less that of the first
+        of `pools`, on the same test images, with its interval `less_first_low`, `less_first_high`; `p_value` (McNemar)
+        is corrected for all poolings in `p_holm`. Accuracies are fractions.
 
     Raises:
         ValueError: An unknown pooling or layer, images without labels or that do not fit the model.

@@ -127,8 +127,8 @@ def compare_fine_tuning(
         `test_accuracy` with its exact 95% interval `low`, `high`, as fractions. `pairs` compares each way with the
         chosen layer's probe, the head on `middle` with the head on the last layer, and L_gen + L_clf with L_clf alone,
         on the same test images: `accuracy_a`, `accuracy_b`, `difference` (mean over seeds) with `sd` over seeds, and
-        the interval `low`, `high` and `p_value` over test images (`effects.average_difference`); `p_holm` corrects for
-        all of these claims. `curves` has the rows of `probe_layers` before and after.
+        the interval `low`, `high` and `p_value` over the `n_test` test images (`effects.average_difference`); `p_holm`
+        corrects for all of these claims. `curves` has the rows of `probe_layers` before and after.
 
     Raises:
         ValueError: `middle` out of range, images without labels or that do not fit the model, fewer labels of a class
