@@ -93,10 +93,7 @@ def test_same_bytes_in_any_order(tmp_path):
         (lambda table: table.drop(["ln_1.2"]), "part-00001-of-00002.parquet is not as listed: it has the columns"),
         (lambda table: table.set_column(3, "ln_1.2", table["index"]), "has ln_1.2 as int64"),
         (lambda table: table.set_column(3, "ln_1.2", WIDER), "ln_1.2 9 wide, parts before it 3"),
-        (
-            lambda table: table.set_column(3, "ln_1.2", WITHOUT),
-            "ln_1.2 has .* missing numbers|Expected all lists to be of size",
-        ),
+        (lambda table: table.set_column(3, "ln_1.2", WITHOUT), "ln_1.2 has .* missing|Expected all lists to be"),
         (lambda table: table.set_column(1, "label", pa.array([None, 1], pa.int64())), "1 of 5 rows have no label"),
     ],
     ids=["rows", "absent", "column", "type", "width", "null", "label"],
