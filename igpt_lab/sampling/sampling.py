@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, cut
 from igpt_lab.models.loading import tokens_of
@@ -100,9 +100,10 @@ def complete(
     """Keep the upper `keep` of each image and draw the rest `completions` times: tokens int64 (S, completions, T).
 
     `images` are tokens int (S, T), or what the model's processor and palette make tokens of: uint8 arrays (S, H, W, 3),
-    such as another model's decoded samples, Pillow images, or an image set. Of whole images `keep` is the fraction of
-    rows that stay. Tokens (S, t) with t < T stay all. The paper's figure keeps the upper half and draws four. Other
-    arguments and what is promised are as of `sample`; image s, completion j is the same with fewer of either.
+    such as another model's decoded samples, Pillow images, an image set, or what `load_images` takes. Of whole images
+    `keep` is the fraction of rows that stay. Tokens (S, t) with t < T stay all. The paper's figure keeps the upper half
+    and draws four. Other arguments and what is promised are as of `sample`; image s, completion j is the same with
+    fewer of either.
     """
     tokens = _tokens(model, images)
     if tokens.shape[1] == model.config.n_positions:
@@ -141,10 +142,10 @@ class _Settings:
 
 def _tokens(model: ImageGPTForCausalImageModeling, images) -> np.ndarray:
     """Tokens int64 (S, t), t <= T, of whatever `complete` takes."""
-    if isinstance(images, Tensor):
-        images = images.numpy(force=True)
-    if isinstance(images, ImageSet | TokenSet):
-        tokens = tokens_of(model, images)
+    if (image_set := images_of(images)) is not None:
+        tokens = tokens_of(model, image_set)
+    elif isinstance(images, Tensor):
+        return _tokens(model, images.numpy(force=True))
     elif isinstance(images, np.ndarray) and images.ndim == 2:
         tokens = images
     elif model.processor is None:

@@ -7,9 +7,10 @@ asks while it is open.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,8 @@ from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, pa
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.provenance import RunRecord
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import splits_of
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.probing.features import Features
@@ -64,6 +67,7 @@ def explore(
     progress: bool = True,
     remote: bool = False,
     model: ImageGPTForCausalImageModeling | str | Path | None = None,
+    images=None,
 ) -> Explorer:
     """The explorer of a feature store with a split `train`: end a notebook's cell with it.
 
@@ -71,14 +75,15 @@ def explore(
     writes the view under the folder `out`. A store may be a stranger's: images at an address that it names, such as
     s3://bucket/set, are asked for with `remote` alone. `model` is the one that the features are of, for what it expects
     of an image and where its heads look; by default it is loaded when that is first asked, from the package or from the
-    folder that the store names. Raises ValueError for a store without labels or without training images, and for
-    another model.
+    folder that the store names. `images` are those of the store, as `extract` took them, where they were in memory.
+    Raises ValueError for a store without labels or without training images, and for another model.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
         raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
-    out = Path(out).expanduser()
-    return Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=Network(store, model))
+    held = {} if images is None else {of_split.split: of_split for of_split in splits_of(images)}
+    network, out = Network(store, model), Path(out).expanduser()
+    return Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=network, images=held)
 
 
 class Explorer(AnyWidget):
@@ -109,14 +114,17 @@ class Explorer(AnyWidget):
 
     def __init__(
         self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool, remote: bool = False,
-        network: Network | None = None,
+        network: Network | None = None, images: Mapping[str, ImageSet | TokenSet] = MappingProxyType({}),
     ):  # fmt: skip
         self.store = store
         self.out = out
         self.limit = limit
         self._computed = {}
         self.network = network or Network(store)
-        self._sources = {split: open_source(store, split, remote, self.network.processor) for split in store.splits}
+        self._sources = {
+            split: open_source(store, split, remote, self.network.processor, images.get(split))
+            for split in store.splits
+        }
         super().__init__()
         self._progress = progress
         self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
@@ -262,6 +270,7 @@ class Explorer(AnyWidget):
             "classes": self.classes, "n": len(self.shown.labels), "n_train": n_train,
             "near": [spaces.near.shape[2], pictures.near.shape[1]],
             "shape": [] if pictures.pixels is None else list(pictures.pixels.shape[1:]), "no_pictures": pictures.why,
+            "files": list(pictures.files),
             "explained": spaces.explained.tolist(), "note": NOTE, "of": self._images_shown(),
             "at": {"point": self.point, "split": self.split, "count": self.count},
             "choices": {"point": list(self.store.layers), "split": self.splits, "count": self.counts},
