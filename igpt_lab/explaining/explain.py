@@ -123,7 +123,7 @@ def explain(
 
     Example:
         >>> shape = lab.ImageGPTConfig(vocab_size=9, n_positions=4, n_embd=4, n_layer=2, n_head=1)
-        >>> small = lab.ImageGPTForCausalImageModeling(shape)
+        >>> small = lab.ImageGPTForCausalImageModeling(shape).eval()
         >>> small.name, small.processor = "small", lab.ImageGPTImageProcessor(model.processor.clusters, size=2)
         >>> two_classes = [images.select(np.flatnonzero(images.labels < 2)) for images in (train_images, test_images)]
         >>> explanation = lab.explain(small, *two_classes, chosen=1, store="stores")

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -24,12 +25,13 @@ from igpt_lab.features.settings import ExtractionSettings, check_names, extracti
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import splits_of
 from igpt_lab.images.tokens import Part, Tokens, cached_tokens, check_palette, parts_of
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 
 Model = ImageGPTForCausalImageModeling | str | Path
-Images = ImageSet | TokenSet | Sequence[ImageSet | TokenSet]
+Images = Any  # what `splits_of` takes
 ROWS = 2000  # rows of a part
 OLD_OPTIONS = ("engine", "scheduler", "deadline", "part")  # of `extract`, for one more release
 
@@ -60,7 +62,8 @@ def extract(
 
     Args:
         model: A model, or what `load_model` takes.
-        images: One split, or several of one image set.
+        images: One split, or several of one image set in a list or a dict; or what `load_images` takes: of a name its
+            splits train and test, of a DatasetDict all.
         store: Folder of the stores, or an address such as s3://bucket/stores.
         points: Places in a block, see `record`.
         layers: Layers at each point, all by default; negative ones count from the end.
@@ -149,7 +152,7 @@ def prepare(
     model = load_model(model) if isinstance(model, str | Path) else model
     device = best_device(device, here=here)
     settings = settings.settled(model.config, device)
-    images = [images] if isinstance(images, ImageSet | TokenSet) else images
+    images = splits_of(images)
     splits = {split_images.split: split_images for split_images in images}
     if len(splits) < len(images):
         names = ", ".join(f"{split_images.name} {split_images.split}" for split_images in images)
@@ -180,7 +183,10 @@ def _check_classes(splits: Iterable[ImageSet | TokenSet]) -> None:
     named = {images.split: images.label_names for images in splits if images.labels is not None and images.label_names}
     if len(set(named.values())) > 1:
         classes = "; ".join(f"{split}: {', '.join(names[:5])}" for split, names in named.items())
-        raise ValueError(f"the splits number their classes in different ways ({classes}); load them from one source")
+        raise ValueError(
+            f"the splits number their classes in different ways ({classes}); load them from one source, "
+            "or give both the same label_names="
+        )
 
 
 def _check_share(share: tuple[int, int], root: Place) -> None:

@@ -13,10 +13,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from igpt_lab.images.columns import Fact, Held, Labels, NoPicture, Opened, columns_of, read_labels, unchosen
+from igpt_lab.images.columns import (
+    Fact,
+    Held,
+    Labels,
+    NoPicture,
+    Opened,
+    class_label,
+    columns_of,
+    read_labels,
+    unchosen,
+)
 from igpt_lab.images.opening import read_named
 
 
@@ -70,9 +81,8 @@ def open_dataset(
     schema = source.features.arrow_schema
     image, column = columns_of(schema, name, label)
     table = _column(source, column) if column else pa.table({"rows": pa.nulls(len(source))})
-    readers = {
-        other: partial(_labels_of, data, name, label) for other, data in others.items() if hasattr(data, "features")
-    }
+    known = {other: data for other, data in others.items() if getattr(data, "features", None)}
+    readers = {other: partial(_labels_of, data, name, label) for other, data in known.items()}
     notes += unchosen(schema, column, label)
     return Cells(source, image), Opened(table, Path(), split, readers, tuple(notes)), column
 
@@ -101,8 +111,12 @@ def _column(dataset: Any, column: str) -> pa.Table:
 
 
 def _labels_of(dataset: Any, name: str, label: str | None) -> Labels | None:
-    """The labels of another split; None where it has none."""
-    _, column = columns_of(dataset.features.arrow_schema, name, label)
+    """The labels of another split, of which a stream tells no more than its classes; None where it has none."""
+    schema = dataset.features.arrow_schema
+    _, column = columns_of(schema, name, label)
+    if not hasattr(dataset, "__len__"):
+        names = class_label(schema, column, name) if column else ()
+        return Labels(np.zeros(0, np.int64), names, noted=True) if names else None
     return read_labels(_column(dataset, column), column, name) if column else None
 
 

@@ -231,6 +231,11 @@ class TokenSet(_Rows):
     def _repr_html_(self) -> str:
         return card(self._title(), self._facts() | {"tokens": f"{self.tokens.shape[1]:,} an image"})
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """'' for each: tokens have no files of their own."""
+        return ("",) * len(self)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the tokens, the labels and the row numbers, in order."""

@@ -63,10 +63,9 @@ def load_images(
         ValueError: What is no image, labels of another length, no such split or column; it names the culprit.
         TypeError: A source of another kind.
 
-    >>> import numpy as np
-    >>> import igpt_lab as lab
-    >>> lab.load_images(np.zeros((3, 8, 8), "uint8"), "train", labels=["cat", "dog", "cat"], name="pets")
-    <ImageSet pets train: 3 images, 2 classes>
+    Example:
+        >>> lab.load_images(np.zeros((3, 8, 8), "uint8"), "train", labels=["cat", "dog", "cat"], name="pets")
+        <ImageSet pets train: 3 images, 2 classes>
     """
     if split == "":
         raise ValueError("split is empty; expected a name such as 'train' or 'test', or none")
@@ -220,19 +219,27 @@ def splits_of(images: Any) -> list[ImageSet | TokenSet]:
 
 
 def images_of(images: Any) -> ImageSet | TokenSet | None:
-    """The image set of what `load_images` takes; None for a single image, and for an iterator, which has no length."""
+    """The image set of what `load_images` takes; None for images that a processor takes as they are.
+
+    These are a Pillow image, an array or tensor, a list of these, and an iterator, of which none is held.
+    """
     if isinstance(images, ImageSet | TokenSet):
         return images
-    if isinstance(images, Iterator | Image.Image) or (
-        hasattr(images, "ndim") and images.ndim < 4 and _is_single(images)
-    ):
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    if isinstance(images, list | tuple) and isinstance(first, str | Path | tuple):
+        return load_images(images)
+    is_plain = isinstance(images, list | tuple | Iterator | Image.Image)
+    if is_plain or (hasattr(images, "ndim") and not _needs_a_set(images)):
         return None
     return load_images(images)
 
 
-def _is_single(array: Any) -> bool:
-    """Is it one image (H, W), (H, W, C) or (C, H, W)?"""
-    return array.ndim == 2 or 3 in (array.shape[0], array.shape[-1]) or 1 in (array.shape[0], array.shape[-1])
+def _needs_a_set(array: Any) -> bool:
+    """Is it greys (N, H, W), or floats in [0, 1]? A processor takes the one for one image, the other in [0, 255]."""
+    if array.ndim == 3:
+        count, height, width = array.shape
+        return count not in in_memory.CHANNELS and (width not in in_memory.CHANNELS or height == width)
+    return array.ndim == 4 and "float" in str(array.dtype) and 0 <= array.min() <= array.max() <= 1
 
 
 @checked

@@ -29,15 +29,18 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.provenance import STORED, atomic_write, digest, made_by, named
 from igpt_lab.core.storage import Place, readable
 from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import load_images
 from igpt_lab.images.opening import BadImage
 
 
 @checked
-def tokenize(images: ImageSet | TokenSet, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
+def tokenize(images, processor, *, batch_size: int = 256, progress: bool = True) -> np.ndarray:
     """Palette indices uint16 (N, T) of all images, by the processor's `encode`; a token set's own, checked.
 
-    `processor` may be None for a token set, as the model has it whose folder lacks a palette.
+    `images` are a set, or what `load_images` takes; of a name, or of several splits, it is test. `processor` may be
+    None for a token set, as the model has it whose folder lacks a palette.
     """
+    images = load_images(images)
     if isinstance(images, TokenSet):
         fits = (processor.side**2, len(processor.clusters)) if processor else (images.tokens.shape[1], 1 << 16)
         return images.encoded(*fits)

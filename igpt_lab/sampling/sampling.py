@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, cut
 from igpt_lab.models.loading import tokens_of
@@ -124,7 +124,8 @@ def complete(
     Args:
         model: One that predicts pixels in their order.
         images: Tokens int (S, T), or what the model's processor and palette make tokens of: uint8 arrays (S, H, W, 3),
-            such as another model's decoded samples, Pillow images, or an image set. Tokens (S, t) with t < T stay all.
+            such as another model's decoded samples, Pillow images, an image set, or what `load_images` takes. Tokens
+            (S, t) with t < T stay all.
         keep: Fraction of the rows of whole images that stay, from 0 to below 1.
         completions: How many of each image.
         temperature, top_k, top_p: As of `sample`.
@@ -181,10 +182,10 @@ class _Settings:
 
 def _tokens(model: ImageGPTForCausalImageModeling, images) -> np.ndarray:
     """Tokens int64 (S, t), t <= T, of whatever `complete` takes."""
-    if isinstance(images, Tensor):
-        images = images.numpy(force=True)
-    if isinstance(images, ImageSet | TokenSet):
-        tokens = tokens_of(model, images)
+    if (image_set := images_of(images)) is not None:
+        tokens = tokens_of(model, image_set)
+    elif isinstance(images, Tensor):
+        return _tokens(model, images.numpy(force=True))
     elif isinstance(images, np.ndarray) and images.ndim == 2:
         tokens = images
     elif model.processor is None:

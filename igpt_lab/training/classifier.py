@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,7 +15,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.hooks import evaluating
-from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import images_of
 from igpt_lab.models.imagegpt import ImageGPTForImageClassification
 from igpt_lab.models.loading import load_classifier, tokens_of
 from igpt_lab.models.losses import align
@@ -25,12 +23,16 @@ from igpt_lab.models.losses import align
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """`probabilities`: float32 (N, K) of the classes `names`; `labels`: int64 (N,), or None; `index`: int64 (N,)."""
+    """`probabilities`: float32 (N, K) of the classes `names`; `labels`: int64 (N,), or None; `index`: int64 (N,).
+
+    `files`: the file name of each image, '' where it has none; () where the images came without.
+    """
 
     probabilities: np.ndarray
     names: tuple[str, ...]
     labels: np.ndarray | None
     index: np.ndarray
+    files: tuple[str, ...] = ()
 
     @property
     def predicted(self) -> np.ndarray:
@@ -62,26 +64,27 @@ class Classified:
         return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")][:count]
 
     def table(self) -> pd.DataFrame:
-        """A row for each image: `index`, `label` where there is one, `predicted` and its `probability`."""
+        """A row for each image: `index`, `label` and `file` where there are any, `predicted` and its `probability`."""
         named = np.array(self.names, object)
         table = pd.DataFrame({"index": self.index, "predicted": named[self.predicted]})
         if self.labels is not None:
             table.insert(1, "label", named[self.labels])
-        return table.assign(probability=self.probabilities.max(1))
+        table = table.assign(probability=self.probabilities.max(1))
+        return table.assign(file=self.files) if any(self.files) else table
 
 
 @checked
 def classify(
     model: ImageGPTForImageClassification | str | Path,
-    images: ImageSet | TokenSet | Iterable[Image.Image | np.ndarray],
+    images,
     *,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Classified:
     """The classes that a fine-tuned model predicts, start token in front; labels are kept beside them and not used.
 
-    `images` may be an iterator, of which no image is held. Raises ValueError for a model without a class head that was
-    trained, and for what is no image.
+    `images` are a set, what `load_images` takes, or Pillow images and arrays as a processor takes them; of an iterator
+    no image is held. Raises ValueError for a model without a class head that was trained, and for what is no image.
     """
     model = load_classifier(model) if isinstance(model, str | Path) else model
     names = tuple((model.config.id2label or {}).values())
@@ -91,11 +94,13 @@ def classify(
             f"{getattr(model, 'name', 'this model')} has no class head that was trained; expected what finetune wrote"
         )
     labels: np.ndarray | None = None
-    if isinstance(images, ImageSet | TokenSet):
-        tokens = tokens_of(model, images, progress=progress)
-        labels, index = images.labels, images.index
-        if labels is not None and images.label_names and tuple(images.label_names) != names:
-            raise ValueError(f"the classes of {images.name} are {images.label_names}; the model's are {names}")
+    files: tuple[str, ...] = ()
+    if (image_set := images_of(images)) is not None:
+        tokens = tokens_of(model, image_set, progress=progress)
+        labels, index = image_set.labels, image_set.index
+        files = image_set.files
+        if labels is not None and image_set.label_names and tuple(image_set.label_names) != names:
+            raise ValueError(f"the classes of {image_set.name} are {image_set.label_names}; the model's are {names}")
     else:
         if model.processor is None:
             raise ValueError(f"{model.name} has no palette (preprocessor_config.json): token sets are all it can take")
@@ -105,7 +110,7 @@ def classify(
         index = np.arange(len(tokens))
     with evaluating(model):
         logits = logits_of(model, tokens, batch_size, progress)
-    return Classified(logits.softmax(1).numpy(), names, labels, index)
+    return Classified(logits.softmax(1).numpy(), names, labels, index, files)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import nbformat
 import numpy as np
 import pandas as pd
@@ -79,6 +80,33 @@ def test_a_probe_of_few_images_says_how_little_it_knows(tiny_folder, tmp_path, c
     assert "best" not in printed and "a poor choice" in Path("results/mine/tiny-photos/probe.svg").read_text()
     assert cli.main(["report", "results/mine/tiny-photos", "--no-pdf"]) == 0
     assert "A poor choice" in Path("results/mine/tiny-photos/report.html").read_text()
+
+
+def test_a_label_and_a_configuration_are_chosen_on_the_command_line(tiny_folder, tmp_path, capsys, monkeypatch):
+    """Two columns of labels, in a folder of a folder: each label has results and a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    kinds = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(4), "coarse_label": datasets.ClassLabel(2)}
+    for split in ("train", "test"):
+        pixels = generator.integers(0, 256, (24, 4, 4), np.uint8)
+        columns = {"img": [Image.fromarray(image) for image in pixels], "fine_label": [0, 1, 2, 3] * 6}
+        columns["coarse_label"] = [0, 0, 1, 1] * 6
+        data = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        data.to_parquet(tmp_path / f"set/full/{split}.parquet")
+        data.select(range(8)).to_parquet(tmp_path / f"set/small/{split}.parquet")
+    how = ["--config", "full", "--untrained", "0", "--permutations", "0", "--device", "cpu"]
+    assert cli.main(["probe", str(tiny_folder), "set", *how]) == 0
+    assert cli.main(["probe", str(tiny_folder), "set", *how, "--label", "coarse_label"]) == 0
+    results = [folder.parent.name for folder in tmp_path.glob("results/mine/*/probe.csv")]
+    assert sorted(results) == ["tiny-set", "tiny-set-coarse_label"]
+    stores = [FeatureStore.open(path.parent) for path in tmp_path.glob("stores/*/manifest.json")]
+    assert sorted(len(np.unique(store.labels("train"))) for store in stores) == [2, 4]
+    assert all(len(store.labels("train")) == 24 for store in stores)
+    capsys.readouterr()
+    assert (
+        cli.main(["extract", str(tiny_folder), "set", "--config", "small", "--label", "coarse", "--device", "cpu"]) == 1
+    )
+    assert "did you mean 'coarse_label'? Its columns are img, fine_label, coarse_label" in capsys.readouterr().err
 
 
 def test_extract_at_chosen_positions(tiny_folder, tiny_images, tmp_path, capsys):

@@ -15,25 +15,27 @@ from igpt_lab.app.commands.options import argument, command, config_arguments
 
 # Written down by hand: what a command takes, with the default that its help names. A name that is lost breaks scripts.
 ARGUMENTS = {
-    "extract": "model images --splits --limit --store=stores --random --points --layers --pool=mean --alignment "
-    "--dtype --batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part "
+    "extract": "model images --splits --limit --label --config --store=stores --random --points --layers --pool=mean "
+    "--alignment --dtype --batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part "
     "--device --revision",
     "check": "model --images --split=test --device --revision",
-    "probe": "model images --limit --layers --untrained=3 --permutations=10 --store=stores --out --device --revision",
-    "ablate": "model images --limit --layers --store=stores --out --device --revision",
-    "dynamics": "MODEL --images --limit --layers --final --store=stores --out --name --device --revision",
-    "shift": "RUN --images --limit --points --store=stores --out --name=shift --device --revision",
-    "explain": "model images --chosen --store=stores --out --seed=0 --device --revision",
+    "probe": "model images --limit --label --config --layers --untrained=3 --permutations=10 --store=stores --out "
+    "--device --revision",
+    "ablate": "model images --limit --label --config --layers --store=stores --out --device --revision",
+    "dynamics": "MODEL --images --limit --label --config --layers --final --store=stores --out --name --device "
+    "--revision",
+    "shift": "RUN --images --limit --label --config --points --store=stores --out --name=shift --device --revision",
+    "explain": "model images --label --config --chosen --store=stores --out --seed=0 --device --revision",
     "evaluate": "model images --split=test --limit --device --revision",
     "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit "
     "--device --revision --steps --batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam "
     "--clip --flip=False "
     "--accumulate=1 --holdout=3000 --validate=500 --log-every=100 --save-every=50 --snapshots=6 --spike=1.0 "
     "--masked=0.15 --seed=0 --dtype --compile --recompute=False --shard=False",
-    "finetune": "model images --out --limit --random --device --revision --class-weights --steps=2000 --batch-size=128 "
-    "--learning-rate --cooldown=0 --head-rate=1.0 --generative=1.0 --classifying=1.0 --layer --freeze-below=0 "
-    "--head-only=False --per-class --draw=0 --draws=5 --flip=True --pad=4 --augment --holdout=0.1 --patience=10 "
-    "--log-every=50 --save-every=50 --optimizer=adam --clip --accumulate=1 --spike=1.0 --seed=0 --dtype "
+    "finetune": "model images --out --limit --label --config --random --device --revision --class-weights --steps=2000 "
+    "--batch-size=128 --learning-rate --cooldown=0 --head-rate=1.0 --generative=1.0 --classifying=1.0 --layer "
+    "--freeze-below=0 --head-only=False --per-class --draw=0 --draws=5 --flip=True --pad=4 --augment --holdout=0.1 "
+    "--patience=10 --log-every=50 --save-every=50 --optimizer=adam --clip --accumulate=1 --spike=1.0 --seed=0 --dtype "
     "--compile --recompute=False",
     "classify": "folder FILE --top=3 --device --revision",
     "sample": "model --count=64 --columns=16 --scale=4 --temperature=1.0 --top-k --top-p --seed=0 --batch-size "

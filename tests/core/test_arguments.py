@@ -122,7 +122,7 @@ def test_every_public_function_checks_its_arguments():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lab.extract("fashion-xs", "fashion-mini"), "images='fashion-mini' is of type str.*lab.load_images"),
+        (lambda: lab.extract("fashion-xs", 5), "source is of type int; expected a name, a path, an array"),
         (lambda: lab.extract("fashion-xs", []), "images is empty"),
         (lambda: lab.load_images("fashion-mini", "test", limit=5.5), "limit=5.5 is of type float"),
         (lambda: lab.probe_layers("a store", "a store"), "train='a store' is of type str.*Features.from_store"),

@@ -26,7 +26,10 @@ def public() -> dict[str, Callable]:
         for name in dir(place):
             value = getattr(place, name)
             if inspect.isclass(value):
-                found |= {method.__qualname__: method for method in methods(value)}
+                found |= {method.__qualname__: method for method in methods(value) if method.__name__ != "__init__"}
+                public_bases = [base for base in value.__mro__[1:] if hasattr(lab, base.__name__)]
+                if is_ours(value.__init__) and value.__init__ not in [base.__init__ for base in public_bases]:
+                    found[f"{value.__name__}.__init__"] = value.__init__
             elif inspect.isfunction(value):
                 found[f"{place.__name__.replace('igpt_lab', 'lab')}.{name}"] = value
     return found
@@ -54,8 +57,8 @@ def arguments(function: Callable) -> list[str]:
 
 def documentation(name: str, function: Callable) -> str:
     """A docstring; that of a class is also its `__init__`'s."""
-    owner = function.__globals__[name.removesuffix(".__init__")] if name.endswith(".__init__") else function
-    return inspect.getdoc(owner) or ""
+    owner = name.removesuffix(".__init__")
+    return inspect.getdoc(function if owner == name else getattr(lab, owner, function)) or ""
 
 
 def sections(text: str) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import datasets
@@ -26,7 +28,11 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return [code for name, code in FENCE.findall(page.read_text(encoding="utf-8")) if name == language]
+    return blocks_of(page.read_text(encoding="utf-8"), language)
+
+
+def blocks_of(text: str, language: str) -> list[str]:
+    return [code for name, code in FENCE.findall(text) if name == language]
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +44,35 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def cifar100(name: str) -> datasets.DatasetDict:
-    """Two splits of four images each, in the columns of CIFAR-100 on the Hub."""
+def cifar100(name: str, streaming: bool = False) -> datasets.DatasetDict:
+    """Two splits of 24 images each, in the columns of CIFAR-100 on the Hub."""
     assert name == "uoft-cs/cifar100"
     kinds = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(4)}
     features = datasets.Features(kinds | {"coarse_label": datasets.ClassLabel(names=["fish", "people"])})
     splits = {}
     for seed, split in enumerate(("train", "test")):
-        pixels = np.random.default_rng(seed).integers(0, 256, (4, 8, 8, 3), np.uint8)
-        columns = {"img": [Image.fromarray(image) for image in pixels], "fine_label": [0, 1, 2, 3]}
-        splits[split] = datasets.Dataset.from_dict(columns | {"coarse_label": [0, 0, 1, 1]}, features=features)
-    return datasets.DatasetDict(splits)
+        pixels = np.random.default_rng(seed).integers(0, 256, (24, 8, 8, 3), np.uint8)
+        columns = {"img": [Image.fromarray(image) for image in pixels], "fine_label": [0, 1, 2, 3] * 6}
+        splits[split] = datasets.Dataset.from_dict(columns | {"coarse_label": [0, 0, 1, 1] * 6}, features=features)
+        if streaming:
+            splits[split] = splits[split].to_iterable_dataset()
+    return datasets.IterableDatasetDict(splits) if streaming else datasets.DatasetDict(splits)
+
+
+class CIFAR10:
+    """As torchvision's, which is not installed for the tests."""
+
+    classes = ("cat", "dog", "eel")
+
+    def __init__(self, root: str, train: bool = True, download: bool = False):
+        self.data = np.random.default_rng(int(train)).integers(0, 256, (30, 8, 8, 3), np.uint8)
+        self.targets = [0, 1, 2] * 10
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.data[index]), self.targets[index]
 
 
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
@@ -56,6 +80,7 @@ def test_the_python_of_a_page_runs(page, folder, tiny_folder, tiny_images, monke
     plt.switch_backend("agg")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(datasets, "load_dataset", cifar100)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(CIFAR10=CIFAR10)))
     for module, registry in ((hooks, "POOLINGS"), (style, "FIGURES")):  # to which a page adds
         monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
     for name in ("download_openai", "convert_openai", "extract_on_cluster"):  # their arguments alone are checked
@@ -70,6 +95,16 @@ def test_the_python_of_a_page_runs(page, folder, tiny_folder, tiny_images, monke
         code = code.replace('"cuda"', '"cpu"')
         exec(compile(code, page, "exec"), names)
     plt.close("all")
+
+
+def test_a_curve_of_any_images_takes_four_lines():
+    text = (ROOT / "docs/how_to/any_images.md").read_text(encoding="utf-8")
+    cells = {
+        head: blocks_of(section, "python") for head, _, section in (s.partition("\n") for s in text.split("\n## ")[1:])
+    }
+    curves = {head: found[0].strip().splitlines() for head, found in cells.items() if "layer_curve" in found[0]}
+    assert len(curves) == 10  # nine kinds of input, and one more for other labels
+    assert all(len(lines) <= 4 and lines[-1] == "lab.figures.layer_curve(result.table)" for lines in curves.values())
 
 
 def commands() -> list[list[str]]:

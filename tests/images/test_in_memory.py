@@ -274,6 +274,13 @@ def test_the_first_rows_of_a_stream(has_features):
         lab.load_images(stream)
 
 
+def test_streams_of_a_dict_have_the_classes_of_all():
+    hub = {"train": cifar100().to_iterable_dataset(), "test": cifar100().select([1]).to_iterable_dataset()}
+    for make in (dict, datasets.IterableDatasetDict):
+        images = lab.load_images(make(hub), "test", limit=3)
+        assert images.label_names == tuple(NAMES) and images.labels.tolist() == [LABELS[1]]
+
+
 def test_files_that_a_dataset_lists_are_read_as_pictures_alone(paths, tmp_path):
     kinds = datasets.Features({"image": datasets.Image()})
     (tmp_path / "words.png").write_text("no picture")

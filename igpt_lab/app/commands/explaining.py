@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import igpt_lab as lab
 from igpt_lab.app import runs
-from igpt_lab.app.commands.options import DEVICE, IMAGES, MODEL, REVISION, STORE, argument, command
+from igpt_lab.app.commands.options import (
+    CONFIG,
+    DEVICE,
+    IMAGES,
+    LABEL,
+    MODEL,
+    REVISION,
+    STORE,
+    argument,
+    command,
+    set_of,
+    train_and_test,
+)
 from igpt_lab.core.provenance import atomic_write
 
 if TYPE_CHECKING:
@@ -33,6 +45,8 @@ FIGURES = {  # an instrument -> the stem of its files, and its figure
 @command(
     MODEL,
     IMAGES,
+    LABEL,
+    CONFIG,
     argument("--chosen", type=int, help="the layer c of the predictions (default: by validation)"),
     STORE,
     argument("--out", help=f"folder for the figures and tables (default: {runs.MINE}/MODEL-IMAGES)"),
@@ -42,8 +56,8 @@ FIGURES = {  # an instrument -> the stem of its files, and its figure
     examples=("fashion-xs fashion-mini", "runs/mine photos --chosen 6 --out results/mine/why"),
 )
 def explain(
-    model: str, images: str, chosen: int | None, store: str, out: str | None, seed: int, device: str | None,
-    revision: str | None,
+    model: str, images: str, label: str | None, config: str | None, chosen: int | None, store: str, out: str | None,
+    seed: int, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Why the middle: every instrument on a few images, the figures, and which of the seven predictions hold.
 
@@ -52,10 +66,10 @@ def explain(
     """
     from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds, instruments
 
-    train, test = (lab.load_images(images, split) for split in ("train", "test"))
+    train, test = train_and_test(images, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
     check_explainable(loaded, chosen)
-    folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
+    folder = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE))
     seconds = estimated_seconds(loaded, train, test, chosen)
     print(f"about {max(1, round(seconds / 60))} min on the CPU", flush=True)
     title = f"{loaded.name} on {train.name}"

@@ -9,8 +9,10 @@ from typing import Any
 
 import igpt_lab as lab
 from igpt_lab.app.commands.options import (
+    CONFIG,
     DEVICE,
     IMAGES,
+    LABEL,
     LAYERS,
     LIMIT,
     LIST,
@@ -40,6 +42,8 @@ def _share(text: str) -> tuple[int, int]:
     IMAGES,
     argument("--splits", **LIST, help=f"splits of the images (default: {' '.join(SPLITS)})"),
     LIMIT,
+    LABEL,
+    CONFIG,
     STORE,
     argument("--random", action="store_true", help="use random weights: the untrained control"),
     argument(
@@ -95,14 +99,16 @@ def _share(text: str) -> tuple[int, int]:
     ),
 )
 def extract(
-    model: str, images: str, splits: list[str] | None, limit: int | None, store: str, random: bool,
+    model: str, images: str, splits: list[str] | None, limit: int | None, label: str | None, config: str | None,
+    store: str, random: bool,
     revision: str | None, points: list[str] | None, engine: str, scheduler: str | None, deadline: float | None,
     part: tuple[int, int] | None, **options: Any,
 ) -> None:  # fmt: skip
     """Pooled features of every layer of a model over an image set, into a feature store."""
     if scheduler and engine != "dask":
         raise ValueError(f"--scheduler {scheduler} needs --engine dask; give both options, or neither")
-    loaded_splits = [lab.load_images(images, name, limit=limit) for name in splits or SPLITS]
+    how: dict[str, Any] = {"limit": limit, "label": label, "config": config}
+    loaded_splits = [lab.load_images(images, name, **how) for name in splits or SPLITS]
     loaded = lab.load_model(model, revision=revision, random=random)
     options |= {"store": store, "points": points or POINTS}
     if engine == "dask":

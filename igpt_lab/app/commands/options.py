@@ -115,6 +115,8 @@ LIMIT = argument(
     type=int,
     help="largest number of images of a split, by a stratified draw with a fixed seed (default: all)",
 )
+LABEL = argument("--label", help="column of a table that has the labels, such as coarse_label (default: the usual)")
+CONFIG = argument("--config", help="configuration of a set of the Hub that has several")
 SPLIT = argument("--split", default="test", help="split of the images, such as train or test")
 LAYERS = argument("--layers", type=int, **LIST, help="layers to use, from 0; -1 is the last, L (default: all, 0 to L)")
 STORE = argument("--store", default="stores", help="folder in which the feature stores are kept")
@@ -122,3 +124,13 @@ DEVICE = argument(
     "--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator where there is one, else cpu)"
 )
 REVISION = argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")
+
+
+def train_and_test(images: str, **how: Any) -> list:
+    """The two splits of an image set, loaded as `load_images` is told."""
+    return [lab.load_images(images, split, **how) for split in ("train", "test")]
+
+
+def set_of(images: str, label: str | None) -> str:
+    """The name of the images for a folder of results, with the column of the labels where one was asked for."""
+    return f"{images}-{label}" if label else images

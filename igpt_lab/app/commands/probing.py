@@ -9,8 +9,10 @@ from typing import Any
 import igpt_lab as lab
 from igpt_lab.app import runs
 from igpt_lab.app.commands.options import (
+    CONFIG,
     DEVICE,
     IMAGES,
+    LABEL,
     LAYERS,
     LIMIT,
     LIST,
@@ -19,6 +21,8 @@ from igpt_lab.app.commands.options import (
     STORE,
     argument,
     command,
+    set_of,
+    train_and_test,
 )
 from igpt_lab.core import display
 from igpt_lab.core.hub import resolve
@@ -31,6 +35,8 @@ OUT = argument("--out", help=f"folder for the figure and its table (default: {ru
     MODEL,
     IMAGES,
     LIMIT,
+    LABEL,
+    CONFIG,
     LAYERS,
     argument(
         "--untrained",
@@ -52,8 +58,8 @@ OUT = argument("--out", help=f"folder for the figure and its table (default: {ru
     examples=("fashion-xs fashion-mini", "runs/mine photos --limit 2000 --untrained 0 --out results/mine/photos"),
 )
 def probe(
-    model: str, images: str, limit: int | None, layers: list[int] | None, untrained: int, permutations: int, store: str,
-    out: str | None, device: str | None, revision: str | None,
+    model: str, images: str, limit: int | None, label: str | None, config: str | None, layers: list[int] | None,
+    untrained: int, permutations: int, store: str, out: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every layer, beside controls: the curve, the chosen layer against the last, and how sure the choice is.
 
@@ -66,7 +72,7 @@ def probe(
     for name, count in {"--untrained": untrained, "--permutations": permutations}.items():
         if count < 0:
             raise ValueError(f"{name} {count}; expected 0 or more")
-    splits = [lab.load_images(images, split, limit=limit) for split in ("train", "test")]
+    splits = train_and_test(images, limit=limit, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
     options: dict[str, Any] = {"store": store, "layers": layers, "device": device}
     features, train, test = _features(loaded, splits, options)
@@ -84,7 +90,7 @@ def probe(
     curve = lab.figures.layer_curve(drawn, title=title, comparison=comparison)
     settings = {"store": features.key, "comparison": comparison, "drop less that of untrained networks": drops}
     record = lab.RunRecord("probe", settings, seed=0)
-    folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
+    folder = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE))
     files = lab.figures.save_figure(curve, folder / "probe", data=drawn, record=record)
     by_layer = lab.layer_table(result.correct, chosen=result.chosen)
     files.append(atomic_write(folder / "probe_layers.csv", by_layer.to_csv(index=False)))
@@ -126,6 +132,8 @@ def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str
     MODEL,
     IMAGES,
     LIMIT,
+    LABEL,
+    CONFIG,
     LAYERS,
     STORE,
     OUT,
@@ -134,16 +142,17 @@ def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str
     examples=("fashion-xs fashion-mini --limit 600", "runs/mine photos --layers 0 6 12"),
 )
 def ablate(
-    model: str, images: str, limit: int | None, store: str, out: str | None, revision: str | None, **options: Any
-) -> None:
+    model: str, images: str, limit: int | None, label: str | None, config: str | None, store: str, out: str | None,
+    revision: str | None, **options: Any,
+) -> None:  # fmt: skip
     """Probe every layer under every protocol (alignment, point, scaling): a figure, its table, what it says."""
-    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    train, test = train_and_test(images, limit=limit, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
     ablation = lab.ablate_protocol(loaded, train, test, store=store, **options)
     title = f"{loaded.name} on {train.name}"
     curves = lab.figures.protocol_curves(ablation.table, ablation.effects, ablation.stopped, title=title)
     record = lab.RunRecord("protocol", ablation.to_dict(), seed=0)
-    folder = runs.results_folder(model, images, out, under=runs.MINE)
+    folder = runs.results_folder(model, set_of(images, label), out, under=runs.MINE)
     files = lab.figures.save_figure(curves, Path(folder) / "protocol", data=ablation.table, record=record)
     print(ablation.describe(), *files, sep="\n")
 
@@ -154,6 +163,8 @@ def ablate(
     ),
     argument("--images", required=True, help=IMAGES.help),
     LIMIT,
+    LABEL,
+    CONFIG,
     LAYERS,
     argument(
         "--final",
@@ -171,8 +182,8 @@ def ablate(
     examples=("cifar10-xs --images photos", "runs/wide-seed-0 runs/wide-seed-1 --images photos --final"),
 )
 def dynamics(
-    models: list[str], images: str, limit: int | None, layers: list[int] | None, final: bool, store: str,
-    out: str | None, name: str | None, device: str | None, revision: str | None,
+    models: list[str], images: str, limit: int | None, label: str | None, config: str | None, layers: list[int] | None,
+    final: bool, store: str, out: str | None, name: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth.
 
@@ -183,7 +194,7 @@ def dynamics(
     """
     from igpt_lab.core.seeds import families_of, is_seeded
 
-    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    train, test = train_and_test(images, limit=limit, label=label, config=config)
     folders = _by_name(models, revision)
     of_seeds = final and any(map(is_seeded, folders))
     kind = "seeds" if of_seeds else "model_comparison" if final else "training_dynamics"
@@ -192,7 +203,7 @@ def dynamics(
     probe = lab.probe_models if final else _probe_runs
     table = probe(folders, train, test, store=store, layers=layers, device=device)
     whole = models[0] if len(models) == 1 else "-".join(folders)
-    stem = Path(runs.results_folder(whole, images, out, under=runs.MINE)) / (name or kind)
+    stem = Path(runs.results_folder(whole, set_of(images, label), out, under=runs.MINE)) / (name or kind)
     tables: list[Path] = []
     if of_seeds:
         table = lab.group_by_seed(table)
@@ -220,6 +231,8 @@ def _by_name(models: list[str], revision: str | None) -> dict[str, Path]:
     argument("models", nargs="+", metavar="RUN", help="folders of pretrain, named FAMILY-seed-S where they are seeds"),
     argument("--images", required=True, help=IMAGES.help),
     LIMIT,
+    LABEL,
+    CONFIG,
     argument(
         "--points",
         **LIST,
@@ -234,8 +247,8 @@ def _by_name(models: list[str], revision: str | None) -> dict[str, Path]:
     examples=("runs/wide-seed-0 runs/wide-seed-1 --images photos", "runs/mine --images photos --points ln_1 mlp_out"),
 )
 def shift(
-    models: list[str], images: str, limit: int | None, points: list[str] | None, store: str, out: str | None, name: str,
-    device: str | None, revision: str | None,
+    models: list[str], images: str, limit: int | None, label: str | None, config: str | None, points: list[str] | None,
+    store: str, out: str | None, name: str, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe clean images at every point of the block, and score on test images of less contrast and of more blur.
 
@@ -243,7 +256,7 @@ def shift(
     a row for each family, point, corruption and level. Beside it are NAME_runs.csv, a row for each run, and
     NAME_layers.csv, a row for each run and layer.
     """
-    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    train, test = train_and_test(images, limit=limit, label=label, config=config)
     folders = _by_name(models, revision)
     at = {} if points is None else {"points": points}
     layers = lab.probe_shift(folders, train, test, store=store, device=device, **at)
@@ -251,7 +264,7 @@ def shift(
     summary, title = lab.summarise_shift(of_runs), f"Corrupted {train.name}"
     shown = "ln_1" if "ln_1" in set(summary.point) else summary.point[0]
     whole = models[0] if len(models) == 1 else "-".join(folders)
-    folder = Path(runs.results_folder(whole, images, out, under=runs.MINE))
+    folder = Path(runs.results_folder(whole, set_of(images, label), out, under=runs.MINE))
     record = lab.RunRecord("shift", {"images": train.name, "limit": limit, "models": list(folders)}, seed=0)
     drawn = {
         name: lab.figures.shift_curves(summary, point=shown, title=title),

@@ -98,7 +98,8 @@ def _primes(model: Any, images: str, split: str, limit: int) -> tuple[Any, dict[
         return model.processor.encode([read_image(file)]), {"images": file.name}
     source = lab.load_images(images, split, limit=limit)
     tokens = lab.tokenize(source, model.processor, progress=False)
-    return tokens, {"images": source.name, "split": split, "index": source.index.tolist()}
+    about = {"images": source.name, "split": split, "index": source.index.tolist()}
+    return tokens, about | ({"files": list(source.files)} if any(source.files) else {})
 
 
 def _save_drawn(gallery: Any, out: str, drawn: Any, model: Any, settings: dict[str, Any]) -> int:

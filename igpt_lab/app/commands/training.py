@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import igpt_lab as lab
-from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, MODEL, REVISION, argument, command
+from igpt_lab.app.commands.options import (
+    CONFIG,
+    DEVICE,
+    IMAGES,
+    LABEL,
+    LIMIT,
+    MODEL,
+    REVISION,
+    argument,
+    command,
+    train_and_test,
+)
 
 SHAPE = {"side": 20, "colours": 32, "layers": 16, "width": 64, "heads": 2}  # of a network that pretrain begins anew
 SHAPE_HELP = {
@@ -97,6 +108,8 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     IMAGES,
     argument("--out", required=True, help="folder for the classifier, its log, and what it gets wrong"),
     LIMIT,
+    LABEL,
+    CONFIG,
     argument("--random", action="store_true", help="train from scratch, with random weights"),
     DEVICE,
     REVISION,
@@ -105,7 +118,8 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     examples=("fashion-xs fashion-mini --out runs/tuned", "runs/mine photos --out runs/tuned --layer 8 --per-class 25"),
 )
 def finetune(
-    model: str, images: str, out: str, limit: int | None, random: bool, device: str | None, revision: str | None,
+    model: str, images: str, out: str, limit: int | None, label: str | None, config: str | None, random: bool,
+    device: str | None, revision: str | None,
     **tuning: Any,
 ) -> None:  # fmt: skip
     """Fine-tune a model on the labels of the train split, then meet the test split once; resumes as `pretrain` does."""
@@ -113,7 +127,7 @@ def finetune(
     from igpt_lab.training.resuming import in_use
 
     settings = lab.FinetuneConfig(**tuning)
-    train, test = (lab.load_images(images, split, limit=limit) for split in ("train", "test"))
+    train, test = train_and_test(images, limit=limit, label=label, config=config)
     if len(train) == len(test) and train.fingerprint == test.fingerprint:
         raise ValueError(
             f"{images} gives the same images for train and test; expected images in folders train and test"

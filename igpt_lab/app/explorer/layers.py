@@ -76,11 +76,13 @@ class Pictures:
     """The images as the network gets them.
 
     `pixels` is uint8 (N, H, W, 1 or 3), or None for the reason `why`. `near` holds neighbours in pixels, int64 (N, k).
+    `files` are the file names, () where no image has one.
     """
 
     pixels: np.ndarray | None
     near: np.ndarray
     why: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def gallery(self) -> np.ndarray:
@@ -104,6 +106,12 @@ class Source:
             pixels = self.processor.resize(self.images[position] for position in positions)
         is_grey = (pixels[..., :1] == pixels).all()
         return pixels[..., :1] if is_grey else pixels
+
+    def files(self, index: np.ndarray) -> tuple[str, ...]:
+        """The file names of the images that have this `index` in the source, () where none has one."""
+        names = self.images.files
+        chosen = tuple(names[position] for position in np.searchsorted(self.images.index, index))
+        return chosen if any(chosen) else ()
 
 
 class RowSubset(Mapping):
@@ -130,19 +138,22 @@ def take_rows(features: Features, rows: np.ndarray) -> Features:
 
 
 def open_source(
-    store: FeatureStore, split: str, remote: bool = False, processor: ImageGPTImageProcessorPil | None = None
-) -> Source | str:
-    """The images of a split, from where the store says they are; or the reason why there are none, in words.
+    store: FeatureStore, split: str, remote: bool = False, processor: ImageGPTImageProcessorPil | None = None,
+    images: ImageSet | TokenSet | None = None,
+) -> Source | str:  # fmt: skip
+    """The images of a split, given or from where the store says they are; or the reason why there are none, in words.
 
     Without a `processor` it is that of the model that the store names. A store may be a
     stranger's: of a server that it names nothing is asked but where `remote` allows it.
     """
+    if images is None and _was_in_memory(store, split):
+        return "the images were in memory; explore(store, images=...) takes them"
     try:
-        sources = sources_of(store, [split])
+        sources = sources_of(store, [] if images is not None else [split])
         if sources.addresses and not remote:
             places = ", ".join(sources.addresses)
             return f"the store names {places}; explore(store, remote=True) asks there, if you trust it"
-        image_set = load_again(sources.images[split], split)
+        image_set = load_again(sources.images[split], split) if images is None else images
         processor = processor or processor_of(sources.model["name"], sources.model.get("revision"))
     except (ValueError, OSError) as error:
         return f"the images are not where the store says: {error}"
@@ -153,6 +164,13 @@ def open_source(
     return Source(image_set, processor)
 
 
+def _was_in_memory(store: FeatureStore, split: str) -> bool:
+    """Does the manifest say that no name loads the images of a split?"""
+    source = store.manifest.get("source")
+    images = source.get("images") if isinstance(source, dict) else None
+    return isinstance(images, dict) and split in images and images[split] is None
+
+
 def load_pictures(source: Source | str, index: np.ndarray) -> Pictures:
     """The images with this `index` in the source, made smaller to SIDE pixels, and their neighbours before that."""
     if isinstance(source, str):
@@ -160,7 +178,7 @@ def load_pictures(source: Source | str, index: np.ndarray) -> Pictures:
     pixels = source.pixels(index)
     near = nearest(pixels.reshape(len(pixels), -1).astype(np.float32))
     step = -(-pixels.shape[1] // SIDE)
-    return Pictures(pixels[:, ::step, ::step], near)
+    return Pictures(pixels[:, ::step, ::step], near, files=source.files(index))
 
 
 def survey(layers: Mapping[int, np.ndarray]) -> Spaces:

@@ -57,6 +57,11 @@ class View:
         """What the probes of `layer` and `other` predict: labels, int (2, N)."""
         return self.answers.predicted[list(self.positions)]
 
+    def with_files(self, table: pd.DataFrame, positions: Sequence[int]) -> pd.DataFrame:
+        """A table of the images at these positions with their file names, where there are any."""
+        files = self.pictures.files
+        return table.assign(file=[files[position] for position in positions]) if files else table
+
     def named(self, labels: np.ndarray) -> np.ndarray:
         """The classes' names of labels."""
         return np.array(self.names)[labels]
@@ -106,6 +111,7 @@ def _feature_map(view: View) -> tuple[Axes, pd.DataFrame]:
     table["row"] = view.shown.index
     table["label"] = view.named(view.shown.labels)
     table["predicted"] = view.named(view.predicted[0])
+    table = view.with_files(table, range(len(table)))
     note = f"{view.point}, layer {view.layer}: {view.of}"
     explained = view.spaces.explained[position]
     return figures.feature_map(table, names=view.names, explained=explained, title=view.title, note=note), table
@@ -139,10 +145,11 @@ def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:
     tables = []
     for name, positions in groups.items():
         predicted = view.named(view.predicted[:, positions])
-        tables.append(pd.DataFrame({
+        table = pd.DataFrame({
             "group": name, "row": view.shown.index[positions], "label": view.named(view.shown.labels[positions]),
             f"layer_{view.layer}": predicted[0], f"compared_layer_{view.other}": predicted[1],
-        }))  # fmt: skip
+        })  # fmt: skip
+        tables.append(view.with_files(table, positions))
     return pd.concat(tables)
 
 

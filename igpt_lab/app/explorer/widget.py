@@ -7,9 +7,10 @@ asks while it is open.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,8 @@ from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, pa
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.provenance import RunRecord
 from igpt_lab.features.store import FeatureStore
+from igpt_lab.images.image_sets import ImageSet, TokenSet
+from igpt_lab.images.loading import splits_of
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.probing.features import Features
@@ -66,6 +69,7 @@ def explore(
     progress: bool = True,
     remote: bool = False,
     model: ImageGPTForCausalImageModeling | str | Path | None = None,
+    images=None,
 ) -> Explorer:
     """The explorer of a feature store: end a notebook's cell with it.
 
@@ -81,6 +85,7 @@ def explore(
         remote: Read images from an address that the store names.
         model: The one that the features are of, for what it expects of an image and where its heads look; by default it
             is loaded when that is first asked, from the package or from the folder that the store names.
+        images: Those of the store, as `extract` took them, where they were in memory.
 
     Returns:
         `Explorer`, a widget.
@@ -96,9 +101,9 @@ def explore(
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
         raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
-    out = Path(out).expanduser()
-    network = Network(store, model)
-    explorer = Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=network)
+    held = {} if images is None else {of_split.split: of_split for of_split in splits_of(images)}
+    network, out = Network(store, model), Path(out).expanduser()
+    explorer = Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=network, images=held)
     replace_earlier(explorer)  # only now, so that what it computed is shared
     return explorer
 
@@ -116,6 +121,7 @@ class Explorer(AnyWidget):
         progress: Show a bar until it opens.
         remote: Read images from an address that the store names.
         network: The store's model, by default the one that it names.
+        images: Splits whose images were in memory, by name.
 
     Raises:
         ValueError: A store without labels.
@@ -149,14 +155,17 @@ class Explorer(AnyWidget):
 
     def __init__(
         self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool, remote: bool = False,
-        network: Network | None = None,
+        network: Network | None = None, images: Mapping[str, ImageSet | TokenSet] = MappingProxyType({}),
     ):  # fmt: skip
         self.store = store
         self.out = out
         self.limit = limit
         self._computed: Computed | None = computed_of(store)
         self.network = network or Network(store)
-        self._sources = {split: open_source(store, split, remote, self.network.processor) for split in store.splits}
+        self._sources = {
+            split: open_source(store, split, remote, self.network.processor, images.get(split))
+            for split in store.splits
+        }
         super().__init__()
         self._progress = progress
         try:
@@ -333,6 +342,7 @@ class Explorer(AnyWidget):
             "classes": self.classes, "n": len(self.shown.labels), "n_train": n_train,
             "near": [spaces.near.shape[2], pictures.near.shape[1]],
             "shape": [] if pictures.pixels is None else list(pictures.pixels.shape[1:]), "no_pictures": pictures.why,
+            "files": list(pictures.files),
             "explained": spaces.explained.tolist(), "note": NOTE, "of": self._images_shown(),
             "at": {"point": self.point, "split": self.split, "count": self.count},
             "choices": {"point": list(self.store.layers), "split": self.splits, "count": self.counts},

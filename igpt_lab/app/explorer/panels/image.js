@@ -41,6 +41,7 @@ function pickedImage(state) {
     paintImage(canvas, data, image);
     words.replaceChildren(
       make("div", {}, make("b", {}, state.nameOf(data.labels[image])), ` · row ${data.rows[image]}`),
+      ...(state.fileOf(image) ? [make("div", { class: "soft file" }, state.fileOf(image))] : []),
       make("div", {}, `${state.prediction(image)} (${state.isRight(image) ? "right" : "wrong"})`),
       make("div", { class: "soft" }, `right in ${timesRight} of ${data.layers.length} layers`));
   };

@@ -58,7 +58,12 @@ class State {
   }
 
   describe(image) {
-    return `row ${this.data.rows[image]}: ${this.nameOf(this.data.labels[image])}, ${this.prediction(image)}`;
+    return `${this.fileOf(image) || `row ${this.data.rows[image]}`}: ${this.nameOf(this.data.labels[image])}, ${this.prediction(image)}`;
+  }
+
+  // Its file name, "" where it has none.
+  fileOf(image) {
+    return this.data.files[image] || "";
   }
 
   prediction(image, layer = this.at) {
