@@ -10,6 +10,12 @@ one with the model and the processor; and `torch`, `np`, `nn`.
 PIECES: dict[str, dict[str, str]] = {}
 
 PIECES["configuration"] = {
+    "widths that make no model": "c = lib.ImageGPTConfig(n_embd=37)\nc.save_pretrained(folder)\nresult = lib.ImageGPTConfig.from_pretrained(folder).n_embd",
+    "arguments of other models": "c = lib.ImageGPTConfig(type_vocab_size=16, gradient_checkpointing=False, n_ctx=4)\nresult = c.type_vocab_size, c.gradient_checkpointing, c.to_dict()['n_ctx']",
+    "arguments of every configuration": "c = lib.ImageGPTConfig(return_dict=False, output_hidden_states=True, output_attentions=True, chunk_size_feed_forward=5, architectures=['A'], id2label={0: 'label'}, problem_type='regression')\nresult = c.return_dict, c.output_hidden_states, c.output_attentions, c.chunk_size_feed_forward, c.architectures, c.id2label, c.problem_type",
+    "numbers of classes as strings": "result = lib.ImageGPTConfig(id2label={'0': 'a', '1': 'b'}, label2id={'a': '0', 'b': '1'}).id2label",
+    "the keyword of from_pretrained": "config.save_pretrained(save_directory=folder)\nresult = lib.ImageGPTConfig.from_pretrained(pretrained_model_name_or_path=folder).n_embd",
+    "a folder within": "config.save_pretrained(folder / 'a')\nresult = lib.ImageGPTConfig.from_pretrained(folder, subfolder='a').n_embd",
     "a field is set": "config.n_layer = 3\nresult = config.n_layer, config.num_hidden_layers",
     "another name of a field is set": "config.num_hidden_layers = 3\nresult = config.n_layer",
     "fields are set one after the other": "config.n_embd = 18\nconfig.n_head = 3\nresult = lib.ImageGPTModel(config).wte.weight.shape",
@@ -40,6 +46,9 @@ PIECES["configuration"] = {
 }
 
 PIECES["loading and saving"] = {
+    "by keywords": "model.save_pretrained(save_directory=folder)\nresult = lib.ImageGPTModel.from_pretrained(pretrained_model_name_or_path=folder).wte.weight",
+    "from no file": "m = lib.ImageGPTForCausalImageModeling.from_pretrained(None, config=model.config, state_dict=model.state_dict())\nresult = m(tokens).logits",
+    "a width that makes no model": "try:\n    lib.ImageGPTModel(lib.ImageGPTConfig(n_embd=37))\nexcept ValueError:\n    result = True",
     "round trip": "model.save_pretrained(folder)\nresult = lib.ImageGPTForCausalImageModeling.from_pretrained(folder)(tokens).logits",
     "files": "model.save_pretrained(folder)\nresult = {'config.json', 'model.safetensors'} <= {f.name for f in folder.iterdir()}",
     "a string as the folder": "model.save_pretrained(str(folder))\nresult = lib.ImageGPTModel.from_pretrained(str(folder)).config.n_embd",
@@ -72,6 +81,10 @@ PIECES["loading and saving"] = {
 }
 
 PIECES["passes"] = {
+    "layers of a cache": "result = len(model(tokens).past_key_values)",
+    "gradients of states": "out = model(tokens, output_hidden_states=True)\nout.hidden_states[0].retain_grad()\nout.logits[0, 0, 0].backward()\nresult = out.hidden_states[0].grad",
+    "the first argument": "import inspect\nresult = list(inspect.signature(model.forward).parameters)[0]",
+    "the problem from the configuration": "classifier.config.problem_type = 'multi_label_classification'\nresult = classifier(tokens, labels=torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])).loss",
     "by attribute, name and place": "out = backbone(tokens)\nresult = out.last_hidden_state, out['last_hidden_state'], out[0]",
     "a tuple": "result = model(tokens, return_dict=False, use_cache=False)",
     "names of the output": "result = list(model(tokens, labels=tokens, output_hidden_states=True).keys())",
@@ -178,6 +191,10 @@ PIECES["generation"] = {
 }
 
 PIECES["images"] = {
+    "what save_pretrained gives": "result = [str(f).rsplit('/', 1)[-1] for f in processor.save_pretrained(folder)]",
+    "from_dict with changes": "result = dict(type(processor).from_dict(processor.to_dict(), size=42).size)",
+    "attributes of one are not those of another": "processor.size = {'height': 9, 'width': 9}\nresult = dict(lib.ImageGPTImageProcessorPil(clusters=processor.clusters).size)",
+    "tensors": "result = processor(torch.from_numpy(np.array(image)).permute(2, 0, 1), return_tensors='pt').input_ids",
     "ids": "result = processor(image, return_tensors='pt').input_ids",
     "preprocess": "result = processor.preprocess([image, image], return_tensors='np')['input_ids']",
     "to_dict": "d = processor.to_dict()\nresult = d['size'], d['do_resize'], len(d['clusters'])",
@@ -240,6 +257,7 @@ PIECES["Trainer, with accelerate"] = {
 
 AUTO = "from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification\n"
 PIECES["pipelines and Auto classes"] = {
+    "features of an image": "from transformers import pipeline\nresult = pipeline('image-feature-extraction', model=backbone, image_processor=processor)(image)",
     "a pipeline of objects": "from transformers import pipeline\nresult = pipeline('image-classification', model=classifier, image_processor=processor)(image, top_k=3)",
     "a pipeline over several": "from transformers import pipeline\nresult = pipeline('image-classification', model=classifier, image_processor=processor)([image, image], top_k=1)",
     "AutoConfig": AUTO
@@ -270,8 +288,9 @@ PIECES["peft"] = {
     + "m.generate(input_ids=tokens[:, :2], max_new_tokens=4, do_sample=False)",
 }
 
-# What differs, and why: it does so on purpose, and every piece here must go on to differ.
+# What differs, and why; every piece here must go on to differ.
 DIFFERS = {
+    "pipelines and Auto classes: features of an image": "this pipeline unpacks `ModelOutput` alone; our outputs are dicts",
     "configuration: a misspelt argument": "there it is kept and changes nothing; here TypeError names the field",
     "parameters and embeddings: causal masks as buffers": "a square of positions in every layer; here none",
     "generation: no length": "20 tokens, a default for text; here a length must be given",

@@ -5,9 +5,12 @@ classes take image processors of theirs. transformers is never imported here. Wh
 transformers' has comes behind it.
 """
 
+import functools
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 _PEERS: dict[type, tuple[str, str]] = {}
 
 
@@ -23,6 +26,22 @@ def peer(module: str, name: str) -> Callable:
         return cls
 
     return note
+
+
+def also_called(**names: str) -> Callable[[Method], Method]:
+    """Of a method: names of its arguments, and the keywords by which transformers has them, which work too."""
+
+    def wrap(method: Method) -> Method:
+        @functools.wraps(method)
+        def called(*args, **named):
+            for ours, theirs in names.items():
+                if theirs in named:
+                    named[ours] = named.pop(theirs)
+            return method(*args, **named)
+
+        return called  # type: ignore[return-value]
+
+    return wrap
 
 
 def join() -> None:

@@ -109,7 +109,11 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def check_layers(config: ImageGPTConfig, state: dict[str, torch.Tensor], where: Path) -> None:
-    """CheckpointError for more blocks than the file has tensors, before any block is made."""
+    """CheckpointError for no model, or one of more blocks than the file has tensors, before any block is made."""
+    try:
+        config.check()
+    except ValueError as error:
+        raise CheckpointError(f"{where.parent / 'config.json'}: {error}") from error
     if config.n_layer > max(100, len(state)):
         raise CheckpointError(
             f"{where.parent / 'config.json'}: n_layer is {config.n_layer:,}, and {where.name} has {len(state)} tensors"

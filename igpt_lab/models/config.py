@@ -72,7 +72,6 @@ class ImageGPTConfig(ConfigFiles):
         for f in fields(ImageGPTConfig):
             check_field(f.name, getattr(self, f.name))
         self._settle_labels()
-        self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A field, by any of its names, set anew and checked; anything else becomes an attribute."""

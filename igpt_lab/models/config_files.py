@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 
 from igpt_lab.core import hub
+from igpt_lab.core.joining import also_called
 from igpt_lab.core.values import check
 
 ALIASES = {
@@ -33,8 +34,10 @@ def own_names(values: dict) -> dict:
     """Fields by their names: without aliases, which win as in transformers, and `label2id` as the `id2label` it is."""
     aliased = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
     values = {name: value for name, value in values.items() if name not in ALIASES} | aliased
-    check("label2id", values.get("label2id"), "dict[str, int] | None")
     numbers = values.pop("label2id", None)
+    if isinstance(numbers, dict):  # files have had numbers as strings
+        numbers = {k: int(it) if isinstance(it, str) and it.isdecimal() else it for k, it in numbers.items()}
+    check("label2id", numbers, "dict[str, int] | None")
     if numbers is not None and not values.get("id2label"):
         values["id2label"] = {k: name for name, k in numbers.items()}
         if len(values["id2label"]) < len(numbers):
@@ -115,6 +118,7 @@ class ConfigFiles:
         """Write `to_json_string` to a file."""
         Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
 
+    @also_called(folder="save_directory")
     def save_pretrained(self, folder: str | Path, **_) -> Path:
         """Write `config.json` as transformers reads it; returns the folder. What else it is given changes nothing."""
         hub.write_json(Path(folder) / "config.json", self.to_dict())
@@ -156,6 +160,7 @@ class ConfigFiles:
         return hub.read_json(hub.resolve(source, revision=revision, weights=False, **where) / "config.json"), rest
 
     @classmethod
+    @also_called(source="pretrained_model_name_or_path")
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, return_unused_kwargs: bool = False, **changes
     ) -> Any:

@@ -88,6 +88,10 @@ class KeyValueCache:
         cache.room = torch.zeros(shape, device=device, dtype=dtype)
         return cache
 
+    def __len__(self) -> int:
+        """Layers that it holds, as transformers' caches."""
+        return len(self.states) if self.room is None else len(self.room)
+
     def get_seq_length(self) -> int:
         """Positions that it holds; the name is transformers'."""
         return self.filled

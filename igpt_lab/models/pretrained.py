@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from igpt_lab.core import hub
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.joining import join, peer
+from igpt_lab.core.joining import also_called, join, peer
 from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import check_room
@@ -188,9 +188,10 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         return self
 
     @classmethod
+    @also_called(source="pretrained_model_name_or_path")
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | None,
         *model_args,
         config: Any = None,
         revision: str | None = None,
@@ -202,19 +203,22 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         """A model in eval mode on the CPU, from a bundled name, a folder in transformers' layout or a Hub name.
 
         `revision` is a branch, tag or commit on the Hub; `cache_dir`, `force_download`, `local_files_only`, `subfolder`
-        and `token` say where files lie. `config`, or what one is read from, takes the place of `config.json`. `dtype`,
-        or as it was called `torch_dtype`, is a type, its name, or "auto": that of the checkpoint. `device_map` is a
-        device, or "auto". `state_dict` takes the place of the file's weights. With `output_loading_info` a tuple, with
-        what was absent. A head that the checkpoint has not starts at zero, with a warning; `ignore_mismatched_sizes`
-        does so with a head of another shape too. What a user's class adds may be absent, and stays as the class draws
-        it; `model_args` are for that class. Other `changes` are fields of the configuration: `num_labels=10`. Raises
-        `hub.CheckpointError` naming missing, misshapen and unknown tensors.
+        and `token` say where files lie. `config`, or what one is read from, takes the place of `config.json`, and
+        `state_dict` that of the file's weights: with both, the source may be None. `dtype`, or as it was called
+        `torch_dtype`, is a type, its name, or "auto": that of the checkpoint. `device_map` is a device, or "auto". With
+        `output_loading_info` a tuple, with what was absent. A head that the checkpoint has not starts at zero, with a
+        warning; `ignore_mismatched_sizes` does so with a head of another shape too. What a user's class adds may be
+        absent, and stays as the class draws it; `model_args` are for that class. Other `changes` are fields of the
+        configuration: `num_labels=10`. Raises `hub.CheckpointError` naming missing, misshapen and unknown tensors.
         """
         where, changes = hub.options(changes)
         how = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
         _check_attention(changes.pop("attn_implementation", None))
-        found, state, file = checkpoints.read(source, revision=revision, **where)
-        state = state if how["state_dict"] is None else how["state_dict"]
+        found: dict = {}
+        state, file = how["state_dict"], Path("state_dict")
+        if source is not None:
+            found, held, file = checkpoints.read(source, revision=revision, **where)
+            state = held if state is None else state
         dtype = dtype_of(torch_dtype or dtype, found, state)
         if isinstance(config, str | Path):
             config = cls.config_class.from_pretrained(config)
@@ -262,6 +266,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         """A new model; this is what `from_config` of transformers' Auto classes calls."""
         return cls(config) if dtype is None else cls(config).to(dtype_of(dtype, {}, {}))
 
+    @also_called(folder="save_directory")
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None,
         is_main_process: bool = True, max_shard_size: int | str | None = None, push_to_hub: bool = False, **_,

@@ -466,7 +466,7 @@ def test_config_round_trip():
 )
 def test_config_errors(values, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        ImageGPTConfig.from_dict(values)
+        ImageGPTModel(ImageGPTConfig.from_dict(values))
     shaken(ImageGPTModel).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict() | values))
     with pytest.raises(CheckpointError, match=f"config.json: .*{words}"):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from igpt_lab.core import hub
-from igpt_lab.core.joining import Plain, join, peer
+from igpt_lab.core.joining import Plain, also_called, join, peer
 from igpt_lab.core.values import check
 
 CONFIG = "preprocessor_config.json"
@@ -116,6 +116,7 @@ class Settings(Plain):
         return partial(type(self), **self.arguments()), ()
 
     @classmethod
+    @also_called(source="pretrained_model_name_or_path")
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **changes) -> Self:
         """From a bundled name, a folder with `preprocessor_config.json` or a Hub name; `changes` are arguments.
 
@@ -165,11 +166,12 @@ class Settings(Plain):
         """Write `to_json_string` to a file."""
         Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
-    def save_pretrained(self, folder: str | Path, **_) -> Path:
-        """Write `preprocessor_config.json`; returns `folder`. Other keywords of transformers' change nothing."""
+    @also_called(folder="save_directory")
+    def save_pretrained(self, folder: str | Path, **_) -> list[str]:
+        """Write `preprocessor_config.json`; returns what it wrote. Other keywords of transformers' change nothing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         hub.write_json(Path(folder) / CONFIG, self.to_dict())
-        return Path(folder)
+        return [str(Path(folder) / CONFIG)]
 
 
 def size_of(size: Any) -> dict[str, int]:
