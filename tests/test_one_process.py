@@ -113,7 +113,8 @@ def state() -> dict:
         "recursion": sys.getrecursionlimit(), "collects": [gc.isenabled(), gc.get_threshold()],
         "warnings": list(warnings.filters), "showwarning": warnings.showwarning,
         "logging": [logging.root.level, list(logging.root.handlers), logging.root.manager.disable],
-        "random": random.getstate(), "numpy": repr(np.random.get_state()), "numpy errors": np.geterr(),
+        "random": random.getstate(), "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "numpy errors": np.geterr(),
         "numpy prints": np.get_printoptions(), "torch": torch.get_rng_state().tolist(),
         "dtype": torch.get_default_dtype(), "device": torch.get_default_device(),
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],

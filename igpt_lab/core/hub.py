@@ -17,6 +17,12 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 INDEX = ".index.json"  # behind a weights file's name: the index of its shards
 WEIGHTS = ("model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
 
+FINDING = ("cache_dir", "force_download", "local_files_only", "subfolder", "token")  # keywords that say where files lie
+UNUSED = {  # keywords of transformers' `from_pretrained` that change nothing here
+    "trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "weights_only", "resume_download", "proxies", "mirror",
+    "use_fast", "backend", "adapter_kwargs", "code_revision", "_from_auto", "_from_pipeline", "_commit_hash",
+}  # fmt: skip
+
 LARGEST = 1 << 26  # bytes of a JSON file that is read
 
 
@@ -29,11 +35,20 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
-def resolve(source: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
+def options(given: dict) -> tuple[dict, dict]:
+    """Of keywords as transformers' `from_pretrained` has them: those for `resolve`, and those that are left."""
+    finding = {name: given[name] for name in FINDING if given.get(name) is not None}
+    return finding, {name: value for name, value in given.items() if name not in {*FINDING, *UNUSED}}
+
+
+def resolve(
+    source: str | Path, *, revision: str | None = None, weights: bool = True, subfolder: str = "", **finding
+) -> Path:
     """The local folder of a bundled name, a folder, or (by download) a Hub name `owner/name`.
 
     `revision` is a branch, a tag or a commit on the Hub; what is local has none. Without `weights` only the Hub's JSON
-    files are fetched.
+    files are fetched. `finding`, of which the Hub's client knows more: `cache_dir`, `force_download`,
+    `local_files_only`, `token`.
     """
     if not str(source).strip():
         raise CheckpointError(f"the model's name is empty; {_expected()}")
@@ -41,11 +56,12 @@ def resolve(source: str | Path, *, revision: str | None = None, weights: bool = 
     if str(source) in bundled():
         return BUNDLED / str(source)
     if folder.is_dir():
-        return folder
+        return folder / subfolder
     if folder.exists():
         raise CheckpointError(f"{source} is a file; expected a folder with config.json and model.safetensors")
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
-        return _download(str(source), revision, ("model*.safetensors", "pytorch_model*.bin") if weights else ())
+        kinds = ("model*.safetensors", "pytorch_model*.bin") if weights else ()
+        return _download(str(source), kinds, subfolder, {"revision": revision} | finding)
     raise CheckpointError(f"there is no model {str(source)!r}; {did_you_mean(source, bundled(), _expected())}")
 
 
@@ -53,15 +69,17 @@ def _expected() -> str:
     return f"expected a bundled name ({', '.join(bundled())}), a folder, or a Hub name owner/name"
 
 
-def _download(name: str, revision: str | None, kinds: tuple[str, ...]) -> Path:
+def _download(name: str, kinds: tuple[str, ...], subfolder: str, finding: dict) -> Path:
     """The folder with the JSON files, and the weights of the first of `kinds` that there is."""
+    inside = f"{subfolder}/" if subfolder else ""
     try:
         for kind in kinds or ("",):
-            folder = snapshot(name, revision=revision, allow_patterns=["*.json", *filter(None, [kind])])
+            patterns = [f"{inside}*.json", *filter(None, [kind and inside + kind])]
+            folder = snapshot(name, allow_patterns=patterns, **finding) / subfolder
             if kind and any(folder.glob(kind)):
                 break
     except Exception as error:  # the Hub client raises a different class for each way to have no network
-        at = f" at revision {revision!r}" if revision else ""
+        at = f" at revision {finding['revision']!r}" if finding["revision"] else ""
         raise CheckpointError(
             f"there is no model {name!r}{at}: it is neither bundled ({', '.join(bundled())}) nor a folder, and the Hub "
             f"did not give it ({type(error).__name__}). Without a network, put config.json, preprocessor_config.json "

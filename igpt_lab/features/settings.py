@@ -178,5 +178,7 @@ def images_as_read(model: ImageGPTForCausalImageModeling) -> dict:
 def digest_of_weights(model: ImageGPTForCausalImageModeling) -> str:
     """Digest of the backbone's weights, and of what in the configuration a hidden state depends on."""
     weights = {name: digest(tensor.cpu().numpy().tobytes()) for name, tensor in model.transformer.state_dict().items()}
-    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_SEEN}
+    built = {"model_type": model.config.model_type} | asdict(model.built)  # what computes, whatever was set since
+    built["bidirectional"] = model.config.bidirectional  # but for this, which every pass reads anew
+    config = {name: value for name, value in built.items() if name not in NOT_SEEN}
     return digest({"config": config, "weights": weights})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,9 +25,9 @@ HEADS = ("lm_head.weight", "score.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".crossattention.bias", ".crossattention.masked_bias")
 
 
-def read(source: str | Path, *, revision: str | None = None) -> tuple[dict, dict[str, torch.Tensor], Path]:
+def read(source: str | Path, *, revision: str | None = None, **finding) -> tuple[dict, dict[str, torch.Tensor], Path]:
     """(config dict, state dict on the CPU in the file's dtypes, the weights' file or their index) of a source."""
-    folder = resolve(source, revision=revision)
+    folder = resolve(source, revision=revision, **finding)
     config = read_json(folder / "config.json")
     for name in WEIGHTS:
         if (folder / name).is_file():
@@ -108,7 +109,11 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def check_layers(config: ImageGPTConfig, state: dict[str, torch.Tensor], where: Path) -> None:
-    """CheckpointError for more blocks than the file has tensors, before any block is made."""
+    """CheckpointError for no model, or one of more blocks than the file has tensors, before any block is made."""
+    try:
+        config.check()
+    except ValueError as error:
+        raise CheckpointError(f"{where.parent / 'config.json'}: {error}") from error
     if config.n_layer > max(100, len(state)):
         raise CheckpointError(
             f"{where.parent / 'config.json'}: n_layer is {config.n_layer:,}, and {where.name} has {len(state)} tensors"
@@ -118,50 +123,87 @@ def check_layers(config: ImageGPTConfig, state: dict[str, torch.Tensor], where: 
 def match(
     state: dict[str, torch.Tensor],
     expected: dict[str, torch.Tensor],
+    is_own: Callable[[str], bool],
     *,
     base: bool,
     where: Path,
     ignore_mismatched_sizes: bool = False,
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], dict]:
     """`state` with exactly the names and shapes of `expected`, or an error that names all that does not fit.
 
     A checkpoint with a head loads into the backbone (`base`) and the other way round. A head that is absent, or with
-    `ignore_mismatched_sizes` one of another shape, starts at zero, with a UserWarning.
+    `ignore_mismatched_sizes` one of another shape, starts at zero, with a UserWarning. What is not ImageGPT's own is
+    left out where it is absent, with a UserWarning too. Beside it, what was so, by transformers' names.
     """
+    state = _renamed(state, base, where)
+    info: dict = {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": set(), "error_msgs": []}
+    found: dict[str, torch.Tensor] = {}
+    wrong = []
+    for name, like in expected.items():
+        given, own = state.get(name), is_own(name)
+        problem = _misfit(name, given, like)
+        if (name in HEADS or not own) and (given is None or (given.shape != like.shape and ignore_mismatched_sizes)):
+            other = None if given is None else (name, tuple(given.shape), tuple(like.shape))
+            info["missing_keys" if other is None else "mismatched_keys"].add(other or name)
+            what = "absent" if other is None else f"{other[1]}, not {other[2]}"
+            starts = "this head starts at zero" if own else "it starts as its class draws it"
+            warnings.warn(f"{where}: {name!r} is {what}: {starts}; train it first", stacklevel=3)
+            found |= {name: torch.zeros(like.shape)} if own else {}
+        elif given is None or problem:
+            wrong.append(problem)
+        else:
+            found[name] = given.contiguous()
+    unknown = sorted(set(state) - set(expected))
+    info["unexpected_keys"] |= {name for name in unknown if name in HEADS}
+    wrong += [f"a tensor {name!r} that no part of the model takes" for name in unknown if name not in HEADS]
+    if wrong:
+        raise CheckpointError(f"{where} does not fit ({len(wrong)}): {'; '.join(wrong)}")
+    return found, info
+
+
+def _misfit(name: str, given: torch.Tensor | None, like: torch.Tensor) -> str:
+    """What is wrong with the tensor of a file for one of the model; nothing where it fits."""
+    if given is None:
+        return f"no tensor {name!r}, which config.json asks for"
+    if not given.is_floating_point() and like.is_floating_point():
+        return f"{name!r} is {given.dtype}; expected a floating-point type"
+    if given.shape != like.shape:
+        return f"{name!r} is {tuple(given.shape)}; config.json asks for {tuple(like.shape)}"
+    return ""
+
+
+def _renamed(state: dict[str, torch.Tensor], base: bool, where: Path) -> dict[str, torch.Tensor]:
+    """Without buffers of old, and with or without `transformer.` in front, as the model has it."""
     state = {name: tensor for name, tensor in state.items() if not name.endswith(BUFFERS)}
     if twice := [name for name in state if f"transformer.{name}" in state]:
         raise CheckpointError(f"{where} has {', '.join(map(repr, twice))} with and without `transformer.` in front")
     if base:
-        state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    elif not any(name.startswith("transformer.") for name in state):
-        state = {name if name in HEADS else f"transformer.{name}": tensor for name, tensor in state.items()}
-    found, wrong = {}, []
-    for name, like in expected.items():
-        given = state.get(name)
-        fits = given is not None and given.shape == like.shape
-        if name in HEADS and (given is None or (not fits and ignore_mismatched_sizes)):
-            found[name] = torch.zeros(like.shape)
-            what = "absent" if given is None else f"{tuple(given.shape)}, not {tuple(like.shape)}"
-            warnings.warn(f"{where}: {name!r} is {what}: this head starts at zero; train it first", stacklevel=3)
-        elif given is None:
-            wrong.append(f"no tensor {name!r}, which config.json asks for")
-        elif not given.is_floating_point():
-            wrong.append(f"{name!r} is {given.dtype}; expected a floating-point type")
-        elif not fits:
-            wrong.append(f"{name!r} is {tuple(given.shape)}; config.json asks for {tuple(like.shape)}")
-        else:
-            found[name] = given.contiguous()
-    unknown = sorted(set(state) - set(expected) - set(HEADS))
-    wrong += [f"a tensor {name!r} that no part of the model takes" for name in unknown]
-    if wrong:
-        raise CheckpointError(f"{where} does not fit ({len(wrong)}): {'; '.join(wrong)}")
-    return found
+        return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    if not any(name.startswith("transformer.") for name in state):
+        return {name if name in HEADS else f"transformer.{name}": tensor for name, tensor in state.items()}
+    return state
 
 
-def write(folder: str | Path, config: dict, state: dict[str, torch.Tensor]) -> Path:
-    """Write `config.json` and `model.safetensors`, each whole or absent; returns the folder."""
+def write(
+    folder: str | Path, config: dict, state: dict[str, torch.Tensor], max_shard_size: int | str | None = None
+) -> Path:
+    """Write `config.json` and `model.safetensors`, or its shards and their index, each whole or absent.
+
+    Returns the folder.
+    """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    atomic_write(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    shards, index = {"model.safetensors": list(tensors)}, None
+    if max_shard_size is not None:
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        split = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+        shards = split.filename_to_tensors
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename} if split.is_sharded else None
+    for file, names in shards.items():
+        atomic_write(folder / file, save({name: tensors[name] for name in names}, metadata={"format": "pt"}))
+    if index is not None:
+        write_json(folder / ("model.safetensors" + INDEX), index)
+        (folder / "model.safetensors").unlink(missing_ok=True)  # of an earlier run, which would be read in their place
     write_json(folder / "config.json", config)
     return folder

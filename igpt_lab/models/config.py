@@ -5,26 +5,29 @@ from __future__ import annotations
 import functools
 import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt_lab.core import hub
-from igpt_lab.core.values import check, did_you_mean
+from igpt_lab.core.values import check
+from igpt_lab.models.config_files import ConfigFiles, own_names
 
 
-@dataclass(frozen=True, init=False)  # its own `__init__` knows the aliases
-class ImageGPTConfig:
+@dataclass(init=False, unsafe_hash=True)  # its own `__init__` knows the aliases
+class ImageGPTConfig(ConfigFiles):
     """Shape and options of a model; names and defaults are those of transformers' `ImageGPTConfig` (size S).
 
     `vocab_size` is V + 1: the palette's colours and SOS, whose index is V. `hidden_size`, `max_position_embeddings`,
     `num_attention_heads` and `num_hidden_layers` are other names of `n_embd`, `n_positions`, `n_head` and `n_layer`, as
     arguments and as attributes. `num_labels` and `id2label` give each other, and `label2id` gives both.
     `bidirectional` is ours alone: the original's BERT models, without a causal mask and without SOS.
+
+    Fields may be set anew, and are checked then too; a model keeps the shape that it was built with. Other arguments
+    and attributes are kept, in files too, but for a misspelt field: that is a TypeError, which names the field.
     """
 
     vocab_size: int = 513
@@ -62,34 +65,46 @@ class ImageGPTConfig:
     num_hidden_layers = property(attrgetter("n_layer"), doc="Another name of `n_layer`.")
 
     def __init__(self, **values):
-        values = own_names(values)
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in sorted(set(values) - set(defaults)):
-            raise TypeError(f"ImageGPTConfig has no field {name!r}; {did_you_mean(name, [*defaults, *ALIASES])}")
-        for name, value in (defaults | values).items():
-            object.__setattr__(self, name, value)
-        for f in fields(self):
-            kind = f"{f.type} | None" if f.default is None else str(f.type)
-            check(f.name, getattr(self, f.name), kind, *LIMITS.get(f.name, ()))
-        self._check()
+        values = {name: value for name, value in own_names(values).items() if name != "model_type"}
+        vars(self).update({f.name: values.pop(f.name, f.default) for f in fields(ImageGPTConfig)})
+        for name in sorted(values):
+            self._keep(name, values[name])
+        for f in fields(ImageGPTConfig):
+            check_field(f.name, getattr(self, f.name))
+        self._settle_labels()
 
-    def _check(self) -> None:
-        """Raise ValueError for a value that no model has; fill in `num_labels` and `id2label` from each other."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A field, by any of its names, set anew and checked; anything else becomes an attribute."""
+        ((name, value),) = own_names({name: value}).items()
+        if name not in FIELDS:
+            self._keep(name, value)
+            return
+        check_field(name, value)
+        now = vars(self)
+        if name == "id2label" or (name == "num_labels" and value != self.num_labels):
+            now = now | {"num_labels": None, "id2label": None}
+        before = dict(vars(self))
+        vars(self).update(now | {name: value})
+        try:
+            self._settle_labels()
+        except ValueError:
+            vars(self).update(before)
+            raise
+
+    def _settle_labels(self) -> None:
+        """Fill in `num_labels` and `id2label` from each other; ValueError where they differ."""
         labels = _by_number(self.id2label or {})
-        if self.num_labels is None:
-            object.__setattr__(self, "num_labels", len(labels) or 2)
+        count = len(labels) or 2 if self.num_labels is None else self.num_labels
         if all(name == f"LABEL_{k}" for k, name in labels.items()):  # transformers' names of classes without names
-            labels = {k: f"LABEL_{k}" for k in range(self.num_labels)}
-        object.__setattr__(self, "id2label", labels)
-        if self.num_labels != len(labels):
-            raise ValueError(f"num_labels is {self.num_labels}, but id2label names {len(labels)} classes")
+            labels = {k: f"LABEL_{k}" for k in range(count)}
+        if count != len(labels):
+            raise ValueError(f"num_labels is {count}, but id2label names {len(labels)} classes")
+        vars(self).update(num_labels=count, id2label=labels)
+
+    def check(self) -> None:
+        """Raise ValueError for fields that make no model together."""
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; choose one that is")
-        if self.activation_function not in ACTIVATIONS:
-            name = reprlib.repr(self.activation_function)
-            raise ValueError(f"activation_function {name}; expected one of {sorted(ACTIVATIONS)}")
-        if self.problem_type not in (None, *PROBLEMS):
-            raise ValueError(f"problem_type {reprlib.repr(self.problem_type)}; expected None or one of {PROBLEMS}")
 
     @property
     def n_colours(self) -> int:
@@ -106,37 +121,6 @@ class ImageGPTConfig:
         """Class index by name."""
         return {name: k for k, name in self.id2label.items()}
 
-    @classmethod
-    def from_dict(cls, values: dict) -> ImageGPTConfig:
-        """A configuration from a `config.json` dict; unknown names are ignored."""
-        if values.get("model_type", "imagegpt") != "imagegpt":
-            raise ValueError(f"model_type {reprlib.repr(values['model_type'])} in config.json; expected 'imagegpt'")
-        values = own_names(values)
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-
-    def to_dict(self) -> dict:
-        """The configuration as a dict, as `config.json` of transformers has it."""
-        return {"model_type": "imagegpt", **asdict(self), "label2id": self.label2id}
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **changes) -> ImageGPTConfig:
-        """From the `config.json` of a bundled name, a folder or a Hub name; `changes` are fields."""
-        where = hub.resolve(source, revision=revision, weights=False) / "config.json"
-        return config_of(hub.read_json(where), changes, where)
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` as transformers reads it; returns the folder."""
-        hub.write_json(Path(folder) / "config.json", self.to_dict())
-        return Path(folder)
-
-
-ALIASES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-
 
 def _size(most: int) -> tuple[float, float, str]:
     return 1, most, f"a whole number above 0, at most {most:,}"
@@ -152,20 +136,17 @@ LIMITS: dict[str, tuple[float, float, str]] = {  # far above any model, and of w
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
-def own_names(values: dict) -> dict:
-    """Fields by their names: without aliases, which win as in transformers, and `label2id` as the `id2label` it is."""
-    aliased = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
-    values = {name: value for name, value in values.items() if name not in ALIASES} | aliased
-    check("label2id", values.get("label2id"), "dict[str, int] | None")
-    numbers = values.pop("label2id", None)
-    if numbers is not None and not values.get("id2label"):
-        values["id2label"] = {k: name for name, k in numbers.items()}
-        if len(values["id2label"]) < len(numbers):
-            raise ValueError(
-                f"label2id gives {len(numbers)} classes {len(values['id2label'])} different numbers; "
-                "expected one for each class"
-            )
-    return values
+FIELDS = {f.name: f for f in fields(ImageGPTConfig)}
+
+
+def check_field(name: str, value: Any) -> None:
+    """ValueError for a value that this field has in no model."""
+    kind = f"{FIELDS[name].type} | None" if FIELDS[name].default is None else str(FIELDS[name].type)
+    check(name, value, kind, *LIMITS.get(name, ()))
+    if name == "activation_function" and value not in ACTIVATIONS:
+        raise ValueError(f"activation_function {reprlib.repr(value)}; expected one of {sorted(ACTIVATIONS)}")
+    if name == "problem_type" and value not in (None, *PROBLEMS):
+        raise ValueError(f"problem_type {reprlib.repr(value)}; expected None or one of {PROBLEMS}")
 
 
 def _by_number(names: dict) -> dict[int, str]:
@@ -186,7 +167,7 @@ def _by_number(names: dict) -> dict[int, str]:
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the original's activation."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.jit.is_tracing():
         return x * torch.sigmoid(1.702 * x)
     return (1.702 * x).sigmoid_().mul_(x)
 
@@ -199,27 +180,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 """By transformers' names."""
 
-SIZES = {
-    "S": ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),
-    "M": ImageGPTConfig(n_layer=36, n_embd=1024, n_head=8),
-    "L": ImageGPTConfig(n_layer=48, n_embd=1536, n_head=16),
-    "XL": ImageGPTConfig(n_layer=60, n_embd=3072, n_head=16),
-}
+
+class _Sizes(dict):
+    """Configurations by name, a copy each time: who changes one changes nobody else's."""
+
+    def __getitem__(self, name: str) -> ImageGPTConfig:
+        return replace(super().__getitem__(name))
+
+
+SIZES = _Sizes(
+    S=ImageGPTConfig(n_layer=24, n_embd=512, n_head=8),
+    M=ImageGPTConfig(n_layer=36, n_embd=1024, n_head=8),
+    L=ImageGPTConfig(n_layer=48, n_embd=1536, n_head=16),
+    XL=ImageGPTConfig(n_layer=60, n_embd=3072, n_head=16),
+)
 """The published sizes at 32 x 32 pixels (76M, 455M, 1362M and 6801M parameters without biases).
 
 XL was never released and its number of heads never published: 16 is our guess, and no parameter count depends on it.
 """
-
-
-def config_of(config: dict, changes: dict, where: Path) -> ImageGPTConfig:
-    """A `config.json` dict, read from `where`, with some fields set anew; a misspelt one raises TypeError."""
-    changes = own_names(changes)
-    if unknown := set(changes) - {f.name for f in fields(ImageGPTConfig)}:
-        ImageGPTConfig(**dict.fromkeys(unknown))
-    try:
-        config = own_names(config)
-        if {"num_labels", "id2label"} & set(changes):
-            config = {name: value for name, value in config.items() if name not in ("id2label", "num_labels")}
-        return ImageGPTConfig.from_dict(config | changes)
-    except ValueError as error:
-        raise hub.CheckpointError(f"{where}: {error}") from error

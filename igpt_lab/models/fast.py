@@ -19,9 +19,11 @@ from igpt_lab.core.devices import product, widened
 from igpt_lab.models.config import quick_gelu
 
 if TYPE_CHECKING:
-    from igpt_lab.models.imagegpt import Block, Linear, Pretrained
+    from igpt_lab.models.imagegpt import Block, Linear
+    from igpt_lab.models.pretrained import ImageGPTPreTrainedModel
 
 CHUNK = 128  # queries that training on a CPU attends with at a time
+OURS = {nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList}  # modules of torch that the network is made of
 FUSED_FROM = 1024  # positions from which on the fused kernel is as fast in float32, and takes less memory
 
 
@@ -29,6 +31,22 @@ def applies(x: Tensor) -> bool:
     """Whether `x` is on a CPU and nothing follows what happens to it: no autograd, no compiler, no tracer."""
     followed = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
     return x.device.type == "cpu" and not followed
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether a model is its own classes' alone: no hook, no adapter, no other forward method in any part of it.
+
+    What goes another way to the same numbers asks this first. The shell of a compiled part does not count.
+    """
+    every = nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        return False
+    return all(hasattr(part, "_orig_mod") or _part_is_plain(part) for part in model.modules())
+
+
+def _part_is_plain(part: nn.Module) -> bool:
+    known = type(part).__module__ == "igpt_lab.models.imagegpt" or type(part) in OURS
+    return known and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -63,7 +81,7 @@ def contiguous(x: Tensor) -> Tensor:
     return x.contiguous() if applies(x) else x
 
 
-def prepare_training(model: Pretrained, *, bfloat16: bool) -> set[str]:
+def prepare_training(model: ImageGPTPreTrainedModel, *, bfloat16: bool) -> set[str]:
     """See `prepare_training` of the models."""
     zero: set[str] = set()
     for name, weight in model.named_parameters():

@@ -14,76 +14,27 @@ Letters: N images, T positions, V colours, L blocks, D width, K classes.
 
 from __future__ import annotations
 
-import html
 import math
-import warnings
-from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import MappingKey, register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 from igpt_lab.core.devices import widened
-from igpt_lab.core.joining import join
-from igpt_lab.models import checkpoints, fast
-from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig, config_of
-from igpt_lab.models.cost import check_room
+from igpt_lab.core.joining import peer
+from igpt_lab.models import fast
+from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig
+from igpt_lab.models.embeddings import TIED
+from igpt_lab.models.generation import Generates, GenerationConfig
 from igpt_lab.models.losses import cross_entropy
-
-if TYPE_CHECKING:
-    from igpt_lab.images.processor import ImageGPTImageProcessorPil
-
-FIELDS = "loss last_hidden_state logits past_key_values hidden_states attentions cross_attentions".split()
+from igpt_lab.models.outputs import KeyValueCache, Output, output_of
+from igpt_lab.models.pretrained import ImageGPTPreTrainedModel
 
 
-class Output(dict):
-    """What a forward pass gives: fields by attribute, key or index, as the outputs of transformers.
-
-    A field that was not asked for is None as an attribute, and absent as a key and in `to_tuple()`; setting one to
-    None takes it away.
-    """
-
-    def __getattr__(self, name: str):
-        if name in FIELDS:
-            return self.get(name)
-        raise AttributeError(f"an output has no {name!r}; it has {', '.join(self)}")
-
-    def __setattr__(self, name: str, value) -> None:
-        if name not in FIELDS:
-            raise AttributeError(f"an output has no {name!r}; its fields are {', '.join(FIELDS)}")
-        if value is None:
-            self.pop(name, None)
-        else:
-            self[name] = value
-
-    def __getitem__(self, key: str | int | slice):
-        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
-
-    def to_tuple(self) -> tuple:
-        """The fields that are there, in order."""
-        return tuple(self.values())
-
-
-register_pytree_node(  # so that what looks for tensors in outputs finds them: DistributedDataParallel, torch.export
-    Output,
-    lambda output: (list(output.values()), list(output)),
-    lambda values, names: Output(zip(names, values, strict=True)),
-    serialized_type_name="igpt_lab.Output",
-    flatten_with_keys_fn=lambda output: ([(MappingKey(name), value) for name, value in output.items()], list(output)),
-)
-
-
-def _output(values: dict, return_dict: bool) -> Output | tuple:
-    """`values` without those that are None, as `Output` or as a tuple."""
-    given = Output({name: value for name, value in values.items() if value is not None})
-    return given if return_dict else given.to_tuple()
-
-
+@peer("pytorch_utils", "Conv1D")
 class Linear(nn.Module):
     """x @ weight + bias with weight (in, out), the layout of Hugging Face's checkpoints: its `Conv1D`."""
 
@@ -115,78 +66,6 @@ class Norm(nn.Module):
         if fast.applies(x):
             return fast.rms_norm(wide, gain, self.eps).to(x.dtype)
         return F.rms_norm(wide, self.weight.shape, gain, self.eps).to(x.dtype)
-
-
-class KeyValueCache:
-    """Keys and values of every block's self-attention, each (N, heads, t, D / heads), for decoding.
-
-    `KeyValueCache()` grows with every forward pass and keeps gradients. `KeyValueCache.of(config, ...)` has room for
-    `length` positions from the start and is written in place: faster, without gradients.
-    """
-
-    def __init__(self):
-        self.filled = 0
-        self.room: Tensor | None = None
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @classmethod
-    def of(cls, config: ImageGPTConfig, batch: int, length: int, *, device, dtype) -> KeyValueCache:
-        """A cache for `batch` images of up to `length` positions."""
-        cache = cls()
-        shape = (config.n_layer, 2, batch, config.n_head, length, config.n_embd // config.n_head)
-        cache.room = torch.zeros(shape, device=device, dtype=dtype)
-        return cache
-
-    def get_seq_length(self) -> int:
-        """Positions that it holds; the name is transformers'."""
-        return self.filled
-
-    def check(self, batch: int, tokens: int) -> None:
-        """Raise ValueError unless `tokens` more positions of `batch` images fit behind what is filled."""
-        held = self.room.shape[2] if self.room is not None else self.states[0][0].shape[0] if self.states else batch
-        if batch != held:
-            raise ValueError(f"a batch of {batch} for a cache of {held}; make the cache with batch={batch}")
-        if self.room is not None and self.filled + tokens > self.room.shape[4]:
-            length = self.room.shape[4]
-            raise ValueError(f"{tokens} more tokens for a cache that holds {self.filled} of {length}; make it longer")
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put (N, heads, t, D / heads) behind what is filled; returns all keys and values so far."""
-        if self.room is None:
-            if layer in self.states:
-                old = self.states[layer]
-                key, value = torch.cat([old[0], key], dim=2), torch.cat([old[1], value], dim=2)
-            self.states[layer] = key, value
-            return key, value
-        end = self.filled + key.shape[2]
-        self.room[layer, 0, :, :, self.filled : end] = key
-        self.room[layer, 1, :, :, self.filled : end] = value
-        return self.room[layer, 0, :, :, :end], self.room[layer, 1, :, :, :end]
-
-
-def _named(cache: KeyValueCache) -> dict[str, Any]:
-    """Its tensors by name, of which there are none for room that it has not."""
-    room = {} if cache.room is None else {"room": cache.room}
-    return room | {str(layer): states for layer, states in cache.states.items()}
-
-
-def _cache_of(values: Iterable, rest: Any) -> KeyValueCache:
-    cache, named = KeyValueCache(), dict(zip(rest[1], values, strict=True))
-    cache.room, cache.filled = named.pop("room", None), rest[0]
-    cache.states = {int(layer): states for layer, states in named.items()}
-    return cache
-
-
-register_pytree_node(
-    KeyValueCache,
-    lambda cache: (list(_named(cache).values()), (cache.filled, list(_named(cache)))),
-    _cache_of,
-    serialized_type_name="igpt_lab.KeyValueCache",
-    flatten_with_keys_fn=lambda cache: (
-        [(MappingKey(name), value) for name, value in _named(cache).items()],
-        (cache.filled, list(_named(cache))),
-    ),
-)
 
 
 def _attend(
@@ -285,201 +164,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x)), weights, cross_weights
 
 
-class Pretrained(nn.Module):
-    """Initialisation, loading and saving, shared by the three classes."""
-
-    transformer: ImageGPTModel
-    lm_head: nn.Linear
-    name: str  # these three where `load_model` made it
-    source: dict
-    processor: ImageGPTImageProcessorPil | None
-
-    def __init__(self, config: ImageGPTConfig):
-        check_room(config)
-        super().__init__()
-        self.config = config
-
-    def named_modules(self, *args, **how):
-        """As of every module; whoever asks for them may ask what class they are next."""
-        join(Linear, "pytorch_utils", "Conv1D")
-        return super().named_modules(*args, **how)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def backbone(self) -> ImageGPTModel:
-        """The model without its head."""
-        return self.transformer
-
-    @property
-    def trunk(self) -> ImageGPTModel:
-        """The earlier name of `backbone`."""
-        warnings.warn("`trunk` is now called `backbone`", DeprecationWarning, stacklevel=2)
-        return self.backbone
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """`wte`, the embedding of tokens; the name is transformers'."""
-        return self.backbone.wte
-
-    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Replace `wte`; the name is transformers'."""
-        self.backbone.wte = embeddings
-
-    def num_parameters(self) -> int:
-        """Number of parameters, biases too."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        """What a notebook shows: its sizes. `print(model)` has every module."""
-        config, name = self.config, f"{type(self).__name__} {getattr(self, 'name', '')}".strip()
-        facts = [
-            f"{config.n_layer} blocks of width {config.n_embd}, {config.n_head} heads, layers 0..{config.n_layer}",
-            f"{config.n_positions:,} positions, {config.n_colours} colours",
-            f"{self.num_parameters():,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
-        ]
-        if hasattr(self, "processor"):
-            facts.append(
-                "with its palette" if self.processor is not None else "without a palette: takes token sets only"
-            )
-        plain = f"<{name}: {'; '.join(facts)}>"
-        lines = "<br/>".join(html.escape(fact) for fact in facts)
-        return {"text/plain": plain, "text/html": f"<b>{html.escape(name)}</b><br/>{lines}"}
-
-    def gradient_checkpointing_enable(self) -> None:
-        """In training, keep only every block's input and compute the rest again in the backward pass."""
-        self.backbone.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep every activation of the forward pass, as is the default."""
-        self.backbone.gradient_checkpointing = False
-
-    def prepare_training(self, *, bfloat16: bool = False) -> set[str]:
-        """Let training steps take the fastest path to the same numbers, up to rounding; names of the biases left out.
-
-        Biases that are all zero now, as in the original, are left out while the model is in training mode: do not train
-        them. On a CPU attention is written out in chunks where that is faster than the fused kernel; `bfloat16` says
-        whether products are of that type.
-        """
-        return fast.prepare_training(self, bfloat16=bfloat16)
-
-    @torch.no_grad()
-    def initialise(self, init: str = "original", generator: torch.Generator | None = None) -> Self:
-        """Draw the weights anew; biases become zero, gains one.
-
-        `original`, as the paper's code: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention output
-        1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. (Not so a head that is tied to the
-        tokens: it is drawn as they are.) `transformers`, as there: all `initializer_range`, but for the outputs of
-        attention and MLP, which have it over sqrt(2 L).
-        """
-        if init == "port":
-            warnings.warn("init='port' is now called 'transformers'", DeprecationWarning, stacklevel=3)
-            init = "transformers"
-        if init not in ("original", "transformers"):
-            raise ValueError(f"init {init!r}; expected 'original' or 'transformers'")
-        d, blocks = self.config.n_embd, self.config.n_layer
-        if init == "original":
-            usual = 0.02
-            scales = {"lm_head": 0, "score": 0, "wpe": 0.01, "c_attn": d**-0.5, "q_attn": d**-0.5,
-                      "attn.c_proj": (d * blocks) ** -0.5, "crossattention.c_proj": (d * blocks) ** -0.5}  # fmt: skip
-        else:
-            usual = self.config.initializer_range
-            scales = {"c_proj": usual / math.sqrt(2 * blocks)}
-        for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-            elif weight.ndim == 1:
-                weight.fill_(1)
-            else:
-                scale = next((s for part, s in scales.items() if part in name), usual)
-                weight.normal_(0, scale, generator=generator) if scale else weight.zero_()
-        return self
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        config: ImageGPTConfig | None = None,
-        revision: str | None = None,
-        dtype: torch.dtype | str = torch.float32,
-        torch_dtype: torch.dtype | str | None = None,
-        ignore_mismatched_sizes: bool = False,
-        **changes,
-    ) -> Self:
-        """A model in eval mode on the CPU, from a bundled name, a folder in transformers' layout or a Hub name.
-
-        A head that the checkpoint has not starts at zero, with a warning.
-
-        Args:
-            source: Bundled name, folder, or name on the Hub.
-            config: Takes the place of `config.json`.
-            revision: Branch, tag or commit on the Hub.
-            dtype: Of the weights: a floating-point type, its name, or "auto", that of the checkpoint.
-            torch_dtype: The older name of `dtype`.
-            ignore_mismatched_sizes: A head of another shape than the checkpoint's starts at zero too.
-            **changes: Fields of the configuration, such as `num_labels=10`.
-
-        Returns:
-            The model, of the class that this is called on.
-
-        Raises:
-            CheckpointError: Missing, misshapen or unknown tensors, which are named; no such source; a broken file.
-            ValueError: A dtype that is not of floating point.
-            TypeError: A change that is no field of the configuration.
-
-        Example:
-            >>> backbone = lab.ImageGPTModel.from_pretrained("tiny")
-            >>> backbone.config.n_layer, backbone.dtype, backbone.training
-            (3, torch.float32, False)
-        """
-        found, state, where = checkpoints.read(source, revision=revision)
-        dtype = _dtype(torch_dtype or dtype, found, state)
-        config = config_of(found if config is None else config.to_dict(), changes, where.parent / "config.json")
-        checkpoints.check_layers(config, state, where)
-        with torch.device("meta"):
-            model = cls(config, init=None)  # type: ignore[call-arg]  # which all three take
-        expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}
-        state = checkpoints.match(
-            state, expected, base=cls is ImageGPTModel, where=where, ignore_mismatched_sizes=ignore_mismatched_sizes
-        )
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False, assign=True)
-        return model.tie_weights().eval()
-
-    def tie_weights(self) -> Self:
-        """With `tie_word_embeddings`, make the causal head's weight that of `wte`."""
-        if self.config.tie_word_embeddings and hasattr(self, "lm_head"):
-            self.lm_head.weight = self.transformer.wte.weight
-        return self
-
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-        """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in transformers' layout."""
-        config = self.config.to_dict() | {"architectures": [type(self).__name__]}
-        tied = {TIED} if self.config.tie_word_embeddings else set()
-        state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in self.state_dict().items() if n not in tied}
-        return checkpoints.write(folder, config, state)
-
-
-TIED = "lm_head.weight"
-
-
-def _dtype(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> torch.dtype:
-    """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
-    if given == "auto":
-        floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
-    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
-    return found
-
-
-class ImageGPTModel(Pretrained):
+class ImageGPTModel(ImageGPTPreTrainedModel):
     """The backbone: tokens (N, T) int64 -> states (N, T, D).
 
     `init`: "original" or "transformers", see `initialise`; None leaves the weights unset, for whoever sets them all.
@@ -487,6 +172,7 @@ class ImageGPTModel(Pretrained):
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
+        config = self.config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -601,7 +287,7 @@ class ImageGPTModel(Pretrained):
             "attentions": tuple(attentions) if weighed else None,
             "cross_attentions": tuple(crossed) if weighed and encoder_hidden_states is not None else None,
         }
-        return _output(values, config.return_dict if return_dict is None else return_dict)
+        return output_of(values, config.return_dict if return_dict is None else return_dict)
 
     def _start(self, cache: KeyValueCache | None, n: int, t: int) -> int:
         """The position of the first of `t` tokens of `n` images, after checks that they fit."""
@@ -654,12 +340,15 @@ def dtype_of_products(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
-class ImageGPTForCausalImageModeling(Pretrained):
+class ImageGPTForCausalImageModeling(Generates, ImageGPTPreTrainedModel):
     """The backbone and an untied head over V colours (V + 1 rows with `tie_word_embeddings`, as in transformers)."""
+
+    heads = (TIED,)
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
-        self.transformer = ImageGPTModel(config, init=None)
+        self.generation_config = GenerationConfig()
+        self.transformer = ImageGPTModel(self.config, init=None)
         self.lm_head = nn.Linear(config.n_embd, config.n_colours, bias=False)
         self.tie_weights()
         if init:
@@ -719,144 +408,18 @@ class ImageGPTForCausalImageModeling(Pretrained):
         elif labels is not None:
             loss = cross_entropy(logits[..., :-1, :], labels[..., 1:])
         values = {"loss": loss, "logits": logits, **out}
-        return _output(values, self.config.return_dict if return_dict is None else return_dict)
-
-    def next_logits(self, fed: Tensor, cache: KeyValueCache | None) -> Tensor:
-        """Logits (N, V) of the token after int64 (N, t), behind what `cache` holds."""
-        how: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
-        if is_plain(self):  # then the head is needed at the last position only
-            states = self.transformer(fed, cache, **how).last_hidden_state[:, -1]
-            return self.lm_head(states)[:, : self.config.n_colours]
-        return self(fed, cache, **how).logits[:, -1, : self.config.n_colours]
-
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        inputs: Tensor | None = None,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        eos_token_id: int | list[int] | None = None,
-        pad_token_id: int | None = None,
-        use_cache: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continue int64 (N, t), the given tokens in front; arguments are transformers'.
-
-        The most probable token each time, or one drawn with `do_sample`. By default nothing is left out, as in the
-        paper. An image is SOS and T pixels: max_length = n_positions + 1.
-
-        Args:
-            input_ids: int64 (N, t).
-            inputs: Another name of `input_ids`.
-            max_length: Tokens in the end.
-            max_new_tokens: Tokens that are added; in place of `max_length`.
-            do_sample: Draw each token.
-            temperature: Logits are divided by it before a draw, above 0.
-            top_k: Only the k largest logits may be drawn; None for all.
-            top_p: Of these only the most probable that together reach this fraction; None for all.
-            eos_token_id: A row that reached it, or one of several, is at its end; by default the configuration's.
-            pad_token_id: Fills such rows until all are at their end; by default the first of `eos_token_id`.
-            use_cache: Keep keys and values. Without, each step passes over all tokens again.
-            generator: Of the draws; by default torch's own.
-
-        Returns:
-            int64 (N, max_length), or fewer columns where all rows reached their end.
-
-        Raises:
-            ValueError: Both or none of `input_ids` and `inputs`, or of `max_length` and `max_new_tokens`; a length that
-                adds nothing or is above n_positions + 1; a temperature, `top_k` or `top_p` out of range; a
-                bidirectional model.
-
-        Example:
-            >>> begun = torch.full_like(ids[:, :1], model.config.sos_token_id)
-            >>> drawn = model.generate(begun, max_length=17, do_sample=True)
-            >>> drawn.shape, drawn[:, 0].tolist()
-            (torch.Size([2, 17]), [8, 8])
-        """
-        begun = inputs if input_ids is None else input_ids
-        if begun is None or (input_ids is not None and inputs is not None):
-            raise ValueError("expected either input_ids or inputs; got both or none")
-        if (max_length is None) == (max_new_tokens is None):
-            raise ValueError("expected either max_length or max_new_tokens; got both or none")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}; expected a number above 0")
-        given = begun.shape[1]
-        length = given + (max_new_tokens or 0) if max_length is None else max_length
-        longest = self.config.n_positions + 1
-        if not given < length <= longest:
-            raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
-
-        def pick(logits: Tensor, _: int) -> Tensor:
-            if not do_sample:
-                return logits.argmax(-1, keepdim=True)
-            weights = cut(logits.float() / temperature, top_k, top_p).softmax(-1)
-            return torch.multinomial(weights, 1, generator=generator)
-
-        ends = self.config.eos_token_id if eos_token_id is None else eos_token_id
-        ends = [ends] if isinstance(ends, int) else ends
-        pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
-        # Made outside of inference mode, so that what is returned may be trained on.
-        tokens = F.pad(begun, (0, length - given), value=self.config.sos_token_id)
-        ending = _until(pick, ends, ends[0] if pad is None else pad) if ends else pick
-        return self.continue_(tokens, given, ending, use_cache=use_cache)
-
-    @torch.inference_mode()
-    def continue_(
-        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
-        use_cache: bool = True,
-    ) -> Tensor:  # fmt: skip
-        """Fill columns from `given` on, in place: one pass over what is given, then a token a step.
-
-        Args:
-            tokens: int64 (N, length), whose columns before `given` hold what is given.
-            given: Number of those columns, 1 or more.
-            pick: `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None to end.
-            progress: Wraps the range of columns, such as `tqdm.trange`.
-            use_cache: Keep keys and values. Without, each step passes over all tokens again.
-
-        Returns:
-            `tokens`; where `pick` gave None, the columns before that.
-
-        Raises:
-            ValueError: A bidirectional model, or more tokens than positions.
-
-        Example:
-            >>> begun = torch.full_like(ids[:, :4], model.config.sos_token_id)
-            >>> model.continue_(begun, 1, lambda logits, column: torch.full_like(begun[:, :1], column)).tolist()
-            [[8, 1, 2, 3], [8, 1, 2, 3]]
-        """
-        if self.config.bidirectional:
-            raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
-        count, length = tokens.shape
-        was_training = self.training
-        cache: KeyValueCache | None = None
-        if use_cache:
-            cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
-        self.eval()
-        try:
-            for column in progress(given, length):
-                fed = tokens[:, (0 if cache is None else cache.filled) : column]
-                picked = pick(self.next_logits(fed, cache), column)
-                if picked is None:
-                    return tokens[:, :column]
-                tokens[:, column, None] = picked
-        finally:
-            self.train(was_training)
-        return tokens
+        return output_of(values, self.config.return_dict if return_dict is None else return_dict)
 
 
-class ImageGPTForImageClassification(Pretrained):
+class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     """The backbone and a linear head over the mean of its T normed last states."""
+
+    heads = ("score.weight",)
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.transformer = ImageGPTModel(config, init=None)
+        self.transformer = ImageGPTModel(self.config, init=None)
         self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         if init:
             self.initialise(init, generator)
@@ -905,7 +468,7 @@ class ImageGPTForImageClassification(Pretrained):
         logits = self.score(out.pop("last_hidden_state").mean(dim=-2))
         loss = None if labels is None else self._loss(widened(logits), labels)
         values = {"loss": loss, "logits": logits, **out}
-        return _output(values, self.config.return_dict if return_dict is None else return_dict)
+        return output_of(values, self.config.return_dict if return_dict is None else return_dict)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Squared error for regression, cross-entropy for one label an image, binary cross-entropy for several."""
@@ -918,61 +481,3 @@ class ImageGPTForImageClassification(Pretrained):
         if kind == "single_label_classification":
             return F.cross_entropy(logits, labels.view(-1))
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-
-
-PLAIN = {
-    ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel, Block, Attention, MLP, Linear, Norm,
-    nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList,
-}  # fmt: skip
-
-
-def is_plain(model: nn.Module) -> bool:
-    """Whether a model is these classes' alone: no hook, no adapter, no other forward method in any part of it.
-
-    What goes another way to the same numbers asks this first. The shell of a compiled part does not count.
-    """
-    every = nn.modules.module
-    if every._global_forward_hooks or every._global_forward_pre_hooks:
-        return False
-    return all(
-        hasattr(part, "_orig_mod")
-        or (type(part) in PLAIN and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)))
-        for part in model.modules()
-    )
-
-
-def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> Callable[[Tensor, int], Tensor | None]:
-    """`pick` that gives `pad` in the rows that had one of `ends`, and None when all have."""
-    over = None
-
-    def ending(logits: Tensor, column: int) -> Tensor | None:
-        nonlocal over
-        if over is not None and over.all():
-            return None
-        picked = pick(logits, column)
-        over = torch.zeros_like(picked, dtype=torch.bool) if over is None else over
-        picked = picked.masked_fill(over, pad)
-        over |= torch.isin(picked, torch.tensor(ends, device=picked.device))
-        return picked
-
-    return ending
-
-
-def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits (N, V) with minus infinity outside the `top_k` largest, then outside the nucleus of `top_p`.
-
-    Ties with the k-th stay. The nucleus is the smallest set of the most probable tokens whose sum reaches `top_p`
-    (Holtzman et al., 2020); the most probable one always stays.
-    """
-    if top_k:  # 0 leaves nothing out, as in transformers
-        if top_k < 0:
-            raise ValueError(f"top_k={top_k}; expected a whole number above 0, or None to leave nothing out")
-        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}; expected a fraction above 0 and at most 1, or None to leave nothing out")
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
-    return logits

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, KeyValueCache, is_plain
+from igpt_lab.models.fast import is_plain
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, KeyValueCache
 from igpt_lab.models.losses import align
 
 LARGE = 2**20  # multiplications in a product of at least 8 rows from which on that pays

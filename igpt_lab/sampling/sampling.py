@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, cut
+from igpt_lab.models.generation import cut
+from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import align
 from igpt_lab.sampling.decoding import Decoder
@@ -279,7 +280,7 @@ class _Canvas:
         """The pixel after `before` (t,), from a pass over this image and no other."""
         model, how = self.decoder.model, self.how
         fed = align(F.pad(before, (0, 1))[None], "sos", model.config)
-        logits = model.next_logits(fed, None).float()
+        logits = model.next_logits(fed, None, plain=self.decoder.plain).float()
         return choose(logits, noise, how.temperature, how.top_k, how.top_p)[0][0]
 
     def _noise(self, row: int) -> Tensor:

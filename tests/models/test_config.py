@@ -1,4 +1,4 @@
-"""`ImageGPTConfig`: a frozen dataclass whose constructor knows the aliases of Hugging Face's."""
+"""`ImageGPTConfig`: a dataclass whose constructor knows the aliases of Hugging Face's."""
 
 import copy
 import dataclasses
@@ -7,7 +7,8 @@ import pickle
 
 import pytest
 
-from igpt_lab.models.config import ALIASES, ImageGPTConfig
+from igpt_lab.models.config import SIZES, ImageGPTConfig
+from igpt_lab.models.config_files import ALIASES
 
 SMALL = {"vocab_size": 9, "n_positions": 16, "n_embd": 12, "n_layer": 3, "n_head": 4}
 
@@ -19,10 +20,8 @@ def test_aliases_are_arguments_and_attributes():
     assert {alias: getattr(config, alias) for alias in ALIASES} == {
         "hidden_size": 12, "max_position_embeddings": 16, "num_attention_heads": 4, "num_hidden_layers": 3,
     }  # fmt: skip
-    with pytest.raises(AttributeError):
-        config.hidden_size = 8
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.n_embd = 8
+    config.hidden_size, config.num_hidden_layers = 8, 2
+    assert (config.n_embd, config.n_layer) == (8, 2)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +72,40 @@ def test_numbers_of_classes_that_are_refused(fields, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=rf"config\.json: .*{words}"):
         ImageGPTConfig.from_pretrained(tmp_path)
+
+
+def test_a_field_that_is_set_is_checked_and_nothing_else_changes():
+    config = ImageGPTConfig(**SMALL, id2label={0: "cat", 1: "dog", 2: "hen"})
+    before = config.to_dict()
+    wrong = {"n_layer": 0, "resid_pdrop": 2, "activation_function": "cube", "id2label": {1: "a"}, "problem_type": "x",
+             "label2id": {"a": 0, "b": 0}}  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=name):
+            setattr(config, name, value)
+        assert config.to_dict() == before
+    with pytest.raises(TypeError, match="no field 'n_layrs'; did you mean 'n_layer'"):
+        config.n_layrs = 3
+    with pytest.raises(TypeError, match="no field 'n_colours'"):
+        config.n_colours = 3
+    config.num_labels = 2
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+    config.label2id = {"no": 0, "yes": 1, "never": 2}
+    assert (config.num_labels, config.id2label) == (3, {0: "no", 1: "yes", 2: "never"})
+
+
+def test_a_key_of_a_file_takes_the_place_of_no_method(tmp_path):
+    """A stranger's file: its keys become attributes, but for those that the class has."""
+    strange = {"to_dict": 1, "n_colours": 3, "__class__": "x", "_check": 2, "model_type": "imagegpt", "n_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | strange | {"note": "kept"}))
+    config = ImageGPTConfig.from_pretrained(tmp_path)
+    assert config == ImageGPTConfig(**SMALL)
+    assert {"note": "kept", "n_layers": 4}.items() <= config.to_dict().items()
+    assert not {"to_dict", "n_colours", "__class__", "_check"} & set(vars(config))
+
+
+def test_published_sizes_are_copies():
+    SIZES["S"].n_layer = 2
+    assert SIZES["S"].n_layer == 24 and SIZES["S"] == ImageGPTConfig()
 
 
 def test_it_is_a_dataclass_as_any_other():

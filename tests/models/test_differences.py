@@ -212,9 +212,9 @@ def test_the_port_hides_a_colour_that_is_its_padding_and_ours_reads_it():
 
 def test_the_port_has_beams_and_penalties_and_ours_refuses_them():
     model, start = case_of().model(Causal), torch.tensor([[16]])
-    for name, value in {"num_beams": 2, "repetition_penalty": 2.0, "num_return_sequences": 1}.items():
+    for name, value in {"num_beams": 2, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2}.items():
         assert twin(model).generate(start, max_new_tokens=3, do_sample=False, **{name: value}).shape == (1, 4)
-        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        with pytest.raises(TypeError, match=rf"generate\(\) has no {name}="):
             model.generate(start, max_new_tokens=3, **{name: value})
 
 
@@ -226,6 +226,22 @@ def test_the_port_s_caches_are_not_ours_and_ours_says_so(port):
         same(twin(model)(tokens, past_key_values=cache).logits, model(tokens).logits)
         with pytest.raises(TypeError, match=f"past_key_values is a {type(cache).__name__}; expected a KeyValueCache"):
             model(tokens, past_key_values=cache)
+
+
+def test_a_head_that_was_resized_loads_nowhere_in_the_port_and_here_it_does(port, tmp_path):
+    """With as many rows as `wte`, it is no longer of the shape that `config.json` asks for."""
+    model, tokens = case_of().model(Causal), case_of().tokens()
+    theirs = twin(model)
+    for one, folder in ((model, tmp_path / "ours"), (theirs, tmp_path / "theirs")):
+        one.resize_token_embeddings(20)
+        assert one.lm_head.weight.shape == (20, 24)
+        one.save_pretrained(folder)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        port.ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        again = Causal.from_pretrained(tmp_path / folder)
+        assert again.config.n_colours == 19 and again.generate(tokens[:, :1], max_new_tokens=3).max() < 19
+        same(again(tokens).logits[..., :16], model(tokens).logits[..., :16])
 
 
 # Images

@@ -1,6 +1,9 @@
 """What other people's code does with a model counts here as it does with transformers': hooks, adapters, tracers."""
 
+import dataclasses
 import socket
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -13,7 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from transformers_peer import Case, same, same_output, twin
 
 import igpt_lab as lab
-from igpt_lab.models.imagegpt import is_plain
+from igpt_lab.features.settings import digest_of_weights
+from igpt_lab.models.fast import is_plain
 from igpt_lab.sampling.decoding import Decoder
 
 CONFIG = lab.ImageGPTConfig(
@@ -254,3 +258,34 @@ def test_peft_adapts_the_embedding_of_positions_in_both():
     same(*logits)
     with torch.no_grad():
         assert (logits[0] - CASE.model(Causal)(tokens).logits).abs().max() > 0.1
+
+
+# What stays protected
+
+
+def test_the_key_of_a_store_has_the_shape_that_computes_whatever_is_set_later():
+    """Two models that differ in their heads alone: a configuration that is changed makes neither into the other."""
+    model = Case(dataclasses.replace(CONFIG), n=2, t=16, seed=0).model(Causal)
+    other = Causal(dataclasses.replace(CONFIG, n_head=2))
+    other.load_state_dict(model.state_dict())
+    mine, others = digest_of_weights(model), digest_of_weights(other)
+    assert mine != others
+    model.config.update({"n_head": 2, "layer_norm_epsilon": 0.5, "note": "a", "use_cache": False})
+    assert digest_of_weights(model) == mine
+
+
+@torch.no_grad()
+def test_who_changes_a_configuration_changes_no_other_model():
+    first, second = (lab.load_model("fashion-xs") for _ in range(2))
+    first.config.output_hidden_states = True
+    assert not second.config.output_hidden_states and lab.SIZES["S"] is not lab.SIZES["S"]
+
+
+def test_transformers_is_imported_for_nobody():
+    lines = ["import sys, igpt_lab as lab, torch", "model = lab.load_model('fashion-xs')",
+             "model(torch.zeros(1, 4).long())",
+             "lab.ImageGPTImageProcessor.from_pretrained('fashion-xs')", "lab.ImageGPTModel(model.config)",
+             "print('transformers' in sys.modules, type(model).__mro__[-2].__name__)"]  # fmt: skip
+    code = "\n".join(lines)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "Module"]

@@ -466,7 +466,7 @@ def test_config_round_trip():
 )
 def test_config_errors(values, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        ImageGPTConfig.from_dict(values)
+        ImageGPTModel(ImageGPTConfig.from_dict(values))
     shaken(ImageGPTModel).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict() | values))
     with pytest.raises(CheckpointError, match=f"config.json: .*{words}"):
@@ -495,8 +495,8 @@ def test_classes_by_name_are_classes_by_number(tmp_path):
 def test_a_misspelt_field_fails(tmp_path):
     with pytest.raises(TypeError, match="no field 'n_layers'; did you mean 'n_layer'"):
         ImageGPTConfig(n_layers=3)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        TINY.n_layer = 3
+    with pytest.raises(TypeError, match="no field 'n_layers'; did you mean 'n_layer'"):
+        dataclasses.replace(TINY).n_layers = 3
     shaken(ImageGPTModel).save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="no field 'num_label'; did you mean 'num_labels'"):
         ImageGPTModel.from_pretrained(tmp_path, num_label=3)

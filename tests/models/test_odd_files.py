@@ -14,7 +14,8 @@ import igpt_lab as lab
 from conftest import TINY
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.processor.settings import DEFAULTS
-from igpt_lab.models.config import ALIASES, ImageGPTConfig
+from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.config_files import ALIASES
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 LEAVES = (

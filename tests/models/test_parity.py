@@ -15,12 +15,12 @@ from hypothesis import assume, given
 from transformers_peer import CLASSES, Case, cases, few, same, same_output, same_value, transformers, twin
 
 from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.generation import cut
 from igpt_lab.models.imagegpt import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
     ImageGPTModel,
     KeyValueCache,
-    cut,
 )
 from igpt_lab.models.losses import masked_pixel_loss, next_pixel_loss
 

@@ -9,4 +9,8 @@ from igpt_lab.images.processor.settings import CONFIG
 from igpt_lab.images.processor.with_pillow import ImageGPTImageProcessorPil
 from igpt_lab.images.processor.with_torch import ImageGPTImageProcessor
 
-__all__ = ["CONFIG", "ImageGPTImageProcessor", "ImageGPTImageProcessorPil", "to_rgb"]
+ImageGPTImageProcessorFast = ImageGPTImageProcessor  # its earlier name in transformers
+
+__all__ = [
+    "CONFIG", "ImageGPTImageProcessor", "ImageGPTImageProcessorFast", "ImageGPTImageProcessorPil", "to_rgb",
+]  # fmt: skip

@@ -15,6 +15,11 @@ class Batch(dict):
             raise AttributeError(f"no {name!r} here, only {', '.join(self)}")
         return self[name]
 
+    @property
+    def data(self) -> Batch:
+        """Itself, by the name that transformers' batch has for its dict."""
+        return self
+
     def to(self, *where, **how) -> Batch:
         """Itself, with its tensors moved as by `Tensor.to`; a dtype is for floating point: ids stay integers."""
         self.update({name: _moved(x, where, how) for name, x in self.items()})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from PIL import Image
 
 from igpt_lab.core import hub
+from igpt_lab.core.joining import Plain, also_called, join, peer
 from igpt_lab.core.values import check
 
 CONFIG = "preprocessor_config.json"
@@ -28,7 +30,8 @@ KINDS = {  # of arguments in a file
 QUANTISERS = {"clusters", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
 
 
-class Settings:
+@peer("image_processing_utils", "BaseImageProcessor")
+class Settings(Plain):
     """What a processor was told, checked, in its attributes and in files; the classes that process inherit it."""
 
     size: dict[str, int]
@@ -42,6 +45,7 @@ class Settings:
     do_color_quantize: bool
     crop: str
     _centres: np.ndarray | None
+    model_input_names: ClassVar = ["input_ids"]
 
     def __init__(
         self, clusters=None, size: int | dict | tuple | None = None, *, do_resize: bool | None = None,
@@ -50,6 +54,7 @@ class Settings:
         crop: str | None = None,
     ):  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
+        join()
         arguments = DEFAULTS | arguments
         arguments["size"] = size_of(arguments["size"])
         arguments["resample"] = Image.Resampling(arguments["resample"])
@@ -111,35 +116,62 @@ class Settings:
         return partial(type(self), **self.arguments()), ()
 
     @classmethod
+    @also_called(source="pretrained_model_name_or_path")
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **changes) -> Self:
         """From a bundled name, a folder with `preprocessor_config.json` or a Hub name; `changes` are arguments.
 
-        Old files and new ones, of either class. Raises CheckpointError, which names the file, for one that is broken.
+        `cache_dir`, `force_download`, `local_files_only`, `subfolder` and `token` say where the file lies. Old files
+        and new ones, of either class. Raises CheckpointError, which names the file, for one that is broken.
         """
-        file = hub.resolve(source, revision=revision, weights=False) / CONFIG
+        where, changes = hub.options(changes)
+        file = hub.resolve(source, revision=revision, weights=False, **where) / CONFIG
         saved = hub.read_json(file)
-        values = {name: saved.get(name) for name in ("clusters", *DEFAULTS)} | changes
-        if values["clusters"] is None and values["do_color_quantize"] is not False:
-            raise hub.CheckpointError(f"{file} needs `clusters`, the palette (colours, 3)")
         try:
             for name in {"clusters", *DEFAULTS} - {"size"}:  # of which `size_of` tells more
                 check(name, saved.get(name), f"{KINDS.get(name, 'bool')} | None", -1e6, 1e6)
             if len({len(row) for row in saved.get("clusters") or ()}) > 1:
                 raise ValueError("clusters has rows of several lengths; expected 3 numbers each")
-            processor = cls(**values)
+            processor = cls.from_dict(saved, **changes)
             for side, pixels in processor.size.items():
                 check(f"size, the {side},", pixels, "int", 1, LARGEST_SIDE)
-            return processor
         except ValueError as error:
             raise hub.CheckpointError(f"{file}: {error}") from error
+        if processor._centres is None and processor.do_color_quantize:
+            raise hub.CheckpointError(f"{file} needs `clusters`, the palette (colours, 3)")
+        return processor
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `preprocessor_config.json`, and return `folder`; transformers reads the file and ignores its `crop`."""
+    @classmethod
+    def from_dict(cls, values: dict, **changes) -> Self:
+        """From what `to_dict` gives, or `preprocessor_config.json` holds; what is no argument is passed over."""
+        changes = {
+            name: value for name, value in hub.options(changes)[1].items() if name not in ("dtype", "torch_dtype")
+        }
+        return cls(**{name: values.get(name) for name in ("clusters", *DEFAULTS)} | changes)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """From a file such as `preprocessor_config.json`."""
+        return cls.from_dict(hub.read_json(Path(json_file)))
+
+    def to_dict(self) -> dict:
+        """What `preprocessor_config.json` of transformers holds, and `crop`, which transformers ignores."""
         values = self.arguments() | {"image_processor_type": "ImageGPTImageProcessor", "resample": int(self.resample)}
-        values["clusters"] = None if self._centres is None else self._centres.astype(float).tolist()
+        return values | {"clusters": None if self._centres is None else self._centres.astype(float).tolist()}
+
+    def to_json_string(self) -> str:
+        """JSON of `to_dict`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
+    @also_called(folder="save_directory")
+    def save_pretrained(self, folder: str | Path, **_) -> list[str]:
+        """Write `preprocessor_config.json`; returns what it wrote. Other keywords of transformers' change nothing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        hub.write_json(Path(folder) / CONFIG, values)
-        return Path(folder)
+        hub.write_json(Path(folder) / CONFIG, self.to_dict())
+        return [str(Path(folder) / CONFIG)]
 
 
 def size_of(size: Any) -> dict[str, int]:

@@ -1,0 +1,262 @@
+"""Tokens after tokens: `generate` with the arguments of transformers, and the loop that it and others run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt_lab.core.values import did_you_mean
+from igpt_lab.models.fast import is_plain
+from igpt_lab.models.outputs import Generated, KeyValueCache
+
+
+@dataclass
+class GenerationConfig:
+    """What `generate` may be asked for beforehand, by transformers' names; None is its default. Set as attributes."""
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool | None = None
+    num_return_sequences: int | None = None
+    return_dict_in_generate: bool | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+
+    def to_dict(self) -> dict:
+        """All attributes, those that somebody added too."""
+        return dict(vars(self))
+
+
+LENGTHS = "max_length", "max_new_tokens"
+KEPT = "scores", "logits", "attentions", "hidden_states"
+ASKED = {f.name for f in fields(GenerationConfig)}
+# Arguments of transformers' `generate` with the values, besides None, that change nothing here.
+NEUTRAL: dict[str, tuple] = {
+    "num_beams": (1,), "num_beam_groups": (1,), "repetition_penalty": (1,), "length_penalty": (1,),
+    "diversity_penalty": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,), "min_length": (0,), "min_new_tokens": (0,), "early_stopping": (False,),
+    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "min_p": (0,), "penalty_alpha": (),
+    "guidance_scale": (1,), "renormalize_logits": (False,), "remove_invalid_values": (False,), "synced_gpus": (False,),
+    "bad_words_ids": (), "force_words_ids": (), "constraints": (), "suppress_tokens": (), "forced_bos_token_id": (),
+    "forced_eos_token_id": (), "begin_suppress_tokens": (), "sequence_bias": (), "prefix_allowed_tokens_fn": (),
+    "logits_processor": ([],), "stopping_criteria": ([],), "max_time": (), "stop_strings": (), "streamer": (),
+    "assistant_model": (), "cache_implementation": (), "prompt_lookup_num_tokens": (), "watermarking_config": (),
+    "exponential_decay_length_penalty": (), "low_memory": (False,), "token_healing": (False,), "dola_layers": (),
+    "negative_prompt_ids": (), "negative_prompt_attention_mask": (), "tokenizer": (), "return_legacy_cache": (False,),
+    "trust_remote_code": (False,), "top_h": (), "custom_generate": (),
+}  # fmt: skip
+ANYTHING = {"bos_token_id", "decoder_start_token_id", "transformers_version", "compile_config", "disable_compile"}
+
+
+class Generates(nn.Module):
+    """`generate` of a model with a head over colours."""
+
+    transformer: Any  # these of the class that inherits
+    lm_head: Any
+    config: Any
+    dtype: torch.dtype
+    generation_config: Any
+
+    def next_logits(
+        self, fed: Tensor, cache: KeyValueCache | None, *, plain: bool = False, kept: dict[str, list] | None = None
+    ) -> Tensor:
+        """Logits (N, V) of the token after int64 (N, t), behind what `cache` holds.
+
+        A `plain` model, see `is_plain`, makes them of the last position alone. `kept` gets what its names say, of this
+        pass: "attentions", "hidden_states".
+        """
+        how: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+        if plain and not kept:
+            states = self.transformer(fed, cache, **how).last_hidden_state[:, -1]
+            return self.lm_head(states)[:, : self.config.n_colours]
+        asked = {f"output_{name}": True for name in kept or ()}
+        out = self(fed, cache, **how, **asked)
+        for name, values in (kept or {}).items():
+            values.append(out[name])
+        return out.logits[:, -1, : self.config.n_colours]
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values=None, **named) -> dict:
+        """Arguments of a forward pass over what a cache has not seen, for code around transformers' `generate`."""
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        kept = {name: named[name] for name in ("use_cache", "attention_mask") if name in named}
+        return {"input_ids": input_ids[:, seen:], "past_key_values": past_key_values, **kept}
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        inputs: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **asked,
+    ) -> Tensor | Generated:
+        """Continue int64 (N, t), the given tokens in front, to `max_length` tokens or by `max_new_tokens`.
+
+        The most probable token each time, or with `do_sample` one drawn: logits over `temperature`, all but the `top_k`
+        largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
+        in the paper. `num_return_sequences` draws so many of each. A row that reached `eos_token_id` (by default the
+        configuration's) goes on with `pad_token_id`, or else with the first of the former, until all have. An image is
+        SOS and T pixels: max_length = n_positions + 1.
+
+        Arguments are transformers'; `inputs` is `input_ids`. `generation_config`, an object or dict, has those that are
+        not given, and the model's `generation_config` the others. With `return_dict_in_generate` an output:
+        `sequences`, and with `output_scores`, `output_logits`, `output_attentions`, `output_hidden_states` a tuple over
+        tokens. Other arguments of transformers are taken where their value changes nothing, as `num_beams=1`, or
+        `attention_mask` of ones. Raises ValueError for more tokens than fit, TypeError for what would change something.
+        """
+        begun = inputs if input_ids is None else input_ids
+        if begun is None or (input_ids is not None and inputs is not None):
+            raise ValueError("expected either input_ids or inputs; got both or none")
+        if attention_mask is not None and not attention_mask.all():
+            raise ValueError("attention_mask hides given tokens; expected ones, as every pixel of an image counts")
+        how = _asked(asked, generation_config, self.generation_config)
+        length, copies = self._length(begun.shape[1], how), how["num_return_sequences"] or 1
+        if copies > 1 and not how["do_sample"]:
+            raise ValueError(f"num_return_sequences={copies} without do_sample; they would all be the same")
+        # Made outside of inference mode, so that what is returned may be trained on.
+        tokens = F.pad(begun.repeat_interleave(copies, 0), (0, length - begun.shape[1]), value=self.config.sos_token_id)
+        kept: dict[str, list] = {name: [] for name in KEPT if how[f"output_{name}"] and how["return_dict_in_generate"]}
+        pick = self._ending(_picker(how, generator, kept), how)
+        tokens = self.continue_(tokens, begun.shape[1], pick, use_cache=how["use_cache"] is not False, kept=kept)
+        found = {name: tuple(values) for name, values in kept.items()}
+        return Generated({"sequences": tokens} | found) if how["return_dict_in_generate"] else tokens
+
+    def _length(self, given: int, how: dict) -> int:
+        """How many tokens there are in the end."""
+        if (how["max_length"] is None) == (how["max_new_tokens"] is None):
+            raise ValueError("expected either max_length or max_new_tokens; got both or none")
+        length, longest = how["max_length"] or given + how["max_new_tokens"], self.config.n_positions + 1
+        if not given < length <= longest:
+            raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
+        return length
+
+    def _ending(self, pick: Callable, how: dict) -> Callable:
+        """`pick` that ends rows at the tokens that end them, where there are any."""
+        ends = self.config.eos_token_id if how["eos_token_id"] is None else how["eos_token_id"]
+        ends = [ends] if isinstance(ends, int) else ends
+        pad = self.config.pad_token_id if how["pad_token_id"] is None else how["pad_token_id"]
+        return _until(pick, ends, ends[0] if pad is None else pad) if ends else pick
+
+    @torch.inference_mode()
+    def continue_(
+        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
+        use_cache: bool = True, kept: dict[str, list] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Fill int64 (N, length) from column `given` on, in place: one pass over what is given, then a token a step.
+
+        `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None: then the columns before it are all.
+        `progress` wraps the range of columns. Without `use_cache` each step passes over all tokens again.
+        `kept` gets "attentions" and "hidden_states" of every pass, where it has these names.
+        """
+        if self.config.bidirectional:
+            raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
+        count, length = tokens.shape
+        plain = is_plain(self)
+        of_passes = {name: values for name, values in (kept or {}).items() if name in ("attentions", "hidden_states")}
+        was_training = self.training
+        cache: KeyValueCache | None = None
+        if use_cache:
+            cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
+        self.eval()
+        try:
+            for column in progress(given, length):
+                fed = tokens[:, (0 if cache is None else cache.filled) : column]
+                picked = pick(self.next_logits(fed, cache, plain=plain, kept=of_passes), column)
+                if picked is None:
+                    return tokens[:, :column]
+                tokens[:, column, None] = picked
+        finally:
+            self.train(was_training)
+        return tokens
+
+
+def _asked(asked: dict, *before: Any) -> dict:
+    """What `generate` is asked for, by the names of `GenerationConfig`: given ones, then those of `before` in turn."""
+    found: dict[str, Any] = dict.fromkeys(ASKED)
+    for one in (asked, *before):
+        values = {} if one is None else one if isinstance(one, dict) else one.to_dict()
+        lengths = [found["max_length"], found["max_new_tokens"]]
+        for name, value in values.items():
+            _refuse(name, value, strict=one is asked)
+            known = name in ASKED and found[name] is None
+            if known and not (name in LENGTHS and any(lengths)):  # a length that is given rules out one from before
+                found[name] = value
+    temperature = 1.0 if found["temperature"] is None else found["temperature"]
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}; expected a number above 0")
+    return found | {"temperature": temperature}
+
+
+def _refuse(name: str, value: Any, strict: bool) -> None:
+    """TypeError for an argument that would change something, or where `strict` for one that transformers has not."""
+    if strict and name not in {*ASKED, *NEUTRAL, *ANYTHING}:
+        raise TypeError(f"generate() got an unexpected keyword argument {name!r}; {did_you_mean(name, ASKED)}")
+    if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
+        raise TypeError(f"generate() has no {name}={value!r}; only a value that changes nothing is taken")
+
+
+def _picker(how: dict, generator: torch.Generator | None, kept: dict[str, list]) -> Callable[[Tensor, int], Tensor]:
+    """What picks tokens (N, 1) by logits (N, V), and puts these, and what it made of them, into `kept`."""
+
+    def pick(logits: Tensor, _: int) -> Tensor:
+        scores = cut(logits.float() / how["temperature"], how["top_k"], how["top_p"]) if how["do_sample"] else logits
+        for name, values in (("logits", logits), ("scores", scores)):
+            if name in kept:
+                kept[name].append(values.clone())
+        if not how["do_sample"]:
+            return logits.argmax(-1, keepdim=True)
+        return torch.multinomial(scores.softmax(-1), 1, generator=generator)
+
+    return pick
+
+
+def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> Callable[[Tensor, int], Tensor | None]:
+    """`pick` that gives `pad` in the rows that had one of `ends`, and None when all have."""
+    over = None
+
+    def ending(logits: Tensor, column: int) -> Tensor | None:
+        nonlocal over
+        if over is not None and over.all():
+            return None
+        picked = pick(logits, column)
+        over = torch.zeros_like(picked, dtype=torch.bool) if over is None else over
+        picked = picked.masked_fill(over, pad)
+        over |= torch.isin(picked, torch.tensor(ends, device=picked.device))
+        return picked
+
+    return ending
+
+
+def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (N, V) with minus infinity outside the `top_k` largest, then outside the nucleus of `top_p`.
+
+    Ties with the k-th stay. The nucleus is the smallest set of the most probable tokens whose sum reaches `top_p`
+    (Holtzman et al., 2020); the most probable one always stays.
+    """
+    if top_k:  # 0 leaves nothing out, as in transformers
+        if top_k < 0:
+            raise ValueError(f"top_k={top_k}; expected a whole number above 0, or None to leave nothing out")
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}; expected a fraction above 0 and at most 1, or None to leave nothing out")
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
+    return logits

@@ -1,0 +1,314 @@
+"""What the three models share: weights drawn, loaded and saved, and what transformers' models have besides."""
+
+from __future__ import annotations
+
+import html
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from igpt_lab.core import hub
+from igpt_lab.core.devices import best_device
+from igpt_lab.core.joining import also_called, join, peer
+from igpt_lab.models import checkpoints, fast
+from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.cost import check_room
+from igpt_lab.models.embeddings import TIED, Embeddings
+
+if TYPE_CHECKING:
+    from igpt_lab.images.processor import ImageGPTImageProcessorPil
+    from igpt_lab.models.imagegpt import ImageGPTModel
+
+
+@peer("modeling_utils", "PreTrainedModel")
+class ImageGPTPreTrainedModel(Embeddings, nn.Module):
+    """Initialisation, loading and saving, shared by the three classes, and the base of a user's own.
+
+    A class of one's own takes a configuration, makes its parts, the backbone by the name `transformer`, and ends with
+    `post_init()`.
+    """
+
+    config_class = ImageGPTConfig
+    base_model_prefix, main_input_name = "transformer", "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["Block"]
+    _tied_weights_keys: ClassVar = {TIED: "transformer.wte.weight"}
+    heads: tuple[str, ...] = ()  # tensors that a checkpoint may lack
+
+    transformer: ImageGPTModel
+    lm_head: nn.Linear
+    name: str  # these three where `load_model` made it
+    source: dict
+    processor: ImageGPTImageProcessorPil | None
+
+    def __init_subclass__(cls, **_):
+        """Nothing: that of transformers' class, once joined, looks up annotations that only a type checker imports."""
+
+    def __init__(self, config: ImageGPTConfig, *_, **__):
+        if not isinstance(config, ImageGPTConfig):
+            if not hasattr(config, "to_dict"):
+                raise TypeError(f"config is a {type(config).__name__}; expected an ImageGPTConfig")
+            config = ImageGPTConfig.from_dict(config.to_dict())
+        config.check()
+        check_room(config)
+        join()
+        nn.Module.__init__(self)  # and not that of transformers' class, once the two are joined
+        self.config, self.built = config, replace(config)  # `built` stays as it is when a user changes `config`
+        self.name_or_path = config.name_or_path
+
+    def named_modules(self, *args, **how):
+        """As of every module; who asks for them may ask next what class they are."""
+        join()
+        return super().named_modules(*args, **how)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def backbone(self) -> ImageGPTModel:
+        """The model without its head."""
+        return self.transformer
+
+    @property
+    def base_model(self) -> nn.Module:
+        """`backbone`, by transformers' name."""
+        return self.backbone
+
+    @property
+    def trunk(self) -> ImageGPTModel:
+        """The earlier name of `backbone`."""
+        warnings.warn("`trunk` is now called `backbone`", DeprecationWarning, stacklevel=2)
+        return self.backbone
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether it has `generate`."""
+        return hasattr(cls, "continue_")
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        """What a notebook shows: its sizes. `print(model)` has every module."""
+        config, name = self.config, f"{type(self).__name__} {getattr(self, 'name', '')}".strip()
+        facts = [
+            f"{config.n_layer} blocks of width {config.n_embd}, {config.n_head} heads, layers 0..{config.n_layer}",
+            f"{config.n_positions:,} positions, {config.n_colours} colours",
+            f"{self.num_parameters():,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+        ]
+        if hasattr(self, "processor"):
+            facts.append(
+                "with its palette" if self.processor is not None else "without a palette: takes token sets only"
+            )
+        plain = f"<{name}: {'; '.join(facts)}>"
+        lines = "<br/>".join(html.escape(fact) for fact in facts)
+        return {"text/plain": plain, "text/html": f"<b>{html.escape(name)}</b><br/>{lines}"}
+
+    def gradient_checkpointing_enable(self, *_, **__) -> None:
+        """In training, keep only every block's input and compute the rest again in the backward pass.
+
+        Arguments are taken as transformers' are, and change nothing: it is never reentrant, and of every block.
+        """
+        self.backbone.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.backbone.gradient_checkpointing = False
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
+    activation_checkpointing_disable = gradient_checkpointing_disable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.backbone.gradient_checkpointing
+
+    is_activation_checkpointing = is_gradient_checkpointing
+
+    def post_init(self) -> None:
+        """What a class of one's own calls at the end of its `__init__`: the layers that it adds are drawn."""
+        for child in self.children():
+            if not isinstance(child, ImageGPTPreTrainedModel):
+                child.apply(self._init_weights)
+        self.tie_weights()
+
+    init_weights = post_init
+
+    def _init_weights(self, module: Any) -> None:
+        """Weights of linear maps and embeddings that a user added, with `initializer_range` as in transformers."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def prepare_training(self, *, bfloat16: bool = False) -> set[str]:
+        """Let training steps take the fastest path to the same numbers, up to rounding; names of the biases left out.
+
+        Biases that are all zero now, as in the original, are left out while the model is in training mode: do not train
+        them. On a CPU attention is written out in chunks where that is faster than the fused kernel; `bfloat16` says
+        whether products are of that type.
+        """
+        return fast.prepare_training(self, bfloat16=bfloat16)
+
+    @torch.no_grad()
+    def initialise(self, init: str = "original", generator: torch.Generator | None = None) -> Self:
+        """Draw the weights anew; biases become zero, gains one.
+
+        `original`, as the paper's code: positions 0.01; tokens, SOS and MLP 0.02; q, k, v 1 / sqrt(D); attention output
+        1 / sqrt(D L); both heads exactly zero, so the first loss is exactly ln V. (Not so a head that is tied to the
+        tokens: it is drawn as they are.) `transformers`, as there: all `initializer_range`, but for the outputs of
+        attention and MLP, which have it over sqrt(2 L).
+        """
+        if init == "port":
+            warnings.warn("init='port' is now called 'transformers'", DeprecationWarning, stacklevel=3)
+            init = "transformers"
+        if init not in ("original", "transformers"):
+            raise ValueError(f"init {init!r}; expected 'original' or 'transformers'")
+        d, blocks = self.config.n_embd, self.config.n_layer
+        if init == "original":
+            usual = 0.02
+            scales = {"lm_head": 0, "score": 0, "wpe": 0.01, "c_attn": d**-0.5, "q_attn": d**-0.5,
+                      "attn.c_proj": (d * blocks) ** -0.5, "crossattention.c_proj": (d * blocks) ** -0.5}  # fmt: skip
+        else:
+            usual = self.config.initializer_range
+            scales = {"c_proj": usual / math.sqrt(2 * blocks)}
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.ndim == 1:
+                weight.fill_(1)
+            else:
+                scale = next((s for part, s in scales.items() if part in name), usual)
+                weight.normal_(0, scale, generator=generator) if scale else weight.zero_()
+        return self
+
+    @classmethod
+    @also_called(source="pretrained_model_name_or_path")
+    def from_pretrained(
+        cls,
+        source: str | Path | None,
+        *model_args,
+        config: Any = None,
+        revision: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        torch_dtype: torch.dtype | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **changes,
+    ) -> Self:
+        """A model in eval mode on the CPU, from a bundled name, a folder in transformers' layout or a Hub name.
+
+        `revision` is a branch, tag or commit on the Hub; `cache_dir`, `force_download`, `local_files_only`, `subfolder`
+        and `token` say where files lie. `config`, or what one is read from, takes the place of `config.json`, and
+        `state_dict` that of the file's weights: with both, the source may be None. `dtype`, or as it was called
+        `torch_dtype`, is a type, its name, or "auto": that of the checkpoint. `device_map` is a device, or "auto". With
+        `output_loading_info` a tuple, with what was absent. A head that the checkpoint has not starts at zero, with a
+        warning; `ignore_mismatched_sizes` does so with a head of another shape too. What a user's class adds may be
+        absent, and stays as the class draws it; `model_args` are for that class. Other `changes` are fields of the
+        configuration: `num_labels=10`. Raises `hub.CheckpointError` naming missing, misshapen and unknown tensors.
+        """
+        where, changes = hub.options(changes)
+        how = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
+        _check_attention(changes.pop("attn_implementation", None))
+        found: dict = {}
+        state, file = how["state_dict"], Path("state_dict")
+        if source is not None:
+            found, held, file = checkpoints.read(source, revision=revision, **where)
+            state = held if state is None else state
+        dtype = dtype_of(torch_dtype or dtype, found, state)
+        if isinstance(config, str | Path):
+            config = cls.config_class.from_pretrained(config)
+        config = cls.config_class.of_file(
+            found if config is None else config.to_dict(), changes, file.parent / "config.json"
+        )
+        checkpoints.check_layers(config, state, file)
+        model = cls._empty(config, model_args, state)
+        expected = {n: p for n, p in model.state_dict().items() if not (config.tie_word_embeddings and n == TIED)}
+        state, info = checkpoints.match(
+            state, expected, model.is_own, base=model.backbone is model, where=file,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )  # fmt: skip
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False, assign=True)
+        model = model.to(dtype) if info["missing_keys"] else model
+        model.name_or_path = vars(config)["_name_or_path"] = str(source)
+        model = model.tie_weights().eval().to(_device(how["device_map"]))
+        return (model, info) if how["output_loading_info"] else model  # type: ignore[return-value]
+
+    @classmethod
+    def _empty(cls, config: ImageGPTConfig, model_args: tuple, state: dict[str, Tensor]) -> Self:
+        """A model that waits for weights: without any, where no user's class needs to make its own parts."""
+        if cls.__module__ != "igpt_lab.models.imagegpt":
+            return cls(config, *model_args)
+        with torch.device("meta"):
+            model = cls(config, init=None)
+            if hasattr(model, "lm_head") and TIED in state and len(state[TIED]) == config.vocab_size:
+                model.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # as it is once resized
+        return model
+
+    def is_own(self, name: str) -> bool:
+        """Whether a tensor of this name is one of ImageGPT's, and none that a user's class added."""
+        inside = name if self.backbone is self else name.removeprefix("transformer.")
+        within = self.backbone is self or inside != name
+        return name in self.heads or (within and inside.partition(".")[0] in ("wte", "wpe", "h", "ln_f"))
+
+    def tie_weights(self, *_, **__) -> Self:
+        """With `tie_word_embeddings`, make the causal head's weight that of `wte`."""
+        if self.config.tie_word_embeddings and hasattr(self, "lm_head"):
+            self.lm_head.weight = self.transformer.wte.weight
+        return self
+
+    @classmethod
+    def _from_config(cls, config: ImageGPTConfig, *, dtype: torch.dtype | str | None = None, **_) -> Self:
+        """A new model; this is what `from_config` of transformers' Auto classes calls."""
+        return cls(config) if dtype is None else cls(config).to(dtype_of(dtype, {}, {}))
+
+    @also_called(folder="save_directory")
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None,
+        is_main_process: bool = True, max_shard_size: int | str | None = None, push_to_hub: bool = False, **_,
+    ) -> Path:  # fmt: skip
+        """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in transformers' layout.
+
+        `state_dict` takes the place of the model's own. Files are at most of `max_shard_size`, such as "5GB". A process
+        that is not the main one writes nothing. Other keywords of transformers' change nothing. Returns the folder.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub=True; this writes a folder: upload it with huggingface_hub.upload_folder")
+        if not is_main_process:
+            return Path(folder)
+        config = self.config.to_dict() | {"architectures": [type(self).__name__]}
+        tied = {TIED} if self.config.tie_word_embeddings else set()
+        state = self.state_dict() if state_dict is None else state_dict
+        state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in state.items() if n not in tied}
+        return checkpoints.write(folder, config, state, max_shard_size)
+
+
+def dtype_of(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> torch.dtype:
+    """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
+    if given == "auto":
+        floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
+    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
+    return found
+
+
+def _check_attention(name: str | None) -> None:
+    if name not in (None, "sdpa", "eager"):
+        raise ValueError(f"attn_implementation={name!r}; expected 'sdpa' or 'eager', which are the same numbers here")
+
+
+def _device(given: Any) -> torch.device:
+    """Of a `device_map`: a device, "auto", or a dict that has all of the model on one."""
+    if isinstance(given, dict):
+        if len(set(given.values())) != 1:
+            raise ValueError(f"device_map={given}; expected one device, as a model is on one here")
+        given = next(iter(given.values()))
+    if given is None:
+        return torch.device("cpu")
+    return torch.device(best_device(None) if given in ("auto", "balanced", "sequential") else given)
