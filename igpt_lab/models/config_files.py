@@ -54,7 +54,7 @@ class ConfigFiles:
     model_type = "imagegpt"
     base_config_key = ""
     keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
-    sub_configs: ClassVar = {}
+    sub_configs: ClassVar[dict] = {}
     attribute_map = ALIASES
     architectures = dtype = transformers_version = None
     chunk_size_feed_forward, is_encoder_decoder = 0, False

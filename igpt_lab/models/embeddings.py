@@ -22,9 +22,11 @@ class Embeddings:
     tie_weights: Any
 
     def get_input_embeddings(self) -> nn.Module:
+        """`wte`, the embedding of tokens; the name is transformers'."""
         return self.backbone.wte
 
     def set_input_embeddings(self, embeddings: nn.Module) -> None:
+        """Replace `wte`; the name is transformers'."""
         self.backbone.wte = embeddings
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -32,6 +34,7 @@ class Embeddings:
         return getattr(self, "lm_head", None)
 
     def set_output_embeddings(self, embeddings: nn.Module) -> None:
+        """Replace `lm_head`; the name is transformers'."""
         self.lm_head = embeddings
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *_, mean_resizing: bool = True) -> nn.Module:

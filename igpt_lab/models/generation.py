@@ -105,19 +105,40 @@ class Generates(nn.Module):
         generator: torch.Generator | None = None,
         **asked,
     ) -> Tensor | Generated:
-        """Continue int64 (N, t), the given tokens in front, to `max_length` tokens or by `max_new_tokens`.
+        """Continue int64 (N, t), the given tokens in front; arguments are transformers'.
 
-        The most probable token each time, or with `do_sample` one drawn: logits over `temperature`, all but the `top_k`
-        largest left out, then all but the most probable that together reach `top_p`. By default nothing is left out, as
-        in the paper. `num_return_sequences` draws so many of each. A row that reached `eos_token_id` (by default the
-        configuration's) goes on with `pad_token_id`, or else with the first of the former, until all have. An image is
-        SOS and T pixels: max_length = n_positions + 1.
+        The most probable token each time, or one drawn with `do_sample`. By default nothing is left out, as in the
+        paper. An image is SOS and T pixels: max_length = n_positions + 1.
 
-        Arguments are transformers'; `inputs` is `input_ids`. `generation_config`, an object or dict, has those that are
-        not given, and the model's `generation_config` the others. With `return_dict_in_generate` an output:
-        `sequences`, and with `output_scores`, `output_logits`, `output_attentions`, `output_hidden_states` a tuple over
-        tokens. Other arguments of transformers are taken where their value changes nothing, as `num_beams=1`, or
-        `attention_mask` of ones. Raises ValueError for more tokens than fit, TypeError for what would change something.
+        Args:
+            input_ids: int64 (N, t).
+            generation_config: An object or a dict of arguments that are not given here; the model's `generation_config`
+                has the others.
+            inputs: Another name of `input_ids`.
+            attention_mask: Ones alone (N, t), as every pixel of an image counts.
+            generator: Of the draws; by default torch's own.
+            **asked: `max_length`, tokens in the end, or `max_new_tokens`, tokens that are added; `do_sample`;
+                `temperature`, by which logits are divided; `top_k` largest logits and the most probable that together
+                reach `top_p`, from which is drawn; `num_return_sequences` of each row; `eos_token_id`, at which a row
+                ends, and `pad_token_id`, which fills it (by default the configuration's); `use_cache`. With
+                `return_dict_in_generate` also `output_scores`, `output_logits`, `output_attentions` and
+                `output_hidden_states`. Other arguments of transformers where their value changes nothing.
+
+        Returns:
+            int64 (N, max_length), or fewer columns where all rows reached their end. With `return_dict_in_generate`
+            `sequences`, and a tuple over tokens of each output that is asked for.
+
+        Raises:
+            ValueError: Both or none of `input_ids` and `inputs`, or of `max_length` and `max_new_tokens`; a length that
+                adds nothing or is above n_positions + 1; a temperature, `top_k` or `top_p` out of range; a mask that
+                hides tokens; several sequences without `do_sample`; a bidirectional model.
+            TypeError: An argument that transformers has not, or a value that would change something.
+
+        Example:
+            >>> begun = torch.full_like(ids[:, :1], model.config.sos_token_id)
+            >>> drawn = model.generate(begun, max_length=17, do_sample=True)
+            >>> drawn.shape, drawn[:, 0].tolist()
+            (torch.Size([2, 17]), [8, 8])
         """
         begun = inputs if input_ids is None else input_ids
         if begun is None or (input_ids is not None and inputs is not None):
@@ -157,11 +178,26 @@ class Generates(nn.Module):
         self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
         use_cache: bool = True, kept: dict[str, list] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Fill int64 (N, length) from column `given` on, in place: one pass over what is given, then a token a step.
+        """Fill columns from `given` on, in place: one pass over what is given, then a token a step.
 
-        `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None: then the columns before it are all.
-        `progress` wraps the range of columns. Without `use_cache` each step passes over all tokens again.
-        `kept` gets "attentions" and "hidden_states" of every pass, where it has these names.
+        Args:
+            tokens: int64 (N, length), whose columns before `given` hold what is given.
+            given: Number of those columns, 1 or more.
+            pick: `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None to end.
+            progress: Wraps the range of columns, such as `tqdm.trange`.
+            use_cache: Keep keys and values. Without, each step passes over all tokens again.
+            kept: Lists "attentions" and "hidden_states", to which those of every pass are added.
+
+        Returns:
+            `tokens`; where `pick` gave None, the columns before that.
+
+        Raises:
+            ValueError: A bidirectional model, or more tokens than positions.
+
+        Example:
+            >>> begun = torch.full_like(ids[:, :4], model.config.sos_token_id)
+            >>> model.continue_(begun, 1, lambda logits, column: torch.full_like(begun[:, :1], column)).tolist()
+            [[8, 1, 2, 3], [8, 1, 2, 3]]
         """
         if self.config.bidirectional:
             raise ValueError("a bidirectional model predicts masked pixels, and continues no image")

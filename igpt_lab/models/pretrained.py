@@ -119,6 +119,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         self.backbone.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
+        """Keep every activation of the forward pass, as is the default."""
         self.backbone.gradient_checkpointing = False
 
     activation_checkpointing_enable = gradient_checkpointing_enable
@@ -202,14 +203,33 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
     ) -> Self:
         """A model in eval mode on the CPU, from a bundled name, a folder in transformers' layout or a Hub name.
 
-        `revision` is a branch, tag or commit on the Hub; `cache_dir`, `force_download`, `local_files_only`, `subfolder`
-        and `token` say where files lie. `config`, or what one is read from, takes the place of `config.json`, and
-        `state_dict` that of the file's weights: with both, the source may be None. `dtype`, or as it was called
-        `torch_dtype`, is a type, its name, or "auto": that of the checkpoint. `device_map` is a device, or "auto". With
-        `output_loading_info` a tuple, with what was absent. A head that the checkpoint has not starts at zero, with a
-        warning; `ignore_mismatched_sizes` does so with a head of another shape too. What a user's class adds may be
-        absent, and stays as the class draws it; `model_args` are for that class. Other `changes` are fields of the
-        configuration: `num_labels=10`. Raises `hub.CheckpointError` naming missing, misshapen and unknown tensors.
+        A head that the checkpoint has not starts at zero, with a warning. What a user's own class adds may be absent,
+        and stays as the class draws it.
+
+        Args:
+            source: Bundled name, folder, or name on the Hub; None with `config` and `state_dict`.
+            *model_args: Of a user's own class.
+            config: Takes the place of `config.json`; an object, or what one is read from.
+            revision: Branch, tag or commit on the Hub.
+            dtype: Of the weights: a floating-point type, its name, or "auto", that of the checkpoint.
+            torch_dtype: The older name of `dtype`.
+            ignore_mismatched_sizes: A head of another shape than the checkpoint's starts at zero too.
+            **changes: Fields of the configuration, such as `num_labels=10`. `state_dict`, weights in place of the
+                file's. `cache_dir`, `force_download`, `local_files_only`, `subfolder` and `token` say where files lie.
+                `device_map`, a device or "auto". `output_loading_info`: also return what was absent.
+
+        Returns:
+            The model, of the class that this is called on.
+
+        Raises:
+            CheckpointError: Missing, misshapen or unknown tensors, which are named; no such source; a broken file.
+            ValueError: A dtype that is not of floating point.
+            TypeError: A change that is no field of the configuration.
+
+        Example:
+            >>> backbone = lab.ImageGPTModel.from_pretrained("tiny")
+            >>> backbone.config.n_layer, backbone.dtype, backbone.training
+            (3, torch.float32, False)
         """
         where, changes = hub.options(changes)
         how = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
@@ -271,10 +291,26 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         self, folder: str | Path, *, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None,
         is_main_process: bool = True, max_shard_size: int | str | None = None, push_to_hub: bool = False, **_,
     ) -> Path:  # fmt: skip
-        """Write `config.json` and `model.safetensors` (in `dtype`, default as they are) in transformers' layout.
+        """Write `config.json` and `model.safetensors` in transformers' layout.
 
-        `state_dict` takes the place of the model's own. Files are at most of `max_shard_size`, such as "5GB". A process
-        that is not the main one writes nothing. Other keywords of transformers' change nothing. Returns the folder.
+        Args:
+            folder: Where to; it is made.
+            dtype: Of the weights in the file; by default as they are.
+            state_dict: Takes the place of the model's own.
+            is_main_process: One that is not writes nothing.
+            max_shard_size: The most of a file, such as "5GB".
+            push_to_hub: False alone.
+            **_: Other keywords of transformers', which change nothing.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: `push_to_hub`.
+
+        Example:
+            >>> model.save_pretrained("copy").name
+            'copy'
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True; this writes a folder: upload it with huggingface_hub.upload_folder")
