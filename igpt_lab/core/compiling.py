@@ -64,8 +64,9 @@ class Compiled:
         if self._functions:
             return
         kinds: set[Any] = {type(module) for module in self.modules}
-        self._functions = {kind: _own(kind.forward) for kind in kinds}
-        forwards = {kind: _in_training(kind.forward, self._functions[kind]) for kind in kinds}
+        functions = {kind: _own(kind.forward) for kind in kinds}
+        forwards = {kind: _in_training(kind.forward, functions[kind]) for kind in kinds}
+        self._functions = functions
         for module in self.modules:
             vars(module)["forward"] = MethodType(forwards[type(module)], module)
 
@@ -102,4 +103,5 @@ def _in_training(plain: Callable, own: FunctionType) -> Callable:
 def _in_a_line(error: Exception) -> str:
     """An error's kind and what it says, at most 300 characters of it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text.partition(" Set TORCHDYNAMO_VERBOSE")[0]  # torch's advice for those who mend torch
     return text if len(text) <= 300 else f"{text[:297]}..."
