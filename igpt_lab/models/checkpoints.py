@@ -11,11 +11,13 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolve, write_json
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.models.config import ImageGPTConfig
@@ -207,3 +209,31 @@ def write(
         (folder / "model.safetensors").unlink(missing_ok=True)  # of an earlier run, which would be read in their place
     write_json(folder / "config.json", config)
     return folder
+
+
+def dtype_of(given: torch.dtype | str, config: dict, state: dict[str, torch.Tensor]) -> torch.dtype:
+    """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
+    if given == "auto":
+        floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
+    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
+    return found
+
+
+def check_attention(name: str | None) -> None:
+    """ValueError for a kind of attention that there is not."""
+    if name not in (None, "sdpa", "eager"):
+        raise ValueError(f"attn_implementation={name!r}; expected 'sdpa' or 'eager', which are the same numbers here")
+
+
+def device_of(given: Any) -> torch.device:
+    """Of a `device_map`: a device, "auto", or a dict that has all of the model on one."""
+    if isinstance(given, dict):
+        if len(set(given.values())) != 1:
+            raise ValueError(f"device_map={given}; expected one device, as a model is on one here")
+        given = next(iter(given.values()))
+    if given is None:
+        return torch.device("cpu")
+    return torch.device(best_device(None) if given in ("auto", "balanced", "sequential") else given)

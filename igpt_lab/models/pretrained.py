@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.core import hub
-from igpt_lab.core.devices import best_device
 from igpt_lab.core.joining import also_called, join, peer
 from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ImageGPTConfig
@@ -233,13 +232,13 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         """
         where, changes = hub.options(changes)
         how = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
-        _check_attention(changes.pop("attn_implementation", None))
+        checkpoints.check_attention(changes.pop("attn_implementation", None))
         found: dict = {}
         state, file = how["state_dict"], Path("state_dict")
         if source is not None:
             found, held, file = checkpoints.read(source, revision=revision, **where)
             state = held if state is None else state
-        dtype = dtype_of(torch_dtype or dtype, found, state)
+        dtype = checkpoints.dtype_of(torch_dtype or dtype, found, state)
         if isinstance(config, str | Path):
             config = cls.config_class.from_pretrained(config)
         config = cls.config_class.of_file(
@@ -255,7 +254,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False, assign=True)
         model = model.to(dtype) if info["missing_keys"] else model
         model.name_or_path = vars(config)["_name_or_path"] = str(source)
-        model = model.tie_weights().eval().to(_device(how["device_map"]))
+        model = model.tie_weights().eval().to(checkpoints.device_of(how["device_map"]))
         return (model, info) if how["output_loading_info"] else model  # type: ignore[return-value]
 
     @classmethod
@@ -284,7 +283,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
     @classmethod
     def _from_config(cls, config: ImageGPTConfig, *, dtype: torch.dtype | str | None = None, **_) -> Self:
         """A new model; this is what `from_config` of transformers' Auto classes calls."""
-        return cls(config) if dtype is None else cls(config).to(dtype_of(dtype, {}, {}))
+        return cls(config) if dtype is None else cls(config).to(checkpoints.dtype_of(dtype, {}, {}))
 
     @also_called(folder="save_directory")
     def save_pretrained(
@@ -321,30 +320,3 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         state = self.state_dict() if state_dict is None else state_dict
         state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in state.items() if n not in tied}
         return checkpoints.write(folder, config, state, max_shard_size)
-
-
-def dtype_of(given: torch.dtype | str, config: dict, state: dict[str, Tensor]) -> torch.dtype:
-    """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
-    if given == "auto":
-        floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
-    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
-    return found
-
-
-def _check_attention(name: str | None) -> None:
-    if name not in (None, "sdpa", "eager"):
-        raise ValueError(f"attn_implementation={name!r}; expected 'sdpa' or 'eager', which are the same numbers here")
-
-
-def _device(given: Any) -> torch.device:
-    """Of a `device_map`: a device, "auto", or a dict that has all of the model on one."""
-    if isinstance(given, dict):
-        if len(set(given.values())) != 1:
-            raise ValueError(f"device_map={given}; expected one device, as a model is on one here")
-        given = next(iter(given.values()))
-    if given is None:
-        return torch.device("cpu")
-    return torch.device(best_device(None) if given in ("auto", "balanced", "sequential") else given)

@@ -87,9 +87,10 @@ def _are_alike(ours, theirs) -> bool:
     return True
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def auto_classes():
     """The Auto classes as they were, after a piece has registered ours."""
+    transformers()
     from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
 
     maps = [configuration_auto.CONFIG_MAPPING, image_processing_auto.IMAGE_PROCESSOR_MAPPING]
@@ -102,8 +103,7 @@ def auto_classes():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("topic", "name"), ALL, ids=[f"{topic}: {name}" for topic, name in ALL])
-def test_a_piece_leaves_what_it_leaves_with_transformers(topic, name, tmp_path):
-    transformers()
+def test_a_piece_leaves_what_it_leaves_with_transformers(topic, name, tmp_path, auto_classes):
     if topic in NEEDS and importlib.util.find_spec(NEEDS[topic]) is None:
         pytest.skip(f"{NEEDS[topic]}, which this code uses, is not installed")
     source = PIECES[topic][name]
