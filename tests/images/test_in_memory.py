@@ -15,7 +15,6 @@ from PIL import Image
 
 import igpt_lab as lab
 from igpt_lab.core.display import say_once
-from igpt_lab.images.in_memory import KINDS
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), np.uint8)
 LABELS = [1, 0, 2, 1, 0, 2]
@@ -456,10 +455,6 @@ def test_an_error_of_the_users_set_names_the_row():
 
     with pytest.raises(ValueError, match="breaks test row 4 cannot be read: ZeroDivisionError"):
         lab.load_images(Breaks()).images()
-
-
-def test_kinds_are_told_in_full():
-    assert KINDS.startswith("Pillow images, paths, arrays")
 
 
 # Saved, and in stores.
