@@ -1,11 +1,13 @@
 """The classes of this package behind the Auto classes of transformers, for a user who has it."""
 
+from igpt_lab.core.arguments import checked
 from igpt_lab.core.joining import join
 from igpt_lab.images.processor import ImageGPTImageProcessor, ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForImageClassification, ImageGPTModel
 
 
+@checked
 def register_auto_classes() -> None:
     """From here on transformers' Auto classes give this package's classes for checkpoints of ImageGPT.
 

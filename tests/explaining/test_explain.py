@@ -85,7 +85,7 @@ def test_a_stopped_run_keeps_what_was_finished(tiny_folder, tiny_images, tmp_pat
     monkeypatch.setattr("igpt_lab.explaining.explain.leave_out", stopped)
     arguments = ["explain", str(tiny_folder), str(tiny_images), "--chosen", "1", "--store", str(tmp_path / "stores")]
     assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 130
-    assert "what was finished is kept" in capsys.readouterr().err
+    assert "finished work is kept" in capsys.readouterr().err
     kept = {path.stem for path in (tmp_path / "out").glob("*.csv")}
     assert kept == set(FIGURES) - {"left_out", "heads", "attentive"}
     bits = pd.read_csv(tmp_path / "out" / "bits.csv")

@@ -295,11 +295,11 @@ def test_a_misspelt_option_gets_the_closest_right_name(tiny, test, tmp_path):
 def test_the_options_that_have_calls_of_their_own_warn_and_still_work(tiny, train, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "ROWS", 25)
     options = {"store": tmp_path, "device": "cpu", "progress": False}
-    with pytest.warns(DeprecationWarning, match=r"extract\(part=\) goes .* use lab.extract_share") as told:
+    with pytest.warns(DeprecationWarning, match=r"extract\(part=\) is removed .* use lab.extract_share") as told:
         some = extract(tiny, train, part=(2, 3), **options)
     assert told[0].filename == __file__
     assert [some.has("train", number) for number in range(3)] == [False, True, False]
-    with pytest.warns(DeprecationWarning, match=r"extract\(engine=\) goes .* leave that out"):
+    with pytest.warns(DeprecationWarning, match=r"extract\(engine=\) is removed .* leave that out"):
         assert extract(tiny, train, engine="local", **options).problems() == []
     with pytest.raises(ValueError, match="expected 'local', or 'dask' with its scheduler"):
         extract(tiny, train, scheduler="tcp://nowhere:1", **options)
@@ -330,13 +330,19 @@ def test_layers_below_are_those_of_a_full_pass_and_the_blocks_above_do_not_run(t
             np.testing.assert_array_equal(some.layer(point, layer, "test"), whole.layer(point, layer, "test"))
 
 
-def test_a_model_in_training_mode_is_put_into_eval_mode_and_is_never_measured_otherwise(tiny, test, tmp_path):
+def test_a_model_in_training_mode_is_measured_in_eval_mode_and_left_as_it_was(tiny, test, tmp_path):
+    options = {"device": "cpu", "progress": False}
+    expected = extract(tiny, test, store=tmp_path / "of eval", **options).layer("ln_1", 2, "test")
     tiny.train()
+    for module in tiny.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
     runner = Runner(tiny, ExtractionSettings(alignment="sos", dtype="float32", batch_size=8))
     with pytest.raises(RuntimeError, match="training mode"):
         runner.over(np.zeros((2, 16), np.uint16))
-    extract(tiny, test, store=tmp_path, device="cpu", progress=False)
-    assert not tiny.training
+    store = extract(tiny, test, store=tmp_path / "of training", **options)
+    np.testing.assert_array_equal(store.layer("ln_1", 2, "test"), expected)
+    assert tiny.training and all(module.training for module in tiny.modules())
 
 
 def test_a_bidirectional_model_is_raw(tiny, test, tmp_path):

@@ -62,7 +62,6 @@ def content(root) -> dict:
     return {name: path.read_bytes() for name, path in files.items() if name.parts[0] != "tokens"}
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def whole(tiny_folder, tiny_images, tmp_path_factory):
     """What an extraction leaves that nothing disturbed: 15 and 10 parts."""

@@ -5,6 +5,7 @@ import io
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -91,7 +92,7 @@ HELD = {
     "array of 16 bits": lambda: PIXELS.astype(np.uint16) * 257,
     "array with alpha": lambda: np.concatenate([PIXELS, np.full_like(PIXELS[..., :1], 255)], -1),
     "tensor": lambda: tensor(PIXELS),
-    "tensor of floats": lambda: torch.tensor(PIXELS / 255, dtype=torch.float32, requires_grad=True),
+    "tensor of floats": lambda: (tensor(PIXELS).float() / 255).requires_grad_(True),
     "list of Pillow images": pictures,
     "list of arrays": lambda: list(PIXELS),
     "list of tensors": lambda: list(tensor(PIXELS)),
@@ -198,7 +199,7 @@ def test_a_transform_that_draws_at_random_is_noticed(tmp_path, tiny_folder):
 
 def test_an_image_folder_of_torchvision_names_its_files(paths):
     class ImageFolder(CIFAR10):
-        samples = tuple((str(path), label) for path, label in zip(paths, LABELS, strict=True))
+        samples: ClassVar = [(str(path), label) for path, label in zip(paths, LABELS, strict=True)]
 
     assert lab.load_images(ImageFolder()).files == tuple(map(str, paths))
 
