@@ -53,7 +53,7 @@ FITS = 2.0  # all of the time, over that of the forward passes
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """What every instrument measured, and `answers`, the table of `predictions.answer`, with c = `chosen`.
+    """What every instrument measured, and `answers`, the table of `lab.answer`, with c = `chosen`.
 
     `probe` is of the mean of `ln_1`; `lens` has the logit lens and the tuned lens, `baselines` what counting pixels
     gives beside them; `parts` are blocks, attention and MLPs left out, with that probe at c, and `heads` heads. `strip`

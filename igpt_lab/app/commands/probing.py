@@ -120,7 +120,7 @@ def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str
     if drops is not None:
         theirs = f"{100 * drops['control_lowest']:.1f} to {100 * drops['control_highest']:.1f} points"
         ends = f"[{100 * drops['low']:.1f}, {100 * drops['high']:.1f}]"
-        more = f"the trained one falls {100 * drops['difference']:+.1f} points {ends} more"
+        more = f"the trained one's less their mean: {100 * drops['difference']:+.1f} points {ends}"
         lines.append(f"untrained networks, their chosen less last: {theirs}; {more}")
     permuted = drawn[(drawn.control == "permuted labels") & (drawn.layer == chosen.layer)].test_accuracy
     if len(permuted):
