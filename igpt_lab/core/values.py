@@ -28,9 +28,12 @@ def check(
         raise ValueError(f"{name} is {reprlib.repr(value)}; expected {expected}")
 
 
-def closest(name: object, known: Iterable[str]) -> str:
-    """The one of `known` that is most like a name that is not among them; '' where none is like it."""
-    return next(iter(difflib.get_close_matches(str(name), known, 1)), "")
+def closest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The one of `known` that is most like a name that is not among them; '' where none is like it.
+
+    `cutoff`: how like, as the ratio of difflib's SequenceMatcher, from 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(str(name), known, 1, cutoff)), "")
 
 
 def did_you_mean(name: object, known: Collection[str], expected: str = "") -> str:

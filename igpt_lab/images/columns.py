@@ -6,7 +6,6 @@ import of `datasets` takes seconds.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import unicodedata
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from igpt_lab.core.storage import Remote
+from igpt_lab.core.values import closest
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -70,8 +70,8 @@ def label_column(schema: pa.Schema, name: str, label: str | None = None) -> str 
     """The column of the labels, or None; `label`, where it was asked for. ValueError where there is no such column."""
     if label is not None:
         if label not in schema.names:
-            close = difflib.get_close_matches(label, schema.names, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            close = closest(label, schema.names)
+            hint = f"did you mean {close!r}? " if close else ""
             raise ValueError(f"{name} has no column {label!r} for the labels; {hint}{_names(schema)}")
         return _usual([label], "label", schema, name)
     labels = [column for column in LABEL_COLUMNS if column in schema.names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import torch
 
 from igpt_lab.core import hub
 from igpt_lab.core.joining import also_called
-from igpt_lab.core.values import check
+from igpt_lab.core.values import check, closest
 
 ALIASES = {
     "hidden_size": "n_embd",
@@ -186,7 +185,7 @@ class ConfigFiles:
             raise hub.CheckpointError(f"{file}: {error}") from error
 
 
-def _closest(cls: type, name: str, cutoff: float) -> str | None:
+def _closest(cls: type, name: str, cutoff: float) -> str:
     """The closest field, by any of its names, of a configuration's class."""
     known = [*(f.name for f in fields(cls)), *ALIASES, "label2id"]  # type: ignore[arg-type]
-    return next(iter(difflib.get_close_matches(name, known, 1, cutoff)), None)
+    return closest(name, known, cutoff)
