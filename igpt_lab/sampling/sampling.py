@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.features.hooks import evaluating
 from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.generation import cut
@@ -217,11 +218,13 @@ def _draw(
     tokens = np.zeros((count, length), np.int64)
     log_p, rows = np.full((count, length), np.nan, np.float32), np.zeros(count, np.int64)
     batches = math.ceil(count / (batch_size or _batch_size(model)))
-    size, was_training, decoder = math.ceil(count / max(1, batches)), model.training, None
-    model.eval()
+    size, decoder = math.ceil(count / max(1, batches)), None
     try:
         total = count * (length - known)
-        with tqdm(total=total, desc="pixels", unit="px", unit_scale=True, disable=not progress) as bar:
+        with (
+            evaluating(model),
+            tqdm(total=total, desc="pixels", unit="px", unit_scale=True, disable=not progress) as bar,
+        ):
             for start in range(0, count, max(1, size)):
                 part = slice(start, start + size)
                 if decoder is None or decoder.batch != len(seeds[part]):
@@ -235,8 +238,6 @@ def _draw(
         warnings.warn(
             f"stopped with {int((rows * side(model) == length).sum())} of {count} images complete", stacklevel=4
         )
-    finally:
-        model.train(was_training)
     return Drawn(tokens, log_p, seeds, rows)
 
 
