@@ -207,6 +207,8 @@ def explain_miss(root: str | Place, key: FeatureKey) -> str:
     nearest = None if (place(root) / key.folder()).exists() else key.nearest(root)
     if nearest is None or {"images", "splits"} <= {name for name, *_ in nearest[1]}:
         return ""  # a store of another image set explains nothing
+    if key.modules and ("alignment" in {name for name, *_ in nearest[1]}):
+        return ""  # nor does one of an ImageGPT
     return f"no store has this key yet; the nearest is {nearest[0]}: {_told(nearest[1])}"
 
 
@@ -219,8 +221,9 @@ def _short(value: object) -> str:
     """A key's field for a message: digests by their first 8 digits, 0, 1, ..., 12 as 0..12."""
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_short(item)}" for name, item in value.items())
-    if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
-        return f"{value[0]}..{value[-1]}"
+    if isinstance(value, list) and len(value) > 2 and all(isinstance(item, int) for item in value):
+        if value == list(range(value[0], value[0] + len(value))):
+            return f"{value[0]}..{value[-1]}"
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", json.dumps(value))
 
 
