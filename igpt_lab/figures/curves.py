@@ -207,7 +207,7 @@ def _plot_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
         ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    label = "ImageGPT, 95 % interval" if name == MODEL else as_label(name)
+    label = f"{as_label(rows.network.iloc[0])}, 95 % interval" if name == MODEL else as_label(name)
     if (draws := int(rows.draws.max())) > 1:
         label += f" ({draws})" if narrow() else f", {draws} draws"
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
@@ -319,7 +319,8 @@ def _plot_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
     if has_interval:
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
-    ax.plot(rows.layer, scale * rows[measure], **style | line, label="ImageGPT" if name == MODEL else as_label(name))
+    label = as_label(rows.network.iloc[0] if name == MODEL else name)
+    ax.plot(rows.layer, scale * rows[measure], **style | line, label=label)
 
 
 def _scale_measure(ax: Axes, measure: str) -> None:

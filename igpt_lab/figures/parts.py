@@ -110,10 +110,12 @@ def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A table whose layers may have names, with their places 0, 1, ... as `layer`; and these names, [] of numbers.
 
     The order is that of the model's rows. A control of one layer, such as raw pixels, has no depth and the place 0.
-    `layer_name` is what each row's layer is called. ValueError for a control with a layer that the model has not.
+    `layer_name` is what each row's layer is called, and `network` what the model is: layers with names are of another
+    network than ImageGPT, whose name may be in a column `model`. ValueError for a control with a layer that the model
+    has not.
     """
     if pd.api.types.is_numeric_dtype(table.layer):
-        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer]), []
+        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer], network="ImageGPT"), []
     called = table.layer.astype(str)
     control = table.control if "control" in table else pd.Series(MODEL, table.index)
     names = list(dict.fromkeys(called[control == MODEL]))
@@ -123,7 +125,8 @@ def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         first = unknown[0]
         raise ValueError(f"{control.iloc[first]} has the layer {called.iloc[first]!r}, and the model has {names}")
     places = {name: place for place, name in enumerate(names)}
-    return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called), names
+    network = table.model if "model" in table else "the network"
+    return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called, network=network), names
 
 
 def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:

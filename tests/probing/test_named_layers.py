@@ -145,9 +145,10 @@ def test_figures_of_names_are_those_of_numbers_with_names_on_the_axis(results, t
     for a, b in zip(plain.get_lines(), with_names.get_lines(), strict=True):
         np.testing.assert_allclose(a.get_xydata(), b.get_xydata())
     assert [tick.get_text() for tick in with_names.get_xticklabels()] == list(NAMES)
-    assert [text.get_text() for text in with_names.texts if "\n" in text.get_text()][-1].startswith(
-        "layer body\n"
-    ) or any(text.get_text().startswith("layer body\n") for text in with_names.texts)
+    assert any(text.get_text().startswith("layer body\n") for text in with_names.texts)
+    titled = lab.figures.layer_curve(results[1].table.assign(model="ViT"))
+    labels = [ax.get_legend_handles_labels()[1][0] for ax in (plain, with_names, titled)]
+    assert labels == [f"{name}, 95 % interval" for name in ("ImageGPT", "the network", "ViT")]
     files = lab.figures.save_figure(
         with_names, tmp_path / "a", data=results[1].table, record=lab.RunRecord("c", seed=0)
     )
@@ -196,6 +197,9 @@ def test_an_encoder_stands_beside_another_network_by_relative_depth(results):
     np.testing.assert_allclose(drawn["an encoder"].get_xydata(), np.stack([[0, 1], y[[0, 2]]], axis=1))
     assert any("an encoder: layer a last norm" in line.get_label() for line in ax.get_lines())
     np.testing.assert_allclose(drawn["raw pixels"].get_ydata(), 40)
+    ax = lab.figures.layer_curve(pd.concat([table, pixels, pixels.assign(model="an encoder", test_accuracy=0.5)]))
+    levels = {line.get_label(): line.get_ydata()[0] for line in ax.get_lines() if "raw pixels" in line.get_label()}
+    assert levels == {"raw pixels, ImageGPT": 40, "raw pixels, an encoder": 50}
     with pytest.raises(ValueError, match="comparison= is of one network"):
         lab.figures.layer_curve(table, comparison=lab.compare_layers(results[0]).to_dict())
     compared = lab.figures.model_comparison(table)
