@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import TICK, by_depth, finish
+from igpt_lab.figures.parts import TICK, by_depth, head, legend
 from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Keywords, points
 
 NETWORK_STYLES = (LINE_STYLES[MODEL], PURPLE, AMBER, LINE_STYLES["random network"], LINE_STYLES["permuted labels"])
@@ -36,9 +36,9 @@ def plot_beside(table: pd.DataFrame, title: str, ax: Axes) -> Axes:
     ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set(xlim=(-0.03, 1.03), xlabel="depth (share of the last layer)", ylabel="test accuracy (%)")
     counts = sorted({f"{int(n):,}" for n in own.n_test})
-    return finish(
-        ax, title, f"{' and '.join(counts)} test images; bands: 95 % over images; rings: chosen on validation"
-    )
+    head(ax, title, f"{' and '.join(counts)} test images; bands: 95 % over images;\nrings: chosen on validation")
+    legend(ax, most=1)
+    return ax
 
 
 def _levels(controls: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:

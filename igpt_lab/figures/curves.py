@@ -30,6 +30,7 @@ from igpt_lab.figures.parts import (
     legend,
     limit,
     mark_not_converged,
+    room_below,
     suptitle,
 )
 from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, narrow, plotting, points
@@ -91,7 +92,7 @@ def layer_curve(
     chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows of control {MODEL!r} are marked as chosen; expected exactly one")
-    ax = axes(3.0) if ax is None else ax
+    ax = axes(3.0 + room_below(min(TICK, max(map(len, names), default=0)))) if ax is None else ax
     shown, low, high = _in_view(table)
     below = [] if chance is None else near_chance(table[~table.control.isin(shown)], chance, low)
     for name in [*shown, *below]:
@@ -105,7 +106,8 @@ def layer_curve(
     ax.set(ylabel="test accuracy (%)")
     if chance is not None:
         mark_chance(ax, chance, table[table.control.isin(below)])
-    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(main)]
+    rows = main.assign(layer=main.layer_name) if names else main
+    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(rows)]
     return finish(ax, title, ";\n".join(filter(None, notes)))
 
 

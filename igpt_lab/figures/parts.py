@@ -129,6 +129,11 @@ def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called, network=network), names
 
 
+def room_below(letters_of_name: int) -> float:
+    """Inches that an upright name takes below the axes."""
+    return 0.57 * letters_of_name * rcParams["font.size"] / 72
+
+
 def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:
     """The horizontal axis from layer 0 to the last one, with no more numbers than fit, or the names of layers."""
     step = math.ceil((last + 1) / (12 if narrow() else 18))
@@ -144,10 +149,11 @@ def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:
 
 def _below(ax: Axes) -> float:
     """Inches that upright names of layers take below the axes."""
-    if ax.xaxis.get_tick_params().get("labelrotation") != 90:
+    given = ax.xaxis.get_tick_params()
+    if 90 not in (given.get("rotation"), given.get("labelrotation")):  # the name differs between versions
         return 0.0
-    longest = max(map(len, getattr(ax.xaxis.get_major_formatter(), "seq", [""])))
-    return 0.62 * longest * rcParams["font.size"] / 72
+    longest = max(len(label.get_text()) for label in ax.get_xticklabels())
+    return room_below(longest)
 
 
 def rows_downwards(ax: Axes, names: Iterable[str]) -> None:
@@ -201,12 +207,12 @@ def columns_of(labels: Iterable[str], most: int) -> int:
     return 1 if any("…" in label for label in labels) else most
 
 
-def legend(ax: Axes) -> None:
-    """Below the axes at a distance in inches, where it covers no line."""
+def legend(ax: Axes, most: int | None = None) -> None:
+    """Below the axes at a distance in inches, where it covers no line, in at most so many columns."""
     down = transforms.ScaledTranslation(0, -points(0.38) - _below(ax), figure_of(ax).dpi_scale_trans)
     ax.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
         bbox_transform=ax.transAxes + down,
-        ncols=columns_of(ax.get_legend_handles_labels()[1], 4 if letters() > 100 else 2),
+        ncols=columns_of(ax.get_legend_handles_labels()[1], most or (4 if letters() > 100 else 2)),
     )

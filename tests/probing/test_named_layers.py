@@ -1,5 +1,7 @@
 """Features as researchers have them, and layers with names: the same numbers as of arrays and of layers 0, 1, 2."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -146,6 +148,10 @@ def test_figures_of_names_are_those_of_numbers_with_names_on_the_axis(results, t
         np.testing.assert_allclose(a.get_xydata(), b.get_xydata())
     assert [tick.get_text() for tick in with_names.get_xticklabels()] == list(NAMES)
     assert any(text.get_text().startswith("layer body\n") for text in with_names.texts)
+    near = results[1].table.assign(validation_accuracy=[0.1, 0.9, 0.895])
+    near = pd.concat([near, near.iloc[[0, 0]].assign(layer=["head", "end"])], ignore_index=True)
+    note = lab.figures.layer_curve(near.assign(n_validation=1000)).texts
+    assert "within one standard error: body, a last norm" in [text.get_text() for text in note]
     titled = lab.figures.layer_curve(results[1].table.assign(model="ViT"))
     labels = [ax.get_legend_handles_labels()[1][0] for ax in (plain, with_names, titled)]
     assert labels == [f"{name}, 95 % interval" for name in ("ImageGPT", "the network", "ViT")]
@@ -154,6 +160,17 @@ def test_figures_of_names_are_those_of_numbers_with_names_on_the_axis(results, t
     )
     before = {file.name: file.read_bytes() for file in files}
     assert {file.name: file.read_bytes() for file in lab.figures.redraw(tmp_path / "a.json")} == before
+
+
+@pytest.mark.parametrize("style", ["paper", "wide", "talk"])
+def test_long_names_have_room_and_the_legend_covers_none(results, style):
+    table = results[1].table
+    long = {name: f"encoder.layers.{place}.output" for place, name in enumerate(NAMES)}
+    ax = lab.figures.layer_curve(table.assign(layer=table.layer.map(long)), style=style)
+    ax.figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert ax.get_legend().get_window_extent().y1 < min(box.y0 for box in boxes)
 
 
 def test_other_figures_take_names(results):
