@@ -31,7 +31,7 @@ def digest_of_network(network: nn.Module) -> str:
 
     Settings that begin with an underscore are left out. A `config` of transformers counts, but for its versions.
     """
-    tensors = {name: digest_of_tensor(value) for name, value in (*network.named_parameters(), *network.named_buffers())}
+    tensors = {name: _told(value) for name, value in (*network.state_dict().items(), *network.named_buffers())}
     plain = {
         name: {key: _told(value) for key, value in vars(part).items() if _is_setting(key, value)}
         for name, part in network.named_modules()
@@ -43,7 +43,9 @@ def digest_of_network(network: nn.Module) -> str:
 
 
 def digest_of_tensor(value: Tensor) -> list:
-    """Dtype, shape, and a digest of the bytes."""
+    """Dtype, shape, and a digest of the bytes; of quantised ones also how they were."""
+    if value.is_quantized:
+        return [repr(value.qscheme()), *digest_of_tensor(value.dequantize())]
     flat = value.detach().cpu().contiguous().reshape(-1)
     return [str(value.dtype), list(value.shape), digest(flat.view(torch.uint8).numpy().tobytes())]
 

@@ -221,6 +221,20 @@ def test_a_digest_sees_settings_and_code_but_not_the_mode():
     assert digest_of_network(nn.Sequential(nn.ReLU())) != digest_of_network(nn.Sequential(nn.GELU()))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated, and still used
+def test_a_digest_sees_quantised_weights():
+    plain = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
+    plain[1][0].load_state_dict({"weight": plain[0][0].weight + 1, "bias": plain[0][0].bias})
+    digests = [digest_of_network(torch.ao.quantization.quantize_dynamic(net)) for net in (*plain, plain[0])]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_script_has_no_hooks(test, tmp_path):
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
+    with pytest.raises(ValueError, match="ScriptModule runs without hooks; give the network that it was made of"):
+        extract(scripted, test, modules=["1"], store=tmp_path, **OPTIONS)
+
+
 def test_a_digest_sees_what_a_function_is_made_of():
     def at(place, scale=1.0):
         return lambda x: scale * x[:, place]
