@@ -85,7 +85,7 @@ def interruptible() -> Iterator[threading.Event]:
     try:
         yield event
     finally:
-        for number, handler in before.items():
+        for number, handler in reversed(before.items()):  # Ctrl-C last: it may end this block
             signal.signal(number, handler)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.training import finetuning, pretraining
 from igpt_lab.training.dynamics import checkpoints_of
 from igpt_lab.training.pretraining import pretrain
-from igpt_lab.training.resuming import STATE, in_use, note_run, read_state, write_note
+from igpt_lab.training.resuming import STATE, in_use, interruptible, note_run, read_state, write_note
 from igpt_lab.training.settings import FinetuneConfig, PretrainConfig
 from igpt_lab.training.trainer import Trainer
 
@@ -329,9 +330,21 @@ def test_checkpoints_are_whole_and_of_the_step_that_they_say(folder):
 
 def _interrupt(now):
     if now:
-        import signal
-
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_ctrl_c_while_a_run_ends_leaves_the_handlers_as_they_were(monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    change = signal.signal
+
+    def pressed(number, handler):
+        change(number, handler)
+        if number == signal.SIGINT:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        monkeypatch.setattr(signal, "signal", pressed)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("rate", ["high", None, -1.0, [1]])
