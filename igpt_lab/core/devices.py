@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +50,18 @@ def best_device(asked: str | torch.device | None = None, *, here: bool = True) -
         if device.type == "cpu" or not here or f"{device.type}:{device.index or 0}" in there:
             return device
     raise ValueError(f"there is no device {str(asked)[:40]!r}; expected one of this machine: {', '.join(there)}")
+
+
+@contextmanager
+def drawing(device: torch.device, *seed: int) -> Iterator[None]:
+    """What torch draws in this block follows from a seed; behind it the process goes on as if nothing was drawn."""
+    number = int(np.random.default_rng(seed).integers(2**63))
+    others = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(others, device_type=device.type if others else None):
+        torch.default_generator.manual_seed(number)
+        if others:
+            torch.get_device_module(device).manual_seed(number)
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.compiling import Compiled
-from igpt_lab.core.devices import memory_kept
+from igpt_lab.core.devices import drawing, memory_kept
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -215,8 +215,9 @@ class Trainer:
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         seen = torch.zeros_like(self.total)
-        for parts in zip(*[tensor.chunk(self.settings.accumulate) for tensor in tensors], strict=True):
-            seen += self._backward(parts)
+        with drawing(self.model.device, self.settings.seed, 5, self.step, parallel.rank()):  # of dropout
+            for parts in zip(*[tensor.chunk(self.settings.accumulate) for tensor in tensors], strict=True):
+                seen += self._backward(parts)
         return seen
 
     def _backward(self, parts: tuple[Tensor, ...]) -> Tensor:
