@@ -44,14 +44,16 @@ def run(
     with bar, memory_kept(), trainer.compiled as compiled, interruptible() as interrupted:
         if joins and not trainer.log:
             report()
-        bar.set_postfix_str("compiling the blocks, up to half a minute" if compiled.modules else "")
+        if compiled.modules and trainer.step < settings.steps:
+            bar.set_postfix_str("compiling the blocks, up to half a minute")
         told = ""
         for batch in drawn:
             trainer.update(*batch)
-            if compiled.news != told and parallel.rank() == 0:
+            if compiled.news != told:
                 told = compiled.news
                 bar.set_postfix_str("")
-                bar.write(told)
+                if compiled.problem or parallel.rank() == 0:
+                    bar.write(told)
             bar.update()
             stop = parallel.any_of(interrupted.is_set(), device)
             keeps, reports = trainer.step in snapshots, trainer.is_due(settings.log_every)
