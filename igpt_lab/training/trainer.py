@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +100,7 @@ class Trainer:
         self.step = 0
         self.log: list[dict[str, float]] = []
         self.lowest = math.inf
+        self.drops = max(model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop) > 0
         self.sharded = shard and parallel.world() > 1
         if self.sharded:
             parallel.shard(model, model.transformer.h)
@@ -217,7 +219,8 @@ class Trainer:
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         seen = torch.zeros_like(self.total)
-        with drawing(self.model.device, self.settings.seed, 5, self.step, parallel.rank()):  # of dropout
+        drawn = drawing(self.model.device, self.settings.seed, 5, self.step, parallel.rank())
+        with drawn if self.drops else nullcontext():
             for parts in zip(*[tensor.chunk(self.settings.accumulate) for tensor in tensors], strict=True):
                 seen += self._backward(parts)
         return seen

@@ -339,6 +339,7 @@ def test_what_is_left_open_is_settled_by_the_device_and_the_length_of_the_run():
     cuda, cpu, long = torch.device("cuda"), torch.device("cpu"), PretrainConfig(steps=10**9)
     assert PretrainConfig(steps=500).settled(TINY, cuda).dtype == "bfloat16"
     assert long.settled(TINY, cuda).compile and not PretrainConfig(steps=500).settled(TINY, cpu).compile
+    assert not long.settled(replace(TINY, scale_attn_by_inverse_layer_idx=True), cuda).compile
     given = PretrainConfig(steps=10**9, dtype="float32", compile=False)
     assert given.settled(TINY, cuda) == given
     assert PretrainConfig(steps=500).settled(TINY, cpu).dtype in ("float32", "bfloat16")

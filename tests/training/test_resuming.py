@@ -5,6 +5,7 @@ import shutil
 import signal
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +332,18 @@ def test_checkpoints_are_whole_and_of_the_step_that_they_say(folder):
 def _interrupt(now):
     if now:
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_that_settles_by_itself_whether_to_compile_can_be_made_longer(tmp_path, monkeypatch, first):
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    recipe = replace(RECIPE, compile=None, cooldown=1, warmup=1)
+    for steps, pays in ((2, first), (4, not first)):
+        monkeypatch.setattr("igpt_lab.training.settings.WORTH_COMPILING", 0 if pays else 1e99)
+        monkeypatch.setattr("shutil.which", lambda name: name)
+        run(tmp_path, replace(recipe, steps=steps))
+    assert pd.read_csv(tmp_path / "log.csv").step.iloc[-1] == 4
+    assert json.loads((tmp_path / "training.json").read_text())["recipe"]["compile"] == first
 
 
 def test_a_ctrl_c_while_a_run_ends_leaves_the_handlers_as_they_were(monkeypatch):
