@@ -20,6 +20,7 @@ COMMANDS = (  # in the order of the help
     features.check,
     probing.probe,
     unlabelled.properties,
+    unlabelled.scores,
     probing.ablate,
     probing.dynamics,
     probing.shift,
