@@ -21,6 +21,9 @@ ARGUMENTS = {
     "check": "model --images --split=test --device --revision",
     "probe": "model images --limit --label --config --layers --untrained=3 --permutations=10 --store=stores --out "
     "--device --revision",
+    "properties": "model images --limit --config --layers --store=stores --out --device --revision",
+    "scores": "model images --limit --label --config --scored=1000 --store=stores --out --name=scores --device "
+    "--revision",
     "ablate": "model images --limit --label --config --layers --store=stores --out --device --revision",
     "dynamics": "MODEL --images --limit --label --config --layers --final --store=stores --out --name --device "
     "--revision",
@@ -54,8 +57,8 @@ ARGUMENTS = {
     "lab": "folder=workbench --port=8888 --no-browser",
 }
 LOADS_A_MODEL = [
-    "extract", "check", "probe", "ablate", "dynamics", "shift", "explain", "evaluate", "pretrain", "finetune",
-    "classify", "sample", "complete", "plan",
+    "extract", "check", "probe", "properties", "scores", "ablate", "dynamics", "shift", "explain", "evaluate",
+    "pretrain", "finetune", "classify", "sample", "complete", "plan",
 ]  # fmt: skip
 
 
