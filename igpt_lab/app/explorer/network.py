@@ -56,6 +56,8 @@ class Network:
         self._model = load_model(model) if isinstance(model, str | Path) else model
         if self._model is not None:
             check_model(store, self._model)
+            if self._model is not model:
+                self._model = _shared(store, self._model)
         self._problem = NO_LENS if store.names else ""  # why there is no model
         self._strip: tuple[tuple[str, int], pd.DataFrame] | None = None
 
@@ -139,6 +141,11 @@ def load_origin(store: FeatureStore) -> ImageGPTForCausalImageModeling:
     except (ValueError, OSError) as error:
         raise ValueError(f"the store's model is not available: {error}. {WAY_OUT}") from error
     check_model(store, model)
+    return _shared(store, model)
+
+
+def _shared(store: FeatureStore, model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalImageModeling:
+    """A store's model just loaded, or the one that another explorer has loaded before."""
     return _loaded.setdefault(store.key["weights"], model.to(best_device()))
 
 
