@@ -25,6 +25,7 @@ def planted(n, seed):
 
 
 TRAIN, TEST = planted(240, 0), planted(180, 1)
+NUMBERS = np.random.default_rng(2).normal(size=240) + np.arange(240) % 3
 
 
 def named(features):
@@ -120,6 +121,8 @@ def test_every_probe_and_measure_of_named_layers_is_that_of_numbers(results):
         "selectivity": lambda train, test, found: lab.selectivity(found, found),
         "measures": lambda train, test, _: lab.measure_layers(test, labels=test.labels, **QUIET),
         "cka": lambda train, test, _: lab.cka(test, **QUIET),
+        "imbalance": lambda train, test, _: lab.information_imbalance(test, **QUIET),
+        "targets": lambda train, test, _: lab.probe_targets(train, test, NUMBERS[:240], NUMBERS[:180], **QUIET).table,
     }
     for name, run in runs.items():
         plain, with_names = (run(*side, found) for side, found in zip(sides, results, strict=True))
@@ -182,6 +185,10 @@ def test_other_figures_take_names(results):
     assert [tick.get_text() for tick in panels[-1].get_xticklabels()] == list(NAMES)
     panels = lab.figures.selectivity(lab.selectivity(results[1], results[1])).axes
     assert [tick.get_text() for tick in panels[-1].get_xticklabels()] == list(NAMES)
+    table = lab.probe_targets(named(TRAIN), test, {"number": NUMBERS}, {"number": NUMBERS[:180]}, **QUIET).table
+    ax = lab.figures.target_curves(table)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(NAMES)
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), list(enumerate(table.test_r2)))
     ax = lab.figures.cka_map(lab.cka(test, **QUIET))
     assert [tick.get_text() for tick in ax.get_yticklabels()] == list(NAMES)
     np.testing.assert_array_equal(
