@@ -3,13 +3,15 @@
 Accuracy is a fraction in a table and a percentage on an axis.
 """
 
+from collections.abc import Iterator
+
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import TICK, by_depth, finish
+from igpt_lab.figures.parts import TICK, by_depth, head, legend
 from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Keywords, points
 
 NETWORK_STYLES = (LINE_STYLES[MODEL], PURPLE, AMBER, LINE_STYLES["random network"], LINE_STYLES["permuted labels"])
@@ -28,17 +30,24 @@ def plot_beside(table: pd.DataFrame, title: str, ax: Axes) -> Axes:
         raise ValueError(f"{len(models)} models; expected at most {len(NETWORK_STYLES)}, which can be told apart")
     for model, style in zip(models, NETWORK_STYLES, strict=False):
         _plot_network(ax, str(model), style, own[own.model == model])
-    others = table[table.control != MODEL].drop_duplicates(["control", "test_accuracy"])
-    for name, rows in others.groupby("control", sort=False):
-        if len(rows) == 1:
-            style = LINE_STYLES.get(str(name), PURPLE) | {"marker": ""}
-            ax.axhline(100 * rows.test_accuracy.iloc[0], **style, label=as_label(name))
+    for label, row in _levels(table[table.control != MODEL]):
+        style = LINE_STYLES.get(row.control, PURPLE) | {"marker": ""}
+        ax.axhline(100 * row.test_accuracy, **style, label=label)
     ax.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set(xlim=(-0.03, 1.03), xlabel="depth (share of the last layer)", ylabel="test accuracy (%)")
     counts = sorted({f"{int(n):,}" for n in own.n_test})
-    return finish(
-        ax, title, f"{' and '.join(counts)} test images; bands: 95 % over images; rings: chosen on validation"
-    )
+    head(ax, title, f"{' and '.join(counts)} test images; bands: 95 % over images;\nrings: chosen on validation")
+    legend(ax, most=1)
+    return ax
+
+
+def _levels(controls: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """(label, row) of each control that has one layer, such as raw pixels, once where it is the same for all models."""
+    alone = controls.groupby(["control", "model"]).layer.transform("size") == 1
+    rows = controls[alone].drop_duplicates(["control", "test_accuracy"])
+    for _, row in rows.iterrows():
+        is_shared = (rows.control == row.control).sum() == 1
+        yield as_label(row.control if is_shared else f"{row.control}, {row.model}"), row
 
 
 def _plot_network(ax: Axes, model: str, style: Keywords, rows: pd.DataFrame) -> None:

@@ -30,6 +30,7 @@ from igpt_lab.figures.parts import (
     legend,
     limit,
     mark_not_converged,
+    room_below,
     suptitle,
 )
 from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, narrow, plotting, points
@@ -91,7 +92,7 @@ def layer_curve(
     chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows of control {MODEL!r} are marked as chosen; expected exactly one")
-    ax = axes(3.0) if ax is None else ax
+    ax = axes(3.0 + room_below(min(TICK, max(map(len, names), default=0)))) if ax is None else ax
     shown, low, high = _in_view(table)
     below = [] if chance is None else near_chance(table[~table.control.isin(shown)], chance, low)
     for name in [*shown, *below]:
@@ -105,7 +106,8 @@ def layer_curve(
     ax.set(ylabel="test accuracy (%)")
     if chance is not None:
         mark_chance(ax, chance, table[table.control.isin(below)])
-    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(main)]
+    rows = main.assign(layer=main.layer_name) if names else main
+    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(rows)]
     return finish(ax, title, ";\n".join(filter(None, notes)))
 
 
@@ -207,7 +209,7 @@ def _plot_layers(ax: Axes, name: str, rows: pd.DataFrame) -> None:
         ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    label = "ImageGPT, 95 % interval" if name == MODEL else as_label(name)
+    label = f"{as_label(rows.network.iloc[0])}, 95 % interval" if name == MODEL else as_label(name)
     if (draws := int(rows.draws.max())) > 1:
         label += f" ({draws})" if narrow() else f", {draws} draws"
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
@@ -319,7 +321,8 @@ def _plot_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
     if has_interval:
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
-    ax.plot(rows.layer, scale * rows[measure], **style | line, label="ImageGPT" if name == MODEL else as_label(name))
+    label = as_label(rows.network.iloc[0] if name == MODEL else name)
+    ax.plot(rows.layer, scale * rows[measure], **style | line, label=label)
 
 
 def _scale_measure(ax: Axes, measure: str) -> None:
