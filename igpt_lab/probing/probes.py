@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import Choice, choice_of, compare_choice
 from igpt_lab.core.chosen import difference_in_words
+from igpt_lab.core.depth import in_depth, layers_of
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
@@ -41,23 +43,25 @@ Probed = tuple[dict, np.ndarray, np.ndarray, Callable[[np.ndarray], Tensor] | No
 class ProbeResult:
     """`table`: a row a layer; `correct`: layer -> bool (N_test,); `chosen`: the layer that validation chose.
 
+    A layer is a number, or a name.
+
     `predicted`: layer -> labels (N_test,), what the probe says. `folds`: float64 (K, L), accuracies of the layers, in
     the table's order, on the rows that each of K folds held out. `log_loss`: layer -> float64 (N_test,), -log2 of the
     probability that the probe gives to the image's class, in bits; none of a probe without probabilities.
     """
 
     table: pd.DataFrame
-    correct: dict[int, np.ndarray]
-    chosen: int
-    predicted: dict[int, np.ndarray] = field(default_factory=dict)
+    correct: dict[Any, np.ndarray]
+    chosen: Any
+    predicted: dict[Any, np.ndarray] = field(default_factory=dict)
     folds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    log_loss: dict[int, np.ndarray] = field(default_factory=dict)
+    log_loss: dict[Any, np.ndarray] = field(default_factory=dict)
 
     @property
     def choice(self) -> Choice:
         """The chosen layer, and how sure the choice is."""
         return choice_of(
-            self.table.layer.tolist(), self.table.validation_accuracy.to_numpy(), int(self.table.n_validation.iloc[0])
+            layers_of(self.table.layer), self.table.validation_accuracy.to_numpy(), int(self.table.n_validation.iloc[0])
         )
 
     def __repr__(self) -> str:
@@ -70,7 +74,8 @@ class ProbeResult:
 
     def _facts(self) -> dict[str, str]:
         table, choice = self.table.set_index("layer"), self.choice
-        chosen, last, failed = table.loc[self.chosen], table.index.max(), table.index[~table.converged.astype(bool)]
+        chosen, last = table.loc[self.chosen], in_depth(table.index)[-1]
+        failed = table.index[~table.converged.astype(bool)]
         accuracies = {
             layer: f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
             for layer, row in table.loc[[self.chosen, last]].iterrows()
@@ -202,8 +207,8 @@ class Comparison:
     only one of the two gets right. `p_value`: McNemar's exact test.
     """
 
-    chosen_layer: int
-    last_layer: int
+    chosen_layer: int | str
+    last_layer: int | str
     chosen_accuracy: float
     last_accuracy: float
     difference: float
@@ -238,7 +243,12 @@ class Comparison:
 
 @checked
 def compare_layers(
-    result: ProbeResult, layer: int | None = None, last: int | None = None, *, n_boot: int = 10_000, seed: int = 0
+    result: ProbeResult,
+    layer: int | str | None = None,
+    last: int | str | None = None,
+    *,
+    n_boot: int = 10_000,
+    seed: int = 0,
 ) -> Comparison:
     """The paired test of a layer against another.
 
@@ -264,7 +274,7 @@ def compare_layers(
         (1, 3, 100)
     """
     layer = result.chosen if layer is None else layer
-    last = max(result.correct) if last is None else last
+    last = in_depth(result.correct)[-1] if last is None else last
     check_known([layer, last], result.correct)
     paired = compare(result.correct[layer], result.correct[last], n_boot=n_boot, seed=seed)
     ends = (math.nan, math.nan)
@@ -290,7 +300,7 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
     """
     check_same_layers(train, test)
     rows, predictions, folds = [], {}, []
-    logits: dict[int, Callable[[np.ndarray], Tensor]] = {}
+    logits: dict[Any, Callable[[np.ndarray], Tensor]] = {}
     name = f"probe {shown_control(facts['control'])}".strip()
     with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
         for layers, x in stacks(train):
@@ -306,14 +316,14 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
                     logits[layer] = of_layer
             bar.update(len(layers))
 
-    def losses(places: np.ndarray) -> dict[int, np.ndarray]:
+    def losses(places: np.ndarray) -> dict[Any, np.ndarray]:
         return {layer: bits_of(of_layer(test.layers[layer]), places) for layer, of_layer in logits.items()}
 
     return result_of(rows, predictions, matched(train, test), np.stack(folds, axis=1), losses)
 
 
 def result_of(
-    rows: list[dict], predictions: dict[int, np.ndarray], test: MatchedLabels, folds: np.ndarray, losses: Losses
+    rows: list[dict], predictions: dict[Any, np.ndarray], test: MatchedLabels, folds: np.ndarray, losses: Losses
 ) -> ProbeResult:
     """Rows of layers with their `validation_accuracy`, and what they predict of `test`, which is met here.
 

@@ -28,7 +28,7 @@ ARGUMENTS = {
     "dynamics": "MODEL --images --limit --label --config --layers --final --store=stores --out --name --device "
     "--revision",
     "shift": "RUN --images --limit --label --config --points --store=stores --out --name=shift --device --revision",
-    "explain": "model images --label --config --chosen --store=stores --out --seed=0 --device --revision",
+    "explain": "model images --limit --label --config --chosen --store=stores --out --seed=0 --device --revision",
     "evaluate": "model images --split=test --limit --device --revision",
     "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit "
     "--device --revision --steps --batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam "
