@@ -10,7 +10,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import check_columns, head, layer_axis, legend
+from igpt_lab.figures.parts import by_depth, check_columns, head, layer_axis, legend
 from igpt_lab.figures.style import AMBER, LINE_STYLES, Figure, Keywords, inches, plotting, points
 
 SELECTIVITY_COLUMNS = (
@@ -80,6 +80,7 @@ def selectivity(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Fi
     chosen layer. All panels have the same scale, so that their slopes can be compared.
     """
     check_columns(table, SELECTIVITY_COLUMNS)
+    table, names = by_depth(table)
     table = table.sort_values("layer")
     figure = Figure(figsize=inches(4.2), layout="constrained")
     panels = figure.subplots(len(PANELS), sharex=True)
@@ -92,7 +93,7 @@ def selectivity(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Fi
         ring: Keywords = {"marker": "o", "markersize": points(9), "markerfacecolor": "none", "linestyle": ""}
         ax.plot(chosen.layer, 100 * chosen[value], color="black", label="chosen layer", **ring)
         ax.set(ylabel=name, ylim=(ends.mean() - reach, ends.mean() + reach))
-    layer_axis(panels[-1], int(table.layer.max()))
+    layer_axis(panels[-1], int(table.layer.max()), names)
     head(panels[0], title, f"{int(table.n_test.iloc[0]):,} test images; bands: 95 % over images")
     legend(panels[-1])
     return figure

@@ -14,9 +14,12 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.chosen import about_choice, difference_in_words, with_new_names
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.beside import is_of_several, plot_beside
 from igpt_lab.figures.controls import mark_chance, near_chance, over_draws
 from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.parts import (
+    TICK,
+    by_depth,
     check_columns,
     checked,
     controls_of,
@@ -55,6 +58,8 @@ def layer_curve(
     line at chance, 1 / K; where that is far below, the axis is cut, and controls near chance are drawn there. Where the
     model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis spans the layers in it. What is wrong with
     a poor choice is written below the title, where the model's rows have `validation_accuracy` and `n_validation`.
+    Layers may have names, in the order of the rows. Where a column `model` names several networks, such as an encoder
+    beside an ImageGPT, each is a curve over relative depth, with controls of one layer alone.
 
     Args:
         table: A row per control and layer, control "model" being the model, and LAYER_COLUMNS.
@@ -67,7 +72,7 @@ def layer_curve(
         The Axes.
 
     Raises:
-        ValueError: A column that is missing, other than one chosen layer of the model, or an unknown style.
+        ValueError: A column that is missing, other than one chosen layer of a model, or an unknown style.
 
     Example:
         >>> ax = lab.figures.layer_curve(result.table, comparison=lab.compare_layers(result).to_dict())
@@ -75,6 +80,11 @@ def layer_curve(
         ('layer', 'test accuracy (%)')
     """
     table = checked(table, LAYER_COLUMNS)
+    if is_of_several(table):
+        if comparison:
+            raise ValueError("comparison= is of one network, and the table has the rows of several; leave it out")
+        return plot_beside(table, title, axes(3.0) if ax is None else ax)
+    table, names = by_depth(table)
     chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None
     table = over_draws(table)
     main = table[table.control == MODEL]
@@ -91,7 +101,7 @@ def layer_curve(
         _mark_peak_set(ax, np.sort(main.layer[main.in_peak_set.eq(True)]))
     far = [(name, rows) for name, rows in table.groupby("control") if name not in [*shown, *below]]
     limit(ax, low, high, [_describe(name, rows, low) for name, rows in far])
-    layer_axis(ax, last)
+    layer_axis(ax, last, names)
     ax.set(ylabel="test accuracy (%)")
     if chance is not None:
         mark_chance(ax, chance, table[table.control.isin(below)])
@@ -108,7 +118,7 @@ def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     one). Bars: from `low_all` to `high_all`, the 95% interval over draws and test images together; in a table without
     them, as one of a single draw, the standard deviation over draws.
     """
-    table = checked(table, FEW_COLUMNS)
+    table, _ = by_depth(checked(table, FEW_COLUMNS))
     ax = axes(3.0) if ax is None else ax
     lines = list(_few_label_lines(table))
     for i, (label, style, rows) in enumerate(lines):
@@ -129,7 +139,7 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     `table` has a row for each (control, layer), control "model" being the model, as `measure_layers` returns it. A
     control of one row, such as 'raw pixels', becomes a level line.
     """
-    table = checked(table, ("control", "layer", "n"))
+    table, names = by_depth(checked(table, ("control", "layer", "n")))
     measures = [name for name in MEASURES if name in table and table[name].notna().any()]
     if not measures:
         raise ValueError(f"the table has none of {', '.join(MEASURES)}; it has {', '.join(table)}")
@@ -139,7 +149,7 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
         for name in controls_of(table):
             _plot_measure(ax, name, measure, table[table.control == name].sort_values("layer"))
         _scale_measure(ax, measure)
-    layer_axis(panels[-1], int(table.layer[table.control == MODEL].max()))
+    layer_axis(panels[-1], int(table.layer[table.control == MODEL].max()), names)
     head(panels[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
     legend(panels[-1])
     return figure
@@ -210,7 +220,7 @@ def _mark_chosen(ax: Axes, row: pd.Series, last: int) -> None:
     ring: Keywords = {"marker": "o", "markersize": points(9), "markerfacecolor": "none", "markeredgecolor": "black"}
     ax.plot(row.layer, 100 * row.test_accuracy, linestyle="", label="chosen on validation", **ring, zorder=5)
     side = "left" if row.layer < last / 8 else "right" if row.layer > last * 7 / 8 else "center"
-    words = f"layer {row.layer:.0f}\n{100 * row.test_accuracy:.1f} %"
+    words = f"layer {as_label(row.layer_name, TICK)}\n{100 * row.test_accuracy:.1f} %"
     text: Keywords = {"xytext": (0, -points(5)), "textcoords": "offset points", "ha": side, "va": "top", "zorder": 6}
     outline = [patheffects.withStroke(linewidth=points(2), foreground="white")]
     ax.annotate(words, (row.layer, 100 * row.low), **text, path_effects=outline)
@@ -266,8 +276,8 @@ def _few_label_lines(table: pd.DataFrame) -> Iterable[tuple[str, Keywords, pd.Da
     is_main, is_chosen = table.control == MODEL, table.layer_rule == "chosen"
     if (is_main & is_chosen).any():
         yield "chosen layer", LINE_STYLES[MODEL], table[is_main & is_chosen]
-    for i, (layer, rows) in enumerate(table[is_main & ~is_chosen].groupby("layer")):
-        yield f"layer {layer:.0f}", (PURPLE, AMBER)[i % 2], rows
+    for i, (_, rows) in enumerate(table[is_main & ~is_chosen].groupby("layer")):
+        yield f"layer {rows.layer_name.iloc[0]}", (PURPLE, AMBER)[i % 2], rows
     for name, rows in table[~is_main].groupby("control"):
         chosen = is_chosen[rows.index]
         yield name, LINE_STYLES.get(name, PURPLE), rows[chosen] if chosen.any() else rows
