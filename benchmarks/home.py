@@ -43,11 +43,12 @@ TRIAL = 256  # images of which each setting of the script is measured
 
 
 def rows(quick: bool) -> Iterator[dict]:
-    limit = 60 if quick else None
-    results = race({"ours": partial(ours, limit), "script": partial(script, limit)}, 1, warm=0)
+    size = (100, [0, 20]) if quick else (None, list(range(21)))
+    results = race({"ours": partial(ours, *size), "script": partial(script, *size)}, 1, warm=0)
     table, seconds = results["ours"].value
     accuracies, of_script, settings = results["script"].value
-    inside = [probe.low <= accuracies[probe.layer] <= probe.high for probe in table.itertuples()]
+    probes = zip(table.itertuples(), accuracies, strict=True)
+    inside = [probe.low <= accuracy <= probe.high for probe, accuracy in probes]
     used = f"{settings['features']}; scikit-learn {sklearn_version()}, {settings['probes']}"
     peer = f"a script by hand: {peer_name()}, {used}"
     case = f"{MODEL}, {table.n_train.iloc[0] + table.n_test.iloc[0]:,} images, {len(table)} layers"
@@ -62,7 +63,7 @@ def rows(quick: bool) -> Iterator[dict]:
 # Makers: each is called in a process of its own. Their calls return accuracies and the seconds of each stage.
 
 
-def ours(limit: int | None) -> Callable:
+def ours(limit: int | None, layers: list[int]) -> Callable:
     """The command, and the rows of its table that are the model's."""
 
     def call() -> tuple[pd.DataFrame, dict[str, float]]:
@@ -71,7 +72,7 @@ def ours(limit: int | None) -> Callable:
         lab.extract = lambda *inputs, **options: _timed(taken, extract, *inputs, **options)
         with tempfile.TemporaryDirectory() as folder:
             command = ["probe", MODEL, IMAGES, "--untrained", "0", "--permutations", "0", "--device", "cpu"]
-            command += [] if limit is None else ["--limit", str(limit)]
+            command += ["--layers", *map(str, layers)] + ([] if limit is None else ["--limit", str(limit)])
             if cli.main([*command, "--store", f"{folder}/stores", "--out", f"{folder}/out"]):
                 raise RuntimeError("igpt-lab probe failed")
             table = pd.read_csv(f"{folder}/out/probe.csv")
@@ -81,7 +82,7 @@ def ours(limit: int | None) -> Callable:
     return call
 
 
-def script(limit: int | None) -> Callable:
+def script(limit: int | None, layers: list[int]) -> Callable:
     """The script, with the settings that are fastest; these in words are the third thing that it returns."""
     import transformers
 
@@ -107,7 +108,7 @@ def script(limit: int | None) -> Callable:
             _timed(taken, lambda split=split: features(model, encode(processor, split), dtype, batch))
             for split in pictures
         )
-        jobs = [delayed(probe)(solver, train[:, i], y, test[:, i], y_test) for i in range(train.shape[1])]
+        jobs = [delayed(probe)(solver, train[:, i], y, test[:, i], y_test) for i in layers]
         accuracies = _timed(taken, Parallel(n_jobs=os.cpu_count()), jobs)
         words = {"features": f"{type(processor).__name__}, batch {batch}, {dtype}", "probes": solver}
         return accuracies, {"features": taken[0] + taken[1], "probes": taken[2]}, words
