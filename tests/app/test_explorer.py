@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import tomllib
+import tracemalloc
 import weakref
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +34,7 @@ from igpt_lab.app.explorer.layers import changes, survey
 from igpt_lab.app.explorer.views import folder_name
 from igpt_lab.app.explorer.widget import HELD, explore
 from igpt_lab.core.chosen import about_choice
+from igpt_lab.features.manifest import FeatureKey
 
 CELL = "from igpt_lab.app.explorer.opened import cell_at_hand; print(cell_at_hand())"
 SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
@@ -296,6 +299,31 @@ def test_a_closed_explorer_is_gone_and_says_so_until_then(store, tmp_path):
     del explorers, explorer, one, other
     gc.collect()
     assert not [explorer for explorer in alive if explorer() is not None]
+
+
+def test_ten_explorers_take_less_than_twice_the_memory_of_one(tmp_path):
+    key = FeatureKey(
+        "m", "w", "p", 4, "r", "c", "i", {"train": ("a", 400), "test": ("b", 400)}, {"ln_1": [0, 1, 2]}, "mean", "sos",
+        "float32",
+    )  # fmt: skip
+    generator, names = np.random.default_rng(0), [f"ln_1.{layer}" for layer in range(3)]
+    with closing(lab.StoreWriter.create(tmp_path, key, {"train": 1, "test": 1})) as writer:
+        for split in ("train", "test"):
+            labels, stats = np.arange(400) % 2, dict.fromkeys(names, [1.0, 0.0, 0])
+            values = {name: generator.normal(size=(400, 500)).astype(np.float32) for name in names}
+            writer.write_part(split, 0, np.arange(400), labels, values, stats)
+    tracemalloc.start()
+    try:
+        explorers = [explore(writer.path, out=tmp_path, progress=False)]
+        gc.collect()
+        of_one = tracemalloc.get_traced_memory()[0]
+        explorers += [explore(writer.path, out=tmp_path, progress=False) for _ in range(9)]
+        gc.collect()
+        of_ten = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert of_one > 2 * 3 * 400 * 500 * 4  # bytes of the features, at least
+    assert of_ten < 2 * of_one and len({id(explorer) for explorer in explorers}) == 10
 
 
 def test_an_explorer_that_cannot_begin_leaves_nothing(store, tmp_path, monkeypatch):
