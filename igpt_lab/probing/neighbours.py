@@ -117,7 +117,7 @@ def probe_neighbours(
 
     Returns:
         `ProbeResult`, whose `table` is that of `probe_layers` with `k` for C, and without a certificate and
-            `log_loss`: a share of votes is no probability, and can be 0 for the right class.
+        `log_loss`: a share of votes is no probability, and can be 0 for the right class.
 
     Raises:
         ValueError: Train and test of other layers, values that are not finite, or `folds` below 1.
