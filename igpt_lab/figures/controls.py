@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.parts import check_columns, head, layer_axis, legend
-from igpt_lab.figures.style import AMBER, LINE_STYLES, Figure, Keywords, inches, plotting, points
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, inches, narrow, points
 
 SELECTIVITY_COLUMNS = (
     "layer", "test_accuracy", "low", "high", "control_accuracy", "control_low", "control_high", "selectivity",
@@ -20,7 +21,7 @@ SELECTIVITY_COLUMNS = (
 PANELS: dict[str, tuple[str, str, str, Keywords]] = {  # name on the axis: value, ends of its interval, style
     "accuracy (%)": ("test_accuracy", "low", "high", LINE_STYLES[MODEL]),
     "control task (%)": ("control_accuracy", "control_low", "control_high", LINE_STYLES["permuted labels"]),
-    "selectivity (points)": ("selectivity", "selectivity_low", "selectivity_high", AMBER),
+    "selectivity (points)": ("selectivity", "selectivity_low", "selectivity_high", OTHERS[0]),
 }
 CUT = (0.2, 0.26)  # of an axis' height, where the part that is left out would be
 
@@ -39,7 +40,7 @@ def over_draws(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def near_chance(table: pd.DataFrame, chance: float, low: float) -> list[str]:
-    """The controls whose mean is nearer to `chance` than to `low`, the lower end of what is in view: all in %."""
+    """The controls whose mean is nearer to `chance` than to `low`, the model's lower end: all in %."""
     means = 100 * table.groupby("control").test_accuracy.mean()
     return [name for name, mean in means.items() if abs(mean - chance) < low - mean]
 
@@ -63,7 +64,7 @@ def mark_chance(ax: Axes, chance: float, rows: pd.DataFrame) -> None:
     )
     ax.set_ylim(low, top)
     ticks = [y for y in ticker.MaxNLocator(6).tick_values(bottom, top) if bottom <= y <= top]
-    ticks += [chance, *(end for end in ends if abs(end - chance) > 0.3 * (high - low))]
+    ticks += [chance, *(end for end in ends if abs(end - chance) > 0.3 * (high - low) and not narrow())]
     ax.yaxis.set_major_locator(ticker.FixedLocator(ticks))
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:.1f}".removesuffix(".0")))
     across: Keywords = {"transform": ax.transAxes, "clip_on": False, "zorder": 8}
