@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.depth import plain_layer
 from igpt_lab.core.significance import check_level, check_right
 
 NAMED = 0.025  # the standard error of a validation accuracy above which it names no layer
@@ -17,16 +19,16 @@ ROUNDING = 1e-12  # of a mean of fold accuracies; less is a tie
 
 @dataclass(frozen=True)
 class Choice:
-    """The `layer` that validation chose, and how sure that is, from `n` held-out images.
+    """The `layer`, a number or a name, that validation chose, and how sure that is, from `n` held-out images.
 
     `tied`: layers with the same, highest `accuracy`; the middle one of them is chosen. `within_error`: layers at most
     one standard error, `error`, below it (Breiman et al., 1984, section 3.4.3). `enough`: held-out images with which
     the choice would not be `poor`, if accuracies stay as they are; None where no number of them would do.
     """
 
-    layer: int
-    tied: list[int]
-    within_error: list[int]
+    layer: Any
+    tied: list[Any]
+    within_error: list[Any]
     n_layers: int
     accuracy: float
     error: float
@@ -48,7 +50,7 @@ class Choice:
 
 
 @checked
-def choice_of(layers: Sequence[int], accuracies: Sequence[float] | np.ndarray, n: int) -> Choice:
+def choice_of(layers: Sequence[int | str], accuracies: Sequence[float] | np.ndarray, n: int) -> Choice:
     """The choice among `layers` by their `accuracies` (L,), each over the same n held-out images.
 
     Columns `layer`, `validation_accuracy` and `n_validation` of a table of probes have them.
@@ -64,8 +66,9 @@ def choice_of(layers: Sequence[int], accuracies: Sequence[float] | np.ndarray, n
     gap = top - np.sort(means)[::-1][count // 2] if count > 2 else math.inf  # to the first that must not be within
     factor = max((error / gap) ** 2 if gap > ROUNDING else math.inf, (error / NAMED) ** 2)
     enough = max(n, _rounded_up(n * factor)) if math.isfinite(factor) else None
-    names = np.asarray(layers)
-    return Choice(int(names[place]), names[tied].tolist(), names[near].tolist(), count, top, error, int(n), enough)
+    names = list(map(plain_layer, layers))
+    among = [[names[i] for i in np.flatnonzero(held)] for held in (tied, near)]
+    return Choice(names[place], among[0], among[1], count, top, error, int(n), enough)
 
 
 def middle_of_best(means: np.ndarray) -> np.ndarray:
@@ -83,9 +86,9 @@ def _rounded_up(number: float) -> int:
 
 @checked
 def compare_choice(
-    correct: Mapping[int, np.ndarray],
+    correct: Mapping[Any, np.ndarray],
     folds: np.ndarray,
-    last: int,
+    last: int | str,
     *,
     alpha: float = 0.05,
     n_boot: int = 10_000,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from igpt_lab.core.choice import Choice, choice_of
+from igpt_lab.core.depth import layers_of
 from igpt_lab.core.display import span
 
 OLDER = {  # names in json files written when the chosen layer was called the best
@@ -34,7 +35,7 @@ def choice_in(rows: pd.DataFrame) -> Choice | None:
     accuracies, counts = (pd.to_numeric(rows[name], "coerce") for name in ("validation_accuracy", "n_validation"))
     if not accuracies.between(0, 1).all() or not np.isfinite(counts).all() or counts.min() < 1:
         return None
-    return choice_of(rows.layer.astype(int).tolist(), accuracies.to_numpy(float), int(counts.iloc[0]))
+    return choice_of(layers_of(rows.layer), accuracies.to_numpy(float), int(counts.iloc[0]))
 
 
 def about_choice(rows: pd.DataFrame) -> list[str]:

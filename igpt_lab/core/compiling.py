@@ -53,6 +53,7 @@ class Compiled:
         try:
             self._begin()
             result = compute()
+            self._check()
         except Exception as error:
             self._end()
             result = compute()  # what has nothing to do with compiling is raised again
@@ -69,6 +70,12 @@ class Compiled:
         self._functions = functions
         for module in self.modules:
             vars(module)["forward"] = MethodType(forwards[type(module)], module)
+
+    def _check(self) -> None:
+        """RuntimeError where torch is told not to compile: it then runs functions as they are, and says nothing."""
+        entries = torch._dynamo.eval_frame._debug_get_cache_entry_list
+        if not any(entries(function.__code__) for function in self._functions.values()):
+            raise RuntimeError("torch compiled nothing, as torch.compiler.set_stance tells it")
 
     def _end(self) -> None:
         for module in self.modules:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_drawing = threading.RLock()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -49,6 +53,21 @@ def best_device(asked: str | torch.device | None = None, *, here: bool = True) -
         if device.type == "cpu" or not here or f"{device.type}:{device.index or 0}" in there:
             return device
     raise ValueError(f"there is no device {str(asked)[:40]!r}; expected one of this machine: {', '.join(there)}")
+
+
+@contextmanager
+def drawing(device: torch.device, *seed: int) -> Iterator[None]:
+    """What torch draws in this block follows from a seed; behind it the process goes on as if nothing was drawn.
+
+    One thread at a time is in such a block: torch draws for all of them from one generator.
+    """
+    number = int(np.random.default_rng(seed).integers(2**63))
+    others = [] if device.type == "cpu" else [device]
+    with _drawing, torch.random.fork_rng(others, device_type=device.type if others else None):
+        torch.default_generator.manual_seed(number)
+        if others:
+            torch.get_device_module(device).manual_seed(number)
+        yield
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,14 @@ def shown_control(control: str) -> str:
     return "" if control == MODEL else control
 
 
-def span(layers: Sequence[int]) -> str:
-    """0, 1, 2, 3, 7 as 0..3, 7."""
+def span(layers: Iterable[int | str]) -> str:
+    """0, 1, 2, 3, 7 as 0..3, 7; names as they come, of many the first two and the last."""
+    layers = list(layers)
+    if any(isinstance(layer, str) for layer in layers):
+        names = [str(layer) for layer in layers]
+        return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])
     runs: list[list[int]] = []
-    for layer in sorted(layers):
+    for layer in sorted(map(int, layers)):
         if runs and layer == runs[-1][-1] + 1:
             runs[-1].append(layer)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.depth import in_depth
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class PairedDifference:
 class PeakSet:
     """`layers` that may be the best; `p_values`: layer -> p of the hypothesis that no layer is better than it."""
 
-    layers: list[int]
-    p_values: dict[int, float]
+    layers: list[Any]
+    p_values: dict[Any, float]
     alpha: float
     n_test: int
 
@@ -205,7 +207,7 @@ def _outcomes(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
 
 
 @checked
-def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> PeakSet:
+def peak_set(correct: Mapping[Any, np.ndarray], *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> PeakSet:
     """The layers that may be the best one: the best of all is among them with probability 1 - alpha or more.
 
     `correct`: layer -> bool (N,), all on the same test images; nothing needs to be chosen beforehand. A layer is out if
@@ -229,10 +231,10 @@ def peak_set(correct: Mapping[int, np.ndarray], *, alpha: float = 0.05, n_boot: 
 
 @checked
 def layer_table(
-    correct: Mapping[int, np.ndarray],
+    correct: Mapping[Any, np.ndarray],
     *,
-    chosen: int,
-    last: int | None = None,
+    chosen: int | str,
+    last: int | str | None = None,
     alpha: float = 0.05,
     n_boot: int = 10_000,
     seed: int = 0,
@@ -410,9 +412,9 @@ def check_right(correct: np.ndarray, name: str) -> np.ndarray:
     return correct
 
 
-def _stacked(correct: Mapping[int, np.ndarray], what: str = "layer") -> tuple[list[int], np.ndarray]:
-    """Keys in ascending order, and bool (L, N)."""
-    rows = {key: check_right(correct[key], f"{what} {key}") for key in sorted(correct)}
+def _stacked(correct: Mapping[Any, np.ndarray], what: str = "layer") -> tuple[list[Any], np.ndarray]:
+    """Keys in ascending order, names in theirs, and bool (L, N)."""
+    rows = {key: check_right(correct[key], f"{what} {key}") for key in in_depth(correct)}
     if len({len(row) for row in rows.values()}) != 1:
         lengths = {key: len(row) for key, row in rows.items()} or f"no {what}"
         raise ValueError(f"test images: {lengths}; expected at least one {what}, and the same images for each")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import typing
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,9 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
@@ -38,13 +41,13 @@ OLD_OPTIONS = ("engine", "scheduler", "deadline", "part")  # of `extract`, for o
 
 @checked
 def extract(
-    model: Model,
+    model: Model | nn.Module,
     images: Images,
     *,
     store: str | Path = "stores",
     points: Sequence[str] = ("ln_1",),
     layers: Sequence[int] | None = None,
-    pool: str = "mean",
+    pool: str | Callable = "mean",
     alignment: str | None = None,
     dtype: str | None = None,
     batch_size: int | None = None,
@@ -52,6 +55,8 @@ def extract(
     device: str | torch.device | None = None,
     workers: int | None = None,
     progress: bool = True,
+    modules: str | Sequence[str] | None = None,
+    preprocess: Callable | None = None,
     **old,
 ) -> FeatureStore:
     """Pooled states of every layer, for the splits of one image set, kept in a feature store.
@@ -60,29 +65,40 @@ def extract(
     is not computed again, so an interrupted extraction goes on where it stopped. Several processes may fill one store;
     `extract_share` and `extract_on_cluster` spread the work over machines.
 
+    The layers of any other torch network are its `modules`, and go by their names, in the order in which they run. It
+    is in eval mode meanwhile. The store's key has its weights, plain settings and code, the pooling, and what
+    `preprocess` makes of a generated picture. `igpt_lab.features.modules` has the rule for its blocks and the poolings.
+
     Args:
-        model: A model, or what `load_model` takes.
+        model: A model, or what `load_model` takes; or any torch network.
         images: One split, or several of one image set in a list or a dict; or what `load_images` takes: of a name its
             splits train and test, of a DatasetDict all.
         store: Folder of the stores, or an address such as s3://bucket/stores.
         points: Places in a block, see `record`.
         layers: Layers at each point, all by default; negative ones count from the end.
-        pool: Pooling over positions, see `record`.
+        pool: Pooling over positions, see `record`. Of modules "mean" over tokens (N, T, D) or over space (N, C, H, W),
+            "first" (also "cls") or "last" token, or a function from what a module gives to (N, D).
         alignment: "sos" by default, and "raw" for a bidirectional model, which has no SOS.
-        dtype: Of the matrix products, "float32" or "bfloat16"; by default bfloat16 on CUDA alone.
+        dtype: Of the matrix products, "float32" or "bfloat16"; by default bfloat16 on CUDA alone, and for any other
+            network that of its weights.
         batch_size: Images at a time, by default what suits the device; it is halved where memory runs out.
         on_bad_image: "skip" leaves out images that cannot be read, and the store lists them; "error" raises ValueError.
         device: Where the model runs, by default the accelerator where there is one.
         workers: Threads that decode images ahead of the device, once for all models of one palette.
         progress: Show a bar, an estimate of time and memory, and why no store was found.
+        modules: Names of modules of any network, each of which runs once in a forward pass; by default "blocks", the
+            members of its longest list of modules of one class.
+        preprocess: From a Pillow image, mode RGB, to what the network takes of one image: a tensor or array, or a dict
+            of these by argument, with a first axis of 1, as an image processor of transformers gives it. By default
+            floats (3, H, W) in [0, 1]. It runs in threads.
         **old: Options of an older release, which warn.
 
     Returns:
         The store, complete.
 
     Raises:
-        ValueError: An unknown point, layer, pooling, alignment or dtype, or images that do not fit the model; nothing
-            is computed then.
+        ValueError: An unknown point, layer, pooling, alignment, dtype or module, a module that does not run once, or
+            images that do not fit the model; nothing is computed then.
         StoreError: Other versions of code or packages began this store.
 
     Example:
@@ -90,8 +106,20 @@ def extract(
         >>> store = lab.extract("fashion-xs", images, store="stores", layers=[8])
         >>> store.layer("ln_1", 8, "test").shape  # images, width of the network
         (20, 96)
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2352, 16), torch.nn.ReLU())
+        >>> store = lab.extract(network, images, modules=["1", "2"])
+        >>> store.names, store.layer("modules", "2", "test").shape
+        (('1', '2'), (20, 16))
     """
-    settings = ExtractionSettings(points, layers, pool, alignment, dtype, batch_size, on_bad_image)
+    from igpt_lab.features import networks  # which is built upon this file
+
+    if networks.is_other(model) or modules is not None or preprocess is not None:
+        networks.refuse({"points": tuple(points) != ("ln_1",), "layers": layers, "alignment": alignment} | old)
+        asked = networks.NetworkSettings(modules, pool, preprocess, dtype, batch_size, on_bad_image)
+        others = networks.prepare_network(model, images, asked, store=store, device=device)
+        return others.run(lambda writer, todo: others.here(writer, todo, workers, progress))
+    settings = ExtractionSettings(points, layers, typing.cast(str, pool), alignment, dtype, batch_size, on_bad_image)
+    model = typing.cast(Model, model)
     if old:
         return _as_before(model, images, old, settings, store, device, workers, progress)
     extraction = prepare(model, images, settings, store=store, device=device)
@@ -152,13 +180,7 @@ def prepare(
     model = load_model(model) if isinstance(model, str | Path) else model
     device = best_device(device, here=here)
     settings = settings.settled(model.config, device)
-    images = splits_of(images)
-    splits = {split_images.split: split_images for split_images in images}
-    if len(splits) < len(images):
-        names = ", ".join(f"{split_images.name} {split_images.split}" for split_images in images)
-        raise ValueError(f"two image sets have the same split: {names}; load each with a split of its own")
-    _check_classes(splits.values())
-    root = _root(store)
+    splits, root = by_split(images), root_of(store)
     if share is not None:
         _check_share(share, root)
     for split_images in splits.values():
@@ -167,7 +189,18 @@ def prepare(
     return Extraction(model, splits, settings, root, device, key, share, cut_at(root / key.folder(), key, ROWS))
 
 
-def _root(store: str | Path | Remote) -> Place:
+def by_split(images: Images) -> dict[str, ImageSet | TokenSet]:
+    """The splits of what is given for images, by their names; ValueError for two of one name, or of other classes."""
+    images = splits_of(images)
+    splits = {split_images.split: split_images for split_images in images}
+    if len(splits) < len(images):
+        names = ", ".join(f"{split_images.name} {split_images.split}" for split_images in images)
+        raise ValueError(f"two image sets have the same split: {names}; load each with a split of its own")
+    _check_classes(splits.values())
+    return splits
+
+
+def root_of(store: str | Path | Remote) -> Place:
     """The folder of stores; ValueError where the path is empty, or a file or below one."""
     if store == "":
         raise ValueError("store is empty; expected a folder, which may be new")
@@ -199,13 +232,23 @@ def _check_share(share: tuple[int, int], root: Place) -> None:
         )
 
 
+class Read(NamedTuple):
+    """Of a part the positions of the images that could be read, int64 (n,), and (row, reason) of those left out."""
+
+    positions: np.ndarray
+    skipped: list[tuple[int, str]]
+
+
+Computed = Generator[tuple[Part, Read, Features, Stats], None, None]
+
+
 @dataclass(frozen=True)
 class Extraction:
     """One extraction with nothing left to choose, and the ways to run it. `share` (i, n) is of its parts, None all."""
 
-    model: ImageGPTForCausalImageModeling
+    model: Any  # ImageGPTForCausalImageModeling
     splits: dict[str, ImageSet | TokenSet]
-    settings: ExtractionSettings
+    settings: Any  # ExtractionSettings
     root: Place
     device: torch.device
     key: FeatureKey
@@ -265,34 +308,40 @@ class Extraction:
 
     def here(self, writer: StoreWriter, todo: list[Part], workers: int | None, progress: bool) -> None:
         """Compute `todo` in this process: `workers` threads decode ahead of the device, one writes behind it."""
-        runner = Runner(self.model.to(self.device), self.settings)
         rows = sum(len(part) for part in todo)
         pending: Future | None = None
         with (
             closing(writer),
-            evaluating(self.model),
+            evaluating(self.model.to(self.device)),
             tqdm(total=rows, desc=f"features of {self.key.model}", unit="image", disable=not progress) as bar,
             ThreadPoolExecutor(1) as behind,
             closing(claimed(writer, todo)) as parts,
-            closing(tokens_ahead(parts, self.model, self.settings, root=self.root, workers=workers)) as made,
+            closing(self.computed(parts, workers, bar)) as computed,
         ):
-            if progress:
-                self._tell(bar, runner.estimate(rows, self.rows))
-            for part, tokens in made:
-                features, stats = runner.over(tokens.tokens, bar)
-                bar.update(len(tokens.skipped))
+            for part, read, features, stats in computed:
                 if pending is not None:
                     pending.result()
-                pending = behind.submit(write, writer, part, tokens, features, stats)
+                pending = behind.submit(write, writer, part, read, features, stats)
             if pending is not None:
                 pending.result()
 
-    def _tell(self, bar: tqdm, estimate: str) -> None:
-        """Beside the bar: why no store was found, and what this one will take."""
-        miss = explain_miss(self.root, self.key)
-        if miss:
+    def computed(self, parts: Iterable[Part | None], workers: int | None, bar: tqdm) -> Computed:
+        """Each of `parts`, where None stands for none as yet, with what was read of it, its features and statistics."""
+        runner = Runner(self.model, self.settings)
+        with closing(tokens_ahead(parts, self.model, self.settings, root=self.root, workers=workers)) as made:
+            self.tell(bar, lambda: runner.estimate(bar.total, self.rows))
+            for part, tokens in made:
+                features, stats = runner.over(tokens.tokens, bar)
+                bar.update(len(tokens.skipped))
+                yield part, Read(tokens.positions, tokens.skipped), features, stats
+
+    def tell(self, bar: tqdm, estimate: Callable[[], str]) -> None:
+        """Beside the bar, if it is shown: why no store was found, and what this one will take."""
+        if bar.disable:
+            return
+        if miss := explain_miss(self.root, self.key):
             bar.write(miss, file=sys.stderr)
-        bar.set_postfix_str(estimate)
+        bar.set_postfix_str(estimate())
 
 
 def tokens_ahead(
@@ -314,12 +363,12 @@ def claimed(writer: StoreWriter, todo: list[Part]) -> Generator[Part | None, Non
 
 
 def write(
-    writer: StoreWriter, part: Part, tokens: Tokens, features: Features, stats: Stats, *, listed: bool = True
+    writer: StoreWriter, part: Part, read: Read, features: Features, stats: Stats, *, listed: bool = True
 ) -> dict:
     """Write a part with the labels of the images that could be read; returns what the manifest lists of it."""
-    chosen = part.images.select(tokens.positions)
+    chosen = part.images.select(read.positions)
     return writer.write_part(
-        part.split, part.number, chosen.index, chosen.labels, features, stats, tokens.skipped, listed=listed
+        part.split, part.number, chosen.index, chosen.labels, features, stats, read.skipped, listed=listed
     )
 
 

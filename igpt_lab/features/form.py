@@ -105,7 +105,8 @@ PART = {
 }  # fmt: skip
 TEXTS = ("model", "weights", "palette", "resample", "crop", "images", "pool", "alignment", "dtype")
 KEY = dict.fromkeys(TEXTS, text) | {
-    "size": count, "splits": Named((text, count)), "layers": Named(layers), "format": count,
+    "size": count, "splits": Named((text, count)), "layers": Named(layers), "format": count, "modules?": [text],
+    "preprocess?": text,
 }  # fmt: skip
 MANIFEST = {"key": KEY, "classes?": [text], "versions?": Named(text, text), "splits": Named([part])}
 MODEL = {"name": text, "revision?": text, "random?": flag, "seed?": count}
@@ -115,6 +116,13 @@ OPTIONS = {
     "on_bad_image?": text,
 }  # fmt: skip
 SOURCE = {"model": MODEL, "images": Named(IMAGES), "options": OPTIONS}
+
+
+def check_modules(key: dict) -> None:
+    """ValueError where the names of a key's layers are not one for each."""
+    names, stored = key.get("modules"), list(key["layers"].values())
+    if names and (len(set(names)) < len(names) or stored != [list(range(len(names)))]):
+        raise ValueError(f"manifest.key.modules is {brief(names)}; expected a name for each layer of one point")
 
 
 def only(value: dict, form: dict) -> dict:

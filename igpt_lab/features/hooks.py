@@ -56,7 +56,7 @@ class Pooled:
         self._stops = True
         try:
             self._backbone(*inputs, **named)
-        except _Enough:
+        except Enough:
             self._end()
         finally:
             self._stops = False
@@ -90,7 +90,7 @@ class Pooled:
             self._of(point, self._values)
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Everything that was asked for is recorded."""
 
 
@@ -328,16 +328,16 @@ def _attach(backbone: Any, point: str, layer: int, reduce, pooled: Pooled, last:
             raise RuntimeError(f"{point} of layer {layer} ran twice in one forward pass; expected once")
         x = x.detach()
         pooled._values[point, layer] = reduce(x, point, layer)
-        pooled._stats[point, layer] = _measured(x)
+        pooled._stats[point, layer] = measured(x)
         if last and pooled._stops:
-            raise _Enough
+            raise Enough
 
     if is_input:
         return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
     return module.register_forward_hook(lambda _, __, output: keep(output))
 
 
-def _measured(x: Tensor) -> Tensor:
+def measured(x: Tensor) -> Tensor:
     """(3,): max |x|, number of exact zeros, number of non-finite values."""
     low, high = torch.aminmax(x)
     largest, zeros = torch.maximum(-low, high).float(), x.numel() - x.count_nonzero()

@@ -44,6 +44,8 @@ class FeatureKey:
     alignment: str
     dtype: str
     format: int = field(default=FORMAT)
+    modules: tuple[str, ...] = ()  # of a network that is no ImageGPT: the names of its layers 0, 1, ...
+    preprocess: str = ""  # of such a network: a digest of what its `preprocess` makes of a picture
 
     def __post_init__(self):
         """Layers in any order, or twice, are the same features; ValueError for a split or point that is no name."""
@@ -52,10 +54,12 @@ class FeatureKey:
                 as_name(name, what)
         layers = {point: np.unique(self.layers[point]).tolist() for point in sorted(self.layers)}
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "modules", tuple(self.modules))
 
     def plain(self) -> dict:
-        """The fields as a manifest holds them: plain JSON, tuples as lists."""
-        return json.loads(json.dumps(asdict(self)))
+        """The fields as a manifest holds them: plain JSON, tuples as lists; without those that an ImageGPT has not."""
+        held = {name: value for name, value in asdict(self).items() if value or name not in ("modules", "preprocess")}
+        return json.loads(json.dumps(held))
 
     def folder(self) -> str:
         """`<model>-<images>-<key8>`, safe as a folder's name."""
@@ -107,6 +111,15 @@ class StoreFolder:
     def layers(self) -> dict[str, list[int]]:
         """Layers at each point."""
         return self.key["layers"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers 0, 1, ... of a network that is no ImageGPT, in the order of depth; () of an ImageGPT."""
+        return tuple(self.key.get("modules") or ())
+
+    def point_or_default(self, point: str | None) -> str:
+        """A point that is named, or the only one of the store, or "ln_1"."""
+        return point or (next(iter(self.layers)) if len(self.layers) == 1 else "ln_1")
 
     def listed(self, split: str) -> list[dict | None]:
         """What the manifest lists of each part of a split, None while it is not finished; KeyError for no split."""
@@ -194,6 +207,8 @@ def explain_miss(root: str | Place, key: FeatureKey) -> str:
     nearest = None if (place(root) / key.folder()).exists() else key.nearest(root)
     if nearest is None or {"images", "splits"} <= {name for name, *_ in nearest[1]}:
         return ""  # a store of another image set explains nothing
+    if key.modules and ("alignment" in {name for name, *_ in nearest[1]}):
+        return ""  # nor does one of an ImageGPT
     return f"no store has this key yet; the nearest is {nearest[0]}: {_told(nearest[1])}"
 
 
@@ -206,8 +221,9 @@ def _short(value: object) -> str:
     """A key's field for a message: digests by their first 8 digits, 0, 1, ..., 12 as 0..12."""
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_short(item)}" for name, item in value.items())
-    if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
-        return f"{value[0]}..{value[-1]}"
+    if isinstance(value, list) and len(value) > 2 and all(isinstance(item, int) for item in value):
+        if value == list(range(value[0], value[0] + len(value))):
+            return f"{value[0]}..{value[-1]}"
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", json.dumps(value))
 
 
@@ -231,6 +247,7 @@ def read_manifest(path: Place) -> dict:
         if version != FORMAT:
             raise StoreError(f"{file} has format {version}; this version reads {FORMAT}. Extract again")
         form.check(manifest, form.MANIFEST, "manifest")
+        form.check_modules(manifest["key"])
         key8 = digest(manifest["key"])[:8]
     except StoreError:
         raise

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.storage import Place
-from igpt_lab.features.extraction import Extraction, Images, Model, claimed, prepare, tokens_ahead, write
+from igpt_lab.features.extraction import Extraction, Images, Model, Read, claimed, prepare, tokens_ahead, write
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings, digest_of_weights, settings_of
@@ -183,4 +183,4 @@ class Opened:
         [(_, tokens)] = tokens_ahead([part], self.model, settings, root=self.work.root, workers=1)
         with self.device_free:  # what is decoded and written beside it does not keep the device waiting
             features, stats = Runner(self.model, settings).over(tokens.tokens)
-        return write(self.writer, part, tokens, features, stats, listed=False)
+        return write(self.writer, part, Read(tokens.positions, tokens.skipped), features, stats, listed=False)

@@ -21,7 +21,10 @@ OWN_SERVER = re.compile(r"(s3|gs|gcs|hf)://[^/?#@:\\\s]+(/[^?#\s]*)?(\?region=[a
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a store's manifest, which may be a stranger's, says that its model and images are, and what was asked."""
+    """Where a store's manifest, which may be a stranger's, says that its model and images are, and what was asked.
+
+    `model` is {} for a network that is no ImageGPT, which no name loads.
+    """
 
     model: dict
     images: dict[str, dict]
@@ -30,7 +33,8 @@ class Sources:
     @property
     def places(self) -> dict[str, str]:
         """What is read -> where."""
-        return {"model": self.model["name"]} | {f"images {name}": at["name"] for name, at in self.images.items()}
+        model = {"model": self.model["name"]} if self.model else {}
+        return model | {f"images {name}": at["name"] for name, at in self.images.items()}
 
     @property
     def addresses(self) -> list[str]:
@@ -76,12 +80,14 @@ def sources_of(store: str | Path | StoreFolder, splits: Sequence[str] | None = N
     try:
         form.expect(source, dict, "an object", "source")
         images = form.expect(source.get("images") or {}, dict, "an object", "source.images")
-        if not (source.get("model") and source.get("options") and all(images.get(split) for split in splits)):
+        model = {} if store.names else source.get("model")
+        if not ((model or store.names) and source.get("options") and all(images.get(split) for split in splits)):
             raise StoreError(f"{store.path} does not say where its model and images are; run the same extraction again")
-        form.check(source | {"images": {split: images[split] for split in splits}}, form.SOURCE, "source")
+        expected = {name: item for name, item in form.SOURCE.items() if model or name != "model"}
+        form.check(source | {"images": {split: images[split] for split in splits}}, expected, "source")
         about = {split: form.only(images[split], form.IMAGES) for split in splits}
         settings = ExtractionSettings.from_options(source["options"])
-        sources = Sources(form.only(source["model"], form.MODEL), about, settings)
+        sources = Sources(form.only(model or {}, form.MODEL), about, settings)
         for name in sources.places.values():
             _check_address(name)
     except StoreError:

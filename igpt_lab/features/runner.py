@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +22,46 @@ Features = dict[str, np.ndarray]  # `<point>.<layer>` -> float32 (N, D)
 Stats = dict[str, list[float]]  # `<point>.<layer>` -> [max |x|, share of exact zeros, count of non-finite values]
 
 
-class Runner:
-    """A model with the settings of an extraction, and the size of its batches, which shrinks where memory runs out."""
+Result = TypeVar("Result")
+
+
+class Batches:
+    """Forward passes on a device, and the size of their batches, which shrinks where memory runs out."""
+
+    def __init__(self, batch_size: int, device: torch.device):
+        self.batch_size, self.device = batch_size, device
+
+    def fitting(self, run: Callable[[], Result], bar: tqdm | None, one: str) -> Result:
+        """What `run` returns; where memory runs out it runs again, with batches of half the size.
+
+        Raises MemoryError where there is none for a batch of one, which is called `one`.
+        """
+        while True:
+            done = 0 if bar is None else bar.n
+            try:
+                return run()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise MemoryError(f"no memory for {one} on {self.device}") from error
+            self._halve()
+            if bar is not None:
+                bar.update(done - bar.n)
+
+    def _halve(self) -> None:
+        self.batch_size //= 2
+        tqdm.write(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class Runner(Batches):
+    """A model with the settings of an extraction."""
 
     def __init__(self, model: ImageGPTForCausalImageModeling, settings: ExtractionSettings):
+        super().__init__(settings.batch_size or default_batch(model.config, model.device), model.device)
         self.model, self.settings = model, settings
-        self.batch_size = settings.batch_size or default_batch(model.config, model.device)
 
     def over(self, tokens: np.ndarray, bar: tqdm | None = None) -> tuple[Features, Stats]:
         """Palette indices (N, T) -> the features, and the statistics that the store keeps with them.
@@ -34,32 +70,13 @@ class Runner:
         a single image, and RuntimeError for a model in training mode.
         """
         check_eval(self.model)
-        while True:
-            done = 0 if bar is None else bar.n
-            try:
-                return self._run(tokens, bar)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if self.batch_size == 1:
-                    raise MemoryError(
-                        f"no memory for a single image of {tokens.shape[1]} positions on {self.model.device}"
-                    ) from error
-            self._halve()
-            if bar is not None:
-                bar.update(done - bar.n)
-
-    def _halve(self) -> None:
-        self.batch_size //= 2
-        tqdm.write(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        return self.fitting(lambda: self._run(tokens, bar), bar, f"a single image of {tokens.shape[1]} positions")
 
     @torch.inference_mode()
     def _run(self, tokens: np.ndarray, bar: tqdm | None) -> tuple[Features, Stats]:
         if not len(tokens):  # a part without an image that can be read
             return self._nothing()
-        settings, device = self.settings, self.model.device
+        settings, device = self.settings, self.device
         pixels = torch.as_tensor(tokens.astype(np.int32))
         if device.type == "cuda":
             pixels = pixels.pin_memory().to(device, non_blocking=True)  # the kernels behind it wait for it
@@ -81,7 +98,7 @@ class Runner:
     def _precision(self) -> AbstractContextManager:
         """A block in which matrix products have the dtype that the settings ask for."""
         if self.settings.dtype == "bfloat16":
-            return torch.autocast(self.model.device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
     def _by_layer(

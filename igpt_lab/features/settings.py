@@ -136,7 +136,23 @@ def extraction_key(
     """
     if getattr(model.transformer, "edits", 0):
         raise ValueError("a model inside an `edit` block has other features than its key says; use `record` there")
-    layers = settings.layers_at(model.config)
+    layers, images_of = settings.layers_at(model.config), images_in_key(splits)
+    if settings.alignment is None or settings.dtype is None:
+        raise ValueError(f"{settings} leaves alignment or dtype open; expected what `settled` returns")
+    return FeatureKey(
+        model=str(model.name),
+        weights=digest_of_weights(model),
+        **images_as_read(model),
+        **images_of,
+        layers=layers,
+        pool=settings.pool,
+        alignment=settings.alignment,
+        dtype=settings.dtype,
+    )
+
+
+def images_in_key(splits: Sequence[ImageSet | TokenSet]) -> dict[str, Any]:
+    """Fields of the key that say which images: ValueError for splits of several image sets, or of equal images."""
     names = {images.name for images in splits}
     if len(names) != 1:
         raise ValueError(f"one store holds the splits of one image set; got {sorted(names)}: extract each alone")
@@ -146,19 +162,10 @@ def extraction_key(
             f"{names.pop()} gives the same images for {same}; expected different images; "
             "put each split into a folder of its own"
         )
-    if settings.alignment is None or settings.dtype is None:
-        raise ValueError(f"{settings} leaves alignment or dtype open; expected what `settled` returns")
-    return FeatureKey(
-        model=str(model.name),
-        weights=digest_of_weights(model),
-        **images_as_read(model),
-        images=names.pop(),
-        splits={images.split: (images.fingerprint, len(images)) for images in splits},
-        layers=layers,
-        pool=settings.pool,
-        alignment=settings.alignment,
-        dtype=settings.dtype,
-    )
+    return {
+        "images": names.pop(),
+        "splits": {images.split: (images.fingerprint, len(images)) for images in splits},
+    }
 
 
 def images_as_read(model: ImageGPTForCausalImageModeling) -> dict:

@@ -11,11 +11,12 @@ the format in full.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import card, span
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, place, readable, size_of
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.manifest import StoreError, StoreFolder, read_manifest
 from igpt_lab.features.parts import nulls, wrong_type
 
@@ -69,10 +71,10 @@ class FeatureStore(StoreFolder):
         return StoreWriter.create(root, key, parts, source=source)
 
     @checked
-    def layer(self, point: str, layer: int, split: str) -> np.ndarray:
+    def layer(self, point: str, layer: int | str, split: str) -> np.ndarray:
         """float32 (N, D), rows in the order of `index(split)`; reads no other layer, each part into its place.
 
-        A negative layer counts from the deepest that is stored.
+        A negative layer counts from the deepest that is stored. Layers of a network that is no ImageGPT have names too.
         """
         name = self._column(point, layer)
         rows = sum(part["rows"] for part in self.listed(split) if part)
@@ -136,10 +138,20 @@ class FeatureStore(StoreFolder):
             raise StoreError(f"{self.path} {split}: {missing}; expected one in each row, or in none")
         return None if column.null_count else column.to_numpy().copy()
 
+    def features(self, point: str | None = None) -> dict[str, Any]:
+        """`lab.Features` of every split, as `Features.from_store` gives them one by one.
+
+        Example:
+            >>> store.features()
+            {'train': <Features: 200 rows, 10 classes, layers 0..3>, 'test': <Features: 100 rows, 10 classes, ...>}
+        """
+        kind = importlib.import_module("igpt_lab").Features  # it is of the room to the right, which reads stores
+        return {split: kind.from_store(self, split, point) for split in self.splits}
+
     @checked
-    def table(self, split: str, layers: Sequence[int] | None = None) -> pd.DataFrame:
+    def table(self, split: str, layers: Sequence[int | str] | None = None) -> pd.DataFrame:
         """For pandas: `index`, `label` and a column of arrays for each point's `layers`, all when None."""
-        chosen = [
+        chosen: list[tuple[str, int | str]] = [
             (point, layer) for point in self.layers for layer in (self.layers[point] if layers is None else layers)
         ]
         names = dict.fromkeys(self._column(point, layer) for point, layer in chosen)
@@ -167,12 +179,17 @@ class FeatureStore(StoreFolder):
                 largest, zeros, bad = np.array([part["stats"][name] for part in parts], float).T
                 point, layer = name.rsplit(".", 1)
                 mean = np.average(zeros, weights=weights)
-                rows.append((split, point, int(layer), largest.max(), mean, int(bad.sum())))
+                known = dict(enumerate(self.names))
+                rows.append((split, point, known.get(int(layer), int(layer)), largest.max(), mean, int(bad.sum())))
         return pd.DataFrame(rows, columns=["split", "point", "layer", "max_abs", "zeros", "non_finite"])
 
-    def _column(self, point: str, layer: int) -> str:
+    def _column(self, point: str, layer: int | str) -> str:
         """Column of a layer; KeyError when it is not stored."""
         stored = self.layers.get(point, [])
+        if isinstance(layer, str):
+            if layer not in self.names:
+                raise KeyError(f"{self.path.name} has no layer {layer!r}; {did_you_mean(layer, self.names or ['0'])}")
+            layer = self.names.index(layer)
         if -len(stored) <= layer < 0:
             layer = stored[layer]
         if layer not in stored:
@@ -239,8 +256,8 @@ class FeatureStore(StoreFolder):
         facts = {
             "model": f"{key['model']}, weights {key['weights'][:8]}",
             "images": f"{key['images']}: " + ", ".join(f"{count} {split}" for split, count in rows.items()),
-            "layers": "; ".join(f"{point} {span(layers)}" for point, layers in self.layers.items()),
-            "made": f"{key['pool']} over positions, {key['alignment']}, {key['dtype']}, images {key['size']} a side",
+            "layers": span(self.names) or "; ".join(f"{point} {span(stored)}" for point, stored in self.layers.items()),
+            "made": self._made(),
             "complete": "yes"
             if whole == len(listed)
             else f"no: {whole} of {len(listed)} parts; extract again to continue",
@@ -249,11 +266,22 @@ class FeatureStore(StoreFolder):
         }
         return card(f"FeatureStore {digest(key)[:8]}", facts)
 
+    def _made(self) -> str:
+        """How an image became a vector, in words."""
+        key = self.key
+        if self.names:
+            return f"pool {key['pool']}, {key['dtype']}, preprocess {key.get('preprocess', '')[:8]}"
+        return f"{key['pool']} over positions, {key['alignment']}, {key['dtype']}, images {key['size']} a side"
+
 
 class StoredLayers(Mapping):
-    """Layers of one point of a store, layer -> float32 (N, D), each read when it is asked for and not kept."""
+    """Layers of one point of a store, layer -> float32 (N, D), each read when it is asked for and not kept.
 
-    def __init__(self, store: FeatureStore, split: str, point: str = "ln_1"):
+    `point` is by default "ln_1", or the only one of the store. Layers that have names go by these.
+    """
+
+    def __init__(self, store: FeatureStore, split: str, point: str | None = None):
+        point = store.point_or_default(point)
         if point not in store.layers:
             raise KeyError(f"{store.path.name} has no point {point!r}; it has {list(store.layers)}")
         self.store, self.split, self.point = store, split, point
@@ -264,11 +292,11 @@ class StoredLayers(Mapping):
         """Of the images, as the store's key has it."""
         return self.store.key["splits"][self.split][0]
 
-    def __getitem__(self, layer: int) -> np.ndarray:
+    def __getitem__(self, layer: int | str) -> np.ndarray:
         return self.store.layer(self.point, layer, self.split)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.store.layers[self.point])
+    def __iter__(self) -> Iterator[int | str]:
+        return iter(self.store.names or self.store.layers[self.point])
 
     def __len__(self) -> int:
         return len(self.store.layers[self.point])

@@ -129,7 +129,7 @@ def _wrong_columns(schema: pa.Schema, store: FeatureStore) -> str:
     wrong = [text for name in ("index", "label", *layers) if (text := wrong_type(name, kinds[name]))]
     if wrong:
         return wrong[0]
-    for point, stored in store.layers.items():
+    for point, stored in store.layers.items() if not store.names else ():  # modules may be of any width
         widths = sorted({kinds[f"{point}.{layer}"].list_size for layer in stored})
         if len(widths) > 1:
             return f"has layers of different width: {widths}"
@@ -146,7 +146,12 @@ def repair(path: str | Path, problems: list[tuple[str, int, str]], *, remote: bo
     longer what they were.
     """
     path = _folder(path).resolve()
-    sources, store = sources_of(path), FeatureStore(path, read_manifest(path))
+    store = FeatureStore(path, read_manifest(path))
+    if store.names:
+        raise StoreError(
+            f"{path} is of a network that no name loads; run the same extraction again, which makes its bad parts anew"
+        )
+    sources = sources_of(path)
     if sources.remote and not remote:
         raise StoreError(
             f"{path} cannot be repaired: its manifest names {', '.join(sources.remote)}, which is not on this disk; "
@@ -232,7 +237,8 @@ def _marked(path: Path) -> bool:
     file = path / "manifest.json"
     try:
         key = json.loads(file.read_text(encoding="utf-8"))["key"] if file.is_file() else {}  # a pipe would wait
-        return set(form.KEY) <= set(key) and key["format"] == FORMAT
+        fields = {name for name in form.KEY if not name.endswith("?")}
+        return fields <= set(key) and key["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 

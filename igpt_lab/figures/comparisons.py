@@ -46,6 +46,8 @@ def model_comparison(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     table = table.assign(control=control_names(table.control))
     models = list(dict.fromkeys(table.model))
     own, chosen = table.control == MODEL, table.chosen.astype(bool)
+    if not pd.api.types.is_numeric_dtype(table.layer):  # names, in the order of depth
+        table = table.assign(layer=table.groupby(["model", "control"]).cumcount())
     last = own & (table.layer == table.layer.where(own).groupby(table.model).transform("max"))
     series = {"chosen layer": (own & chosen, look("chosen layer", 0)), "last layer": (last, look("last layer"))}
     controls = [name for name in dict.fromkeys(table.control) if name != MODEL]

@@ -10,9 +10,10 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import check_columns, head, layer_axis, legend
+from igpt_lab.figures.names import as_label
+from igpt_lab.figures.parts import by_depth, check_columns, head, layer_axis, legend, mark_not_converged
 from igpt_lab.figures.plotting import plotting
-from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, inches, narrow, points
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, inches, look, narrow, points
 
 SELECTIVITY_COLUMNS = (
     "layer", "test_accuracy", "low", "high", "control_accuracy", "control_low", "control_high", "selectivity",
@@ -73,6 +74,28 @@ def mark_chance(ax: Axes, chance: float, rows: pd.DataFrame) -> None:
     ax.plot([0, 0], CUT, color="black", linestyle="", **slash, **across)
 
 
+def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
+    """The line of the model or of a control over depth, with its interval; one row is a level line."""
+    style, weight = look(name, others=OTHERS), 2 if name == MODEL else 1
+    y, low, high = (100 * rows[column] for column in ("test_accuracy", "low", "high"))
+    band: Keywords = {"color": style["color"], "alpha": 0.12 * weight, "linewidth": 0}
+    if name != MODEL and len(rows) == 1:  # such as pixels, which have no layer
+        ax.axhspan(low.iloc[0], high.iloc[0], **band)
+        ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
+        return
+    ax.fill_between(rows.layer, low, high, **band, zorder=weight)
+    label = as_label(name) + (", 95 % interval" if name == MODEL else "")
+    if (draws := int(rows.draws.max())) > 1:
+        label += f" ({draws})" if narrow() else f", {draws} draws"
+    line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
+    ax.plot(rows.layer, y, **style, label=label, **line)
+    mark_not_converged(ax, rows.layer, y, rows, style)
+
+
+def _doubt(rows: pd.DataFrame) -> str:
+    return "" if rows.converged.all() else " (not converged)"
+
+
 @plotting
 def selectivity(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Figure:
     """Accuracy, that of a task without meaning, and their difference, the selectivity, over depth, one below the other.
@@ -81,6 +104,7 @@ def selectivity(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Fi
     chosen layer. All panels have the same scale, so that their slopes can be compared.
     """
     check_columns(table, SELECTIVITY_COLUMNS)
+    table, names = by_depth(table)
     table = table.sort_values("layer")
     figure = Figure(figsize=inches(4.2), layout="constrained")
     panels = figure.subplots(len(PANELS), sharex=True)
@@ -93,7 +117,7 @@ def selectivity(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Fi
         ring: Keywords = {"marker": "o", "markersize": points(9), "markerfacecolor": "none", "linestyle": ""}
         ax.plot(chosen.layer, 100 * chosen[value], color="black", label="chosen layer", **ring)
         ax.set(ylabel=name, ylim=(ends.mean() - reach, ends.mean() + reach))
-    layer_axis(panels[-1], int(table.layer.max()))
+    layer_axis(panels[-1], int(table.layer.max()), names)
     head(panels[0], title, f"{int(table.n_test.iloc[0]):,} test images; bands: 95 % over images")
     legend(panels[-1])
     return figure

@@ -14,9 +14,12 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.chosen import about_choice, difference_in_words, with_new_names
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.controls import mark_chance, near_chance, over_draws
+from igpt_lab.figures.controls import mark_chance, near_chance, over_draws, plot_control
 from igpt_lab.figures.names import as_label, letters
+from igpt_lab.figures.networks import is_of_several, plot_several
 from igpt_lab.figures.parts import (
+    TICK,
+    by_depth,
     checked,
     controls_of,
     finish,
@@ -27,7 +30,7 @@ from igpt_lab.figures.parts import (
 )
 from igpt_lab.figures.placing import Beside
 from igpt_lab.figures.plotting import plotting
-from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, axes, inches, look, narrow, points
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, axes, inches, look, points
 
 LAYER_COLUMNS = ("control", "layer", "test_accuracy", "low", "high", "chosen", "converged", "n_test")
 FEW_COLUMNS = ("control", "k", "draw", "layer", "layer_rule", "test_accuracy", "converged")
@@ -51,7 +54,9 @@ def layer_curve(
     A column `n_classes` K puts a dashed line at chance, 1 / K; where that is far below, the axis is cut, and controls
     near chance are drawn there. Where the model's rows have a column `in_peak_set` (`peak_set`), a bar on the axis
     spans the layers in it. What is wrong with a poor choice is written below the title, where the model's rows have
-    `validation_accuracy` and `n_validation`.
+    `validation_accuracy` and `n_validation`. Layers may have
+    names, in the order of the rows. Where a column `model` names several networks, such as an encoder beside an
+    ImageGPT, each is a curve over relative depth, as of `layer_curves`, with controls of one layer alone.
 
     Args:
         table: A row per control and layer, control "model" being the model, and LAYER_COLUMNS.
@@ -64,7 +69,7 @@ def layer_curve(
         The Axes.
 
     Raises:
-        ValueError: A column that is missing, other than one chosen layer of the model, or an unknown style.
+        ValueError: A column that is missing, other than one chosen layer of a model, or an unknown style.
 
     Example:
         >>> ax = lab.figures.layer_curve(result.table, comparison=lab.compare_layers(result).to_dict())
@@ -72,6 +77,11 @@ def layer_curve(
         ('layer', 'test accuracy (%)')
     """
     table = checked(table, LAYER_COLUMNS)
+    if is_of_several(table):
+        if comparison:
+            raise ValueError("comparison= is of one network, and the table has the rows of several; leave it out")
+        return plot_several(table, title, axes(3.0) if ax is None else ax)
+    table, names = by_depth(table)
     chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None
     table = over_draws(table)
     main = table[table.control == MODEL]
@@ -93,7 +103,7 @@ def layer_curve(
     low, high = 100 * in_view.low.min(), 100 * in_view.high.max()
     margin = 0.06 * (high - low or 1)
     ax.set_ylim(low - margin, high + margin)
-    layer_axis(ax, last)
+    layer_axis(ax, last, names)
     ax.set(ylabel="test accuracy (%)")
     if chance is not None:
         mark_chance(ax, chance, table[table.control.isin(below)])
@@ -110,7 +120,7 @@ def few_label_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
     one). Bars: from `low_all` to `high_all`, the 95% interval over draws and test images together; in a table without
     them, as one of a single draw, the standard deviation over draws.
     """
-    table = checked(table, FEW_COLUMNS)
+    table, _ = by_depth(checked(table, FEW_COLUMNS))
     ax = axes(3.0) if ax is None else ax
     lines = list(_few_label_lines(table))
     for i, (label, style, rows) in enumerate(lines):
@@ -133,7 +143,7 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     `table` has a row for each (control, layer), control "model" being the model, as `measure_layers` returns it. A
     control of one row, such as 'raw pixels', becomes a level line.
     """
-    table = checked(table, ("control", "layer", "n"))
+    table, names = by_depth(checked(table, ("control", "layer", "n")))
     measures = [name for name in MEASURES if name in table and table[name].notna().any()]
     if not measures:
         raise ValueError(f"the table has none of {', '.join(MEASURES)}; it has {', '.join(table)}")
@@ -146,35 +156,17 @@ def geometry_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     if "label_overlap" in measures and table.get("label_overlap_chance", pd.Series()).notna().any():
         level: Keywords = {"color": "black", "linestyle": "--", "linewidth": points(0.7), "zorder": 1.5}
         panels[measures.index("label_overlap")].axhline(100 * table.label_overlap_chance.max(), label="chance", **level)
-    layer_axis(panels[-1], int(table.layer[table.control == MODEL].max()))
+    layer_axis(panels[-1], int(table.layer[table.control == MODEL].max()), names)
     head(panels[0], title, f"{int(table.n.iloc[0]):,} images; bands: 95 % over images")
     legend(panels[-1])
     return figure
-
-
-def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
-    """The line of the model or of a control over depth, with its interval; one row is a level line."""
-    style, weight = look(name, others=OTHERS), 2 if name == MODEL else 1
-    y, low, high = (100 * rows[column] for column in ("test_accuracy", "low", "high"))
-    band: Keywords = {"color": style["color"], "alpha": 0.12 * weight, "linewidth": 0}
-    if name != MODEL and len(rows) == 1:  # such as pixels, which have no layer
-        ax.axhspan(low.iloc[0], high.iloc[0], **band)
-        ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
-        return
-    ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    label = as_label(name) + (", 95 % interval" if name == MODEL else "")
-    if (draws := int(rows.draws.max())) > 1:
-        label += f" ({draws})" if narrow() else f", {draws} draws"
-    line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
-    ax.plot(rows.layer, y, **style, label=label, **line)
-    mark_not_converged(ax, rows.layer, y, rows, style)
 
 
 def _mark_chosen(ax: Axes, row: pd.Series) -> None:
     """A ring around the chosen layer, with its number and accuracy in words."""
     ring: Keywords = {"marker": "o", "markersize": points(9), "markerfacecolor": "none", "markeredgecolor": "black"}
     ax.plot(row.layer, 100 * row.test_accuracy, linestyle="", label="chosen on validation", **ring, zorder=5)
-    words = f"layer {row.layer:.0f}: {100 * row.test_accuracy:.1f} %"
+    words = f"layer {as_label(row.layer_name, TICK)}: {100 * row.test_accuracy:.1f} %"
     ax.add_artist(Beside(words, (row.layer, 100 * row.test_accuracy), clear=points(4.5)))
 
 
@@ -185,10 +177,6 @@ def _mark_peak_set(ax: Axes, layers: np.ndarray) -> None:
     for i, run in enumerate(np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)):
         label = "_" if i else "may be the best layer"
         ax.plot([run.min() - 0.4, run.max() + 0.4], [0, 0], label=label, transform=across, **bar)
-
-
-def _doubt(rows: pd.DataFrame) -> str:
-    return "" if rows.converged.all() else " (not converged)"
 
 
 def _sentence(comparison: Mapping, n_test: int) -> str:
@@ -222,7 +210,7 @@ def _few_label_lines(table: pd.DataFrame) -> Iterable[tuple[str, Keywords, pd.Da
     if (is_main & is_chosen).any():
         yield "chosen layer", look("chosen layer", 0), table[is_main & is_chosen]
     for layer, rows in table[is_main & ~is_chosen].groupby("layer"):
-        name = f"layer {layer:.0f}"
+        name = f"layer {rows.layer_name.iloc[0]}"
         style = (
             look(name, 0, others=(LINE_STYLES["last layer"],))
             if layer == table.layer.max()

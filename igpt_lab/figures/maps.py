@@ -50,6 +50,10 @@ def cka_map(
     if table.duplicated(["layer", "other_layer"]).any():
         raise ValueError("more than one row for the same pair of layers; expected one")
     grid = table.pivot(index="layer", columns="other_layer", values="cka")
+    if not pd.api.types.is_numeric_dtype(table.layer):  # names come in the order of depth
+        grid = grid.reindex(index=list(dict.fromkeys(table.layer)))
+    if not pd.api.types.is_numeric_dtype(table.other_layer):
+        grid = grid.reindex(columns=list(dict.fromkeys(table.other_layer)))
     ax = axes(3.5) if ax is None else ax
     image = ax.imshow(grid, origin="lower", vmin=lowest, vmax=1, cmap=colour_map("viridis"), interpolation="none")
     for axis, layers, name in (ax.yaxis, grid.index, names[0]), (ax.xaxis, grid.columns, names[1]):

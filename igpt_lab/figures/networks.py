@@ -10,10 +10,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.controls import mark_chance, over_draws
-from igpt_lab.figures.curves import plot_control
+from igpt_lab.figures.controls import mark_chance, over_draws, plot_control
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import checked, finish, layer_axis, mark_not_converged
+from igpt_lab.figures.parts import TICK, by_depth, checked, finish, layer_axis, mark_not_converged
 from igpt_lab.figures.plotting import plotting
 from igpt_lab.figures.style import Keywords, axes, look, points
 
@@ -27,6 +26,7 @@ def layer_curves(
 ) -> Axes:  # fmt: skip
     """Test accuracy over depth of several networks, a line with its 95% band for each, its chosen layer ringed.
 
+    The legend has the names, and each network's chosen layer with its accuracy. Layers may have names too.
     Dashes and markers tell lines apart too. Colours begin again where there are more networks than colours; the first
     network has the colour that the model has in other figures.
 
@@ -45,16 +45,33 @@ def layer_curves(
         The Axes.
 
     Raises:
-        ValueError: No network, a column that is missing, or an unknown style.
+        ValueError: No network, a column that is missing, other than one chosen layer of a network, or an unknown style.
 
     Example:
         >>> ax = lab.figures.layer_curves({"tiny": result, "twin": result}, relative=True)
-        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        >>> [text.get_text().partition(":")[0] for text in ax.get_legend().get_texts()]
         ['tiny', 'twin', 'chosen on validation']
     """
-    networks = _networks(tables)
-    ax = axes(3.0) if ax is None else ax
-    last = max(int(rows.place.max()) for rows in networks.values())
+    return _plot(_networks(tables), controls, relative, title, axes(3.0) if ax is None else ax)
+
+
+def is_of_several(table: pd.DataFrame) -> bool:
+    """Has the table a column `model` with the rows of several networks?"""
+    return "model" in table and table.model[table.control == MODEL].nunique() > 1
+
+
+def plot_several(table: pd.DataFrame, title: str, ax: Axes) -> Axes:
+    """A table of several networks as `layer_curves` plots it over relative depth, with controls of one layer."""
+    others = table[table.control != MODEL].drop_duplicates(["control", "test_accuracy"])
+    alone = others[others.groupby("control").control.transform("size") == 1]
+    return _plot(_networks(table), alone if len(alone) else None, True, title, ax)
+
+
+def _plot(
+    networks: Mapping[str, pd.DataFrame], controls: pd.DataFrame | None, relative: bool, title: str, ax: Axes
+) -> Axes:
+    """`layer_curves` of what `_networks` gives."""
+    last = max(int(rows.layer.max()) for rows in networks.values())
     if controls is not None:
         _plot_controls(ax, controls, last, relative=relative)
     for name, rows in networks.items():
@@ -84,22 +101,21 @@ def _networks(tables: Mapping[str, pd.DataFrame] | pd.DataFrame) -> dict[str, pd
     networks = {}
     for name, table in tables.items():
         rows = checked(table if "control" in table else table.assign(control=MODEL), NETWORK_COLUMNS)
-        rows = rows[rows.control == MODEL]
-        if pd.api.types.is_numeric_dtype(rows.layer):
-            networks[name] = rows.sort_values("layer").assign(place=rows.layer)
-        else:  # names of layers come in the order of depth
-            networks[name] = rows.assign(place=range(len(rows)))
+        networks[name] = by_depth(rows[rows.control == MODEL])[0].sort_values("layer")
+        if (chosen := int(rows.chosen[rows.control == MODEL].eq(True).sum())) != 1:
+            raise ValueError(f"{chosen} rows of {name} are marked as chosen; expected exactly one")
     return networks
 
 
 def _plot_network(ax: Axes, name: str, rows: pd.DataFrame, *, relative: bool) -> None:
-    style, x = look(name), rows.place / max(rows.place.max(), 1) if relative else rows.place
+    style, x = look(name), rows.layer / max(rows.layer.max(), 1) if relative else rows.layer
     y = 100 * rows.test_accuracy
     ax.fill_between(x, 100 * rows.low, 100 * rows.high, color=style["color"], alpha=0.2, linewidth=0)
     line: Keywords = {"linewidth": points(1.2), "markersize": points(2.8), "zorder": 3}
-    ax.plot(x, y, **style, **line, label=as_label(name))
-    mark_not_converged(ax, x, y, rows, style)
     chosen = rows.chosen.eq(True)
+    best = f"layer {as_label(rows.layer_name[chosen].iloc[0], TICK)}, {y[chosen].iloc[0]:.1f} %"
+    ax.plot(x, y, **style, **line, label=f"{as_label(name, 31)}: {best}")
+    mark_not_converged(ax, x, y, rows, style)
     _ring(ax, x[chosen], y[chosen], "_")
 
 
@@ -111,7 +127,7 @@ def _ring(ax: Axes, x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Seri
 def _plot_controls(ax: Axes, table: pd.DataFrame, last: int, *, relative: bool) -> None:
     """Each control as `layer_curve` has it."""
     table = over_draws(table[table.control != MODEL])
-    if relative:
+    if relative and pd.api.types.is_numeric_dtype(table.layer):
         table = table.assign(layer=table.layer / max(last, 1))
     for name, rows in table.groupby("control", sort=False):
         plot_control(ax, str(name), rows.sort_values("layer"))

@@ -11,7 +11,7 @@ from typing import cast
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-from matplotlib import ticker, transforms
+from matplotlib import rcParams, ticker, transforms
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
@@ -24,6 +24,7 @@ from igpt_lab.figures.style import CYCLE, Keywords, narrow, points
 NUMBERS = set(
     "test_accuracy low high difference loss loss_error cka nats share weight sos x y n n_test batches draw".split()
 )
+TICK = 24  # letters of a layer's name on an axis, at most
 ROOM = 1000  # lines, rows, panels or ticks of a figure, at most: each takes memory
 
 
@@ -99,10 +100,45 @@ def mark_not_converged(ax: Axes, x: pd.Series, y: pd.Series, rows: pd.DataFrame,
         ax.plot(x[failed], y[failed], label=label, markeredgecolor=style["color"], **diamond, zorder=4)
 
 
-def layer_axis(ax: Axes, last: int) -> None:
-    """The horizontal axis from layer 0 to the last one, with no more numbers than fit."""
-    ax.xaxis.set_major_locator(ticker.MultipleLocator(math.ceil((last + 1) / (12 if narrow() else 18))))
+def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A table whose layers may have names, with their places 0, 1, ... as `layer`; and these names, [] of numbers.
+
+    The order is that of the model's rows. A control of one layer, such as raw pixels, has no depth and the place 0.
+    `layer_name` is what each row's layer is called. ValueError for a control with a layer that the model has not.
+    """
+    if pd.api.types.is_numeric_dtype(table.layer):
+        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer]), []
+    called = table.layer.astype(str)
+    control = table.control if "control" in table else pd.Series(MODEL, table.index)
+    names = list(dict.fromkeys(called[control == MODEL]))
+    alone = control.map(called.groupby(control).nunique()) == 1
+    unknown = np.flatnonzero(~called.isin(names) & ~alone)
+    if len(unknown):
+        first = unknown[0]
+        raise ValueError(f"{control.iloc[first]} has the layer {called.iloc[first]!r}, and the model has {names}")
+    places = {name: place for place, name in enumerate(names)}
+    return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called), names
+
+
+def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:
+    """The horizontal axis from layer 0 to the last one, with no more numbers than fit, or the names of layers."""
+    step = math.ceil((last + 1) / (12 if narrow() else 18))
+    if names:
+        labels = [as_label(name, TICK) for name in names[::step]]
+        ax.set_xticks(range(0, len(names), step), labels)
+        if sum(map(len, labels)) + 2 * len(labels) > 0.8 * letters():
+            ax.tick_params(axis="x", labelrotation=90)
+    else:
+        ax.xaxis.set_major_locator(ticker.MultipleLocator(step))
     ax.set(xlim=(-0.5, last + 0.5), xlabel="layer")
+
+
+def _below(ax: Axes) -> float:
+    """Inches that upright names of layers take below the axes."""
+    if ax.xaxis.get_tick_params().get("labelrotation") != 90:
+        return 0.0
+    longest = max(map(len, getattr(ax.xaxis.get_major_formatter(), "seq", [""])))
+    return 0.62 * longest * rcParams["font.size"] / 72
 
 
 def rows_downwards(ax: Axes, names: Iterable[str]) -> None:
@@ -174,8 +210,9 @@ def _title(title: str, room: int) -> str:
 
 
 def columns_of(labels: Iterable[str], most: int) -> int:
-    """Columns of a legend: one where a name is as long as can be, `most` where none is."""
-    return 1 if any("…" in label for label in labels) else most
+    """Columns of a legend: at most `most`, as many as there is room for beside a line for each name."""
+    longest = max(map(len, labels := list(labels)), default=0)
+    return 1 if any("…" in label for label in labels) else max(1, min(most, letters() // (longest + 5)))
 
 
 def legend(ax: Axes) -> None:
@@ -183,7 +220,7 @@ def legend(ax: Axes) -> None:
     if plot().ax is not None:
         ax.legend()
         return
-    down = transforms.ScaledTranslation(0, -points(0.38), figure_of(ax).dpi_scale_trans)
+    down = transforms.ScaledTranslation(0, -points(0.38) - _below(ax), figure_of(ax).dpi_scale_trans)
     ax.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),

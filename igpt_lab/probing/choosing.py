@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from igpt_lab.core.choice import middle_of_best
+from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.solvers.logistic import Fits, fit_folds, fit_logistic
 
@@ -117,9 +118,9 @@ def _validate(
     return np.stack(accuracies), converged
 
 
-def chosen_layer(choices: Mapping[int, ChosenC]) -> int:
+def chosen_layer(choices: Mapping[Layer, ChosenC]) -> Layer:
     """The layer of the best mean, of equal ones the middle; the middle of all where nothing could be held out."""
-    layers = sorted(choices)
+    layers = in_depth(choices)
     means = np.array([choices[layer].accuracy for layer in layers])
     return layers[int(middle_of_best(np.nan_to_num(means)))]
 

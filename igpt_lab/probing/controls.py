@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.significance import accuracy, compare, mean_difference
 from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
@@ -28,10 +29,10 @@ class DropComparison:
     95% interval over the test images, which all networks share; the networks and their layers are held as they are.
     """
 
-    chosen_layer: int
-    last_layer: int
+    chosen_layer: int | str
+    last_layer: int | str
     drop: float
-    control_layers: list[int]
+    control_layers: list[Layer]
     control_drops: list[float]
     control_mean: float
     control_lowest: float
@@ -51,7 +52,7 @@ def compare_drops(
     result: ProbeResult,
     controls: Sequence[ProbeResult],
     *,
-    layer: int | None = None,
+    layer: int | str | None = None,
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> DropComparison:
@@ -84,7 +85,7 @@ def compare_drops(
     sizes = sorted({len(row) for probed in (result, *controls) for row in probed.correct.values()})
     if len(sizes) > 1:
         raise ValueError(f"results on {' and '.join(map(str, sizes))} test images; expected the same ones")
-    last = max(result.correct)
+    last = in_depth(result.correct)[-1]
     layers = [control.chosen if layer is None else layer for control in controls]
     for control, from_layer in zip(controls, layers, strict=True):
         check_known([from_layer, last], control.correct)
@@ -99,7 +100,7 @@ def compare_drops(
     )  # fmt: skip
 
 
-def _lost(result: ProbeResult, layer: int, last: int) -> np.ndarray:
+def _lost(result: ProbeResult, layer: Layer, last: Layer) -> np.ndarray:
     """What each test image adds to the drop from a layer to the last: float64 (N,), 1, 0 or -1."""
     return result.correct[layer].astype(float) - result.correct[last]
 
@@ -111,7 +112,7 @@ def probe_permuted(
     result: ProbeResult,
     *,
     permutations: int = 10,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     control: str = "permuted labels",
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -157,7 +158,7 @@ def probe_permuted(
     check_known(list(train.layers), strengths.index)
     classes, y = np.unique(train.labels, return_inverse=True)
     facts = {"n_train": len(y), "n_test": len(test.index), "n_classes": len(classes), "seed": seed}
-    predictions: list[dict[int, np.ndarray]] = [{} for _ in range(permutations)]
+    predictions: list[dict[Layer, np.ndarray]] = [{} for _ in range(permutations)]
     rows: list[dict] = []
     with tqdm(total=len(train.layers) * permutations, desc=control, unit="probe", disable=not progress) as bar:
         for stacked, x in stacks(train):

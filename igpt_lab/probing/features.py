@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.depth import Layer, in_depth, plain_layer
 from igpt_lab.core.display import say_once, span
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -19,17 +23,29 @@ LOADED = 2**30  # bytes of a store up to which its features are kept in memory
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """`layers`: number -> float32 (N, D); `labels`: int64 (N,), from 0; `index`: int64 (N,), rows in the source.
+    """`layers`: number or name -> float32 (N, D); `labels`: int64 (N,), from 0; `index`: int64 (N,), source rows.
 
     `names`: the classes in the order of their numbers, by which those of train and test are matched; () for no names.
+    Layers that have names come in the order of depth. Layers, labels and index may be given as arrays, torch tensors or
+    lists; labels as whole numbers of any type, or as words, which become numbers and `names`. Without an `index` rows
+    count from 0.
+
+    Raises:
+        ValueError: Labels that are missing, negative or no whole numbers, or layers that are not (N, D) and finite.
     """
 
-    layers: Mapping[int, np.ndarray]
+    layers: Mapping[Any, np.ndarray]
     labels: np.ndarray
-    index: np.ndarray
+    index: np.ndarray = None  # type: ignore[assignment]  # filled below
     names: tuple[str, ...] = ()
 
     def __post_init__(self):
+        labels, names = as_labels(self.labels, tuple(map(str, self.names)))
+        index = np.arange(0 if labels is None else len(labels)) if self.index is None else as_array(self.index)
+        for field, value in (("labels", labels), ("names", names), ("index", index)):
+            object.__setattr__(self, field, value)
+        if isinstance(self.layers, dict):
+            object.__setattr__(self, "layers", _by_layer(self.layers))
         if self.labels is None or np.min(self.labels, initial=0) < 0:
             which = "none" if self.labels is None else f"{np.sum(np.less(self.labels, 0))} rows without one"
             raise ValueError(f"a probe needs labels, and these features have {which}; use an image set that has them")
@@ -45,8 +61,11 @@ class Features:
 
     @classmethod
     @checked
-    def from_store(cls, store: FeatureStore, split: str, point: str = "ln_1") -> Features:
-        """All layers of one point of a feature store; of a large one, each is read when it is asked for."""
+    def from_store(cls, store: FeatureStore, split: str, point: str | None = None) -> Features:
+        """All layers of one point of a feature store; of a large one, each is read when it is asked for.
+
+        `point` is by default "ln_1", or the only one of the store. Modules of a network go by their names.
+        """
         layers, labels = StoredLayers(store, split, point), store.labels(split)
         values = dict(layers) if store.size <= LOADED else layers
         return cls(values, labels, layers.index, store.classes)  # type: ignore[arg-type]  # None is refused with advice
@@ -62,21 +81,60 @@ class Features:
         return cls({0: rows}, images.require_labels(), images.index, images.label_names)
 
     @checked
-    def joined(self, layers: Sequence[int]) -> Features:
+    def joined(self, layers: Sequence[int | str]) -> Features:
         """Several layers side by side as one, under the number of the middle one; the paper joins the best five."""
         check_known(layers, self.layers)
-        return replace(
-            self, layers={sorted(layers)[len(layers) // 2]: np.hstack([self.layers[layer] for layer in layers])}
-        )
+        middle = in_depth(layer for layer in self.layers if layer in layers)[len(layers) // 2]
+        return replace(self, layers={middle: np.hstack([self.layers[layer] for layer in layers])})
 
     def relabelled(self, labels: np.ndarray) -> Features:
-        """The same rows with other labels, int (N,), of classes without names."""
+        """The same rows with other labels (N,): whole numbers of classes without names, or words."""
         if np.shape(labels) != self.labels.shape:
             raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one for each row")
-        return replace(self, labels=np.asarray(labels), names=())
+        return replace(self, labels=as_array(labels), names=())
 
 
-def _check_layer(layer: int, values: np.ndarray, labels: int, rows: int) -> None:
+def as_array(values: Any) -> np.ndarray:
+    """Arrays as they are, torch tensors and lists as arrays; floats of half precision as float32."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+    return np.asarray(values)
+
+
+def as_labels(labels: Any, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
+    """Labels int64 (N,) and the names of their classes, of numbers of any type or of words; None stays None.
+
+    Words are numbered by `names`, or by the alphabet where there are none. ValueError for numbers that count no class.
+    """
+    if labels is None:
+        return None, names
+    held = as_array(labels)
+    if held.dtype.kind in "iu":
+        return held.astype(np.int64, copy=False), names
+    if held.dtype.kind in "fb":
+        held = np.where(np.isnan(held), -1, held)
+        whole = held.astype(np.int64)
+        if (held != whole).any():
+            raise ValueError(f"the label {held[held != whole][0]} is no class; expected whole numbers from 0, or words")
+        return whole, names
+    words = [str(word) for word in held.tolist()]
+    known = names or tuple(sorted(set(words)))
+    if unknown := [word for word in words if word not in known]:
+        raise ValueError(f"the label {unknown[0]!r} is not among names; {did_you_mean(unknown[0], known)}")
+    place = {name: number for number, name in enumerate(known)}
+    return np.array([place[word] for word in words], np.int64), known
+
+
+def _by_layer(layers: Mapping) -> dict[Any, np.ndarray]:
+    """Layers as arrays, by plain numbers or by names; ValueError for a mixture."""
+    held = {plain_layer(layer): as_array(values) for layer, values in layers.items()}
+    if len({type(layer) for layer in held}) > 1:
+        raise ValueError(f"layers {', '.join(map(repr, held))}; expected numbers for all, or names for all")
+    return held
+
+
+def _check_layer(layer: Layer, values: np.ndarray, labels: int, rows: int) -> None:
     if values.ndim != 2 or len(values) != labels or len(values) != rows:
         raise ValueError(
             f"layer {layer} is {values.shape} for {labels} labels and {rows} rows; expected (N, D) with the same N"
@@ -85,7 +143,7 @@ def _check_layer(layer: int, values: np.ndarray, labels: int, rows: int) -> None
         raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
 
 
-def check_known(layers: Sequence[int], known: Iterable[int]) -> None:
+def check_known(layers: Iterable[Layer], known: Iterable[Layer]) -> None:
     unknown = [layer for layer in layers if layer not in known]
     if unknown:
         raise ValueError(f"layer {unknown[0]} is not among these features; expected one of {list(known)}")
@@ -99,9 +157,9 @@ def check_same_layers(train: Features, test: Features) -> None:
         )
 
 
-def stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
+def stacks(features: Features) -> Iterator[tuple[list[Any], np.ndarray]]:
     """Layers of one width together, as (B, N, D), as many as `STACKED` allows."""
-    layers: list[int] = []
+    layers: list[Layer] = []
     stack: list[np.ndarray] = []
     for layer, x in features.layers.items():
         _check_layer(layer, x, len(features.labels), len(features.index))
@@ -113,7 +171,7 @@ def stacks(features: Features) -> Iterator[tuple[list[int], np.ndarray]]:
         yield layers, np.stack(stack) if len(stack) > 1 else stack[0][None]
 
 
-def test_layers(layers: list[int], x: np.ndarray, test: Features) -> list[np.ndarray]:
+def test_layers(layers: Sequence[Layer], x: np.ndarray, test: Features) -> list[np.ndarray]:
     """The layers of test, read once and of the width of x."""
     values = [test.layers[layer] for layer in layers]
     for layer, tested in zip(layers, values, strict=True):

@@ -13,6 +13,7 @@ from pandas.core.groupby import DataFrameGroupBy
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.core.significance import Spread, spread
@@ -120,7 +121,7 @@ def probe_few_labels(
     ks: Sequence[int] = (1, 4, 25, 100, 400),
     draws: int = 5,
     seed: int = 0,
-    layers: Collection[int] | None = None,
+    layers: Collection[int | str] | None = None,
     Cs: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
     max_iter: int = 1000,
     control: str = MODEL,
@@ -171,7 +172,8 @@ def probe_few_labels(
     if protocol:
         ks, draws = PAPER_KS, PAPER_DRAWS
     check_same_layers(train, test)
-    fixed = list(dict.fromkeys([min(train.layers), max(train.layers)] if layers is None else layers))
+    deep = in_depth(train.layers)
+    fixed = list(dict.fromkeys([deep[0], deep[-1]] if layers is None else layers))
     check_known(fixed, train.layers)
     classes, y = np.unique(train.labels, return_inverse=True)
     _check_enough(np.bincount(y), [train.names[label] for label in classes] if train.names else classes, max(ks))
@@ -209,9 +211,9 @@ class _Subset:
     rows: np.ndarray  # int64 (K * k,), positions in train
     folds: list[Fold]
     rule: str  # how C was chosen, in words
-    choices: dict[int, ChosenC] = field(default_factory=dict)
-    predicted: dict[int, np.ndarray] = field(default_factory=dict)  # int64 (N_test,), positions in the classes
-    converged: dict[int, bool] = field(default_factory=dict)
+    choices: dict[Layer, ChosenC] = field(default_factory=dict)
+    predicted: dict[Layer, np.ndarray] = field(default_factory=dict)  # int64 (N_test,), positions in the classes
+    converged: dict[Layer, bool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, labels: np.ndarray, y: np.ndarray, k: int, draw: int, draws: int, seed: int) -> _Subset:
@@ -220,10 +222,10 @@ class _Subset:
         return cls(k, draw, rows, *folds_inside(y[rows], k, seed))
 
     @property
-    def best(self) -> int:
+    def best(self) -> Layer:
         return chosen_layer(self.choices)
 
-    def row(self, rule: str, layer: int) -> dict:
+    def row(self, rule: str, layer: Layer) -> dict:
         """Of the table, but for what test says."""
         choice = self.choices[layer]
         return {
@@ -252,7 +254,7 @@ def _choose(
 
 
 def _predict(
-    subsets: list[_Subset], train: Features, test: Features, y: np.ndarray, fixed: list[int], fitting: dict, bar: tqdm
+    subsets: list[_Subset], train: Features, test: Features, y: np.ndarray, fixed: list[Layer], fitting: dict, bar: tqdm
 ) -> None:
     """The second pass: of each subset a refit of its best layer and of the `fixed` ones, and what they say of test."""
     best = {subset.best for subset in subsets}

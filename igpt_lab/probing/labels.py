@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def matched(train: Features, test: Features) -> MatchedLabels:
     return MatchedLabels(test, np.unique(train.labels), train.names, test.names)
 
 
-def meet_test(predictions: dict[int, np.ndarray], test: Labelled) -> dict[int, np.ndarray]:
+def meet_test(predictions: dict[Any, np.ndarray], test: Labelled) -> dict[Any, np.ndarray]:
     """Which predictions are right: the only place where test labels are read."""
     labels = test.labels
     return {key: predicted == labels for key, predicted in predictions.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import Choice, choice_of, compare_choice
 from igpt_lab.core.chosen import difference_in_words
+from igpt_lab.core.depth import in_depth, layers_of
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
@@ -41,21 +42,23 @@ CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 class ProbeResult:
     """`table`: a row a layer; `correct`: layer -> bool (N_test,); `chosen`: the layer that validation chose.
 
+    A layer is a number, or a name.
+
     `predicted`: layer -> labels (N_test,), what the probe says. `folds`: float64 (K, L), accuracies of the layers, in
     the table's order, on the rows that each of K folds held out.
     """
 
     table: pd.DataFrame
-    correct: dict[int, np.ndarray]
-    chosen: int
-    predicted: dict[int, np.ndarray] = field(default_factory=dict)
+    correct: dict[Any, np.ndarray]
+    chosen: Any
+    predicted: dict[Any, np.ndarray] = field(default_factory=dict)
     folds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def choice(self) -> Choice:
         """The chosen layer, and how sure the choice is."""
         return choice_of(
-            self.table.layer.tolist(), self.table.validation_accuracy.to_numpy(), int(self.table.n_validation.iloc[0])
+            layers_of(self.table.layer), self.table.validation_accuracy.to_numpy(), int(self.table.n_validation.iloc[0])
         )
 
     def __repr__(self) -> str:
@@ -74,7 +77,8 @@ class ProbeResult:
 
     def _facts(self) -> dict[str, str]:
         table, choice = self.table.set_index("layer"), self.choice
-        chosen, last, failed = table.loc[self.chosen], table.index.max(), table.index[~table.converged.astype(bool)]
+        chosen, last = table.loc[self.chosen], in_depth(table.index)[-1]
+        failed = table.index[~table.converged.astype(bool)]
         accuracies = {
             layer: f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
             for layer, row in table.loc[[self.chosen, last]].iterrows()
@@ -199,8 +203,8 @@ class Comparison:
     only one of the two gets right. `p_value`: McNemar's exact test.
     """
 
-    chosen_layer: int
-    last_layer: int
+    chosen_layer: int | str
+    last_layer: int | str
     chosen_accuracy: float
     last_accuracy: float
     difference: float
@@ -235,7 +239,12 @@ class Comparison:
 
 @checked
 def compare_layers(
-    result: ProbeResult, layer: int | None = None, last: int | None = None, *, n_boot: int = 10_000, seed: int = 0
+    result: ProbeResult,
+    layer: int | str | None = None,
+    last: int | str | None = None,
+    *,
+    n_boot: int = 10_000,
+    seed: int = 0,
 ) -> Comparison:
     """The paired test of a layer against another.
 
@@ -261,7 +270,7 @@ def compare_layers(
         (1, 3, 100)
     """
     layer = result.chosen if layer is None else layer
-    last = max(result.correct) if last is None else last
+    last = in_depth(result.correct)[-1] if last is None else last
     check_known([layer, last], result.correct)
     paired = compare(result.correct[layer], result.correct[last], n_boot=n_boot, seed=seed)
     ends = (math.nan, math.nan)
@@ -302,7 +311,7 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
     return result_of(rows, predictions, matched(train, test), np.stack(folds, axis=1))
 
 
-def result_of(rows: list[dict], predictions: dict[int, np.ndarray], test: Labelled, folds: np.ndarray) -> ProbeResult:
+def result_of(rows: list[dict], predictions: dict[Any, np.ndarray], test: Labelled, folds: np.ndarray) -> ProbeResult:
     """Rows of layers with their `validation_accuracy`, and what they predict of `test`, which is met here.
 
     `folds` (K, L): accuracies on the rows that each fold held out.

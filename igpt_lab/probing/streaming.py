@@ -48,8 +48,8 @@ def probe_streaming(
     steps: int,
     train: str = "train",
     test: str = "test",
-    point: str = "ln_1",
-    layers: Sequence[int] | None = None,
+    point: str | None = None,
+    layers: Sequence[int | str] | None = None,
     learning_rates: Sequence[float] = RATES,
     batch_size: int = 256,
     momentum: float = 0.9,
@@ -73,7 +73,7 @@ def probe_streaming(
         store: Read row group by row group.
         steps: Of SGD.
         train, test: Names of the splits.
-        point: Place in a block, see `record`.
+        point: Place in a block, see `record`; by default "ln_1", or the only point of the store.
         layers: All by default.
         learning_rates: To choose from, by accuracy on the held-out rows.
         batch_size: Rows of a step.
@@ -107,8 +107,9 @@ def probe_streaming(
            layer  iterations  n_validation  n_test
         0      3          20            20     100
     """
-    layers = _stored_layers(store, point, layers)
+    point, layers = _stored_layers(store, point, layers)
     names = [f"{point}.{layer}" for layer in layers]
+    called = [store.names[layer] if store.names else layer for layer in layers]
     device = best_device(device)
     rates = tuple(sorted({float(rate) for rate in learning_rates}))
     plan = Plan(steps, batch_size, momentum, rates, holdout, seed, buffer)
@@ -144,10 +145,10 @@ def probe_streaming(
             "n_train": len(seen), "n_test": len(tested), "n_features": heads.weights.shape[1] - 1, "seed": seed,
             "folds": 1, "n_validation": len(held),
         }
-        for i, layer in enumerate(layers)
+        for i, layer in enumerate(called)
     ]  # fmt: skip
     labels = MatchedLabels(_Labels(store, test), measured.classes, store.classes, store.classes)
-    return result_of(rows, dict(zip(layers, predicted, strict=True)), labels, scores.max(1)[None])
+    return result_of(rows, dict(zip(called, predicted, strict=True)), labels, scores.max(1)[None])
 
 
 @checked
@@ -158,8 +159,8 @@ def probe_on_cluster(
     workers: int = 1,
     train: str = "train",
     test: str = "test",
-    point: str = "ln_1",
-    layers: Sequence[int] | None = None,
+    point: str | None = None,
+    layers: Sequence[int | str] | None = None,
     steps: int | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -174,7 +175,7 @@ def probe_on_cluster(
         scheduler: Address of the cluster, such as tcp://host:8786; None starts processes on this machine.
         workers: Number of those processes.
         train, test: Names of the splits.
-        point: Place in a block, see `record`.
+        point: Place in a block, see `record`; by default "ln_1", or the only point of the store.
         layers: All by default.
         steps: With it a layer is streamed by `probe_streaming`; without it is fitted in memory by `probe_layers`.
         device: Where each worker computes, by default as it chooses.
@@ -201,7 +202,8 @@ def probe_on_cluster(
         2      2  0.1     100
         3      3  0.1     100
     """
-    layers = _stored_layers(store, point, layers)
+    point, layers = _stored_layers(store, point, layers)
+    called = [store.names[layer] if store.names else layer for layer in layers]
     if steps is None:
         _check_options(probe_layers, options)
         probe = partial(_fit_layer, point=point, train=train, test=test, **options)
@@ -219,11 +221,11 @@ def probe_on_cluster(
             layer = row["layer"]
             rows[layer], predicted[layer], folds[layer] = row, labels, of_folds
             bar.update()
-    in_order = [rows[layer] for layer in layers]
+    in_order = [rows[layer] for layer in called]
     of_train = np.unique(_Labels(store, train).labels)
     labels = MatchedLabels(_Labels(store, test), of_train, store.classes, store.classes)
-    stacked = np.stack([folds[layer] for layer in layers], axis=1)
-    return result_of(in_order, {layer: predicted[layer] for layer in layers}, labels, stacked)
+    stacked = np.stack([folds[layer] for layer in called], axis=1)
+    return result_of(in_order, {layer: predicted[layer] for layer in called}, labels, stacked)
 
 
 def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, Any]) -> None:
@@ -250,7 +252,7 @@ class _OnWorker:
 
         def work(layer: int) -> tuple[dict, np.ndarray, np.ndarray]:
             result = self.probe(store, layer, device=device, progress=False)
-            return result.table.iloc[0].to_dict(), result.predicted[layer], result.folds[:, 0]
+            return result.table.iloc[0].to_dict(), next(iter(result.predicted.values())), result.folds[:, 0]
 
         return work
 
@@ -260,7 +262,8 @@ def _fit_layer(store: FeatureStore, layer: int, *, point: str, train: str, test:
     features = []
     for split in (train, test):
         labels, index = _Labels(store, split).labels, store.index(split)
-        features.append(Features({layer: store.layer(point, layer, split)}, labels, index, store.classes))
+        name = store.names[layer] if store.names else layer
+        features.append(Features({name: store.layer(point, layer, split)}, labels, index, store.classes))
     return probe_layers(*features, **options)
 
 
@@ -269,13 +272,18 @@ def _stream_layer(store: FeatureStore, layer: int, **options: Any) -> ProbeResul
     return probe_streaming(store, layers=[layer], **options)
 
 
-def _stored_layers(store: FeatureStore, point: str, layers: Sequence[int] | None) -> list[int]:
-    """`layers` in order, all that the store has at `point` when None; KeyError for one that it does not have."""
-    stored = store.layers.get(point, [])
-    layers = stored if layers is None else sorted(set(layers))
-    if not layers or not set(layers) <= set(stored):
-        raise KeyError(f"{store.path.name} has no layers {list(layers)} at {point!r}; it has {store.layers}")
-    return list(layers)
+def _stored_layers(
+    store: FeatureStore, point: str | None, layers: Sequence[int | str] | None
+) -> tuple[str, list[int]]:  # fmt: skip
+    """The point, and `layers` by number and in order, all when None; KeyError for one that the store does not have."""
+    point = store.point_or_default(point)
+    stored, place = store.layers.get(point, []), {name: number for number, name in enumerate(store.names)}
+    asked = stored if layers is None else layers
+    numbers: set[Any] = {place.get(layer, layer) if isinstance(layer, str) else layer for layer in asked}
+    if not numbers or not numbers <= set(stored):
+        known = list(store.names) or store.layers
+        raise KeyError(f"{store.path.name} has no layers {list(layers or [])} at {point!r}; it has {known}")
+    return point, sorted(int(number) for number in numbers)
 
 
 class _Labels:

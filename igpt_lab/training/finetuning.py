@@ -32,7 +32,7 @@ from igpt_lab.training.augmentation import augmentation
 from igpt_lab.training.cards import write_finetuning_card
 from igpt_lab.training.classifier import logits_of
 from igpt_lab.training.heads import copied, norm_of, trained_weights, with_head
-from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
+from igpt_lab.training.resuming import STATE, as_begun, in_use, note_run, palette_digest
 from igpt_lab.training.settings import FinetuneConfig, PretrainConfig, fitted
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
@@ -96,7 +96,8 @@ def finetune(
     model = load_model(model) if isinstance(model, str | Path) else model
     out, device = Path(out), best_device(device)
     whole = copied(model).to(device)
-    tuning = _checked(tuning, model, images).settled(whole.config, device)
+    tuning = as_begun(out / "finetuning.json", "tuning", _checked(tuning, model, images))
+    tuning = tuning.settled(whole.config, device)
     parallel.check_batch(tuning.batch_size // tuning.accumulate)
     data = _data(model, images, tuning, progress)
     with in_use(out):

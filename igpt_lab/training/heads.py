@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from igpt_lab.core.devices import drawing
 from igpt_lab.models.imagegpt import Block, ImageGPTForCausalImageModeling, ImageGPTForImageClassification, Norm
 from igpt_lab.training.settings import FinetuneConfig
 
@@ -20,7 +21,7 @@ from igpt_lab.training.settings import FinetuneConfig
 def copied(model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalImageModeling:
     """The same weights, without dropout."""
     config = replace(model.config, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights, of which none stays
+    with drawing(torch.device("cpu"), 0):  # torch's layers draw weights, of which none stays
         copy = ImageGPTForCausalImageModeling(config, init=None)
     copy.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     return copy

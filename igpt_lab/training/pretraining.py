@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import best_device
+from igpt_lab.core.devices import best_device, drawing
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.images.tokens import checked_tokens
@@ -33,7 +33,7 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import losses_of, masked_loss_of, next_pixel_loss
 from igpt_lab.training import parallel
 from igpt_lab.training.cards import write_pretraining_card
-from igpt_lab.training.resuming import STATE, in_use, note_run, palette_digest
+from igpt_lab.training.resuming import STATE, as_begun, in_use, note_run, palette_digest
 from igpt_lab.training.settings import PretrainConfig
 from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
 
@@ -96,7 +96,7 @@ def pretrain(
     train, held_out = _split(tokens, config, recipe)
     parallel.check_batch(recipe.batch_size // recipe.accumulate)
     model = _first_weights(config, recipe.seed, init).to(device)
-    recipe = recipe.settled(config, device)
+    recipe = as_begun(out / "training.json", "recipe", recipe).settled(config, device)
     made: dict[str, Any] = {"config": config.to_dict(), "recipe": asdict(recipe), "tokens": digest(tokens.tobytes())}
     made["init"] = None if init is None else weights_digest(init)
     made["palette"] = palette_digest(processor)
@@ -123,7 +123,7 @@ def _first_weights(
     config: ImageGPTConfig, seed: int, init: ImageGPTForCausalImageModeling | None
 ) -> ImageGPTForCausalImageModeling:
     """The network before its first step: random, or with the weights of `init`."""
-    with torch.random.fork_rng(devices=[]):  # of torch's layers, which draw before we do
+    with drawing(torch.device("cpu"), seed):  # what torch's layers draw before we do
         model = ImageGPTForCausalImageModeling(config, generator=torch.Generator().manual_seed(seed))
     if init is not None:
         try:

@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ LATER = ("palette", "classes", "pictures")  # not in the records of older versio
 OLD_NOTES = {"step", "log", "lowest"}
 BEGIN_AGAIN = "move it away to begin the run again, or choose another folder"
 
+Settings = TypeVar("Settings", bound=TrainConfig)
 _ours: ContextVar[tuple[Path, ...]] = ContextVar("folders that this call holds", default=())
 
 
@@ -85,8 +86,16 @@ def interruptible() -> Iterator[threading.Event]:
     try:
         yield event
     finally:
-        for number, handler in before.items():
+        for number, handler in reversed(before.items()):  # Ctrl-C last: it may end this block
             signal.signal(number, handler)
+
+
+def as_begun(path: Path, part: str, settings: Settings) -> Settings:
+    """With `compile`, where it is left open, as in the record of the run: only a long run compiles by itself, and steps
+    may be added."""
+    begun = read_json(path).get(part) if settings.compile is None and path.is_file() else None
+    compiles = begun.get("compile", False) if isinstance(begun, dict) else None
+    return replace(settings, compile=compiles) if isinstance(compiles, bool) else settings
 
 
 def note_run(

@@ -159,7 +159,8 @@ class TrainConfig(ABC):
             weights = block_weights(config)
             pays = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
             has_compiler = on_cuda or (on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None)
-            compiled = pays and has_compiler
+            one_code = not config.scale_attn_by_inverse_layer_idx  # every block would be compiled for itself
+            compiled = pays and has_compiler and one_code
         return replace(self, dtype=dtype, compile=compiled)
 
 

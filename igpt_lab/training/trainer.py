@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.compiling import Compiled
-from igpt_lab.core.devices import memory_kept
+from igpt_lab.core.devices import drawing, memory_kept
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -44,14 +45,16 @@ def run(
     with bar, memory_kept(), trainer.compiled as compiled, interruptible() as interrupted:
         if joins and not trainer.log:
             report()
-        bar.set_postfix_str("compiling the blocks, up to half a minute" if compiled.modules else "")
+        if compiled.modules and trainer.step < settings.steps:
+            bar.set_postfix_str("compiling the blocks, up to half a minute")
         told = ""
         for batch in drawn:
             trainer.update(*batch)
-            if compiled.news != told and parallel.rank() == 0:
+            if compiled.news != told:
                 told = compiled.news
                 bar.set_postfix_str("")
-                bar.write(told)
+                if compiled.problem or parallel.rank() == 0:
+                    bar.write(told)
             bar.update()
             stop = parallel.any_of(interrupted.is_set(), device)
             keeps, reports = trainer.step in snapshots, trainer.is_due(settings.log_every)
@@ -97,6 +100,7 @@ class Trainer:
         self.step = 0
         self.log: list[dict[str, float]] = []
         self.lowest = math.inf
+        self.drops = max(model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop) > 0
         self.sharded = shard and parallel.world() > 1
         if self.sharded:
             parallel.shard(model, model.transformer.h)
@@ -215,8 +219,10 @@ class Trainer:
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         seen = torch.zeros_like(self.total)
-        for parts in zip(*[tensor.chunk(self.settings.accumulate) for tensor in tensors], strict=True):
-            seen += self._backward(parts)
+        drawn = drawing(self.model.device, self.settings.seed, 5, self.step, parallel.rank())
+        with drawn if self.drops else nullcontext():
+            for parts in zip(*[tensor.chunk(self.settings.accumulate) for tensor in tensors], strict=True):
+                seen += self._backward(parts)
         return seen
 
     def _backward(self, parts: tuple[Tensor, ...]) -> Tensor:

@@ -330,6 +330,6 @@ def test_a_store_without_train_or_whose_images_are_gone(store, tiny_folder, imag
     try:
         blind = explore(store.path, out=tmp_path, progress=False)
         assert blind.pictures == b"" and "not where the store says" in blind.facts["no_pictures"]
-        assert blind.facts["classes"] == ["0", "1"] and len(blind.save()) == 15
+        assert blind.facts["classes"] == ["dark", "light"] and len(blind.save()) == 15
     finally:
         away.rename(images)

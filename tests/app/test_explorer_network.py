@@ -152,6 +152,7 @@ def test_without_a_model_the_panel_says_what_to_do_and_one_that_is_given_is_used
             facts, sent = ask(own)
             assert "problem" not in facts and len(sent["weights"]) == 32
             assert own.pictures == seen.pictures  # by its own palette: that of the folder is gone
+        assert explore(store, out=tmp_path, progress=False, model=away).network.model is own.network.model is not model
     finally:
         away.rename(folder)
 

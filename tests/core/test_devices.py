@@ -1,11 +1,14 @@
 """Devices by name: what this machine has, or one line that lists it."""
 
+import threading
+import time
+
 import pytest
 import torch
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.core.devices import best_device
+from igpt_lab.core.devices import best_device, drawing
 
 
 def test_devices_by_name(monkeypatch):
@@ -36,3 +39,25 @@ def test_a_device_that_is_not_there_is_one_line(tiny_folder, tiny, train, tmp_pa
         ):
             with pytest.raises(ValueError, match=words):
                 call()
+
+
+def test_draws_of_two_threads_follow_from_their_seeds_and_leave_those_of_the_process():
+    def draw(seed, drawn):
+        for _ in range(20):
+            with drawing(torch.device("cpu"), seed):
+                drawn.append(torch.rand(3))
+                time.sleep(0.001)
+                drawn.append(torch.rand(3))
+
+    alone, at_once = [[], []], [[], []]
+    before = torch.get_rng_state()
+    for seed, drawn in enumerate(alone):
+        draw(seed, drawn)
+    threads = [threading.Thread(target=draw, args=(seed, drawn)) for seed, drawn in enumerate(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(torch.stack(one), torch.stack(other)) for one, other in zip(alone, at_once, strict=True))
+    assert not torch.equal(alone[0][0], alone[1][0]) and not torch.equal(alone[0][0], alone[0][1])

@@ -80,7 +80,8 @@ def test_the_python_of_a_page_runs(page, folder, tiny_folder, tiny_images, monke
     plt.switch_backend("agg")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(datasets, "load_dataset", cifar100)
-    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(CIFAR10=CIFAR10)))
+    if "import torchvision" in page.read_text("utf-8"):  # transformers, which other pages use, would take it for whole
+        monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(CIFAR10=CIFAR10)))
     for module, registry in ((hooks, "POOLINGS"), (style, "FIGURES")):  # to which a page adds
         monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
     for name in ("download_openai", "convert_openai", "extract_on_cluster"):  # their arguments alone are checked
@@ -88,7 +89,7 @@ def test_the_python_of_a_page_runs(page, folder, tiny_folder, tiny_images, monke
     small = {"fashion-xs": tiny_folder, "cifar10-xs": tiny_folder, "fashion-mini": tiny_images, "photos": tiny_images}
     names = {"__name__": page.stem}
     for code in blocks(page, "python"):
-        for missing in re.findall(r"^import (polars|duckdb)$", code, re.MULTILINE):
+        for missing in re.findall(r"^import (polars|duckdb|timm)$", code, re.MULTILINE):
             pytest.importorskip(missing)
         for name, path in small.items():
             code = code.replace(f'"{name}"', repr(str(path)))
@@ -105,6 +106,13 @@ def test_a_curve_of_any_images_takes_four_lines():
     curves = {head: found[0].strip().splitlines() for head, found in cells.items() if "layer_curve" in found[0]}
     assert len(curves) == 10  # nine kinds of input, and one more for other labels
     assert all(len(lines) <= 4 and lines[-1] == "lab.figures.layer_curve(result.table)" for lines in curves.values())
+
+
+def test_a_curve_of_any_network_takes_four_lines():
+    text = (ROOT / "docs/how_to/any_network.md").read_text(encoding="utf-8")
+    curves = [code.strip().splitlines() for code in blocks_of(text, "python") if "layer_curve" in code]
+    assert len(curves) == 4  # three networks, and one beside an ImageGPT
+    assert all(len(lines) <= 4 and "layer_curve" in lines[-1] for lines in curves)
 
 
 def commands() -> list[list[str]]:

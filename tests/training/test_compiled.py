@@ -165,6 +165,14 @@ def test_where_compiling_fails_a_run_goes_on_uncompiled_and_says_why(tmp_path, m
     assert len(lines) == 1 and "goes on uncompiled" in lines[0] and "Read-only file system: '/cache'" in lines[0]
 
 
+def test_where_torch_is_told_not_to_compile_the_run_says_so(tmp_path, quick, capsys):
+    """torch then runs what it should compile as it is, and says nothing."""
+    with torch.compiler.set_stance("force_eager"):
+        pretrain(random_tokens(TINY), TINY, RECIPE, tmp_path, device="cpu", progress=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "compil" in line]
+    assert len(lines) == 1 and "goes on uncompiled" in lines[0] and "torch compiled nothing" in lines[0]
+
+
 @pytest.mark.slow
 def test_formats_and_records_and_more_steps_follow_each_other_in_one_process(tmp_path, quick, capsys, from_torch):
     """float32, bfloat16, the states of what was trained, and the first run made longer, against runs without."""

@@ -33,8 +33,8 @@ RECIPE = PretrainConfig(
 )  # fmt: skip
 
 
-def run(out, recipe=RECIPE, tokens=TOKENS):
-    return pretrain(tokens, TINY, recipe, out, device="cpu", progress=False)
+def run(out, recipe=RECIPE, tokens=TOKENS, config=TINY):
+    return pretrain(tokens, config, recipe, out, device="cpu", progress=False)
 
 
 def weights(out):
@@ -174,6 +174,19 @@ def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, monkeypatch, recipe
     pd.testing.assert_frame_equal(*logs)
     for step in snapshot_steps(RECIPE):
         assert (stopped / f"checkpoints/step-{step:06d}/config.json").exists()
+
+
+def test_what_dropout_draws_follows_from_the_seed_and_leaves_the_random_numbers_of_the_process(tmp_path):
+    config, before = replace(TINY, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3), torch.get_rng_state()
+    recipe = replace(RECIPE, cooldown=1)
+    whole = weights(run(tmp_path / "whole", recipe, config=config))
+    assert torch.equal(torch.get_rng_state(), before)
+    run(tmp_path / "longer", replace(recipe, steps=4), config=config)
+    torch.rand(5)
+    longer = weights(run(tmp_path / "longer", recipe, config=config))
+    assert all(torch.equal(tensor, longer[name]) for name, tensor in whole.items())
+    plain, name = weights(run(tmp_path / "plain", recipe)), "transformer.h.0.mlp.c_fc.weight"
+    assert not torch.allclose(plain[name], whole[name], atol=1e-4)  # it drops
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_numbers(tmp_path):
@@ -326,6 +339,7 @@ def test_what_is_left_open_is_settled_by_the_device_and_the_length_of_the_run():
     cuda, cpu, long = torch.device("cuda"), torch.device("cpu"), PretrainConfig(steps=10**9)
     assert PretrainConfig(steps=500).settled(TINY, cuda).dtype == "bfloat16"
     assert long.settled(TINY, cuda).compile and not PretrainConfig(steps=500).settled(TINY, cpu).compile
+    assert not long.settled(replace(TINY, scale_attn_by_inverse_layer_idx=True), cuda).compile
     given = PretrainConfig(steps=10**9, dtype="float32", compile=False)
     assert given.settled(TINY, cuda) == given
     assert PretrainConfig(steps=500).settled(TINY, cpu).dtype in ("float32", "bfloat16")

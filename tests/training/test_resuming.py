@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.training import finetuning, pretraining
 from igpt_lab.training.dynamics import checkpoints_of
 from igpt_lab.training.pretraining import pretrain
-from igpt_lab.training.resuming import STATE, in_use, note_run, read_state, write_note
+from igpt_lab.training.resuming import STATE, in_use, interruptible, note_run, read_state, write_note
 from igpt_lab.training.settings import FinetuneConfig, PretrainConfig
 from igpt_lab.training.trainer import Trainer
 
@@ -329,9 +331,33 @@ def test_checkpoints_are_whole_and_of_the_step_that_they_say(folder):
 
 def _interrupt(now):
     if now:
-        import signal
-
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_that_settles_by_itself_whether_to_compile_can_be_made_longer(tmp_path, monkeypatch, first):
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    recipe = replace(RECIPE, compile=None, cooldown=1, warmup=1)
+    for steps, pays in ((2, first), (4, not first)):
+        monkeypatch.setattr("igpt_lab.training.settings.WORTH_COMPILING", 0 if pays else 1e99)
+        monkeypatch.setattr("shutil.which", lambda name: name)
+        run(tmp_path, replace(recipe, steps=steps))
+    assert pd.read_csv(tmp_path / "log.csv").step.iloc[-1] == 4
+    assert json.loads((tmp_path / "training.json").read_text())["recipe"]["compile"] == first
+
+
+def test_a_ctrl_c_while_a_run_ends_leaves_the_handlers_as_they_were(monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    change = signal.signal
+
+    def pressed(number, handler):
+        change(number, handler)
+        if number == signal.SIGINT:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        monkeypatch.setattr(signal, "signal", pressed)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("rate", ["high", None, -1.0, [1]])

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
+from igpt_lab.app.explorer.held import GIVEN
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.origins import sources_of
@@ -131,6 +132,22 @@ class RowSubset(Mapping):
         return len(self.layers)
 
 
+class Renumbered(Mapping):
+    """Layers that have names by their places, each read when it is asked for."""
+
+    def __init__(self, layers: Mapping[str, np.ndarray]):
+        self.layers, self.names = layers, list(layers)
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return self.layers[self.names[layer]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.names)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def take_rows(features: Features, rows: np.ndarray) -> Features:
     """The features of some rows."""
     layers = RowSubset(features.layers, rows)
@@ -154,14 +171,32 @@ def open_source(
             places = ", ".join(sources.addresses)
             return f"the store names {places}; explore(store, remote=True) asks there, if you trust it"
         image_set = load_again(sources.images[split], split) if images is None else images
+        if not sources.model:
+            processor = plain_processor()
         processor = processor or processor_of(sources.model["name"], sources.model.get("revision"))
     except (ValueError, OSError) as error:
         return f"the images are not where the store says: {error}"
     if processor is None:
         return "the model has no palette"
-    if image_set.fingerprint != store.key["splits"][split][0]:
+    fingerprint = store.key["splits"][split][0]
+    if fingerprint.startswith(GIVEN):
+        if not np.isin(store.index(split), image_set.index).all():
+            return "the features have rows that the images have not"
+    elif image_set.fingerprint != fingerprint:
         return "the images are no longer those of the store"
     return Source(image_set, processor)
+
+
+def plain_processor() -> ImageGPTImageProcessorPil:
+    """What shows the pictures of a network whose `preprocess` is not known: it resizes them to SIDE pixels."""
+    return ImageGPTImageProcessorPil(np.linspace([-1.0] * 3, [1.0] * 3, 2), SIDE)
+
+
+def by_number(features: Features) -> Features:
+    """The features with layers 0, 1, ... for layers that have names."""
+    if not any(isinstance(layer, str) for layer in features.layers):
+        return features
+    return replace(features, layers=Renumbered(features.layers))
 
 
 def _was_in_memory(store: FeatureStore, split: str) -> bool:

@@ -26,6 +26,7 @@ from igpt_lab.models.loading import load_model, tokens_of
 
 ASKED = ("image", "layer", "pixel")
 COLOURS = ["true_red", "true_green", "true_blue"], ["red", "green", "blue"]
+NO_LENS = "what a layer expects is read by the head of an ImageGPT, and this store is of another network"
 WAY_OUT = "explore(store, model=lab.load_model('FOLDER')) takes it from a folder"
 _loaded: WeakValueDictionary[str, ImageGPTForCausalImageModeling] = WeakValueDictionary()  # by the digest of weights
 
@@ -50,10 +51,14 @@ class Network:
 
     def __init__(self, store: FeatureStore, model: ImageGPTForCausalImageModeling | str | Path | None = None):
         self.store = store
+        if model is not None and store.names:
+            raise ValueError(f"model= is of a store of ImageGPT: {NO_LENS}")
         self._model = load_model(model) if isinstance(model, str | Path) else model
         if self._model is not None:
             check_model(store, self._model)
-        self._problem = ""  # why there is no model
+            if self._model is not model:
+                self._model = _shared(store, self._model)
+        self._problem = NO_LENS if store.names else ""  # why there is no model
         self._strip: tuple[tuple[str, int], pd.DataFrame] | None = None
 
     @property
@@ -136,6 +141,11 @@ def load_origin(store: FeatureStore) -> ImageGPTForCausalImageModeling:
     except (ValueError, OSError) as error:
         raise ValueError(f"the store's model is not available: {error}. {WAY_OUT}") from error
     check_model(store, model)
+    return _shared(store, model)
+
+
+def _shared(store: FeatureStore, model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalImageModeling:
+    """A store's model just loaded, or the one that another explorer has loaded before."""
     return _loaded.setdefault(store.key["weights"], model.to(best_device()))
 
 

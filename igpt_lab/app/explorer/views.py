@@ -31,7 +31,7 @@ class View:
     """What is looked at: the rows `shown`, what was computed of them, and the layers and the image that are chosen.
 
     `title` names model and images, `of` says which images are shown, `layer` is compared with `other`, `image` is a
-    position among the rows, `names` are those of the classes.
+    position among the rows, `names` are those of the classes, `called` what the layers are called, in their order.
     """
 
     title: str
@@ -41,6 +41,7 @@ class View:
     other: int
     image: int
     names: Sequence[str]
+    called: Sequence[str]
     shown: Features
     answers: Answers
     spaces: Spaces
@@ -51,6 +52,12 @@ class View:
         """Positions of `layer` and `other` among the layers."""
         layers = list(self.shown.layers)
         return layers.index(self.layer), layers.index(self.other)
+
+    @property
+    def layer_names(self) -> tuple[str, str]:
+        """What `layer` and `other` are called."""
+        layer, other = self.positions
+        return self.called[layer], self.called[other]
 
     @property
     def predicted(self) -> np.ndarray:
@@ -90,8 +97,11 @@ def layer_curve(view: View) -> tuple[Axes, pd.DataFrame]:
     table = view.answers.table
     n_test = len(view.shown.labels)
     table = table.assign(control=MODEL, chosen=table.layer == view.answers.chosen, n_test=n_test)
+    place = view.layer
+    if list(view.called) != [str(layer) for layer in table.layer]:
+        table, place = table.assign(layer=list(view.called)), view.positions[0]
     ax = figures.layer_curve(table, title=view.title)
-    ax.axvline(view.layer, color="black", linewidth=0.6, zorder=0.5)
+    ax.axvline(place, color="black", linewidth=0.6, zorder=0.5)
     ax.set_ylabel(as_label(f"accuracy on {view.of} (%)", room=60))
     return ax, table
 
@@ -101,7 +111,7 @@ def _confusion(view: View) -> tuple[Axes, pd.DataFrame]:
     predicted = view.predicted[0]
     counts = confusion_matrix(labels, predicted, labels=np.arange(len(view.names)))
     table = pd.DataFrame(counts, pd.Index(view.names, name="true"), view.names)
-    note = f"{view.point}, layer {view.layer}: {(predicted == labels).mean():.1%} of {view.of} right"
+    note = f"{view.point}, layer {view.layer_names[0]}: {(predicted == labels).mean():.1%} of {view.of} right"
     return figures.confusion_matrix(table, title=view.title, note=note), table
 
 
@@ -112,7 +122,7 @@ def _feature_map(view: View) -> tuple[Axes, pd.DataFrame]:
     table["label"] = view.named(view.shown.labels)
     table["predicted"] = view.named(view.predicted[0])
     table = view.with_files(table, range(len(table)))
-    note = f"{view.point}, layer {view.layer}: {view.of}"
+    note = f"{view.point}, layer {view.layer_names[0]}: {view.of}"
     explained = view.spaces.explained[position]
     return figures.feature_map(table, names=view.names, explained=explained, title=view.title, note=note), table
 
@@ -120,7 +130,7 @@ def _feature_map(view: View) -> tuple[Axes, pd.DataFrame]:
 def _neighbours(view: View) -> tuple[Figure, pd.DataFrame]:
     """The image and those nearest to it, in the layer above and in pixels below."""
     rows = {
-        f"layer {view.layer}": [view.image, *view.spaces.near[view.positions[0], view.image]],
+        f"layer {view.layer_names[0]}": [view.image, *view.spaces.near[view.positions[0], view.image]],
         "pixels": [view.image, *view.pictures.near[view.image]],
     }
     figure = figures.row_gallery(view.pictures.gallery[np.array(list(rows.values()))], labels=list(rows))
@@ -129,7 +139,8 @@ def _neighbours(view: View) -> tuple[Figure, pd.DataFrame]:
 
 def _changes(view: View, groups: dict[str, np.ndarray]) -> tuple[Figure, pd.DataFrame]:
     """The first images of each group of `changes`."""
-    names = [f"only layer {view.layer} right", f"only layer {view.other} right", "both wrong, differently"]
+    layer, other = view.layer_names
+    names = [f"only layer {layer} right", f"only layer {other} right", "both wrong, differently"]
     groups = dict(zip(names, groups.values(), strict=True))
     pixels = view.pictures.gallery
     shown = np.full((len(groups), IN_A_ROW, *pixels.shape[1:]), 255, np.uint8)
@@ -147,7 +158,7 @@ def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:
         predicted = view.named(view.predicted[:, positions])
         table = pd.DataFrame({
             "group": name, "row": view.shown.index[positions], "label": view.named(view.shown.labels[positions]),
-            f"layer_{view.layer}": predicted[0], f"compared_layer_{view.other}": predicted[1],
+            f"layer_{view.layer_names[0]}": predicted[0], f"compared_layer_{view.layer_names[1]}": predicted[1],
         })  # fmt: skip
         tables.append(view.with_files(table, positions))
     return pd.concat(tables)
@@ -155,12 +166,12 @@ def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:
 
 def summarise(view: View) -> str:
     """What there is to see, in a line of text."""
-    layers = list(view.shown.layers)
     chosen = view.answers.chosen
+    name = view.called[list(view.shown.layers).index(chosen)]
     row = view.answers.table.set_index("layer").loc[chosen]
     return (
-        f"<Explorer {view.title}: {view.of}, point {view.point}, layers {layers[0]}..{layers[-1]}; "
-        f"layer {chosen} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
+        f"<Explorer {view.title}: {view.of}, point {view.point}, layers {view.called[0]}..{view.called[-1]}; "
+        f"layer {name} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
         f"{''.join(f'; {words}' for words in view.answers.doubts)}>"
     )
 
@@ -170,9 +181,9 @@ def page(view: View) -> str:
     figure = layer_curve(view)[0].get_figure(root=True)
     png = figure._repr_mimebundle_()["image/png"]
     rows = "".join(
-        f"<tr><td>{row.layer}{' (chosen)' if row.layer == view.answers.chosen else ''}</td>"
+        f"<tr><td>{html.escape(name)}{' (chosen)' if row.layer == view.answers.chosen else ''}</td>"
         f"<td>{row.test_accuracy:.1%}</td><td>[{row.low:.1%}, {row.high:.1%}]</td></tr>"
-        for row in view.answers.table.itertuples()
+        for name, row in zip(view.called, view.answers.table.itertuples(), strict=True)
     )
     doubts = "".join(f"{words[0].upper()}{words[1:]}. " for words in view.answers.doubts)
     words = f"{view.of}, {view.point}. {doubts}Run this cell in JupyterLab to explore. {NOTE}"

@@ -7,7 +7,7 @@ asks while it is open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from anywidget import AnyWidget
 from matplotlib.axes import Axes
 
 from igpt_lab import figures
+from igpt_lab.app.explorer.held import store_of
 from igpt_lab.app.explorer.layers import (
     Answers,
     Pictures,
@@ -26,6 +27,7 @@ from igpt_lab.app.explorer.layers import (
     Spaces,
     ask_few,
     ask_held,
+    by_number,
     load_pictures,
     open_source,
     survey,
@@ -62,7 +64,7 @@ def front_end() -> str:
 
 @checked
 def explore(
-    store: FeatureStore | str | Path,
+    store: FeatureStore | str | Path | Mapping,
     *,
     out: str | Path = "explorer",
     limit: int | None = 4000,
@@ -78,7 +80,8 @@ def explore(
     compute; `close()` lets go of it, and running a notebook's cell again closes the one that it opened before.
 
     Args:
-        store: A store with a split `train` and labels, or its folder.
+        store: A store with a split `train` and labels, or its folder; or features of splits, {"train": train, "test":
+            test}.
         out: Folder of what is saved.
         limit: Images of a split that are shown, at most, a seeded draw; every number is of these. None: all.
         progress: Show a bar until it opens.
@@ -98,6 +101,7 @@ def explore(
         >>> explorer.point, explorer.split, explorer.splits
         ('ln_1', 'test', ['test', 'held out'])
     """
+    store = store_of(store) if isinstance(store, Mapping) else store
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:
         raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
@@ -214,7 +218,7 @@ class Explorer(AnyWidget):
     @property
     def train(self) -> Features:
         """The rows that the probes learn from: all of train, or nine tenths where the last tenth is shown."""
-        train = self._once(("train", self.point), lambda: Features.from_store(self.store, "train", self.point))
+        train = self._once(("train", self.point), lambda: self._stored("train"))
         return train if self.split != HELD else take_rows(train, stratified_split(train.labels, 0.1, seed=0)[0])
 
     @property
@@ -241,10 +245,10 @@ class Explorer(AnyWidget):
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, from the image set where it is at hand."""
+        """Names of the classes, from the image set where it is at hand, else from the store."""
         highest = int(max(self.train.labels.max(), self.shown.labels.max()))
         sources = [source for source in self._sources.values() if isinstance(source, Source)]
-        names = sources[0].images.label_names if sources else ()
+        names = sources[0].images.label_names if sources else self.store.classes
         return [names[i] if i < len(names) else str(i) for i in range(highest + 1)]
 
     @property
@@ -252,14 +256,22 @@ class Explorer(AnyWidget):
         """What is looked at now, as the figures take it."""
         return View(
             title=self.facts["title"], of=self.facts["of"], point=self.point, layer=self.layer, other=self.other,
-            image=self.image, names=self.classes, shown=self.shown, answers=self.answers, spaces=self.spaces,
-            pictures=self.seen,
+            image=self.image, names=self.classes, called=self._named(list(self.shown.layers)), shown=self.shown,
+            answers=self.answers, spaces=self.spaces, pictures=self.seen,
         )  # fmt: skip
 
     @property
     def _store_split(self) -> str:
         """The split of the store that the rows shown are of."""
         return "train" if self.split == HELD else self.split
+
+    def _stored(self, split: str) -> Features:
+        """A split's features, layers by their numbers."""
+        return by_number(Features.from_store(self.store, split, self.point))
+
+    def _named(self, layers: Sequence[int]) -> list[str]:
+        """What these layers are called."""
+        return [self.store.names[layer] if self.store.names else str(layer) for layer in layers]
 
     def _once(self, key: tuple, compute: Callable):
         if self._computed is None:
@@ -269,7 +281,7 @@ class Explorer(AnyWidget):
         return self._computed[key]
 
     def _draw_rows(self) -> Features:
-        features = Features.from_store(self.store, self._store_split, self.point)
+        features = self._stored(self._store_split)
         if self.split == HELD:
             features = take_rows(features, stratified_split(features.labels, 0.1, seed=0)[1])
         n = len(features.labels)
@@ -288,7 +300,7 @@ class Explorer(AnyWidget):
 
     def _probe_held(self) -> ProbeResult:
         """C of every layer, and the layer, as all of train chooses them; nothing else is used of the result."""
-        train = Features.from_store(self.store, "train", self.point)
+        train = self._stored("train")
         held = take_rows(train, stratified_split(train.labels, 0.1, seed=0)[1])
         return probe_layers(train, held, progress=self._progress)
 
@@ -336,9 +348,10 @@ class Explorer(AnyWidget):
         key = self.store.key
         n_train = self.count * len(np.unique(self.train.labels)) if self.count else len(self.train.labels)
         return {
-            "title": f"{key['model']} on {key['images']}", "told": f"{key['pool']}, {key['alignment']}",
-            "layers": layers, "chosen": answers.chosen, "curve": answers.curve, "peak": answers.peak,
-            "doubts": answers.doubts,
+            "title": f"{key['model']} on {key['images']}",
+            "told": key["pool"] if self.store.names else f"{key['pool']}, {key['alignment']}",
+            "layers": layers, "called": self._named(layers), "chosen": answers.chosen, "curve": answers.curve,
+            "peak": answers.peak, "doubts": answers.doubts,
             "classes": self.classes, "n": len(self.shown.labels), "n_train": n_train,
             "near": [spaces.near.shape[2], pictures.near.shape[1]],
             "shape": [] if pictures.pixels is None else list(pictures.pixels.shape[1:]), "no_pictures": pictures.why,

@@ -107,6 +107,8 @@ def _moments(layers: list[np.ndarray], rows: np.ndarray) -> Moments:
     """Of layers (n, D) at `rows` bool (n,)."""
     if not rows.any():
         return NO_ROWS
+    if len(widths := {layer.shape[1] for layer in layers}) > 1:
+        raise ValueError(f"layers of several widths, {sorted(widths)}; stream those of one width, named by layers=")
     means, squares = [], []
     for layer in layers:
         x = layer[rows].astype(np.float64)

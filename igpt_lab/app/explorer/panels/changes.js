@@ -11,8 +11,8 @@ function changesPanel(state) {
 
   const fill = () => groups.forEach((group) => group.fill());
   const draw = () => {
-    const { layers } = state.data;
-    const titles = [`Only layer ${layers[state.at]} is right`, `Only layer ${layers[state.other]} is right`, "Both wrong, differently"];
+    const { called } = state.data;
+    const titles = [`Only layer ${called[state.at]} is right`, `Only layer ${called[state.other]} is right`, "Both wrong, differently"];
     const changed = changedImages(state);
     words.textContent = changeWords(state, changed.flat().length);
     place.hidden = state.at === state.other;
@@ -57,8 +57,8 @@ function changedImages(state) {
 }
 
 function changeWords({ data, at, other }, changed) {
-  const a = data.layers[at];
-  const b = data.layers[other];
+  const a = data.called[at];
+  const b = data.called[other];
   if (at === other) return `Both sliders are at layer ${a}; move one of them.`;
   return `Layers ${a} and ${b} say different things of ${grouped(changed)} of ${grouped(data.n)} images (${percent(changed / data.n)}). ` +
     `Frame: solid where layer ${a} is right, dashed where it is wrong.`;

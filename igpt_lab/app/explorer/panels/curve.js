@@ -25,13 +25,13 @@ function curvePanel(state) {
     svg.setAttribute("aria-label", curveText(data));
   };
   const draw = () => {
-    const { curve, layers } = state.data;
+    const { curve, layers, called } = state.data;
     const row = curve[state.at];
     moveLine(lines.there, scale.x(state.other));
     moveLine(lines.here, scale.x(state.at));
     lines.text.setAttribute("x", scale.x(state.at));
     lines.text.setAttribute("text-anchor", anchorOf(state.at, layers.length));
-    lines.text.textContent = `layer ${layers[state.at]}: ${percent(row.accuracy)} [${percent(row.low)}, ${percent(row.high)}]`;
+    lines.text.textContent = `layer ${called[state.at]}: ${percent(row.accuracy)} [${percent(row.low)}, ${percent(row.high)}]`;
   };
 
   svg.addEventListener("click", (event) => {
@@ -63,14 +63,15 @@ function curveScale({ curve, layers }) {
   };
 }
 
-function axisElements({ layers }, { ticks, x, y }) {
+function axisElements({ layers, called }, { ticks, x, y }) {
   const { width, height, left, right } = CURVE;
   const rows = ticks.flatMap((value) => [
     make("line", { class: "axis", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
     make("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, `${Math.round(100 * value)}%`),
   ]);
-  const every = Math.ceil(layers.length / 18); // as many numbers as there is room for
-  const numbers = layers.map((layer, l) => make("text", { x: x(l), y: CURVE_BASE + 16, "text-anchor": "middle" }, String(layer)));
+  const longest = Math.max(...called.map((name) => name.length));
+  const every = Math.ceil((layers.length * Math.max(longest, 3)) / 54); // as many names as there is room for
+  const numbers = called.map((name, l) => make("text", { x: x(l), y: CURVE_BASE + 16, "text-anchor": "middle" }, name));
   const title = make("text", { x: (width + left) / 2, y: height - 3, "text-anchor": "middle" }, "layer");
   return [...rows, ...numbers.filter((_, l) => l % every === 0), title];
 }
@@ -100,12 +101,12 @@ function dotElements({ curve, layers, chosen }, { x, y }) {
 }
 
 // The curve for those who do not see it.
-function curveText({ curve, layers }) {
-  return "accuracy over depth: " + curve.map((row, l) => `layer ${layers[l]} ${percent(row.accuracy)}`).join(", ");
+function curveText({ curve, called }) {
+  return "accuracy over depth: " + curve.map((row, l) => `layer ${called[l]} ${percent(row.accuracy)}`).join(", ");
 }
 
-function curveWords({ chosen, peak, curve, doubts }) {
-  return `Ring: layer ${chosen}, chosen on validation` + doubts.map((words) => `; ${words}`).join("") + "." +
+function curveWords({ chosen, layers, called, peak, curve, doubts }) {
+  return `Ring: layer ${called[layers.indexOf(chosen)]}, chosen on validation` + doubts.map((words) => `; ${words}`).join("") + "." +
     (peak.length ? " Bar on the axis: layers that may be the best (95%)." : "") +
     (curve.some((row) => !row.converged) ? " Hollow: not converged." : "");
 }

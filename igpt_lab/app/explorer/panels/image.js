@@ -13,7 +13,7 @@ function imagePanel(state) {
     layerTitle, layerStrip.element, pixelTitle, pixelStrip.element);
 
   const draw = () => {
-    const { labels, layers } = state.data;
+    const { labels, called } = state.data;
     const isSame = (i) => labels[i] === labels[state.image];
     const describe = (i) => `${isSame(i) ? "same class" : "another class"}, ${state.describe(i)}`;
     const share = (images) => (images.length ? `: ${images.filter(isSame).length} of ${images.length} share its class` : "");
@@ -21,7 +21,7 @@ function imagePanel(state) {
     const nearInPixels = state.nearestInPixels();
     picked.draw();
     verdicts.draw();
-    layerTitle.textContent = `Nearest in layer ${layers[state.at]}${share(near)}`;
+    layerTitle.textContent = `Nearest in layer ${called[state.at]}${share(near)}`;
     pixelTitle.textContent = nearInPixels.length ? `Nearest in pixels${share(nearInPixels)}` : "";
     layerStrip.draw(near, isSame, describe);
     pixelStrip.draw(nearInPixels, isSame, describe);

@@ -30,12 +30,12 @@ function createSlider(state, key, text, role, help) {
 
   const fill = () => { input.max = state.data.layers.length - 1; };
   const draw = (position) => {
-    const { layers, curve } = state.data;
-    const range = `of ${layers[0]}..${layers[layers.length - 1]}`;
+    const { called, curve } = state.data;
+    const range = `of ${called[0]}..${called[called.length - 1]}`;
     const accuracy = percent(curve[position].accuracy);
     input.value = position;
-    input.setAttribute("aria-valuetext", `layer ${layers[position]} ${range}, accuracy ${accuracy}`);
-    output.replaceChildren(make("b", {}, String(layers[position])), ` ${range} · ${accuracy} `);
+    input.setAttribute("aria-valuetext", `layer ${called[position]} ${range}, accuracy ${accuracy}`);
+    output.replaceChildren(make("b", {}, called[position]), ` ${range} · ${accuracy} `);
   };
 
   input.addEventListener("input", () => {
@@ -45,7 +45,7 @@ function createSlider(state, key, text, role, help) {
 }
 
 // Says that the layer in view is the one chosen on validation, or leads to that one.
-function chosenElement({ layers, chosen }, position) {
+function chosenElement({ layers, called, chosen }, position) {
   if (layers[position] === chosen) return make("span", { class: "soft" }, "chosen");
-  return make("button", { type: "button", class: "link", "data-go": chosen }, `to the chosen, ${chosen}`);
+  return make("button", { type: "button", class: "link", "data-go": chosen }, `to the chosen, ${called[layers.indexOf(chosen)]}`);
 }

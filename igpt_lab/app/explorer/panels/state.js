@@ -67,7 +67,7 @@ class State {
   }
 
   prediction(image, layer = this.at) {
-    return `layer ${this.data.layers[layer]} says ${this.nameOf(this.predicted(layer, image))}`;
+    return `layer ${this.data.called[layer]} says ${this.nameOf(this.predicted(layer, image))}`;
   }
 
   // The images nearest to the chosen one by the features of the layer in view, nearest first.
