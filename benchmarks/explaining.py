@@ -36,7 +36,8 @@ from igpt_lab.models.losses import align
 CIFAR = Path(__file__).resolve().parents[2] / "shared/cifar10"
 SOURCES = {"fashion-xs": "fashion-mini", "cifar10-xs": CIFAR}
 CLEAR = Path("/proc/self/clear_refs")  # on Linux, 5 written here makes the present memory the largest so far
-AGREE, RELATIVE = 1e-5, "of max(1, |value|)"  # distances are of many pixels
+RELATIVE = "of max(1, |value|)"  # distances are of many pixels
+AGREE = {"nats": 1e-5, RELATIVE: 2e-5}  # the peer's own sums, in float32, are 1.1e-5 from those in float64, ours 1.4e-7
 FEW, MANY, BOTH = "1 image", "{n} images", "{n} + {n} images"
 EDITED, REFITTED = "{n} images, blocks: {few}", "{n} + {n} images, blocks: {few}"
 LAYERS, STEPS = "{n} + {n} images, layers: {few}", "{n} + 0 images, {steps} steps"
@@ -198,7 +199,7 @@ def against_attention(setting: Setting) -> Iterator[dict]:
 
 
 def compared(name: str, setting: Setting, ours: Callable, port: Callable, unit: str) -> Iterator[dict]:
-    """Speed, memory, and the largest difference of the arrays that both return; SystemExit where it is above AGREE."""
+    """Speed, memory, and the largest difference of the arrays that both return; SystemExit where AGREE is less."""
     best = race({"port": partial(peers.fastest, port, setting.count)}, 1, warm=0)["port"].value
     own, theirs = race({"ours": ours, "port": partial(port, best)}, setting.runs, warm=0).values()
     case, peer = f"{name}, {setting.name}, {setting.count} images", f"{peer_name()}, batch {best}"
@@ -208,8 +209,8 @@ def compared(name: str, setting: Setting, ours: Callable, port: Callable, unit: 
     size = np.maximum(1, np.abs(theirs.value)) if unit == RELATIVE else 1
     largest = float((np.abs(own.value - theirs.value) / size).max())
     yield row(case, f"largest difference to {peer_name()}", unit, largest, runs=1)
-    if not largest <= AGREE:
-        raise SystemExit(f"{case}: they differ by {largest:.2g}, more than {AGREE:g}")
+    if not largest <= AGREE[unit]:
+        raise SystemExit(f"{case}: they differ by {largest:.2g}, more than {AGREE[unit]:g}")
 
 
 def lens_of_ours(setting: Setting, whole: bool) -> Callable:

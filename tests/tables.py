@@ -182,6 +182,17 @@ def attentive_table() -> pd.DataFrame:
     return table.assign(low=table.test_accuracy - 0.02, high=table.test_accuracy + 0.02, n_test=100)
 
 
+def target_table() -> pd.DataFrame:
+    """Three layers and ten targets, of which the first is below any axis at layer 0; and raw pixels."""
+    rows = [
+        (MODEL, layer, f"t{i}", layer / 4 + i / 20 - 3 * (layer == i == 0)) for layer in range(3) for i in range(10)
+    ]
+    rows += [("raw pixels", 0, f"t{i}", 0.5) for i in range(10)]
+    table = pd.DataFrame(rows, columns=["control", "layer", "target", "test_r2"])
+    table = table.assign(low=table.test_r2 - 0.05, high=table.test_r2 + 0.04, n_test=100)
+    return table.assign(chosen=(table.layer == 2) | (table.control != MODEL))
+
+
 def attention_tables(side: int = 4, layers: int = 3, heads: int = 2) -> dict[str, pd.DataFrame]:
     """Made-up tables of `attention_maps` and `attention_from` (of pixel (1, 2)), by the figure that shows them."""
     index = pd.MultiIndex.from_product([range(layers), range(heads)], names=["layer", "head"]).to_frame(index=False)

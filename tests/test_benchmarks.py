@@ -113,9 +113,9 @@ def test_peers_of_explaining_give_our_numbers(setting, batch):
     for whole in (True, False):
         ours, theirs = explaining.lens_of_ours(setting, whole)(), peers.lens_of_port(port, whole, batch)()
         assert ours.shape == theirs.shape == (4, 4 if whole else 1)
-        np.testing.assert_allclose(ours, theirs, atol=explaining.AGREE)
+        np.testing.assert_allclose(ours, theirs, atol=explaining.AGREE["nats"])
     ours, theirs = explaining.attention_of_ours(setting)(), peers.attention_of_port(port, batch)()
-    np.testing.assert_allclose(ours, theirs, atol=explaining.AGREE)
+    np.testing.assert_allclose(ours, theirs, atol=explaining.AGREE[explaining.RELATIVE])
 
 
 def test_a_wrong_name_is_told():

@@ -12,13 +12,15 @@ from itertools import takewhile
 from typing import Any
 
 import igpt_lab as lab
-from igpt_lab.app.commands import explaining, features, models, probing, results, sampling, training
+from igpt_lab.app.commands import explaining, features, models, probing, results, sampling, training, unlabelled
 from igpt_lab.core.values import did_you_mean
 
 COMMANDS = (  # in the order of the help
     features.extract,
     features.check,
     probing.probe,
+    unlabelled.properties,
+    unlabelled.scores,
     probing.ablate,
     probing.dynamics,
     probing.shift,

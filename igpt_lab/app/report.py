@@ -33,6 +33,8 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
     "and the range.",
     "bits_curve": "What a linear readout of a state says about each target, in bits: the target's entropy H less the "
     "log loss on test images, with 95% intervals over images.",
+    "target_curves": "R² of a ridge regression on each layer for numbers about an image, with 95% intervals over test "
+    "images. Large marks: the layer that training images chose.",
     "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, the selectivity.",
     "position_map": "Test accuracy of a linear probe on single states, by position and layer. Rings: the layers that "
     "validation chose.",

@@ -23,7 +23,7 @@ from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.losses import on_device
-from igpt_lab.probing.labels import say_unseen
+from igpt_lab.probing.labels import bits_of, log_loss_columns, say_unseen
 
 KEYS = ("layer", "probe", "seed")
 LAYERS = 6  # by default, evenly over depth
@@ -69,11 +69,11 @@ def probe_attentive(
 
     Returns:
         `Measurement`, whose table has a row per layer, probe and seed: `layer`, `probe`, `seed`, `test_accuracy` with
-        its exact 95% interval over test images (`low`, `high`), `validation_accuracy`, `parameters`, `epochs` until the
-        weights that are kept, `chosen` (the probe's and seed's best layer by validation), `drop` (its test accuracy
-        less the last layer's, with `drop_low`, `drop_high` and McNemar's `drop_p`), `n_train`, `n_validation` of these,
-        `n_test`. Accuracies are fractions. `of_images` has for (layer, probe, seed) whether each test image is right, 0
-        or 1.
+        its exact 95% interval over test images (`low`, `high`), `log_loss` in bits with its own (see `probe_layers`),
+        `validation_accuracy`, `parameters`, `epochs` until the weights that are kept, `chosen` (the probe's and seed's
+        best layer by validation), `drop` (its test accuracy less the last layer's, with `drop_low`, `drop_high` and
+        McNemar's `drop_p`), `n_train`, `n_validation` of these, `n_test`. Accuracies are fractions. `of_images` has for
+        (layer, probe, seed) whether each test image is right, 0 or 1.
 
     Raises:
         ValueError: Another layer, point, dtype or number of queries, training images of one class, labels of another
@@ -111,7 +111,8 @@ def probe_attentive(
     if len(classes) < 2:
         raise ValueError(f"the training images are all of class {classes[0]}; a probe needs two classes or more")
     held = held_out(y, seeds)
-    predictions, rows = {}, []
+    logits: dict[tuple, Tensor] = {}
+    rows = []
     with tqdm(total=len(known) * (2 * epochs + 2), desc="attentive probe", unit="pass", disable=not progress) as bar:
         for layer in known:
             place = (point, layer, alignment)
@@ -121,15 +122,18 @@ def probe_attentive(
             del states
             of_layer = _predict(model, tokens[1], place, [readout for readout, _ in fits])
             bar.update()
-            for probe, (_, fitted), predicted in zip(PROBES, fits, of_layer, strict=True):
+            for probe, (_, fitted), of_probe in zip(PROBES, fits, of_layer, strict=True):
                 for s, seed in enumerate(seeds):
-                    predictions[layer, probe, seed] = classes[predicted[s]]
+                    logits[layer, probe, seed] = of_probe[s]
                     rows.append({"layer": layer, "probe": probe, "seed": seed} | _facts(fitted, s))
     say_unseen(test_labels, classes, ())
-    correct = {key: predicted == test_labels for key, predicted in predictions.items()}
+    places = np.searchsorted(classes, test_labels).clip(max=len(classes) - 1)
+    places = np.where(classes[places] == test_labels, places, -1)
+    correct = {key: values.argmax(-1).numpy() == places for key, values in logits.items()}
+    bits = {key: bits_of(values, places) for key, values in logits.items()}
     sizes = {"n_train": len(y), "n_validation": int(held[0].sum()), "n_test": len(test_labels)}
     of_images = {key: right.astype(np.float64) for key, right in correct.items()}
-    return Measurement(_table(rows, correct, sizes), of_images, KEYS)
+    return Measurement(_table(rows, correct, bits, sizes), of_images, KEYS)
 
 
 def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:
@@ -161,14 +165,13 @@ def _passes(
 
 def _predict(
     model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], readouts: Sequence[Callable[[Tensor], Tensor]]
-) -> np.ndarray:
-    """Classes (P, S, N) that P readouts see in images, batch by batch."""
+) -> Tensor:
+    """Logits (P, S, N, K) that P readouts see in images, batch by batch."""
 
     def reduce(states: Tensor) -> Tensor:
-        predicted = torch.stack([readout(states.float()).argmax(-1) for readout in readouts])
-        return predicted.permute(2, 0, 1)  # images first
+        return torch.stack([readout(states.float()) for readout in readouts]).permute(2, 0, 1, 3)  # images first
 
-    return torch.cat(list(_passes(model, tokens, place, reduce))).permute(1, 2, 0).cpu().numpy()
+    return torch.cat([some.cpu() for some in _passes(model, tokens, place, reduce)]).permute(1, 2, 0, 3)
 
 
 def _facts(fitted: Fitted, s: int) -> dict:
@@ -178,8 +181,10 @@ def _facts(fitted: Fitted, s: int) -> dict:
     return {**chosen, "parameters": parameters}
 
 
-def _table(rows: list[dict], correct: dict[tuple, np.ndarray], sizes: dict[str, int]) -> pd.DataFrame:
-    """Rows with their accuracy on test images, and what falls from the chosen layer to the last."""
+def _table(
+    rows: list[dict], correct: dict[tuple, np.ndarray], bits: dict[tuple, np.ndarray], sizes: dict[str, int]
+) -> pd.DataFrame:
+    """Rows with accuracy and log loss on test images, and what falls from the chosen layer to the last."""
     drops = {}
     table = pd.DataFrame(rows)
     for (probe, seed), curve in table.sort_values("layer").groupby(["probe", "seed"], sort=False):
@@ -192,7 +197,8 @@ def _table(rows: list[dict], correct: dict[tuple, np.ndarray], sizes: dict[str, 
     for row in rows:
         place = {name: row[name] for name in KEYS}
         chosen, drop = drops[row["probe"], row["seed"]]
-        own = accuracy(correct[tuple(place.values())])
+        key = tuple(place.values())
+        own = accuracy(correct[key]) | log_loss_columns(bits[key])
         made.append({**place, **own, **row, "chosen": row["layer"] == chosen, **drop, **sizes})
     return pd.DataFrame(made)
 

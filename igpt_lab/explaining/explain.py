@@ -28,7 +28,7 @@ from igpt_lab.explaining.lenses import lens_strip, logit_lens, pixel_baselines
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.explaining.positions import probe_positions, probe_prefixes
 from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, describe
-from igpt_lab.explaining.readouts import bits_by_layer
+from igpt_lab.explaining.readouts import bits_by_layer, default_states
 from igpt_lab.explaining.tuned_lens import fit_tuned_lens, tuned_lens
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.hooks import check_eval
@@ -48,7 +48,8 @@ SHARES, LAYERS = 4, 7  # of prefixes, and those beside c
 STEPS = 100  # of the tuned lens
 RADII = (1, RADIUS, 7)
 MEMORY = 2e9  # bytes of the states that the attentive probe keeps
-FITS = 2.0  # all of the time, over that of the forward passes
+FITS = 2.0  # all of the time but that of the readouts, over that of the forward passes
+PASSES = 1000  # over the training states, that the readouts of a layer take, in passes with as many classes as colours
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,7 +188,7 @@ def estimated_seconds(
     test_images: ImageSet | TokenSet,
     chosen: int | None = None,
 ) -> float:
-    """How long `explain` takes about: FITS times the time of its forward passes, from that of 16 images.
+    """How long `explain` takes about: FITS times the time of its forward passes, from that of 16 images, and readouts.
 
     Where c is not yet chosen it is taken to be in the middle.
     """
@@ -203,7 +204,21 @@ def estimated_seconds(
     passes: float = 2 * both["probe"] + both["bits"] + 3 * both["attentive"] + 2 * test["lens"]
     passes += both["refit"] * (1 + blocks * late**2 / 2)
     passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2) + test["heads"] * heads * blocks / 2
-    return FITS * passes * of_image
+    return FITS * passes * of_image + _seconds_of_readouts(model, min(TRAIN["bits"], len(train_images)))
+
+
+def _seconds_of_readouts(model: ImageGPTForCausalImageModeling, images: int) -> float:
+    """PASSES for each layer, from the time of one over random states; their number hardly depends on the images'."""
+    config = model.config
+    generator, device = torch.Generator().manual_seed(0), model.device
+    rows = images * default_states(config, images)
+    states = torch.randn(rows, config.n_embd, generator=generator).to(device)
+    weights = torch.randn(config.n_embd, config.n_colours, generator=generator).to(device)
+    for _ in range(2):  # the first is slower
+        before = time.perf_counter()
+        (states.T @ (states @ weights).softmax(-1)).sum().item()
+        of_pass = time.perf_counter() - before
+    return PASSES * (config.n_layer + 1) * of_pass
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
+from igpt_lab.probing.solvers.logistic import Fits, fit_logistic, fit_path
 
 STRENGTHS = tuple(np.logspace(-4, 1, 9).tolist())  # C, from the strongest penalty to the weakest
 TOLERANCE = 1e-4  # of a derivative of the mean loss in nats
@@ -143,8 +143,8 @@ def _strength(
     """
     fit: Fits | None = None
     best, loss = STRENGTHS[0], np.inf
-    for C in STRENGTHS:
-        weaker = fit_logistic(x.flatten(0, 1), y.ravel(), [C], tol=tol, start=fit, device=device)
+    path = fit_path(x.flatten(0, 1), y.ravel(), STRENGTHS, tol=tol, device=device)
+    for C, weaker in zip(STRENGTHS, path, strict=True):
         now = -_log2_of(weaker, held, y_held).mean()
         if now >= loss:
             break

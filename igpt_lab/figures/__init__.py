@@ -59,6 +59,7 @@ from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
 from igpt_lab.figures.shift import SHIFT_COLUMNS, SHIFT_MEASURES, shift_curves, shift_points
 from igpt_lab.figures.style import FIGURES, LINE_STYLES, STYLES, Figure
+from igpt_lab.figures.targets import TARGET_COLUMNS, target_curves
 
 __all__ = [
     "attention_depth",
@@ -91,6 +92,7 @@ __all__ = [
     "shift_curves",
     "shift_points",
     "surprise_gallery",
+    "target_curves",
     "training_dynamics",
     "window_curve",
     "ACCURACY_COLUMNS",
@@ -127,6 +129,7 @@ __all__ = [
     "STRIP",
     "STRIP_COLUMNS",
     "STYLES",
+    "TARGET_COLUMNS",
     "WINDOW_COLUMNS",
     "read_figure",
     "read_table",

@@ -15,9 +15,9 @@ from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.significance import accuracy, compare, mean_difference
 from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
-from igpt_lab.probing.labels import matched, meet_test
+from igpt_lab.probing.labels import bits_of, log_loss_columns, matched, meet_test
 from igpt_lab.probing.probes import ProbeResult
-from igpt_lab.probing.solvers.logistic import fit_logistic
+from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def probe_permuted(
     Returns:
         A row per layer and permutation: `control`, `layer`, `draw` (which permutation), `C`, `converged`, `chosen` (the
         layer that the real probe chose), `test_accuracy` as a fraction with its exact 95% interval `low`, `high`,
+        `log_loss` in bits with its own (of the real labels, see `probe_layers`),
         `n_train`, `n_test`, `n_classes` K (chance is 1 / K, where classes are of one size), `seed`.
 
     Raises:
@@ -158,7 +159,8 @@ def probe_permuted(
     check_known(list(train.layers), strengths.index)
     classes, y = np.unique(train.labels, return_inverse=True)
     facts = {"n_train": len(y), "n_test": len(test.index), "n_classes": len(classes), "seed": seed}
-    predictions: list[dict[Layer, np.ndarray]] = [{} for _ in range(permutations)]
+    predictions: dict[tuple[int, Layer], np.ndarray] = {}
+    made: dict[Layer, list[tuple[Fits, int]]] = {}
     rows: list[dict] = []
     with tqdm(total=len(train.layers) * permutations, desc=control, unit="probe", disable=not progress) as bar:
         for stacked, x in stacks(train):
@@ -167,12 +169,23 @@ def probe_permuted(
                 shuffled = np.random.default_rng([seed, 7, draw]).permutation(y)
                 fits = fit_logistic(x, shuffled, Cs, device=best_device(device))
                 for i, layer in enumerate(stacked):
-                    predictions[draw][layer] = classes[fits.predict(tested[i], i)[0]]
+                    predictions[draw, layer] = classes[fits.predict(tested[i], i)[0]]
+                    made.setdefault(layer, []).append((fits, i))
                     row = {"control": control, "layer": layer, "draw": draw, "C": float(Cs[i, 0])}
                     rows.append(row | {"converged": bool(fits.converged[i, 0]), "chosen": layer == result.chosen})
                 bar.update(len(stacked))
-    correct = [meet_test(of_draw, matched(train, test)) for of_draw in predictions]
-    return pd.DataFrame([row | accuracy(correct[row["draw"]][row["layer"]]) | facts for row in rows])
+
+    def losses(places: np.ndarray) -> dict[tuple[int, Layer], np.ndarray]:
+        bits: dict[tuple[int, Layer], np.ndarray] = {}
+        for layer, of_draws in made.items():
+            x = test.layers[layer]
+            bits |= {(draw, layer): bits_of(fits.logits(x, i)[0], places) for draw, (fits, i) in enumerate(of_draws)}
+        return bits
+
+    correct, bits = meet_test(predictions, matched(train, test), losses)
+    keys = [(row["draw"], row["layer"]) for row in rows]
+    scores = [accuracy(correct[key]) | log_loss_columns(bits[key]) for key in keys]
+    return pd.DataFrame([row | score | facts for row, score in zip(rows, scores, strict=True)])
 
 
 @checked

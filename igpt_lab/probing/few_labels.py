@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,8 @@ from igpt_lab.core.significance import Spread, spread
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, folds_inside
 from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
-from igpt_lab.probing.labels import matched, meet_test
-from igpt_lab.probing.solvers.logistic import fit_logistic
+from igpt_lab.probing.labels import bits_of, matched, meet_test
+from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,15 +38,17 @@ class FewLabelResult:
     """`table`: a row for each k, draw and layer; `subsets`: (k, draw) -> rows of the source that were used.
 
     `correct`: bool (N_test,) for each row of the table, as `significance.compare` and `spread` take them; `predicted`:
-    labels (N_test,) for each row. In the table `overlap` is the mean share of their rows that two draws of this k have
-    in common (0: disjoint); `low_all` and `high_all`, the same for all draws of a k and layer rule, are the 95%
-    interval of their mean over draws and test images together (nan for one draw, or draws of the same rows).
+    labels (N_test,) for each row; `log_loss`: bits (N_test,) for each row, as of `ProbeResult`. In the table `overlap`
+    is the mean share of their rows that two draws of this k have in common (0: disjoint); `low_all` and `high_all`, the
+    same for all draws of a k and layer rule, are the 95% interval of their mean over draws and test images together
+    (nan for one draw, or draws of the same rows).
     """
 
     table: pd.DataFrame
     subsets: dict[tuple[int, int], np.ndarray]
     correct: list[np.ndarray]
     predicted: list[np.ndarray] = field(default_factory=list)
+    log_loss: list[np.ndarray] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return line("FewLabelResult", self._facts())
@@ -149,10 +152,10 @@ def probe_few_labels(
 
     Returns:
         `FewLabelResult`, whose `table` has rows per k and draw: `control`, `k`, `draw`; `layer_rule`, `fixed` for each
-        of `layers` or `chosen` where the layer is chosen too; `layer`, `C`, `test_accuracy`, `C_rule`,
-        `validation_accuracy`, `converged`, `n_train`, `n_test`, `seed`; `overlap`, the share of images that two draws
-        have in common (0 where each class has draws * k rows); `low_all` and `high_all`, 95% of the mean accuracy over
-        draws and test images together. Accuracies are fractions.
+        of `layers` or `chosen` where the layer is chosen too; `layer`, `C`, `test_accuracy`, `log_loss` in bits (see
+        `probe_layers`), `C_rule`, `validation_accuracy`, `converged`, `n_train`, `n_test`, `seed`; `overlap`, the share
+        of images that two draws have in common (0 where each class has draws * k rows); `low_all` and `high_all`, 95%
+        of the mean accuracy over draws and test images together. Accuracies are fractions.
 
     Raises:
         ValueError: A class with fewer rows than the largest k, an unknown protocol or layer, or train and test of other
@@ -184,22 +187,35 @@ def probe_few_labels(
         _choose(subsets, train, test, y, Cs, fitting, bar)
         _predict(subsets, train, test, y, fixed, fitting, bar)
     rows: list[dict] = []
-    predictions = {}
+    predictions, made = {}, []
     for subset in subsets:
         for rule, layer in [("chosen", subset.best), *(("fixed", layer) for layer in fixed)]:
             predictions[len(rows)] = classes[subset.predicted[layer]]
+            made.append((layer, *subset.fits[layer]))
             sizes = {"n_train": len(subset.rows), "n_test": len(test.index), "seed": seed}
             rows.append({"control": control, **subset.row(rule, layer), **sizes})
-    correct = meet_test(predictions, matched(train, test))
+    correct, log_loss = meet_test(predictions, matched(train, test), partial(_losses, made, test))
+    bits = [log_loss[row] for row in predictions]
     table = pd.DataFrame(rows)
     table.insert(6, "test_accuracy", [right.mean() for right in correct.values()])
+    table.insert(7, "log_loss", [of_row.mean() for of_row in bits])
     used = {(subset.k, subset.draw): train.index[subset.rows] for subset in subsets}
     shares = {k: _overlap([rows for (of_k, _), rows in used.items() if of_k == k]) for k in ks}
     table = table.assign(overlap=table.k.map(shares))
     for _, line_rows in _lines(table):
         both = _spread(line_rows, list(correct.values()))
         table.loc[line_rows.index, BOTH] = both.low_all, both.high_all
-    return FewLabelResult(table, used, list(correct.values()), list(predictions.values()))
+    return FewLabelResult(table, used, list(correct.values()), list(predictions.values()), bits)
+
+
+def _losses(made: Sequence[tuple[int, Fits, int]], test: Features, places: np.ndarray) -> dict[int, np.ndarray]:
+    """Held-out bits of each row's fit, `made` of a layer, fits and a place among them; each layer is read once."""
+    bits: dict[int, np.ndarray] = {}
+    for layer in {layer for layer, *_ in made}:
+        x = test.layers[layer]
+        of_layer = {row: made[row][1:] for row in range(len(made)) if made[row][0] == layer}
+        bits |= {row: bits_of(fits.logits(x, place)[0], places) for row, (fits, place) in of_layer.items()}
+    return bits
 
 
 @dataclass(eq=False)
@@ -214,6 +230,7 @@ class _Subset:
     choices: dict[Layer, ChosenC] = field(default_factory=dict)
     predicted: dict[Layer, np.ndarray] = field(default_factory=dict)  # int64 (N_test,), positions in the classes
     converged: dict[Layer, bool] = field(default_factory=dict)
+    fits: dict[Layer, tuple[Fits, int]] = field(default_factory=dict)  # those of a layer, and its place among them
 
     @classmethod
     def of(cls, labels: np.ndarray, y: np.ndarray, k: int, draw: int, draws: int, seed: int) -> _Subset:
@@ -269,4 +286,5 @@ def _predict(
             for fit, layer in enumerate(layers[i] for i in used):
                 subset.predicted[layer] = fits.predict(tested[layer], fit)[0]
                 subset.converged[layer] = bool(fits.converged[fit, 0])
+                subset.fits[layer] = fits, fit
         bar.update(len(layers))

@@ -16,7 +16,7 @@ from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.display import MODEL
 from igpt_lab.probing.choosing import Fold, folds_of
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import ProbeResult, facts_of, layer_by_layer
+from igpt_lab.probing.probes import Probed, ProbeResult, facts_of, layer_by_layer
 
 
 @checked
@@ -48,7 +48,7 @@ def probe_svm(
 
     Returns:
         `ProbeResult`, whose `table` is that of `probe_layers` with `gamma` and without a certificate; `converged` is
-        libsvm's own word.
+        libsvm's own word. There is no `log_loss`, as the machine has no probabilities.
 
     Raises:
         ValueError: One class alone, train and test of other layers, values that are not finite, a C that is not above
@@ -73,7 +73,7 @@ def probe_svm(
         machine = _fitted(kernel[np.ix_(fit, fit)] ** gamma, y[fit], C)
         return int((machine.predict(kernel[np.ix_(others, fit)] ** gamma) == y[others]).sum())
 
-    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[Probed]:
         for values, others in zip(x, tested, strict=True):
             unit = 1 / (values.shape[1] * values.var(dtype=np.float64) or 1)
             kernel = rbf_kernel(values, gamma=unit)  # its powers are those of other gammas
@@ -86,7 +86,7 @@ def probe_svm(
             machine = _fitted(kernel**gamma, y, C)
             predicted = classes[machine.predict(rbf_kernel(others, values, gamma=gamma * unit))]
             row = {"C": C, "gamma": gamma, "validation_accuracy": float(scores[place].mean())}
-            yield row | {"converged": machine.fit_status_ == 0}, predicted, scores[place]
+            yield row | {"converged": machine.fit_status_ == 0}, predicted, scores[place], None
 
     return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
 

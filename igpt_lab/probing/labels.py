@@ -1,15 +1,24 @@
-"""Labels of test with those of train: matched by the names of classes, and read in one place."""
+"""Labels of test with those of train: matched by the names of classes, and read in one place.
+
+Held-out bits are -log2 of the probability that a probe gives to the label of a test image. Their mean is the log loss
+in bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from igpt_lab.core.display import say_once
+from igpt_lab.core.significance import mean_interval
 from igpt_lab.probing.features import Features
+
+Key = TypeVar("Key", bound=Hashable)
+Losses = Callable[[np.ndarray], dict]  # places of labels among the classes (N,), -1 for none -> key -> bits (N,)
 
 
 class Labelled(Protocol):
@@ -44,10 +53,29 @@ def matched(train: Features, test: Features) -> MatchedLabels:
     return MatchedLabels(test, np.unique(train.labels), train.names, test.names)
 
 
-def meet_test(predictions: dict[Any, np.ndarray], test: Labelled) -> dict[Any, np.ndarray]:
-    """Which predictions are right: the only place where test labels are read."""
+def meet_test(
+    predictions: Mapping[Key, np.ndarray], test: MatchedLabels, losses: Losses | None = None
+) -> tuple[dict[Key, np.ndarray], dict[Key, np.ndarray]]:
+    """Which predictions are right, and the held-out bits by `losses`: the only place where test labels are read."""
     labels = test.labels
-    return {key: predicted == labels for key, predicted in predictions.items()}
+    correct = {key: predicted == labels for key, predicted in predictions.items()}
+    if losses is None:
+        return correct, {}
+    places = np.searchsorted(test.classes, labels).clip(max=len(test.classes) - 1)
+    return correct, losses(np.where(test.classes[places] == labels, places, -1))
+
+
+def bits_of(logits: Tensor, places: np.ndarray) -> np.ndarray:
+    """Held-out bits float64 (N,) of logits (N, K) and the places of labels; infinite for a class that train has not."""
+    logs = logits.cpu().double().log_softmax(-1).numpy()[np.arange(len(places)), places]
+    return np.where(places < 0, np.inf, -logs / np.log(2))
+
+
+def log_loss_columns(bits: np.ndarray) -> dict[str, float]:
+    """`log_loss`, the mean of held-out bits (N,), with its 95% t interval over test images, `_low` and `_high`."""
+    finite = np.isfinite(bits).all()
+    mean, low, high = map(float, mean_interval(bits)) if finite else (np.inf, np.nan, np.nan)
+    return {"log_loss": mean, "log_loss_low": low, "log_loss_high": high}
 
 
 def say_unseen(labels: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> None:

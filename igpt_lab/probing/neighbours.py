@@ -19,7 +19,7 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
 from igpt_lab.probing.choosing import folds_of
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import ProbeResult, facts_of, layer_by_layer
+from igpt_lab.probing.probes import Probed, ProbeResult, facts_of, layer_by_layer
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
 SPARE = 8  # neighbours taken from the matrix product beyond those asked for, before distances are measured exactly
@@ -116,7 +116,8 @@ def probe_neighbours(
         progress: Show a bar.
 
     Returns:
-        `ProbeResult`, whose `table` is that of `probe_layers` with `k` for C and without a certificate.
+        `ProbeResult`, whose `table` is that of `probe_layers` with `k` for C, and without a certificate and
+            `log_loss`: a share of votes is no probability, and can be 0 for the right class.
 
     Raises:
         ValueError: Train and test of other layers, values that are not finite, or `folds` below 1.
@@ -135,14 +136,14 @@ def probe_neighbours(
     ks = [k for k in sorted(ks) if k <= min(len(fit) for fit, _ in splits)]
     device = best_device(device)
 
-    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[Probed]:
         for values, others in zip(x, tested, strict=True):
             right = [(_vote(values[fit], y[fit], values[held], ks, device) == y[held]).mean(1) for fit, held in splits]
             scores = np.stack(right)
             place = int(middle_of_best(scores.mean(0)))
             predicted = classes[_vote(values, y, others, [ks[place]], device)[0]]
             row = {"k": ks[place], "validation_accuracy": float(scores[:, place].mean()), "converged": True}
-            yield row, predicted, scores[:, place]
+            yield row, predicted, scores[:, place], None
 
     return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
 

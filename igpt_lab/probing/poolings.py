@@ -50,10 +50,10 @@ def compare_poolings(
 
     Returns:
         A row per pooling: `pool`, `chosen_layer`, `n_features`, `test_accuracy` of the chosen layer with its exact 95%
-        interval `low`, `high`, `last_accuracy` of the last, and `drop` between them with `drop_low`, `drop_high` and
-        `drop_p` (`compare_layers`), `n_test`. `less_first` is the accuracy of the chosen layer less that of the first
-        of `pools`, on the same test images, with its interval `less_first_low`, `less_first_high`; `p_value` (McNemar)
-        is corrected for all poolings in `p_holm`. Accuracies are fractions.
+        interval `low`, `high` and `log_loss` in bits, `last_accuracy` of the last, and `drop` between them with
+        `drop_low`, `drop_high` and `drop_p` (`compare_layers`), `n_test`. `less_first` is the accuracy of the chosen
+        layer less that of the first of `pools`, on the same test images, with its interval `less_first_low`,
+        `less_first_high`; `p_value` (McNemar) is corrected for all poolings in `p_holm`. Accuracies are fractions.
 
     Raises:
         ValueError: An unknown pooling or layer, images without labels or that do not fit the model.
@@ -86,7 +86,7 @@ def _row(result: ProbeResult) -> dict:
     """The chosen layer and the drop from it to the last."""
     row, drop = result.table.set_index("layer").loc[result.chosen], compare_layers(result)
     facts = {"chosen_layer": result.chosen, "n_features": int(row.n_features)}
-    facts |= {name: row[name] for name in ("test_accuracy", "low", "high")}
+    facts |= {name: row[name] for name in ("test_accuracy", "low", "high", "log_loss")}
     ends = {"drop": drop.difference, "drop_low": drop.low, "drop_high": drop.high, "drop_p": drop.p_value}
     return facts | {"last_accuracy": drop.last_accuracy, **ends, "n_test": drop.n_test}
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.cluster import KMeans
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
@@ -29,13 +31,15 @@ from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.probing.choosing import Fold, choose_C, folds_of
 from igpt_lab.probing.features import Features, check_known, check_same_layers, say_same_rows, stacks, test_layers
-from igpt_lab.probing.labels import Labelled, matched, meet_test
+from igpt_lab.probing.labels import Losses, MatchedLabels, bits_of, log_loss_columns, matched, meet_test
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# Of a layer: row, labels of test (N,), fold accuracies, and features (N, D) -> logits (N, K) where there are any.
+Probed = tuple[dict, np.ndarray, np.ndarray, Callable[[np.ndarray], Tensor] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,8 @@ class ProbeResult:
     A layer is a number, or a name.
 
     `predicted`: layer -> labels (N_test,), what the probe says. `folds`: float64 (K, L), accuracies of the layers, in
-    the table's order, on the rows that each of K folds held out.
+    the table's order, on the rows that each of K folds held out. `log_loss`: layer -> float64 (N_test,), -log2 of the
+    probability that the probe gives to the image's class, in bits; none of a probe without probabilities.
     """
 
     table: pd.DataFrame
@@ -53,6 +58,7 @@ class ProbeResult:
     chosen: Any
     predicted: dict[Any, np.ndarray] = field(default_factory=dict)
     folds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    log_loss: dict[Any, np.ndarray] = field(default_factory=dict)
 
     @property
     def choice(self) -> Choice:
@@ -136,7 +142,9 @@ def probe_layers(
         mean nats, largest derivative), and `converged`, False where it, or a fit that chose its C, missed its
         tolerance; `seed`, `folds`, `n_validation`, `n_train`, `n_test`, `n_features`; `chosen`; `within_error` (within
         one standard error of the highest validation accuracy); `in_peak_set` (may be the best,
-        `significance.peak_set`); `test_accuracy` with `low` and `high`, exact 95% over test images. Accuracies are
+        `significance.peak_set`); `test_accuracy` with `low` and `high`, exact 95% over test images; `log_loss`,
+        held-out bits: the mean of -log2 of the probability of an image's class, with `log_loss_low` and
+        `log_loss_high`, 95% over test images (infinite where test has a class that train has not). Accuracies are
         fractions.
 
     Raises:
@@ -160,7 +168,7 @@ def probe_layers(
     splits = folds_of(labels, folds, seed)
     fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
 
-    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
+    def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[Probed]:
         choices = choose_C(x, y, splits, Cs, fitting, solver)
         fits = solver(x, y, [[choice.C] for choice in choices], **fitting)
         for layer, choice in enumerate(choices):
@@ -172,9 +180,14 @@ def probe_layers(
             }
             predicted = classes[fits.predict(tested[layer], layer)[0]]
             row = {"C": float(choice.C), "validation_accuracy": choice.accuracy, **certificate}
-            yield row, predicted, choice.folds
+            yield row, predicted, choice.folds, partial(_logits, fits, layer)
 
     return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
+
+
+def _logits(fits: Fits, layer: int, x: np.ndarray) -> Tensor:
+    """Of the only strength of the layer at this place: x (N, D) -> (N, K)."""
+    return fits.logits(x, layer)[0]
 
 
 @checked
@@ -290,38 +303,49 @@ def facts_of(splits: Sequence[Fold], control: str, seed: int) -> dict:
 
 
 def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress: bool) -> ProbeResult:
-    """The rows, predictions and fold accuracies that `probe(x, tested)` gives for stacked layers, with what test says.
+    """What `probe(x, tested)` gives for each of stacked layers (`Probed`), with what test says.
 
     `facts` (`facts_of`) are those of every row.
     """
     check_same_layers(train, test)
     rows, predictions, folds = [], {}, []
+    logits: dict[Any, Callable[[np.ndarray], Tensor]] = {}
     name = f"probe {shown_control(facts['control'])}".strip()
     with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
         for layers, x in stacks(train):
             tested = test_layers(layers, x, test)
             say_same_rows(x[0], tested[0])
-            for layer, (row, predicted, of_folds) in zip(layers, probe(x, tested), strict=True):
+            for layer, (row, predicted, of_folds, of_layer) in zip(layers, probe(x, tested), strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
                 first, others = {"control": facts["control"], "layer": layer}, {**facts, **sizes}
                 rows.append(first | row | {name: others[name] for name in others if name not in first})
                 predictions[layer] = predicted
                 folds.append(of_folds)
+                if of_layer is not None:
+                    logits[layer] = of_layer
             bar.update(len(layers))
-    return result_of(rows, predictions, matched(train, test), np.stack(folds, axis=1))
+
+    def losses(places: np.ndarray) -> dict[Any, np.ndarray]:
+        return {layer: bits_of(of_layer(test.layers[layer]), places) for layer, of_layer in logits.items()}
+
+    return result_of(rows, predictions, matched(train, test), np.stack(folds, axis=1), losses)
 
 
-def result_of(rows: list[dict], predictions: dict[Any, np.ndarray], test: Labelled, folds: np.ndarray) -> ProbeResult:
+def result_of(
+    rows: list[dict], predictions: dict[Any, np.ndarray], test: MatchedLabels, folds: np.ndarray, losses: Losses
+) -> ProbeResult:
     """Rows of layers with their `validation_accuracy`, and what they predict of `test`, which is met here.
 
-    `folds` (K, L): accuracies on the rows that each fold held out.
+    `folds` (K, L): accuracies on the rows that each fold held out. `losses`: the held-out bits of each layer that has
+    probabilities, once the places of test labels are known.
     """
     layers, validation = [row["layer"] for row in rows], np.array([row["validation_accuracy"] for row in rows])
     choice = choice_of(layers, validation, rows[0]["n_validation"])
-    correct = meet_test(predictions, test)
+    correct, log_loss = meet_test(predictions, test, losses)
     peak = peak_set(correct).layers if len(correct) > 1 else [choice.layer]
     for row in rows:
         layer = row["layer"]
         row |= {"chosen": layer == choice.layer, "within_error": layer in choice.within_error}
         row |= {"in_peak_set": layer in peak, **accuracy(correct[layer])}
-    return ProbeResult(pd.DataFrame(rows), correct, choice.layer, predictions, folds)
+        row |= log_loss_columns(log_loss[layer]) if layer in log_loss else {}
+    return ProbeResult(pd.DataFrame(rows), correct, choice.layer, predictions, folds, log_loss)

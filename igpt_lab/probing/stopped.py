@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.labels import matched, meet_test
+from igpt_lab.probing.labels import bits_of, matched, meet_test
 from igpt_lab.probing.solvers.logistic import fit_logistic, fit_sklearn
 
 STOPPED, CONVERGED = "100 iterations", "converged"
@@ -24,7 +26,7 @@ def repeat_stopped(
 
     Nothing that differs between the rows should matter: `order`, the seed that shuffles the training rows (0 leaves
     them as they are), `dtype` of the features, and `threads` of a stopped fit (more than the first with order 0 alone).
-    Columns: `solver`, these three, `iterations`, `converged` and `test_accuracy`.
+    Columns: `solver`, these three, `iterations`, `converged`, `test_accuracy` and `log_loss` in bits.
     """
     classes, y = np.unique(train.labels, return_inverse=True)
     dtypes = ("float32", "float64")
@@ -41,9 +43,14 @@ def repeat_stopped(
             fit = fit_logistic(x, y[place], [C], standardise=standardise)
         facts = {"solver": solver, "order": order, "dtype": dtype, "threads": count}
         facts |= {"iterations": int(fit.iterations[0, 0]), "converged": bool(fit.converged[0, 0])}
-        correct = meet_test({layer: classes[fit.predict(tested)[0]]}, matched(train, test))[layer]
-        rows.append(facts | {"test_accuracy": float(correct.mean())})
+        logits = fit.logits(tested)[0]
+        right, bits = meet_test({0: classes[logits.argmax(-1).cpu()]}, matched(train, test), partial(_losses, logits))
+        rows.append(facts | {"test_accuracy": float(right[0].mean()), "log_loss": float(bits[0].mean())})
     return pd.DataFrame(rows)
+
+
+def _losses(logits: Tensor, places: np.ndarray) -> dict[int, np.ndarray]:
+    return {0: bits_of(logits, places)}
 
 
 def spread_of(repeats: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.depth import Layer
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.provenance import digest
@@ -36,7 +37,7 @@ from igpt_lab.probing.features import Features
 from igpt_lab.probing.labels import MatchedLabels
 from igpt_lab.probing.probes import ProbeResult, probe_layers, result_of
 from igpt_lab.probing.solvers.row_reader import FIT, HELD, Rows, Shuffled, measure
-from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, predict, train_heads
+from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, held_out_bits, predict, train_heads
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # the paper: 30, 10, 3 and on, it does not say how far
 
@@ -148,7 +149,11 @@ def probe_streaming(
         for i, layer in enumerate(called)
     ]  # fmt: skip
     labels = MatchedLabels(_Labels(store, test), measured.classes, store.classes, store.classes)
-    return result_of(rows, dict(zip(called, predicted, strict=True)), labels, scores.max(1)[None])
+
+    def losses(places: np.ndarray) -> dict[Layer, np.ndarray]:
+        return dict(zip(called, held_out_bits(tested, heads, batch_size, places), strict=True))
+
+    return result_of(rows, dict(zip(called, predicted, strict=True)), labels, scores.max(1)[None], losses)
 
 
 @checked
@@ -213,19 +218,21 @@ def probe_on_cluster(
     work = _OnWorker(str(store.path), probe, device)
     tasks = ((f"layer {layer}", (layer,)) for layer in layers)
     rows, predicted, folds = {}, {}, {}
+    log_loss: dict[Layer, np.ndarray] = {}
     with (
         tqdm(total=len(layers), desc="probe", unit="layer", disable=not progress) as bar,
         closing(cluster.run(work, tasks, scheduler=scheduler, workers=workers)) as finished,
     ):
-        for _, (row, labels, of_folds) in finished:
+        for _, (row, labels, of_folds, bits) in finished:
             layer = row["layer"]
             rows[layer], predicted[layer], folds[layer] = row, labels, of_folds
+            log_loss[layer] = bits
             bar.update()
     in_order = [rows[layer] for layer in called]
     of_train = np.unique(_Labels(store, train).labels)
     labels = MatchedLabels(_Labels(store, test), of_train, store.classes, store.classes)
     stacked = np.stack([folds[layer] for layer in called], axis=1)
-    return result_of(in_order, {layer: predicted[layer] for layer in called}, labels, stacked)
+    return result_of(in_order, {layer: predicted[layer] for layer in called}, labels, stacked, lambda _: log_loss)
 
 
 def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, Any]) -> None:
@@ -240,19 +247,21 @@ def _check_options(function: Callable[..., ProbeResult], options: Mapping[str, A
 
 @dataclass(frozen=True)
 class _OnWorker:
-    """Work for `cluster.run`: a layer of the store at `path` -> row, labels of test (N,), fold accuracies."""
+    """Work for `cluster.run`: a layer of the store at `path` -> row, test labels (N,), fold accuracies, bits (N,)."""
 
     path: str
     probe: Callable[..., ProbeResult]
     device: str | torch.device | None
 
-    def open(self) -> Callable[[int], tuple[dict, np.ndarray, np.ndarray]]:
+    def open(self) -> Callable[[int], tuple[dict, np.ndarray, np.ndarray, np.ndarray]]:
         store = FeatureStore.open(self.path, verify=False)  # whoever asked has it open; to verify is to read all of it
         device = self.device or cluster.device_of_worker(best_device().type)
 
-        def work(layer: int) -> tuple[dict, np.ndarray, np.ndarray]:
+        def work(layer: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
             result = self.probe(store, layer, device=device, progress=False)
-            return result.table.iloc[0].to_dict(), next(iter(result.predicted.values())), result.folds[:, 0]
+            row = result.table.iloc[0].to_dict()
+            bits = next(iter(result.log_loss.values()))
+            return row, next(iter(result.predicted.values())), result.folds[:, 0], bits
 
         return work
 

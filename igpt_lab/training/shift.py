@@ -26,6 +26,7 @@ from igpt_lab.images.corruptions import CORRUPTIONS, corrupt
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.features import Features
+from igpt_lab.probing.labels import log_loss_columns
 from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
 from igpt_lab.training.dynamics import checkpoints_of
 
@@ -71,7 +72,7 @@ def probe_shift(
 
     Returns:
         A row per run, point of the block, version of the test images and layer. The columns are those of `probe_layers`
-        for the clean training images, with the accuracy on a version of the test images, and `family`,
+        for the clean training images, with the accuracy and log loss on a version of the test images, and `family`,
         `seed_of_pretraining`, `model`, `step`, `point`, `corruption`, `level`. `chosen` marks the layer that the folds
         of the training images chose, the same for every version; `best` the layer that is best on these test images,
         which is nobody's choice. Accuracies are fractions. The same in all layers of a version are
@@ -183,23 +184,25 @@ def _scored(result: ProbeResult, versions: Sequence[tuple[str, float]]) -> pd.Da
     last = max(right)
     lost = right[result.chosen].astype(float) - right[last]
     tables = []
+    bits = {layer: values.reshape(len(versions), -1) for layer, values in result.log_loss.items()}
     for i, (corruption, level) in enumerate(versions):
         correct = {layer: rows[i] for layer, rows in right.items()}
+        losses = [{"layer": layer} | (log_loss_columns(bits[layer][i]) if bits else {}) for layer in correct]
         clean = versions.index((corruption, CORRUPTIONS[corruption].clean))
         change = mean_difference(lost[i : i + 1] - lost[clean])
-        rows = _of_version(result, correct, last).assign(corruption=corruption, level=level)
+        rows = _of_version(result, correct, pd.DataFrame(losses), last).assign(corruption=corruption, level=level)
         ends = {f"drop_change_{end}": change[end] for end in ("low", "high")}
         tables.append(rows.assign(drop_change=change["difference"], **ends))
     return pd.concat(tables, ignore_index=True)
 
 
-def _of_version(result: ProbeResult, correct: dict[int, np.ndarray], last: int) -> pd.DataFrame:
-    """The rows of all layers for one version of the test images, but for the change."""
+def _of_version(result: ProbeResult, correct: dict[int, np.ndarray], losses: pd.DataFrame, last: int) -> pd.DataFrame:
+    """The rows of all layers for one version of the test images, but for the change; `losses` are its log losses."""
     tested = layer_table(correct, chosen=result.chosen, last=last)
     drop = tested[tested.layer == result.chosen].iloc[0]
     best = int(middle_of_best(tested.test_accuracy.to_numpy()))
     choice_low, choice_high = compare_choice(correct, result.folds, last)
-    scores = tested[["layer", "test_accuracy", "low", "high", "in_peak_set"]]
+    scores = tested[["layer", "test_accuracy", "low", "high", "in_peak_set"]].merge(losses, on="layer")
     fitted = result.table.drop(columns=[*scores.columns[1:]])
     return fitted.merge(scores, on="layer").assign(
         n_test=len(correct[last]), best=lambda rows: rows.layer == tested.layer[best],

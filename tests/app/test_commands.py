@@ -21,11 +21,14 @@ ARGUMENTS = {
     "check": "model --images --split=test --device --revision",
     "probe": "model images --limit --label --config --layers --untrained=3 --permutations=10 --store=stores --out "
     "--device --revision",
+    "properties": "model images --limit --config --layers --store=stores --out --device --revision",
+    "scores": "model images --limit --label --config --scored=1000 --store=stores --out --name=scores --device "
+    "--revision",
     "ablate": "model images --limit --label --config --layers --store=stores --out --device --revision",
     "dynamics": "MODEL --images --limit --label --config --layers --final --store=stores --out --name --device "
     "--revision",
     "shift": "RUN --images --limit --label --config --points --store=stores --out --name=shift --device --revision",
-    "explain": "model images --label --config --chosen --store=stores --out --seed=0 --device --revision",
+    "explain": "model images --limit --label --config --chosen --store=stores --out --seed=0 --device --revision",
     "evaluate": "model images --split=test --limit --device --revision",
     "pretrain": "images --out --init --side=20 --colours=32 --layers=16 --width=64 --heads=2 --bert --limit "
     "--device --revision --steps --batch-size=128 --learning-rate=0.003 --warmup=200 --cooldown=0 --optimizer=adam "
@@ -54,8 +57,8 @@ ARGUMENTS = {
     "lab": "folder=workbench --port=8888 --no-browser",
 }
 LOADS_A_MODEL = [
-    "extract", "check", "probe", "ablate", "dynamics", "shift", "explain", "evaluate", "pretrain", "finetune",
-    "classify", "sample", "complete", "plan",
+    "extract", "check", "probe", "properties", "scores", "ablate", "dynamics", "shift", "explain", "evaluate",
+    "pretrain", "finetune", "classify", "sample", "complete", "plan",
 ]  # fmt: skip
 
 

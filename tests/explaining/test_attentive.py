@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from transformers_peer import transformers
 
 import igpt_lab as lab
@@ -15,8 +16,8 @@ from igpt_lab.explaining.attentive import states_of
 from igpt_lab.explaining.attentive_fit import Scale, Training, attend, fit_both, held_out, scale_of_states
 
 COLUMNS = (
-    "layer probe seed test_accuracy low high validation_accuracy epochs parameters chosen drop drop_low drop_high "
-    "drop_p n_train n_validation n_test"
+    "layer probe seed test_accuracy low high log_loss log_loss_low log_loss_high validation_accuracy epochs parameters "
+    "chosen drop drop_low drop_high drop_p n_train n_validation n_test"
 ).split()
 FEW = {"epochs": 2, "batch_size": 16, "queries": 2, "progress": False}
 
@@ -135,6 +136,16 @@ def test_the_table(tiny):
         chosen, last = rows[rows.chosen], rows[rows.layer == 3]
         assert len(chosen) == 1
         assert rows["drop"].tolist() == pytest.approx(2 * [chosen.test_accuracy.item() - last.test_accuracy.item()])
+
+
+def test_held_out_bits_are_the_log_loss_of_the_readouts(tiny):
+    tokens, labels = tokens_and_labels()
+    rows = lab.probe_attentive(tiny, tokens, labels, tokens[5:24], labels[5:24], layers=[2], seeds=[0, 5], **FEW).table
+    states = states_of(tiny, tokens, ("ln_1", 2, "sos"), torch.float32)
+    fits = fit_both(states, labels, held_out(labels, [0, 5]), [0, 5], 2, Training(2, 5, 16, 3e-3))
+    shares = [logits.softmax(-1).detach().numpy() for readout, _ in fits for logits in readout(states[5:24])]
+    expected = [log_loss(labels[5:24], of_fit) / np.log(2) for of_fit in shares]
+    np.testing.assert_allclose(rows.log_loss, expected, rtol=1e-4)
 
 
 def test_labels_may_be_a_list_or_a_tensor(tiny):

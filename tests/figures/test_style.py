@@ -39,6 +39,7 @@ from tables import (
     shift_table,
     stopped_table,
     strip_table,
+    target_table,
     window_table,
 )
 
@@ -96,6 +97,7 @@ def drawings():
         "prefix_curve": ([prefix_table()], {"title": "t"}, prefix_table()),
         "attentive_curve": ([attentive_table()], {"title": "t"}, attentive_table()),
         "bits_curve": ([bits_table()], {"title": "t", "relative": True}, bits_table()),
+        "target_curves": ([target_table()], {"title": "t"}, target_table()),
         "protocol_curves": ([table, effects, stopped_table()], {"title": "t"}, table),
         "confusion_matrix": ([counts], {}, tokens),
         "feature_map": ([places()], {"names": ["a", "b", "none"], "explained": [0.5, 0.25], "note": "n"}, places()),
@@ -221,7 +223,7 @@ def test_a_style_sets_width_and_letters():
     "name",
     "layer_curve few_label_curve cka_map geometry_curves fine_tuning selectivity seed_curves lens_curve "
     "lens_strip leave_out_curve head_map window_curve position_map prefix_curve attentive_curve "
-    "attention_depth attention_from offset_maps bits_curve shift_curves shift_points".split(),
+    "attention_depth attention_from offset_maps bits_curve target_curves shift_curves shift_points".split(),
 )
 def test_all_words_are_inside_the_figure(name, style):
     arguments, options, _ = drawings()[name]

@@ -138,7 +138,8 @@ def test_the_svm_sees_what_no_linear_probe_can():
     halves = [Features({0: x[rows]}, labels[rows], np.arange(300)) for rows in (slice(300), slice(300, None))]
     svm, linear = probe_svm(*halves, control="x", **QUIET), probe_layers(*halves, folds=2, **QUIET)
     assert svm.table.test_accuracy[0] > 0.95 and linear.table.test_accuracy[0] < 0.7
-    columns = set(linear.table) - {"iterations", "objective", "gradient"} | {"gamma"}
+    of_logits = {"iterations", "objective", "gradient", "log_loss", "log_loss_low", "log_loss_high"}
+    columns = set(linear.table) - of_logits | {"gamma"}
     assert set(svm.table) == columns and svm.table.converged.all() and svm.table.control[0] == "x"
     doubled = probe_svm(*[replace(half, layers={0: 255 * half.layers[0]}) for half in halves], **QUIET)
     np.testing.assert_array_equal(doubled.predicted[0], svm.predicted[0])  # the unit is of no account

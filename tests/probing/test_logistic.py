@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from igpt_lab.probing.solvers import lbfgs, objective
-from igpt_lab.probing.solvers.logistic import Fits, fit_logistic, fit_sklearn
+from igpt_lab.probing.solvers.logistic import Fits, fit_logistic, fit_path, fit_sklearn
 
 CS = (1e-2, 1.0, 100.0)
 TIGHT = {"tol": 1e-10, "dtype": torch.float64}
@@ -100,6 +100,16 @@ def test_all_at_once_equals_one_at_a_time(n):
     own = fit_logistic(layers, y, [[1.0], [100.0], [0.01]], **TIGHT)  # a strength of its own for each layer
     picked = [together.objective[0, 1], together.objective[1, 2], together.objective[2, 0]]
     assert own.objective[:, 0] == pytest.approx(picked, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", ["two classes", "ten classes", "more features than rows"])
+def test_a_path_of_strengths_has_the_fits_of_each_alone(case):
+    x, y = CASES[case]
+    for C, fits in zip(CS, fit_path(torch.tensor(x, dtype=torch.float32), y, CS, tol=1e-5), strict=True):
+        alone = fit_logistic(x, y, [C], **TIGHT)
+        assert fits.converged.all() and fits.Cs.tolist() == [[C]]
+        assert fits.objective[0, 0] == pytest.approx(alone.objective[0, 0], rel=1e-5)
+        assert fits.logits(x)[0].softmax(-1).numpy() == pytest.approx(alone.logits(x)[0].softmax(-1).numpy(), abs=2e-3)
 
 
 def test_a_hessian_from_some_rows_and_in_blocks_leads_to_the_same_optimum(monkeypatch):

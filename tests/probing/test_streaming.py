@@ -368,7 +368,9 @@ def test_test_labels_are_met_once(store, monkeypatch):
     monkeypatch.setattr(FeatureStore, "row_group", poisoned_group)
     meet = probes.meet_test
     monkeypatch.setattr(
-        probes, "meet_test", lambda predictions, test: {key: np.ones(len(p), bool) for key, p in predictions.items()}
+        probes,
+        "meet_test",
+        lambda predictions, *_: ({key: np.ones(len(p), bool) for key, p in predictions.items()}, {}),
     )
     blind = probe_streaming(store, **QUICK).table
     assert blind.test_accuracy.eq(1).all()

@@ -66,6 +66,7 @@ def test_a_version_is_what_the_same_probe_says_of_it_alone(table, runs, splits, 
             rows = table.query("model == 'pixel-seed-0' and point == @point")
             rows = rows[(rows.corruption == corruption) & (rows.level == level)]
             names = ["layer", "test_accuracy", "low", "high", "in_peak_set", "chosen", "C", "validation_accuracy"]
+            names += ["log_loss", "log_loss_low", "log_loss_high"]
             pd.testing.assert_frame_equal(rows[names].reset_index(drop=True), alone.table[names])
             drop = lab.compare_layers(alone)
             ours = rows[["drop", "drop_low", "drop_high", "drop_p", "drop_choice_low", "drop_choice_high"]].iloc[0]

@@ -13,6 +13,7 @@ from igpt_lab.app.commands.options import (
     DEVICE,
     IMAGES,
     LABEL,
+    LIMIT,
     MODEL,
     REVISION,
     STORE,
@@ -45,6 +46,7 @@ FIGURES = {  # an instrument -> the stem of its files, and its figure
 @command(
     MODEL,
     IMAGES,
+    LIMIT,
     LABEL,
     CONFIG,
     argument("--chosen", type=int, help="the layer c of the predictions (default: by validation)"),
@@ -53,11 +55,11 @@ FIGURES = {  # an instrument -> the stem of its files, and its figure
     argument("--seed", type=int, default=0, help="seed of the random numbers, 0 or above"),
     DEVICE,
     REVISION,
-    examples=("fashion-xs fashion-mini", "runs/mine photos --chosen 6 --out results/mine/why"),
+    examples=("fashion-xs fashion-mini", "runs/mine photos --limit 500 --chosen 6 --out results/mine/why"),
 )
 def explain(
-    model: str, images: str, label: str | None, config: str | None, chosen: int | None, store: str, out: str | None,
-    seed: int, device: str | None, revision: str | None,
+    model: str, images: str, limit: int | None, label: str | None, config: str | None, chosen: int | None, store: str,
+    out: str | None, seed: int, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Why the middle: every instrument on a few images, the figures, and which of the seven predictions hold.
 
@@ -66,7 +68,7 @@ def explain(
     """
     from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds, instruments
 
-    train, test = train_and_test(images, label=label, config=config)
+    train, test = train_and_test(images, limit=limit, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
     check_explainable(loaded, chosen)
     folder = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE))
@@ -78,7 +80,7 @@ def explain(
     options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device}
     for name, value in instruments(loaded, train, test, **options):
         measured[name] = value
-        facts = {"images": train.name, "model": model, "chosen": measured["chosen"]}
+        facts = {"images": train.name, "limit": limit, "model": model, "chosen": measured["chosen"]}
         files += _save(name, measured, title, folder, lab.RunRecord("explain", facts, seed=seed))
     print(title, Explanation(**measured), *files, sep="\n")
 

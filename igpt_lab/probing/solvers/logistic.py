@@ -113,6 +113,26 @@ def fit_logistic(
     return fits if dtype == rows.exact else _finished(fits, rows, tol, max_iter)
 
 
+def fit_path(
+    x: Tensor, y: np.ndarray, Cs: Sequence[float], *, tol: float, device: str | torch.device = "cpu"
+) -> Iterator[Fits]:
+    """`fit_logistic` of one layer x (N, D), one strength after another, in float32.
+
+    All share their standardised rows, and each begins where the two before it point to: that is close where the
+    strengths have equal ratios.
+    """
+    features, labels, strengths = _checked(x, y, Cs)
+    rows = StandardisedRows(features, labels, True, device)
+    problem = Problem(rows, strengths, torch.float32)
+    weights = problem.start()
+    for column in range(len(Cs)):
+        if column:
+            weights[:, column] = 2 * weights[:, column - 1] - weights[:, max(0, column - 2)]
+        weights, taken = minimise(problem, weights, np.arange(len(Cs))[None] == column, tol, 1000)
+        one = slice(column, column + 1)
+        yield _certified(rows, strengths[:, one], problem.from_eigenbasis(weights[:, one]), taken[:, one], tol)
+
+
 def fit_folds(
     x: np.ndarray,
     y: np.ndarray,

@@ -164,3 +164,15 @@ def predict(rows: Rows, heads: Heads, size: int) -> np.ndarray:
     if not finite:
         raise ValueError(f"{rows.split} has values that are not finite; see the store's stats()")
     return torch.cat(places, 1).cpu().numpy()
+
+
+def held_out_bits(rows: Rows, heads: Heads, size: int, places: np.ndarray) -> np.ndarray:
+    """float64 (B, N), -log2 of what each layer's only head gives to the class at each row's place, -1 for none."""
+    bits, start = np.full((len(heads.weights), len(places)), np.inf), 0
+    for x, _ in rows.scan(size):
+        logs = heads.logits(x)[:, :, 0].log_softmax(2).cpu().double().numpy()
+        some = places[start : start + logs.shape[1]]
+        known = np.flatnonzero(some >= 0)
+        bits[:, start + known] = -logs[:, known, some[known]] / np.log(2)
+        start += len(some)
+    return bits
