@@ -130,8 +130,8 @@ def _framed(ax: Axes | None, corners: pd.DataFrame, width: int, height: int, gap
     right, bottom = corners.left.max() + width, corners.top.max() + height + gap
     scale: Keywords = {"location": "bottom", "aspect": 40, "pad": 0.02}
     if ax is None:
-        across, unit = inches(1.25)
-        figure = Figure(figsize=(across, 0.94 * across * bottom / right + unit), layout="constrained")
+        across, unit = inches(1.1)
+        figure = Figure(figsize=(across, 0.96 * across * bottom / right + unit), layout="constrained")
         ax = figure.add_subplot()
         scale["ax"] = ax
     else:

@@ -200,7 +200,7 @@ def head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
     title, note = _title(title, room), as_lines(note, 2 * letters())
     if narrow():
         note = textwrap.fill(note, room)
-    ax.set_title(title, loc="left", pad=points(5.5 + 9.8 * len(note.splitlines())))
+    ax.set_title(title, loc="left", pad=points(7 + 8.4 * len(note.splitlines())))
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, points(5)), textcoords="offset points")
 
 
