@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.figures.names import fonts_of, words_of
 from igpt_lab.figures.options import NAMES, Options, Plot, check_names, plotting_with
-from igpt_lab.figures.style import FIGURES, FONT, Figure, in_style, own_settings, resolved
+from igpt_lab.figures.style import FIGURES, FONT, STYLES, Figure, in_style, own_settings, resolved, sizes_of
 
 Result = TypeVar("Result", bound=Axes | matplotlib.figure.Figure)
 NOTE = "\n\n    Takes the options of every figure too, such as `style`, `labels` and `palette`: see `Options`."
@@ -90,7 +90,9 @@ def _anew(function: Callable[..., Result], bound: inspect.BoundArguments, option
 def _into(ax: Axes, function: Callable[..., Result], bound: inspect.BoundArguments, options: Options) -> Result:
     """The data and labels of these Axes, whose limits go on to show what was there before."""
     figure = cast(matplotlib.figure.Figure, ax.get_figure(root=True))
-    settings = resolved(options.style)[1]
+    name, settings = resolved(options.style)
+    if name != "paper":  # which is what nobody asked for
+        settings = sizes_of(STYLES[name].letter) | settings
     settings |= {"text.parse_math": False, "figure.figsize": (1.2 * ax.bbox.width / figure.dpi, 1.0)}
     fonts = fonts_of("".join(words_of([bound.arguments, options.labels or {}])))
     if fonts:

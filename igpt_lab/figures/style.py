@@ -152,13 +152,17 @@ def in_style(name: str, fonts: tuple[str, ...] = (), settings: Mapping[str, Any]
     if name not in STYLES:
         raise ValueError(f"there is no style {name!r}; {did_you_mean(name, STYLES)}")
     style, more = STYLES[name], dict(settings or {})
-    letter = float(more.get("font.size", style.letter))
+    sizes = sizes_of(float(more.get("font.size", style.letter)))
     width, _ = more.pop("figure.figsize", (style.width, 0))
-    sizes = {key: value * letter / 7 for key, value in POINTS.items()}
-    own = {"figure.figsize": (width, style.tall), "font.size": letter}
+    own: Keywords = {"figure.figsize": (width, style.tall)}
     own |= dict(zip(("legend.handlelength", "legend.columnspacing"), style.legend, strict=True))
     family = {"font.family": [*more.pop("font.family", []), *FONT["font.family"], *fonts]}
     return context(["default", FRAME | FONT | FILES | sizes | own, more, family])
+
+
+def sizes_of(letter: float) -> dict[str, float]:
+    """rcParams of letters of so many points, and of what grows with them."""
+    return {"font.size": letter} | {key: value * letter / 7 for key, value in POINTS.items()}
 
 
 def points(size: float) -> float:

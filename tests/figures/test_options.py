@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.legend import Legend
-from test_style import IMAGES, drawings
+from test_style import IMAGES, drawings, few_table
 
 import igpt_lab.figures as figures
 from igpt_lab.core.display import MODEL
+from igpt_lab.probing.few_labels import FewLabelResult
+from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.training.classifier import Classified
 from tables import RECORD, bits_table, cka_table, layer_table, seed_table
 
 WITH_AX = [name for name, function in figures.FIGURES.items() if "ax" in inspect.signature(function).parameters]
@@ -60,6 +63,7 @@ def test_two_calls_share_limits_and_the_user_s_letters():
     figures.layer_curve(high, ax=ax)
     assert ax.get_ylim()[0] == first[0] and ax.get_ylim()[1] > 96 and ax.get_xlim() == (-0.5, 4.5)
     assert ax.xaxis.label.get_fontsize() == matplotlib.rcParams["font.size"] == 10
+    assert figures.layer_curve(low, ax=ax, style="talk").get_legend().get_texts()[0].get_fontsize() == 12
     plt.close(figure)
 
 
@@ -157,6 +161,15 @@ def test_what_has_a_table_stands_for_it_and_can_be_saved(tmp_path):
     np.testing.assert_allclose(lines(ax)["model, 95 % interval"].get_ydata(), [50, 80, 70])
     files = figures.save_figure(ax, tmp_path / "a", data=Result.table, record=RECORD)
     assert figures.redraw(files[-1], tmp_path / "b")[0].read_bytes() == files[0].read_bytes()
+
+
+def test_results_plot_themselves():
+    figure, ax = plt.subplots()
+    assert ProbeResult(layer_table(), {}, 1).plot(ax=ax, title="t") is ax and ax.get_title(loc="left") == "t"
+    assert "chosen layer" in lines(FewLabelResult(few_table(), {}, []).plot(style="wide"))
+    classified = Classified(np.eye(2, dtype=np.float32), ("a", "b"), np.array([0, 1]), np.arange(2))
+    np.testing.assert_array_equal(classified.plot().images[0].get_array(), np.eye(2))
+    plt.close(figure)
 
 
 def test_several_networks_have_their_own_names_and_colours(tmp_path):
