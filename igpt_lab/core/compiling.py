@@ -7,6 +7,7 @@ objects of their own, and what was compiled goes with them.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from types import FunctionType, MethodType
@@ -31,6 +32,7 @@ class Compiled:
         self.seconds = 0.0
         self.problem = ""
         self._functions: dict[type, FunctionType] = {}
+        self._environment: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +66,7 @@ class Compiled:
     def _begin(self) -> None:
         if self._functions:
             return
+        self._environment = set(os.environ)
         kinds: set[Any] = {type(module) for module in self.modules}
         functions = {kind: _own(kind.forward) for kind in kinds}
         forwards = {kind: _in_training(kind.forward, functions[kind]) for kind in kinds}
@@ -82,6 +85,9 @@ class Compiled:
             vars(module).pop("forward", None)
         for function in self._functions.values():
             torch._dynamo.eval_frame.remove_from_cache(function)  # what is compiled holds its code, and is held by it
+        for name in set(os.environ) - self._environment if self._functions else ():
+            if "TORCHINDUCTOR" in name:  # what torch notes there for itself, and notes again when it compiles
+                del os.environ[name]
         self.modules, self._functions = [], {}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -88,6 +89,15 @@ def interruptible() -> Iterator[threading.Event]:
     finally:
         for number, handler in reversed(before.items()):  # Ctrl-C last: it may end this block
             signal.signal(number, handler)
+
+
+def import_compiler() -> None:
+    """Import what torch's optimisers and its compiler need, to the end: half of it would fail as long as the process
+    lives. A Ctrl-C in it comes after it."""
+    with interruptible() as interrupted:
+        import_module("torch._dynamo")
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def as_begun(path: Path, part: str, settings: Settings) -> Settings:

@@ -23,7 +23,7 @@ from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.training import parallel
-from igpt_lab.training.resuming import BEGIN_AGAIN, SCHEDULE, interruptible, read_state, write_note
+from igpt_lab.training.resuming import BEGIN_AGAIN, SCHEDULE, import_compiler, interruptible, read_state, write_note
 from igpt_lab.training.settings import TrainConfig
 
 
@@ -115,6 +115,7 @@ class Trainer:
         self.compiled = Compiled(model.transformer.h if settings.compile else ())
         self.optimisers: list[torch.optim.Optimizer] = []
         self.moments: dict[str, Tensor] = {}
+        import_compiler()
         self._add_optimisers(head_rate)
         self.total = torch.zeros((), device=model.device)
         self.unsaved = torch.zeros((), device=model.device)  # sum of the training losses since the last save

@@ -180,6 +180,19 @@ def test_a_failure_is_told_and_what_was_shown_stays(seen, monkeypatch):
     assert seen.problem.startswith("class 0 has 3 rows") and seen.count == 0 and seen.facts == before and not seen.busy
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_or_another_error_leaves_the_choice_that_is_shown(seen, monkeypatch, error):
+    before = seen.facts, seen.predicted
+
+    def stopped(*_, **__):
+        raise error
+
+    monkeypatch.setattr(explorer_layers, "probe_few_labels", stopped)
+    with pytest.raises(error):
+        seen.count = 4
+    assert seen.count == 0 and (seen.facts, seen.predicted) == before and not seen.busy
+
+
 def test_a_limit_is_a_draw_of_that_many(store, tmp_path):
     some = explore(store, out=tmp_path, limit=11, progress=False)
     rows = sent(some, "rows", "<i4")
@@ -278,6 +291,7 @@ def test_a_closed_explorer_is_gone_and_says_so_until_then(store, tmp_path):
     assert repr(explorer) == "<Explorer tiny on shades: closed>" and not explorer.pictures
     with pytest.raises(ValueError, match="this explorer is closed"):
         explorer.save()
+    explorer._on_message(None, {"do": "look", "image": 0, "layer": 1, "pixel": 3}, [])  # asked before it was closed
     assert not [array for array in arrays if array() is not None]
     del explorers, explorer, one, other
     gc.collect()

@@ -18,6 +18,7 @@ import pytest
 import torch
 from functorch.compile import nop
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from conftest import TINY
 from igpt_lab.features.hooks import record
@@ -163,6 +164,23 @@ def test_where_compiling_fails_a_run_goes_on_uncompiled_and_says_why(tmp_path, m
     np.testing.assert_array_equal(*losses)
     lines = [line for line in capsys.readouterr().out.splitlines() if "compil" in line]
     assert len(lines) == 1 and "goes on uncompiled" in lines[0] and "Read-only file system: '/cache'" in lines[0]
+
+
+def test_what_torch_notes_in_the_environment_is_gone_after_a_run(tmp_path, monkeypatch):
+    def noting(graph, inputs):
+        noted.append(cache_dir())
+        return graph.forward
+
+    noted: list[str] = []
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=noting))
+    for own in ("", str(tmp_path / "cache")):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        if own:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", own)
+        before = dict(os.environ)
+        pretrain(random_tokens(TINY), TINY, RECIPE, tmp_path / f"run{len(own)}", device="cpu", progress=False)
+        assert dict(os.environ) == before
+    assert noted[-1] == str(tmp_path / "cache") and noted[0] != noted[-1]
 
 
 def test_where_torch_is_told_not_to_compile_the_run_says_so(tmp_path, quick, capsys):

@@ -346,6 +346,20 @@ def test_a_run_that_settles_by_itself_whether_to_compile_can_be_made_longer(tmp_
     assert json.loads((tmp_path / "training.json").read_text())["recipe"]["compile"] == first
 
 
+def test_a_ctrl_c_while_torch_s_compiler_is_imported_comes_after_it(tmp_path, monkeypatch):
+    """Half imported it would fail in each later run of the process."""
+    imported = []
+
+    def importing(name):
+        signal.raise_signal(signal.SIGINT)
+        imported.append(name)
+
+    monkeypatch.setattr("igpt_lab.training.resuming.import_module", importing)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert imported == ["torch._dynamo"]
+
+
 def test_a_ctrl_c_while_a_run_ends_leaves_the_handlers_as_they_were(monkeypatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     change = signal.signal

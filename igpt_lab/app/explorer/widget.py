@@ -313,8 +313,10 @@ class Explorer(AnyWidget):
         self.busy = f"{len(self.store.layers[self.point])} probes are being fitted, neighbours searched ..."
         try:
             self._send_view()
-        except (ValueError, OSError, MemoryError) as error:
+        except BaseException as error:
             setattr(self, change.name, change.old)  # computed before, so that it is shown again at once
+            if not isinstance(error, ValueError | OSError | MemoryError):  # such as an interrupt of the kernel
+                raise
             self.problem = str(error) or type(error).__name__
         finally:
             self.busy = ""
@@ -370,6 +372,8 @@ class Explorer(AnyWidget):
         return f"{shown:,} {self.split} images" if shown == total else f"{shown:,} of {total:,} {self.split} images"
 
     def _on_message(self, _, message: dict, __) -> None:
+        if self.is_closed:  # the browser asked before it knew
+            return
         if message.get("do") == "look":
             source = self._sources[self._store_split]
             self.send(*self.network.answer(message, self.split, source, self.shown.index))
