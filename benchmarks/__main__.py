@@ -10,7 +10,7 @@ import importlib
 import os
 import time
 
-NAMES = ("pixels", "extract", "probes", "sample", "train", "cluster", "explorer", "explaining")
+NAMES = ("home", "pixels", "extract", "probes", "sample", "train", "cluster", "explorer", "explaining")
 
 
 def main() -> None:

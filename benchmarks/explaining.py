@@ -37,7 +37,10 @@ CIFAR = Path(__file__).resolve().parents[2] / "shared/cifar10"
 SOURCES = {"fashion-xs": "fashion-mini", "cifar10-xs": CIFAR}
 CLEAR = Path("/proc/self/clear_refs")  # on Linux, 5 written here makes the present memory the largest so far
 RELATIVE = "of max(1, |value|)"  # distances are of many pixels
-AGREE = {"nats": 1e-5, RELATIVE: 2e-5}  # the peer's own sums, in float32, are 1.1e-5 from those in float64, ours 1.4e-7
+AGREE = {
+    "nats": 1e-5,
+    RELATIVE: 5e-5,
+}  # at T = 144 the peer, which sums in float32, is 1.1e-5 from float64, ours 1.4e-7
 FEW, MANY, BOTH = "1 image", "{n} images", "{n} + {n} images"
 EDITED, REFITTED = "{n} images, blocks: {few}", "{n} + {n} images, blocks: {few}"
 LAYERS, STEPS = "{n} + {n} images, layers: {few}", "{n} + 0 images, {steps} steps"

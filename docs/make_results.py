@@ -225,6 +225,12 @@ def transfer() -> list[dict[str, Any]]:
     return chosen.assign(pixels=chosen.model.map(pixels)).to_dict("records")
 
 
+def without_labels() -> dict[str, list[dict[str, Any]]]:
+    """What is lost where a score without labels picks the layer: a row for each score, by model."""
+    tables = [table(f"studies/scores_{name}_regret") for name in ("fashion", "cifar10")]
+    return {rows.model[0]: rows.assign(better=rows.better.fillna("")).to_dict("records") for rows in tables}
+
+
 def benchmarks() -> dict[str, dict[str, str]]:
     """What `make bench` wrote, by processor and name: a table, and in its last line on which machine it was made."""
     tables: dict[str, dict[str, str]] = {}
@@ -315,6 +321,7 @@ def rendered(page: str) -> str:
         "tuned": long_fine_tuning(),
         "transfer": transfer(),
         "shift": shift(),
+        "without_labels": without_labels(),
         "benchmarks": benchmarks(),
     }
     return environment.get_template(f"{page}.md.j2").render(**tables, **runs)

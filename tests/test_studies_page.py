@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
 
 def test_the_page_has_its_commands():
     names = [line[0] for line in commands()]
-    assert (names.count("dynamics"), names.count("shift"), len(names)) == (4, 1, 15)
+    assert (names.count("dynamics"), names.count("shift"), len(names)) == (4, 1, 17)
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)

@@ -31,7 +31,7 @@ def digest_of_network(network: nn.Module) -> str:
 
     Settings that begin with an underscore are left out. A `config` of transformers counts, but for its versions.
     """
-    tensors = {name: digest_of_tensor(value) for name, value in (*network.named_parameters(), *network.named_buffers())}
+    tensors = {name: _told(value) for name, value in (*network.state_dict().items(), *network.named_buffers())}
     plain = {
         name: {key: _told(value) for key, value in vars(part).items() if _is_setting(key, value)}
         for name, part in network.named_modules()
@@ -43,7 +43,9 @@ def digest_of_network(network: nn.Module) -> str:
 
 
 def digest_of_tensor(value: Tensor) -> list:
-    """Dtype, shape, and a digest of the bytes."""
+    """Dtype, shape, and a digest of the bytes; of quantised ones also how they were."""
+    if value.is_quantized:
+        return [repr(value.qscheme()), *digest_of_tensor(value.dequantize())]
     flat = value.detach().cpu().contiguous().reshape(-1)
     return [str(value.dtype), list(value.shape), digest(flat.view(torch.uint8).numpy().tobytes())]
 
@@ -87,7 +89,7 @@ def _is_setting(key: str, value: Any) -> bool:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | complex | str | torch.dtype)
+    return value is None or value is ... or isinstance(value, int | float | complex | str | bytes | slice | torch.dtype)
 
 
 def _is_of_others(kind: type) -> bool:
@@ -114,7 +116,8 @@ def _told(value: Any) -> Any:
     if isinstance(value, FunctionType):
         plain = inspect.unwrap(value)
         cells = [cell.cell_contents for cell in plain.__closure__ or () if _is_filled(cell)]
-        return [_told(plain.__code__), _told(list(plain.__defaults__ or ())), [_seen(item) for item in cells]]
+        given = [*(plain.__defaults__ or ()), *sorted((plain.__kwdefaults__ or {}).items())]
+        return [_told(plain.__code__), [_seen(item) for item in given], [_seen(item) for item in cells]]
     if isinstance(value, nn.Module):
         return digest_of_network(value)
     if isinstance(value, Tensor):
@@ -130,15 +133,27 @@ def _told(value: Any) -> Any:
         return {name: _told(item) for name, item in sorted(own.items())}
     if _is_plain(value):
         return repr(value)
-    attributes = sorted(repr(item) for item in getattr(value, "__dict__", {}).items() if _is_plain(item))
-    return [type(value).__qualname__, getattr(value, "__qualname__", ""), _told(type(value)), attributes]
+    return [type(value).__qualname__, getattr(value, "__qualname__", ""), _told(type(value)), _attributes(value)]
 
 
 def _seen(value: Any) -> Any:
-    """Of what a function closes over: functions and classes without what these close over, which may lead back."""
+    """Of what a function closes over: of functions, classes and networks no code that may lead back to it."""
     if isinstance(value, type):
         return value.__qualname__
-    return _told(value.__code__) if isinstance(value, FunctionType) else _told(value)
+    if isinstance(value, FunctionType):
+        return _told(value.__code__)
+    if isinstance(value, nn.Module):
+        return [type(value).__qualname__, *(digest_of_tensor(weights) for weights in value.state_dict().values())]
+    if isinstance(value, list | tuple):
+        return [_seen(item) for item in value]
+    if _is_plain(value) or isinstance(value, Tensor | np.ndarray | frozenset | set):
+        return _told(value)
+    return [type(value).__qualname__, getattr(value, "__qualname__", ""), _attributes(value)]
+
+
+def _attributes(value: Any) -> list[str]:
+    """The attributes of an object that are plain values."""
+    return sorted(repr(item) for item in getattr(value, "__dict__", {}).items() if _is_plain(item))
 
 
 def _is_filled(cell: Any) -> bool:

@@ -54,6 +54,8 @@ def blocks_of(network: nn.Module) -> list[str]:
 
 def modules_named(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     """The modules of these names; ValueError, with the closest name, for one that the network has not."""
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(f"{type(network).__name__} runs without hooks; give the network that it was made of")
     known = {name: part for name, part in network.named_modules(remove_duplicate=False) if name}
     for name in names:
         if name not in known:

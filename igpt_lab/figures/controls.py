@@ -76,7 +76,9 @@ def mark_chance(ax: Axes, chance: float, rows: pd.DataFrame) -> None:
 
 def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
     """The line of the model or of a control over depth, with its interval; one row is a level line."""
-    style, weight = look(name, others=OTHERS), 2 if name == MODEL else 1
+    kind = name.partition(", ")[0]  # of "raw pixels, a network", which is as that network sees them
+    known = name in LINE_STYLES or kind not in LINE_STYLES
+    style, weight = look(name if known else kind, others=OTHERS), 2 if name == MODEL else 1
     y, low, high = (100 * rows[column] for column in ("test_accuracy", "low", "high"))
     band: Keywords = {"color": style["color"], "alpha": 0.12 * weight, "linewidth": 0}
     if name != MODEL and len(rows) == 1:  # such as pixels, which have no layer
@@ -84,7 +86,7 @@ def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
         ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    label = as_label(name) + (", 95 % interval" if name == MODEL else "")
+    label = f"{as_label(rows.network.iloc[0])}, 95 % interval" if name == MODEL else as_label(name)
     if (draws := int(rows.draws.max())) > 1:
         label += f" ({draws})" if narrow() else f", {draws} draws"
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}

@@ -27,6 +27,7 @@ from igpt_lab.figures.parts import (
     layer_axis,
     legend,
     mark_not_converged,
+    room_below,
 )
 from igpt_lab.figures.placing import Beside
 from igpt_lab.figures.plotting import plotting
@@ -88,7 +89,7 @@ def layer_curve(
     chosen, last = main[main.chosen.eq(True)], int(main.layer.max())
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows of control {MODEL!r} are marked as chosen; expected exactly one")
-    ax = axes(3.0) if ax is None else ax
+    ax = axes(3.0 + room_below(min(TICK, max(map(len, names), default=0)))) if ax is None else ax
     controls = table[table.control != MODEL]
     low, high = 100 * main.low.min(), 100 * main.high.max()
     is_far = chance is not None and high - chance > max(3 * (high - low), 10)  # a curve keeps a third of the height
@@ -107,7 +108,8 @@ def layer_curve(
     ax.set(ylabel="test accuracy (%)")
     if chance is not None:
         mark_chance(ax, chance, table[table.control.isin(below)])
-    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(main)]
+    rows = main.assign(layer=main.layer_name) if names else main
+    notes = [_sentence(comparison, int(chosen.n_test.iloc[0])) if comparison else "", _choice_note(rows)]
     return finish(ax, title, ";\n".join(filter(None, notes)))
 
 
@@ -258,7 +260,8 @@ def _plot_measure(ax: Axes, name: str, measure: str, rows: pd.DataFrame) -> None
     if has_interval:
         ax.fill_between(rows.layer, *(scale * rows[end] for end in ends), **band, zorder=weight)
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
-    ax.plot(rows.layer, scale * rows[measure], **style | line, label=as_label(name))
+    label = as_label(rows.network.iloc[0] if name == MODEL else name)
+    ax.plot(rows.layer, scale * rows[measure], **style | line, label=label)
 
 
 def _scale_measure(ax: Axes, measure: str) -> None:

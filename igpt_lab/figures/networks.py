@@ -62,8 +62,11 @@ def is_of_several(table: pd.DataFrame) -> bool:
 
 def plot_several(table: pd.DataFrame, title: str, ax: Axes) -> Axes:
     """A table of several networks as `layer_curves` plots it over relative depth, with controls of one layer."""
-    others = table[table.control != MODEL].drop_duplicates(["control", "test_accuracy"])
-    alone = others[others.groupby("control").control.transform("size") == 1]
+    others = table[table.control != MODEL]
+    alone = others[others.groupby(["control", "model"]).layer.transform("size") == 1]
+    alone = alone.drop_duplicates(["control", "test_accuracy"])
+    is_shared = alone.groupby("control").control.transform("size") == 1
+    alone = alone.assign(control=alone.control.where(is_shared, alone.control + ", " + alone.model.astype(str)))
     return _plot(_networks(table), alone if len(alone) else None, True, title, ax)
 
 

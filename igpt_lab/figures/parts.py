@@ -104,10 +104,12 @@ def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A table whose layers may have names, with their places 0, 1, ... as `layer`; and these names, [] of numbers.
 
     The order is that of the model's rows. A control of one layer, such as raw pixels, has no depth and the place 0.
-    `layer_name` is what each row's layer is called. ValueError for a control with a layer that the model has not.
+    `layer_name` is what each row's layer is called, and `network` what the model is, by a column `model` where there is
+    one. ValueError for a control with a layer that the model has not.
     """
+    network = table.model if "model" in table else MODEL
     if pd.api.types.is_numeric_dtype(table.layer):
-        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer]), []
+        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer], network=network), []
     called = table.layer.astype(str)
     control = table.control if "control" in table else pd.Series(MODEL, table.index)
     names = list(dict.fromkeys(called[control == MODEL]))
@@ -117,7 +119,12 @@ def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         first = unknown[0]
         raise ValueError(f"{control.iloc[first]} has the layer {called.iloc[first]!r}, and the model has {names}")
     places = {name: place for place, name in enumerate(names)}
-    return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called), names
+    return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called, network=network), names
+
+
+def room_below(letters_of_name: int) -> float:
+    """Inches that an upright name takes below the axes."""
+    return 0.57 * letters_of_name * rcParams["font.size"] / 72
 
 
 def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:
@@ -135,10 +142,11 @@ def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:
 
 def _below(ax: Axes) -> float:
     """Inches that upright names of layers take below the axes."""
-    if ax.xaxis.get_tick_params().get("labelrotation") != 90:
+    given = ax.xaxis.get_tick_params()
+    if 90 not in (given.get("rotation"), given.get("labelrotation")):  # the name differs between versions
         return 0.0
-    longest = max(map(len, getattr(ax.xaxis.get_major_formatter(), "seq", [""])))
-    return 0.62 * longest * rcParams["font.size"] / 72
+    longest = max(len(label.get_text()) for label in ax.get_xticklabels())
+    return room_below(longest)
 
 
 def rows_downwards(ax: Axes, names: Iterable[str]) -> None:
@@ -215,8 +223,10 @@ def columns_of(labels: Iterable[str], most: int) -> int:
     return 1 if any("…" in label for label in labels) else max(1, min(most, letters() // (longest + 5)))
 
 
-def legend(ax: Axes) -> None:
-    """Below the axes at a distance in inches, where it covers no line; inside those that were given."""
+def legend(ax: Axes, most: int | None = None) -> None:
+    """Below the axes at a distance in inches, where it covers no line; in at most so many columns.
+
+    Inside those that were given."""
     if plot().ax is not None:
         ax.legend()
         return
@@ -225,5 +235,5 @@ def legend(ax: Axes) -> None:
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
         bbox_transform=ax.transAxes + down,
-        ncols=columns_of(ax.get_legend_handles_labels()[1], 4 if letters() > 100 else 2),
+        ncols=columns_of(ax.get_legend_handles_labels()[1], most or (4 if letters() > 100 else 2)),
     )

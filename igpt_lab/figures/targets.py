@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL, control_names, shown_control
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, check_once, finish, layer_axis
+from igpt_lab.figures.parts import by_depth, check_columns, check_once, finish, layer_axis
 from igpt_lab.figures.plotting import plotting
 from igpt_lab.figures.style import CYCLE, Keywords, axes, look, points
 
@@ -42,6 +42,7 @@ def target_curves(table: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
     check_columns(table, TARGET_COLUMNS)
     table = table.assign(control=control_names(table.control))
     check_once(table, ["control", "layer", "target"])
+    table, called = by_depth(table)
     ax = axes(3.4) if ax is None else ax
     for place, name in enumerate(table.target.unique()):
         rows = table[(table.target == name) & (table.control == MODEL)].sort_values("layer")
@@ -50,7 +51,7 @@ def target_curves(table: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
     for control in [name for name in table.control.unique() if name != MODEL]:
         _plot_control(ax, control, table[table.control == control], list(table.target.unique()), last)
     ax.axhline(0, color="black", linewidth=points(0.5), zorder=1)
-    layer_axis(ax, last)
+    layer_axis(ax, last, called)
     ax.set(ylabel="R² on test images", xlim=(-0.5, last + (0.5 if (table.control == MODEL).all() else 1.5)))
     ax.set_ylim(max(ax.get_ylim()[0], -0.25), min(ax.get_ylim()[1], 1.02))
     return finish(ax, title, f"{int(table.n_test.max()):,} test images; bands: 95 % over images")

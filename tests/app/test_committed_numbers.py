@@ -171,3 +171,14 @@ def test_the_tour_says_what_it_saved():
     for row in (best, last):
         assert f"{row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]" in pages
     assert f"{best.layer} of 0..{last.layer}, by validation: " in pages
+
+
+def test_what_to_trust_is_what_the_regret_tables_say():
+    last = nbformat.read(ROOT / "notebooks/06_geometry.ipynb", as_version=4).cells[-1].source
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in last.splitlines() if line.startswith("| ")][1:]
+    for place, name in ((1, "fashion"), (3, "cifar10")):
+        table = pd.read_csv(ROOT / f"results/studies/scores_{name}_regret.csv")
+        assert [row[0] for row in rows] == table.score.str.replace("_", " ").tolist()
+        for row, lost in zip(rows, table.itertuples(), strict=True):
+            value, low, high = (100 * share for share in (lost.regret, lost.regret_low, lost.regret_high))
+            assert row[place : place + 2] == [str(lost.picked_layer), f"{value:.1f} [{low:.1f}, {high:.1f}]"]

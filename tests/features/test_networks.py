@@ -221,6 +221,20 @@ def test_a_digest_sees_settings_and_code_but_not_the_mode():
     assert digest_of_network(nn.Sequential(nn.ReLU())) != digest_of_network(nn.Sequential(nn.GELU()))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated, and still used
+def test_a_digest_sees_quantised_weights():
+    plain = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
+    plain[1][0].load_state_dict({"weight": plain[0][0].weight + 1, "bias": plain[0][0].bias})
+    digests = [digest_of_network(torch.ao.quantization.quantize_dynamic(net)) for net in (*plain, plain[0])]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_script_has_no_hooks(test, tmp_path):
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
+    with pytest.raises(ValueError, match="ScriptModule runs without hooks; give the network that it was made of"):
+        extract(scripted, test, modules=["1"], store=tmp_path, **OPTIONS)
+
+
 def test_a_digest_sees_what_a_function_is_made_of():
     def at(place, scale=1.0):
         return lambda x: scale * x[:, place]
@@ -228,6 +242,15 @@ def test_a_digest_sees_what_a_function_is_made_of():
     functions = [at(0), at(1), at(0, 2.0), tokens_mean, functools.partial(torch.mean, dim=1), torch.mean, torch.sum]
     assert len(set(map(digest_of_function, functions))) == len(functions)
     assert digest_of_function(at(0)) == digest_of_function(at(0))
+    network = Twelve()
+
+    class Around(nn.Module):
+        def forward(self, x):
+            return network(around.other(x))  # which leads back to itself
+
+    around = Around()
+    around.other = nn.Linear(2, 2)
+    assert digest_of_network(around) == digest_of_network(around) != digest_of_network(Around())
 
 
 # Which modules
@@ -365,6 +388,7 @@ def test_a_network_in_training_mode_is_read_in_eval_mode_and_left_as_it_was(twel
     x.sum().backward()  # nothing of it was made in inference mode
 
 
+@pytest.mark.filterwarnings("ignore:a compiled model is read without its compiler")
 @pytest.mark.parametrize("how", ["whole", "in place", "a block"])
 def test_a_compiled_network_is_read_without_its_compiler(how, twelve, test, tmp_path):
     wanted = extract(twelve, test, store=tmp_path / "plain", **OPTIONS)
@@ -480,6 +504,19 @@ def test_the_store_is_listed_shown_and_read_as_others(twelve, train, test, tmp_p
         repair(store.path, verify(store.path))
     again = extract(twelve, [train, test], store=tmp_path, **OPTIONS)
     assert again.path == store.path and not verify(store.path)
+
+
+def test_a_store_is_streamed_by_its_names(twelve, train, test, tmp_path):
+    """The head of a layer is the same beside others and alone, by its name and by its number."""
+    store = extract(twelve, [train, test], modules=["embed", "blocks.0", "head"], store=tmp_path, **OPTIONS)
+    options = {"steps": 20, "learning_rates": [0.1], "batch_size": 8, **OPTIONS}
+    alone, both = (lab.probe_streaming(store, layers=layers, **options) for layers in (["blocks.0"], ["blocks.0", 0]))
+    assert alone.table.layer.tolist() == ["blocks.0"] and both.table.layer.tolist() == ["embed", "blocks.0"]
+    np.testing.assert_array_equal(alone.predicted["blocks.0"], both.predicted["blocks.0"])
+    with pytest.raises(ValueError, match=r"layers of several widths, \[2, 8\]; stream those of one width"):
+        lab.probe_streaming(store, **options)
+    with pytest.raises(KeyError, match=r"no layers \['block.0'\] at 'modules'; it has \['embed', "):
+        lab.probe_streaming(store, layers=["block.0"], **options)
 
 
 def test_names_that_are_not_those_of_the_layers_are_refused(twelve, test, tmp_path):

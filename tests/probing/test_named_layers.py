@@ -1,5 +1,7 @@
 """Features as researchers have them, and layers with names: the same numbers as of arrays and of layers 0, 1, 2."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ def planted(n, seed):
 
 
 TRAIN, TEST = planted(240, 0), planted(180, 1)
+NUMBERS = np.random.default_rng(2).normal(size=240) + np.arange(240) % 3
 
 
 def named(features):
@@ -118,6 +121,8 @@ def test_every_probe_and_measure_of_named_layers_is_that_of_numbers(results):
         "selectivity": lambda train, test, found: lab.selectivity(found, found),
         "measures": lambda train, test, _: lab.measure_layers(test, labels=test.labels, **QUIET),
         "cka": lambda train, test, _: lab.cka(test, **QUIET),
+        "imbalance": lambda train, test, _: lab.information_imbalance(test, **QUIET),
+        "targets": lambda train, test, _: lab.probe_targets(train, test, NUMBERS[:240], NUMBERS[:180], **QUIET).table,
     }
     for name, run in runs.items():
         plain, with_names = (run(*side, found) for side, found in zip(sides, results, strict=True))
@@ -146,11 +151,29 @@ def test_figures_of_names_are_those_of_numbers_with_names_on_the_axis(results, t
         np.testing.assert_allclose(a.get_xydata(), b.get_xydata())
     assert [tick.get_text() for tick in with_names.get_xticklabels()] == list(NAMES)
     assert any(text.get_text().startswith("layer body: ") for text in with_names.texts)
+    near = results[1].table.assign(validation_accuracy=[0.1, 0.9, 0.895])
+    near = pd.concat([near, near.iloc[[0, 0]].assign(layer=["head", "end"])], ignore_index=True)
+    note = lab.figures.layer_curve(near.assign(n_validation=1000)).texts
+    assert "within one standard error: body, a last norm" in [text.get_text() for text in note]
+    titled = lab.figures.layer_curve(results[1].table.assign(model="ViT"))
+    labels = [ax.get_legend_handles_labels()[1][0] for ax in (plain, with_names, titled)]
+    assert labels == [f"{name}, 95 % interval" for name in ("model", "model", "ViT")]
     files = lab.figures.save_figure(
         with_names, tmp_path / "a", data=results[1].table, record=lab.RunRecord("c", seed=0)
     )
     before = {file.name: file.read_bytes() for file in files}
     assert {file.name: file.read_bytes() for file in lab.figures.redraw(tmp_path / "a.json")} == before
+
+
+@pytest.mark.parametrize("style", ["paper", "wide", "talk"])
+def test_long_names_have_room_and_the_legend_covers_none(results, style):
+    table = results[1].table
+    long = {name: f"encoder.layers.{place}.output" for place, name in enumerate(NAMES)}
+    ax = lab.figures.layer_curve(table.assign(layer=table.layer.map(long)), style=style)
+    ax.figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert ax.get_legend().get_window_extent().y1 < min(box.y0 for box in boxes)
 
 
 def test_other_figures_take_names(results):
@@ -162,6 +185,10 @@ def test_other_figures_take_names(results):
     assert [tick.get_text() for tick in panels[-1].get_xticklabels()] == list(NAMES)
     panels = lab.figures.selectivity(lab.selectivity(results[1], results[1])).axes
     assert [tick.get_text() for tick in panels[-1].get_xticklabels()] == list(NAMES)
+    table = lab.probe_targets(named(TRAIN), test, {"number": NUMBERS}, {"number": NUMBERS[:180]}, **QUIET).table
+    ax = lab.figures.target_curves(table)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(NAMES)
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), list(enumerate(table.test_r2)))
     ax = lab.figures.cka_map(lab.cka(test, **QUIET))
     assert [tick.get_text() for tick in ax.get_yticklabels()] == list(NAMES)
     np.testing.assert_array_equal(
@@ -194,6 +221,9 @@ def test_an_encoder_stands_beside_another_network_by_relative_depth(results):
     np.testing.assert_allclose(drawn["an encoder"].get_xydata(), np.stack([[0, 1], y[[0, 2]]], axis=1))
     assert any("an encoder: layer a last norm" in line.get_label() for line in ax.get_lines())
     np.testing.assert_allclose(drawn["raw pixels"].get_ydata(), 40)
+    ax = lab.figures.layer_curve(pd.concat([table, pixels, pixels.assign(model="an encoder", test_accuracy=0.5)]))
+    levels = {line.get_label(): line.get_ydata()[0] for line in ax.get_lines() if "raw pixels" in line.get_label()}
+    assert levels == {"raw pixels, ImageGPT": 40, "raw pixels, an encoder": 50}
     with pytest.raises(ValueError, match="comparison= is of one network"):
         lab.figures.layer_curve(table, comparison=lab.compare_layers(results[0]).to_dict())
     compared = lab.figures.model_comparison(table)
