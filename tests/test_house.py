@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "igpt_lab"
 LEFT = {"core": set(), "images": {"core"}, "figures": {"core"}}
 LEFT["models"] = {"core", "images"}
 LEFT["features"] = LEFT["models"] | {"models"}
-LEFT["probing"] = LEFT["sampling"] = LEFT["features"] | {"features"}
+LEFT["probing"] = LEFT["sampling"] = LEFT["features"] | {"features", "figures"}  # what they return can be plotted
 LEFT["explaining"] = LEFT["probing"] | {"probing", "sampling"}
 LEFT["training"] = LEFT["explaining"] | {"explaining"}
 LEFT["app"] = LEFT["training"] | {"training", "figures", ""}  # "": the package itself, which offers every name

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,9 @@ from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.losses import on_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WEIGHTINGS = ("weights", "values")
 OF_STATES = ("entropy", "entropy_ratio", "sos")  # measured state by state
@@ -47,6 +50,12 @@ class AttentionSummary(Measurement):
     """
 
     offsets: pd.DataFrame
+
+    def plot(self, **options) -> Figure:
+        """Distance and entropy over depth: `options` are arguments of `lab.figures.attention_depth`."""
+        from igpt_lab import figures
+
+        return figures.attention_depth(self.table, **options)
 
 
 @checked

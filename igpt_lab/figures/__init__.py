@@ -1,6 +1,7 @@
 """Figures: a table or images -> Axes -> files. Nothing here sees a model, and torch is never imported.
 
-Each function that plots takes a `style`: `paper` (one column of a page, the default), `wide` (two columns) or `talk`.
+Each function that plots takes the `Options`, such as `style`: `paper` (one column of a page, the default), `wide` (two
+columns) or `talk`.
 In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure` writes as png.
 
 A new figure touches two places: its function, under `@plotting`, in a file such as `curves`; its name in the imports
@@ -27,25 +28,10 @@ from igpt_lab.figures.attention import (
     attention_from,
     offset_maps,
 )
-from igpt_lab.figures.comparisons import (
-    COMPARED_COLUMNS,
-    EFFECT_COLUMNS,
-    METHOD_COLUMNS,
-    PROTOCOL_COLUMNS,
-    fine_tuning,
-    model_comparison,
-    protocol_curves,
-)
+from igpt_lab.figures.comparisons import COMPARED_COLUMNS, METHOD_COLUMNS, fine_tuning, model_comparison
 from igpt_lab.figures.controls import SELECTIVITY_COLUMNS, selectivity
-from igpt_lab.figures.curves import (
-    DYNAMICS_COLUMNS,
-    FEW_COLUMNS,
-    LAYER_COLUMNS,
-    few_label_curve,
-    geometry_curves,
-    layer_curve,
-    training_dynamics,
-)
+from igpt_lab.figures.curves import FEW_COLUMNS, LAYER_COLUMNS, few_label_curve, geometry_curves, layer_curve
+from igpt_lab.figures.dynamics import DYNAMICS_COLUMNS, training_dynamics
 from igpt_lab.figures.galleries import (
     LETTER,
     STRIP,
@@ -57,6 +43,8 @@ from igpt_lab.figures.galleries import (
 )
 from igpt_lab.figures.lenses import BASELINE_COLUMNS, LENS_COLUMNS, STRIP_COLUMNS, lens_curve, lens_strip
 from igpt_lab.figures.maps import CKA_COLUMNS, FEATURE_COLUMNS, cka_map, confusion_matrix, feature_map
+from igpt_lab.figures.networks import NETWORK_COLUMNS, layer_curves
+from igpt_lab.figures.options import Options
 from igpt_lab.figures.positions import (
     ATTENTIVE_COLUMNS,
     POSITION_COLUMNS,
@@ -65,6 +53,7 @@ from igpt_lab.figures.positions import (
     position_map,
     prefix_curve,
 )
+from igpt_lab.figures.protocol import EFFECT_COLUMNS, PROTOCOL_COLUMNS, protocol_curves
 from igpt_lab.figures.readouts import BITS_COLUMNS, bits_curve
 from igpt_lab.figures.saving import read_figure, read_table, redraw, save_figure
 from igpt_lab.figures.seeds import RUN_COLUMNS, seed_curves
@@ -87,6 +76,7 @@ __all__ = [
     "geometry_curves",
     "head_map",
     "layer_curve",
+    "layer_curves",
     "leave_out_curve",
     "lens_curve",
     "lens_strip",
@@ -126,7 +116,9 @@ __all__ = [
     "LETTER",
     "LINE_STYLES",
     "METHOD_COLUMNS",
+    "NETWORK_COLUMNS",
     "OFFSET_COLUMNS",
+    "Options",
     "POSITION_COLUMNS",
     "PREFIX_COLUMNS",
     "PROTOCOL_COLUMNS",

@@ -11,19 +11,29 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 
-from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import check_columns, check_once, figure_of, head, layer_axis, legend
-from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, axes, inches, plotting, points
+from igpt_lab.figures.names import as_label
+from igpt_lab.figures.options import colour_map
+from igpt_lab.figures.parts import (
+    check_apart,
+    check_columns,
+    check_once,
+    colour_bar,
+    frameless,
+    head,
+    layer_axis,
+    legend,
+)
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import Figure, Keywords, axes, inches, look, points
 
 LEAVE_OUT_COLUMNS = ("part", "layer", "kind", "nats_change", "low", "high", "n")
 HEAD_COLUMNS = (*LEAVE_OUT_COLUMNS, "head")
 WINDOW_COLUMNS = ("radius", "first", "last", "nats_change", "low", "high", "n")
 ACCURACY_COLUMNS = ("accuracy_change", "accuracy_low", "accuracy_high", "probe_layer")
-PART_STYLES: dict[str, Keywords] = {"block": LINE_STYLES[MODEL], "attention": AMBER, "mlp": PURPLE}
+PARTS = {"block": "block", "attention": "attention", "mlp": "MLP"}  # as a table and as a legend has it
 STAND_INS = {"skip": "adds nothing", "mean": "adds its mean", "resample": "adds another image's"}
-RANGE_STYLES = [LINE_STYLES[MODEL], AMBER, LINE_STYLES["random network"], PURPLE, LINE_STYLES["raw pixels"]]
-RANGE_STYLES += [LINE_STYLES["permuted labels"]]
 LINEAR = 0.01  # nats, below which the axis is linear: a part may cost less than nothing
+LOG = f"\n(log scale above {LINEAR:g})"
 
 
 @plotting
@@ -35,18 +45,18 @@ def leave_out_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     95% intervals over test images. The axis of nats is logarithmic above 0.01.
     """
     check_columns(table, LEAVE_OUT_COLUMNS)
-    check_once(table[table.part.isin(PART_STYLES)], ["part", "layer"])
+    check_once(table[table.part.isin(PARTS)], ["part", "layer"])
     lines = [
-        ("MLP" if part == "mlp" else part, table[table.part == part].sort_values("layer"), style)
-        for part, style in PART_STYLES.items()
+        (name, table[table.part == part].sort_values("layer"), look(name, place))
+        for place, (part, name) in enumerate(PARTS.items())
         if (table.part == part).any()
     ]
     if not lines:
-        raise ValueError(f"the table has no part {', '.join(PART_STYLES)}; heads are for `head_map`")
+        raise ValueError(f"the table has no part {', '.join(PARTS)}; heads are for `head_map`")
     figure, panels = _panels(table, lines, "layer")
     if len(panels) > 1:
         panels[1].axvline(
-            table.probe_layer.iloc[0], color="black", linestyle="--", linewidth=points(0.7), label="probe"
+            table.probe_layer.iloc[0], color="black", linestyle="--", linewidth=points(0.7), label="layer of the probe"
         )
     layer_axis(panels[-1], int(max(table.layer.max(), table.get("probe_layer", table.layer).max())))
     head(panels[0], title, f"each {_of(table)}; {int(table.n.iloc[0]):,} images; bands: 95 %")
@@ -68,15 +78,14 @@ def head_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) ->
     grid = rows.assign(head=rows["head"].astype(int)).pivot(index="head", columns="layer", values="nats_change")
     ax = axes(1.2 + 0.16 * len(grid)) if ax is None else ax
     scale = SymLogNorm(LINEAR, vmin=min(0.0, grid.min(axis=None)), vmax=max(LINEAR, grid.max(axis=None)), base=10)
-    image = ax.imshow(grid, origin="lower", norm=scale, cmap="viridis", interpolation="none", aspect="auto")
+    look_up: Keywords = {"cmap": colour_map("viridis"), "interpolation": "none", "aspect": "auto"}
+    image = ax.imshow(grid, origin="lower", norm=scale, **look_up)
     for axis, numbers, most in (ax.yaxis, grid.index, 8), (ax.xaxis, grid.columns, 12):
         step = math.ceil(len(numbers) / most)
         axis.set_ticks(range(0, len(numbers), step), [str(number) for number in numbers[::step]])
     ax.set(xlabel="layer", ylabel="head")
-    ax.spines[:].set_visible(False)
-    bar = figure_of(ax).colorbar(image, ax=ax, label="nats lost", format=ticker.FormatStrFormatter("%g"))
-    bar.outline.set_linewidth(points(0.6))
-    bar.ax.minorticks_off()
+    frameless(ax)
+    colour_bar(ax, image, f"nats lost a pixel{LOG}", format=ticker.FormatStrFormatter("%g")).ax.minorticks_off()
     head(ax, title, f"each {_of(rows)}; {int(rows.n.iloc[0]):,} images", beside=12)
     return ax
 
@@ -91,12 +100,9 @@ def window_curve(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.F
     check_columns(table, WINDOW_COLUMNS)
     check_once(table, ["first", "last", "radius"])
     ranges = list(table.groupby(["first", "last"]))
-    if len(ranges) > len(RANGE_STYLES):
-        raise ValueError(f"{len(ranges)} ranges of blocks; a figure has room for {len(RANGE_STYLES)}")
-    lines = [
-        (f"blocks {first} to {last}" if first < last else f"block {first}", rows.sort_values("radius"), style)
-        for ((first, last), rows), style in zip(ranges, RANGE_STYLES, strict=False)
-    ]
+    names = [f"blocks {first} to {last}" if first < last else f"block {first}" for (first, last), _ in ranges]
+    check_apart("ranges of blocks", names)
+    lines = [(name, rows.sort_values("radius"), look(name)) for name, (_, rows) in zip(names, ranges, strict=True)]
     figure, panels = _panels(table, lines, "radius")
     panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     panels[-1].set_xlabel("radius of the window (pixels)")
@@ -120,7 +126,7 @@ def _panels(
     drawn = pd.concat([rows for _, rows, _ in lines])
     panels[0].set_ylim(min(-0.2 * LINEAR, 1.5 * drawn.low.min()), max(LINEAR, 1.5 * drawn.high.max()))
     panels[0].yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    for ax, name in zip(panels, ("nats lost", "points lost"), strict=False):
+    for ax, name in zip(panels, (f"nats lost a pixel{LOG}", "accuracy lost\n(points)"), strict=False):
         ax.axhline(0, color="black", linewidth=points(0.5), zorder=1)
         ax.set_ylabel(name)
     return figure, panels
@@ -130,7 +136,7 @@ def _band(ax: Axes, name: str, x: pd.Series, values: pd.DataFrame, style: Keywor
     """A line with its interval: `values` are the mean and the two ends."""
     mean, *ends = (values[column] for column in values)
     ax.fill_between(x, *ends, color=style["color"], alpha=0.2, linewidth=0)
-    ax.plot(x, mean, label=name, **style)
+    ax.plot(x, mean, label=as_label(name), **style)
 
 
 def _of(table: pd.DataFrame) -> str:

@@ -14,8 +14,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import check_columns, check_once, check_room, head, layer_axis
-from igpt_lab.figures.style import LINE_STYLES, Figure, inches, plotting, points
+from igpt_lab.figures.parts import check_columns, check_once, check_room, figure_of, head, layer_axis
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import Figure, Keywords, inches, look, points
 
 OFFSET_COLUMNS = ("layer", "head", "dy", "dx", "share", "n", "weighting")
 FROM_COLUMNS = ("layer", "head", "row", "column", "weight", "sos", "weighting")
@@ -31,7 +32,7 @@ IN_WORDS = {"weights": "attention weights", "values": "shares of |a v W_O|"}
 
 
 @plotting
-def offset_maps(table: pd.DataFrame, *, title: str = "") -> Axes:
+def offset_maps(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Where each head looks, measured from the predicted pixel, which is marked: a map for each head of each layer.
 
     `table` (OFFSET_COLUMNS) is `offsets` of `attention_maps`; above the marked pixel are the rows above it. The heads
@@ -41,7 +42,7 @@ def offset_maps(table: pd.DataFrame, *, title: str = "") -> Axes:
     _check_maps(table, ("dy", "dx"))
     reach, up = int(table.dx.abs().max()), int(-table.dy.min())
     corners = _corners(table, 2 * reach + 1, up + 1)
-    ax = _axes(corners, 2 * reach + 1, up + 1)
+    ax = _framed(ax, corners, 2 * reach + 1, up + 1)
     _plot_cells(ax, table.assign(x=table.dx + reach, y=table.dy + up), "share", corners)
     _plot_boxes(ax, corners, (reach, up, 1, 1), facecolor=PREDICTED, linewidth=0)
     head(ax, title, _note(table, f"{int(table.n.iloc[0]):,} images\norange: the predicted pixel"))
@@ -49,7 +50,7 @@ def offset_maps(table: pd.DataFrame, *, title: str = "") -> Axes:
 
 
 @plotting
-def attention_from(table: pd.DataFrame, *, title: str = "") -> Axes:
+def attention_from(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Where each head looks in one image, from the state that predicts the marked pixel; what comes later is hatched.
 
     `table` (FROM_COLUMNS) as `attention_from` of `igpt_lab` returns it, of all layers or some. The cell above each map
@@ -63,7 +64,7 @@ def attention_from(table: pd.DataFrame, *, title: str = "") -> Axes:
     row, column = min(zip(unseen.row, unseen.column, strict=True))
     side, gap = int(table.row.max()) + 1, 2  # cells from the start token down to the image
     corners = _corners(table, side, side + gap)
-    ax = _axes(corners, side, side, gap)
+    ax = _framed(ax, corners, side, side, gap)
     starts = table.drop_duplicates(["layer", "head"])
     _plot_boxes(ax, corners, (0, 0, 1, 1), facecolor="none", edgecolor="#999999", linewidth=points(0.4))
     _plot_cells(ax, starts.assign(x=0, y=0), "sos", corners)
@@ -86,7 +87,7 @@ def attention_depth(table: pd.DataFrame, *, title: str = "") -> matplotlib.figur
     check_columns(table, DEPTH_COLUMNS + tuple(n + e for n in DEPTH_PANELS for e in ("", "_low", "_high", "_uniform")))
     figure = Figure(figsize=inches(3.6), layout="constrained")
     panels = figure.subplots(len(DEPTH_PANELS), sharex=True)
-    style, heads = LINE_STYLES[MODEL], table["head"].rank(method="dense")
+    style, heads = look(MODEL), table["head"].rank(method="dense")
     x = table.layer + 0.5 * ((heads - 0.5) / heads.max() - 0.5)  # heads of a layer side by side
     for ax, (name, label) in zip(panels, DEPTH_PANELS.items(), strict=True):
         ax.vlines(x, table[f"{name}_low"], table[f"{name}_high"], color=style["color"], linewidth=points(0.7))
@@ -124,19 +125,24 @@ def _corners(table: pd.DataFrame, width: int, height: int) -> pd.DataFrame:
     return maps.assign(left=left, top=(place // beside) * (height + 1.3 * line) + line)
 
 
-def _axes(corners: pd.DataFrame, width: int, height: int, gap: int = 0) -> Axes:
+def _framed(ax: Axes | None, corners: pd.DataFrame, width: int, height: int, gap: int = 0) -> Axes:
     """Axes in cells, with a label for each layer, a frame for each map and the colour scale."""
     right, bottom = corners.left.max() + width, corners.top.max() + height + gap
-    across, unit = inches(1.0)
-    figure = Figure(figsize=(across, 0.94 * across * bottom / right + unit), layout="constrained")
-    ax = figure.add_subplot()
+    scale: Keywords = {"location": "bottom", "aspect": 40, "pad": 0.02}
+    if ax is None:
+        across, unit = inches(1.1)
+        figure = Figure(figsize=(across, 0.96 * across * bottom / right + unit), layout="constrained")
+        ax = figure.add_subplot()
+        scale["ax"] = ax
+    else:
+        scale = {"cax": ax.inset_axes((0, -0.06, 1, 0.03)), "orientation": "horizontal"}
     ax.set(xlim=(-0.01 * right, 1.01 * right), ylim=(bottom + 0.01 * right, 0), aspect="equal")
     ax.set_axis_off()
     for row in corners.drop_duplicates("layer").itertuples():
         ax.text(row.left, row.top - 0.01 * right, f"layer {row.layer}", va="bottom")
     _plot_boxes(ax, corners, (0, gap, width, height), facecolor="none", edgecolor="#999999", linewidth=points(0.4))
-    bar = figure.colorbar(ScalarMappable(SCALE, COLOURS), ax=ax, location="bottom", ticks=STEPS, aspect=40, pad=0.02)
-    bar.set_label("share of attention (logarithmic scale)")
+    bar = figure_of(ax).colorbar(ScalarMappable(SCALE, COLOURS), ticks=STEPS, **scale)
+    bar.set_label("share of attention (log scale)")
     bar.ax.set_xticklabels(f"{step:g}" for step in STEPS)
     bar.outline.set_linewidth(points(0.6))
     return ax

@@ -10,8 +10,10 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.parts import by_depth, check_columns, head, layer_axis, legend
-from igpt_lab.figures.style import AMBER, LINE_STYLES, Figure, Keywords, inches, plotting, points
+from igpt_lab.figures.names import as_label
+from igpt_lab.figures.parts import by_depth, check_columns, head, layer_axis, legend, mark_not_converged
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, inches, look, narrow, points
 
 SELECTIVITY_COLUMNS = (
     "layer", "test_accuracy", "low", "high", "control_accuracy", "control_low", "control_high", "selectivity",
@@ -20,7 +22,7 @@ SELECTIVITY_COLUMNS = (
 PANELS: dict[str, tuple[str, str, str, Keywords]] = {  # name on the axis: value, ends of its interval, style
     "accuracy (%)": ("test_accuracy", "low", "high", LINE_STYLES[MODEL]),
     "control task (%)": ("control_accuracy", "control_low", "control_high", LINE_STYLES["permuted labels"]),
-    "selectivity (points)": ("selectivity", "selectivity_low", "selectivity_high", AMBER),
+    "selectivity (points)": ("selectivity", "selectivity_low", "selectivity_high", OTHERS[0]),
 }
 CUT = (0.2, 0.26)  # of an axis' height, where the part that is left out would be
 
@@ -39,7 +41,7 @@ def over_draws(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def near_chance(table: pd.DataFrame, chance: float, low: float) -> list[str]:
-    """The controls whose mean is nearer to `chance` than to `low`, the lower end of what is in view: all in %."""
+    """The controls whose mean is nearer to `chance` than to `low`, the model's lower end: all in %."""
     means = 100 * table.groupby("control").test_accuracy.mean()
     return [name for name, mean in means.items() if abs(mean - chance) < low - mean]
 
@@ -63,13 +65,37 @@ def mark_chance(ax: Axes, chance: float, rows: pd.DataFrame) -> None:
     )
     ax.set_ylim(low, top)
     ticks = [y for y in ticker.MaxNLocator(6).tick_values(bottom, top) if bottom <= y <= top]
-    ticks += [chance, *(end for end in ends if abs(end - chance) > 0.3 * (high - low))]
+    ticks += [chance, *(end for end in ends if abs(end - chance) > 0.3 * (high - low) and not narrow())]
     ax.yaxis.set_major_locator(ticker.FixedLocator(ticks))
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:.1f}".removesuffix(".0")))
     across: Keywords = {"transform": ax.transAxes, "clip_on": False, "zorder": 8}
     ax.plot([0, 0], CUT, color="white", linewidth=points(2), **across)
     slash: Keywords = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": points(6), "markeredgewidth": points(0.7)}
     ax.plot([0, 0], CUT, color="black", linestyle="", **slash, **across)
+
+
+def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
+    """The line of the model or of a control over depth, with its interval; one row is a level line."""
+    kind = name.partition(", ")[0]  # of "raw pixels, a network", which is as that network sees them
+    known = name in LINE_STYLES or kind not in LINE_STYLES
+    style, weight = look(name if known else kind, others=OTHERS), 2 if name == MODEL else 1
+    y, low, high = (100 * rows[column] for column in ("test_accuracy", "low", "high"))
+    band: Keywords = {"color": style["color"], "alpha": 0.12 * weight, "linewidth": 0}
+    if name != MODEL and len(rows) == 1:  # such as pixels, which have no layer
+        ax.axhspan(low.iloc[0], high.iloc[0], **band)
+        ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
+        return
+    ax.fill_between(rows.layer, low, high, **band, zorder=weight)
+    label = f"{as_label(rows.network.iloc[0])}, 95 % interval" if name == MODEL else as_label(name)
+    if (draws := int(rows.draws.max())) > 1:
+        label += f" ({draws})" if narrow() else f", {draws} draws"
+    line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
+    ax.plot(rows.layer, y, **style, label=label, **line)
+    mark_not_converged(ax, rows.layer, y, rows, style)
+
+
+def _doubt(rows: pd.DataFrame) -> str:
+    return "" if rows.converged.all() else " (not converged)"
 
 
 @plotting

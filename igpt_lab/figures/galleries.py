@@ -1,6 +1,7 @@
 """Images -> matplotlib Axes: galleries in which a pixel of an image is whole pixels of the png. Never sees a model."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
@@ -8,17 +9,20 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from igpt_lab.figures.names import as_label
-from igpt_lab.figures.style import DPI, STYLES, Figure, check_pixels, plotting, points
+from igpt_lab.figures.names import as_label, letters
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import DPI, STYLES, Figure, check_pixels, points
 
-STRIP = 20  # png pixels above an image for its title
+STRIP = 20  # png pixels above an image for a line of its title
 LETTER = 12  # png pixels that a letter beside an image may take
+ABOVE = 10  # and one above it
 
 
 @plotting
 def gallery(
-    images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, ax: Axes | None = None
-) -> Axes:
+    images: np.ndarray, *, columns: int = 8, scale: int = 4, titles: Sequence[str] | None = None, title: str = "",
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Images in rows: one array, one Axes, no smoothing.
 
     Gaps are as wide as one pixel of an image. With many columns and a scale of 1 it is a contact sheet of thousands.
@@ -27,9 +31,10 @@ def gallery(
         images: uint8 (N, H, W) or (N, H, W, 3).
         columns: Images in a row.
         scale: A pixel of an image becomes `scale` x `scale` pixels of the png.
-        titles: One above each image.
+        titles: One above each image, in lines of its width.
+        title: Above all of them, such as which model they are from and which images it saw.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -46,15 +51,18 @@ def gallery(
     images = _images(images, "images", 1)
     if titles is not None and (isinstance(titles, str) or len(titles) != len(images)):
         raise ValueError(f"titles {titles!r}; expected a list of {len(images)} strings, one for each image")
-    array, corners = _tile(images, min(columns, len(images)), scale, STRIP if titles is not None else 0)
     width = images.shape[2] * scale
-    return _show(array, [(x + width / 2, y, text) for (y, x), text in zip(corners, titles or [], strict=False)], ax)
+    words = [_in_lines(text, width) for text in titles or []]
+    array, corners = _tile(images, min(columns, len(images)), scale, _strip(words))
+    places = [(x + width / 2, y, text) for (y, x), text in zip(corners, words, strict=False)]
+    return _show(array, places, title, ax)
 
 
 @plotting
 def completion_gallery(
-    primes: np.ndarray, completions: np.ndarray, originals: np.ndarray, *, prime_rows: int, ax: Axes | None = None
-) -> Axes:
+    primes: np.ndarray, completions: np.ndarray, originals: np.ndarray, *, prime_rows: int, title: str = "",
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """A row for each prime: what the model was given, what it drew, what it was.
 
     The rest of the prime is hatched, whatever it holds.
@@ -64,8 +72,9 @@ def completion_gallery(
         completions: uint8 (S, n, H, W) or (S, n, H, W, 3).
         originals: As `primes`.
         prime_rows: Rows of pixels, from the top, that the model was given.
+        title: Above all rows.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -98,19 +107,22 @@ def completion_gallery(
     array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
     places = (0, "prime"), ((count + 1) / 2, "completions" if count > 1 else "completion"), (count + 1, "original")
     step = (width + 1) * scale
-    return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], ax)
+    return _show(array, [(column * step + width * scale / 2, STRIP, text) for column, text in places], title, ax)
 
 
 @plotting
-def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, ax: Axes | None = None) -> Axes:
+def row_gallery(
+    images: np.ndarray, *, labels: Sequence[str], scale: int | None = None, title: str = "", ax: Axes | None = None
+) -> Axes:
     """Rows of images, each with its label on the left: a row for each temperature, for each model, for each snapshot.
 
     Args:
         images: uint8 (R, n, H, W) or (R, n, H, W, 3).
         labels: One for each of the R rows.
         scale: A pixel becomes `scale` x `scale` pixels of the png, by default as many as make an image about 64 wide.
+        title: Above all rows.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -133,7 +145,7 @@ def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None 
     array, corners = _tile(images.reshape(-1, *images.shape[2:]), count, scale, 0)
     labels = list(map(as_label, labels))
     margin = LETTER * max(map(len, labels)) + LETTER
-    ax = _show(np.pad(array, ((0, 0), (margin, 0), (0, 0)), constant_values=255), [], ax)
+    ax = _show(np.pad(array, ((0, 0), (margin, 0), (0, 0)), constant_values=255), [], title, ax)
     for (y, _), label in zip(corners[::count], labels, strict=True):
         ax.text(margin - LETTER, y + height * scale / 2, label, ha="right", va="center", fontsize=points(6))
     return ax
@@ -141,16 +153,18 @@ def row_gallery(images: np.ndarray, *, labels: Sequence[str], scale: int | None 
 
 @plotting
 def neighbour_gallery(
-    samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, ax: Axes | None = None
-) -> Axes:
+    samples: np.ndarray, nearest: Mapping[str, np.ndarray], *, columns: int = 4, title: str = "",
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Beside each sample the image nearest to it, by every measure: whether a model repeats what it saw.
 
     Args:
         samples: uint8 (S, H, W) or (S, H, W, 3).
         nearest: Name of a measure, such as "pixels" and "features", -> images of the same shape.
         columns: Samples with their neighbours in a row, under the names.
+        title: Above all rows.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -172,17 +186,18 @@ def neighbour_gallery(
     gap = np.full((*sets[0].shape[:2], 1, 3), 255, np.uint8)  # a group ends in one, and the tiles add another
     groups = np.concatenate([part for each in sets for part in (each, gap)], axis=2)
     array, corners = _tile(groups, columns, scale, 0)
-    array = np.pad(array, ((STRIP, 0), (0, 0), (0, 0)), constant_values=255)
-    names = ["sample", *nearest]
-    places = [(x + i * (width + scale) + width / 2, STRIP, name) for _, x in corners[:columns]
+    names = [_in_lines(name, width) for name in ["sample", *nearest]]
+    strip = _strip(names)
+    array = np.pad(array, ((strip, 0), (0, 0), (0, 0)), constant_values=255)
+    places = [(x + i * (width + scale) + width / 2, strip, name) for _, x in corners[:columns]
               for i, name in enumerate(names)]  # fmt: skip
-    return _show(array[:, :-scale], places, ax)
+    return _show(array[:, :-scale], places, title, ax)
 
 
 @plotting
 def surprise_gallery(
     images: np.ndarray, bits: np.ndarray, *, columns: int = 8, scale: int = 4, largest: float | None = None,
-    ax: Axes | None = None,
+    title: str = "", ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
     """Under each image the surprise of its pixels, from dark to light.
 
@@ -193,8 +208,9 @@ def surprise_gallery(
         scale: A pixel of an image becomes `scale` x `scale` pixels of the png.
         largest: Bits at which the scale ends, by default the next whole number above 99% of the pixels; beyond it is as
             bright.
+        title: Above all rows.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -221,7 +237,7 @@ def surprise_gallery(
     label, right = f"{largest:g} bits", width + 2 * LETTER
     array = np.pad(array, ((0, 0), (0, (4 + len(label)) * LETTER), (0, 0)), constant_values=255)
     array[:, width + LETTER : right] = _heat(np.linspace(1, 0, height))[:, None]
-    ax = _show(array, [], ax)
+    ax = _show(array, [], title, ax)
     for y, edge, text in ((0, "top", label), (height, "bottom", "0")):
         ax.text(right + LETTER / 2, y, text, ha="left", va=edge, fontsize=points(6))
     return ax
@@ -255,17 +271,36 @@ def _tile(images: np.ndarray, columns: int, scale: int, strip: int) -> tuple[np.
     return array, corners
 
 
-def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], ax: Axes | None) -> Axes:
-    """The array and titles (x middle, y below, text). Its own figure has whole png pixels for each pixel of the array.
+def _in_lines(text: str, width: int) -> str:
+    """A name in lines that fit above an image which is `width` pixels wide; beyond four they are left out."""
+    return textwrap.fill(as_label(text), max(4, width // ABOVE), max_lines=4, placeholder="…")
 
-    On paper one, in a wider style two.
+
+def _strip(names: Sequence[str]) -> int:
+    """Pixels above an image for its name."""
+    lines = max([name.count("\n") + 1 for name in names], default=0)
+    return STRIP * lines + (lines > 1) * STRIP // 2
+
+
+def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], title: str, ax: Axes | None) -> Axes:
+    """The array, titles (x middle, y below, text), and a title in a strip of its own.
+
+    In a figure of its own, on paper, a pixel of the array is one of the png, in a wider style 2 x 2.
     """
+    rows, columns = array.shape[:2]
+    title = textwrap.fill(as_label(title, 2 * letters()), max(12, int(columns / (1.1 * LETTER)))) if title else ""
+    above = (STRIP + 6) * (title.count("\n") + 1) + 4 if title and ax is None else 0
+    array = np.pad(array, ((above, 0), (0, 0), (0, 0)), constant_values=255)
     if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
         times = 2 if rcParams["figure.figsize"][0] > STYLES["paper"].width else 1
         width, height = ((side * times + 0.01) / DPI for side in array.shape[1::-1])
         ax = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))
-    ax.imshow(array, interpolation="none", aspect="equal")
+        if title:
+            ax.text(0, -above + 4, title, va="top", fontsize=points(7), fontweight="bold")
+    elif title:
+        ax.set_title(title, loc="left")
+    ax.imshow(array, interpolation="none", aspect="equal", extent=(-0.5, columns - 0.5, rows - 0.5, -above - 0.5))
     ax.set_axis_off()
     for x, y, text in titles:
-        ax.text(x, y - 5, as_label(text), ha="center", va="baseline", fontsize=points(6))
+        ax.text(x, y - 3, text, ha="center", va="bottom", fontsize=points(6))
     return ax

@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.names import as_label
+from igpt_lab.figures.options import colour_map
 from igpt_lab.figures.parts import check_columns, check_once, columns_of, head, layer_axis, suptitle
-from igpt_lab.figures.style import AMBER, LINE_STYLES, PURPLE, Figure, Keywords, inches, narrow, plotting, points
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import OTHERS, Figure, Keywords, inches, look, narrow, points
 
 LENS_COLUMNS = ("layer", "kind", "nats", "low", "high", "n")
 BASELINE_COLUMNS = ("baseline", "nats")
@@ -16,7 +18,6 @@ PROBE_COLUMNS = ("layer", "test_accuracy", "low", "high")
 STRIP_COLUMNS = (
     "layer", "kind", "row", "column", "nats", "settled", "red", "green", "blue", "true_red", "true_green", "true_blue",
 )  # fmt: skip
-STYLES_OF_KINDS = (LINE_STYLES[MODEL], AMBER, LINE_STYLES["random network"], PURPLE, LINE_STYLES["raw pixels"])
 DASHES = ("--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)), (0, (1, 3)))  # of level lines
 LAYERS_SHOWN = 6  # of a strip, unless others are asked for
 
@@ -36,7 +37,7 @@ def lens_curve(
             drawn, and the layer that is `chosen` has a ring.
         marks: BASELINE_COLUMNS, as `pixel_baselines` returns them: a level line a row.
         title: Above the figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Figure.
@@ -47,7 +48,7 @@ def lens_curve(
     Example:
         >>> figure = lab.figures.lens_curve(lab.logit_lens(model, tokens), result.table)
         >>> [ax.get_ylabel() for ax in figure.axes]
-        ['nats of the next pixel', 'accuracy (%)']
+        ['surprise of the next\\npixel (nats)', 'test accuracy (%)']
     """
     check_columns(table, LENS_COLUMNS)
     check_once(table, ["layer", "kind"])
@@ -88,26 +89,26 @@ def lens_strip(table: pd.DataFrame, *, layers: list[int] | None = None, title: s
         ax = _picture(figure.add_subplot(grid[place, 0]), _colours(rows, ""))
         ax.set_ylabel(f"layer {layer}")
         right.append(figure.add_subplot(grid[place, 1]))
-        _picture(right[-1], _plane(rows, "nats"), vmin=0, vmax=largest, cmap="viridis")
+        _picture(right[-1], _plane(rows, "nats"), vmin=0, vmax=largest, cmap=colour_map("viridis"))
         if not place:
             ax.set_title(as_label(table.kind.iloc[0], 31))
-            right[0].set_title("nats")
-    _bar(figure, right, "nats of the pixel")
+            right[0].set_title("surprise")
+    _bar(figure, right, "nats of the true pixel")
     rows, half = table[table.layer == shown[-1]], grid.nrows // 2
     _picture(figure.add_subplot(grid[:half, 2]), _colours(rows, "true_")).set_title("image")
     ax = figure.add_subplot(grid[half:, 2])
     _picture(ax, _plane(rows, "settled"), vmin=0, vmax=int(table.layer.max()), cmap="cividis").set_title("settles")
-    _bar(figure, [ax], "at layer")
+    _bar(figure, [ax], "from this layer on")
     suptitle(figure, title)
     return figure
 
 
 def _plot_kinds(ax: Axes, table: pd.DataFrame) -> None:
-    for place, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-        rows, style = rows.sort_values("layer"), STYLES_OF_KINDS[place % len(STYLES_OF_KINDS)]
+    for kind, rows in table.groupby("kind", sort=False):
+        rows, style = rows.sort_values("layer"), look(str(kind), others=OTHERS)
         ax.fill_between(rows.layer, rows.low, rows.high, color=style["color"], alpha=0.2, linewidth=0)
         ax.plot(rows.layer, rows.nats, label=as_label(kind), **style)
-    ax.set(ylabel="nats of the next pixel")
+    ax.set(ylabel="surprise of the next\npixel (nats)")
 
 
 def _mark_levels(ax: Axes, table: pd.DataFrame, marks: pd.DataFrame | None) -> None:
@@ -125,14 +126,14 @@ def _plot_probe(ax: Axes, probe: pd.DataFrame) -> None:
     check_columns(probe, PROBE_COLUMNS)
     if "control" in probe:
         probe = probe[control_names(probe.control) == MODEL]
-    rows, style = probe.sort_values("layer"), LINE_STYLES["raw pixels"]
+    rows, style = probe.sort_values("layer"), look(MODEL)
     ax.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, color=style["color"], alpha=0.2, linewidth=0)
     ax.plot(rows.layer, 100 * rows.test_accuracy, label="class, linear probe", **style)
     if "chosen" in rows:
         chosen = rows[rows.chosen.astype(bool)]
         ring: Keywords = {"marker": "o", "markersize": points(9), "markerfacecolor": "none", "linestyle": ""}
         ax.plot(chosen.layer, 100 * chosen.test_accuracy, color="black", label="chosen layer", **ring)
-    ax.set(ylabel="accuracy (%)")
+    ax.set(ylabel="test accuracy (%)")
 
 
 def _shown(table: pd.DataFrame, layers: list[int] | None) -> list[int]:

@@ -8,8 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, columns_of, figure_of, head
-from igpt_lab.figures.style import Keywords, axes, narrow, plotting, points
+from igpt_lab.figures.options import colour_map, colour_of, plot
+from igpt_lab.figures.parts import check_columns, colour_bar, columns_of, figure_of, frameless, head
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import Keywords, axes, narrow, points
 
 CKA_COLUMNS = ("layer", "other_layer", "cka", "n", "batches")
 FEATURE_COLUMNS = ("x", "y", "label")
@@ -18,18 +20,20 @@ CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00
 
 @plotting
 def cka_map(
-    table: pd.DataFrame, *, title: str = "", names: Sequence[str] = ("layer", "layer"), ax: Axes | None = None
-) -> Axes:
+    table: pd.DataFrame, *, title: str = "", names: Sequence[str] = ("layer", "layer"), lowest: float = 0.0,
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """CKA of each layer (upwards) with each other layer (to the right), as colours.
 
-    They run from the tenth below the smallest value to 1: where all layers are alike, a scale from 0 shows nothing.
+    They run from 0 to 1 by default, so that several maps can be compared.
 
     Args:
         table: A row per pair, CKA_COLUMNS, as `cka` returns them.
         title: Above the figure.
         names: Of the two axes, upwards first: say there which model's layers they are.
+        lowest: CKA at which the scale of colours begins; where all layers are alike, 0.9 shows more.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -50,15 +54,14 @@ def cka_map(
         grid = grid.reindex(index=list(dict.fromkeys(table.layer)))
     if not pd.api.types.is_numeric_dtype(table.other_layer):
         grid = grid.reindex(columns=list(dict.fromkeys(table.other_layer)))
-    ax = axes(3.2) if ax is None else ax
-    low = min(math.floor(10 * grid.min(axis=None)) / 10, 0.9)
-    image = ax.imshow(grid, origin="lower", vmin=low, vmax=1, cmap="viridis", interpolation="none")
+    ax = axes(3.5) if ax is None else ax
+    image = ax.imshow(grid, origin="lower", vmin=lowest, vmax=1, cmap=colour_map("viridis"), interpolation="none")
     for axis, layers, name in (ax.yaxis, grid.index, names[0]), (ax.xaxis, grid.columns, names[1]):
         step = math.ceil(len(layers) / 14)
         axis.set_ticks(range(0, len(layers), step), list(map(as_label, layers[::step])))
         axis.set_label_text(as_label(name))
-    ax.spines[:].set_visible(False)
-    figure_of(ax).colorbar(image, ax=ax, label="linear CKA", shrink=0.8).outline.set_linewidth(points(0.6))
+    frameless(ax)
+    colour_bar(ax, image, "linear CKA (1: alike)", shrink=0.8)
     n, batches = (int(table[name].iloc[0]) for name in ("n", "batches"))
     note = f"unbiased, {n:,} images" + (f" in {batches:,} minibatches" if batches > 1 else "")
     head(ax, title, note, beside=12)
@@ -74,7 +77,7 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", note: str = "", ax
         title: Above the figure.
         note: Below the title, in place of the share on the diagonal.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -94,14 +97,14 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", note: str = "", ax
     counts = table.to_numpy(float)
     ax = axes(3.4) if ax is None else ax
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
+    ax.imshow(shares, vmin=0, vmax=1, cmap=colour_map("Blues"), interpolation="none")
     if len(table) <= 20:
         _write_counts(ax, counts.astype(int), shares)
     step = math.ceil(len(table) / 24)
     ax.set_xticks(range(0, len(table), step), list(map(as_label, table.columns[::step])), rotation=90)
     ax.set_yticks(range(0, len(table), step), list(map(as_label, table.index[::step])))
-    ax.set(xlabel="predicted", ylabel="true")
-    ax.spines[:].set_visible(False)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    frameless(ax)
     right = np.trace(counts) / counts.sum()
     note = note or f"{100 * right:.1f} % of {int(counts.sum()):,} test images on the diagonal"
     head(ax, title, note, beside=10)
@@ -122,7 +125,7 @@ def feature_map(
         title: Above the figure.
         note: Below the title.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -140,7 +143,7 @@ def feature_map(
     ax = axes(3.4) if ax is None else ax
     for i, name in enumerate(names):
         rows = table[table.label == name]
-        style: Keywords = {"color": CLASS_COLOURS[i % 8], "marker": "os^D"[(i + i // 8) % 4]}
+        style: Keywords = {"color": colour_of(name) or CLASS_COLOURS[i % 8], "marker": "os^D"[(i + i // 8) % 4]}
         if len(rows):
             ax.scatter(
                 rows.x, rows.y, s=points(3), linewidths=0, alpha=0.7, label=as_label(name), rasterized=True, **style
@@ -148,7 +151,9 @@ def feature_map(
     ax.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     ax.set(**{f"{axis}label": f"{share:.0%} of the variance" for axis, share in zip("xy", explained, strict=True)})
     head(ax, title, note)
-    if len(names) <= 32:
+    if plot().ax is not None:
+        ax.legend(markerscale=2)
+    elif len(names) <= 32:
         columns = columns_of(map(as_label, names), 2 if narrow() else 4)
         figure_of(ax).legend(loc="outside lower center", ncols=columns, markerscale=2, columnspacing=1)
     return ax

@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib import font_manager, rcParams
 from matplotlib.ft2font import FT2Font
 
+from igpt_lab.figures.options import in_words
+
 BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # where Python ends a line, and tabs
 NO_LETTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")  # an svg, or a pdf, holds none of them
 HIDDEN = "_"  # matplotlib leaves a label that begins with it out of legends
@@ -21,11 +23,11 @@ def letters() -> int:
 
 
 def as_label(name: object, room: int | None = None) -> str:
-    """A name as a figure shows it, in one line of at most `room` letters (default: about half of the figure's width).
+    """A name, or what `labels` has for it, as a figure shows it: one line of at most `room` letters.
 
-    The middle of a longer one is left out. What is no letter becomes U+FFFD.
+    Default: about half of the figure's width. The middle of a longer one is left out. What is no letter becomes U+FFFD.
     """
-    text = NO_LETTERS.sub("\ufffd", BREAKS.sub(" ", str(name)))
+    text = NO_LETTERS.sub("\ufffd", BREAKS.sub(" ", in_words(str(name))))
     width = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
     room = max(31, int(0.45 * letters())) if room is None else room
     if width > room:

@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import rcParams, ticker, transforms
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.figures.names import as_label, as_lines, letters
-from igpt_lab.figures.style import Keywords, narrow, points
+from igpt_lab.figures.options import plot
+from igpt_lab.figures.style import CYCLE, Keywords, narrow, points
 
 NUMBERS = set(
     "test_accuracy low high difference loss loss_error cka nats share weight sos x y n n_test batches draw".split()
@@ -44,6 +47,12 @@ def check_room(name: str, count: int) -> None:
     """Refuse more lines, rows, panels or ticks than a figure has room for."""
     if count > ROOM:
         raise ValueError(f"{count:,} different values of {name}; a figure has room for {ROOM:,}")
+
+
+def check_apart(name: str, names: Sequence[str]) -> None:
+    """Refuse more lines than colours, dashes and markers tell apart."""
+    if len(names) > len(CYCLE):
+        raise ValueError(f"{len(names)} {name}; expected at most {len(CYCLE)}, which can be told apart")
 
 
 def check_once(table: pd.DataFrame, names: Sequence[str]) -> None:
@@ -91,31 +100,16 @@ def mark_not_converged(ax: Axes, x: pd.Series, y: pd.Series, rows: pd.DataFrame,
         ax.plot(x[failed], y[failed], label=label, markeredgecolor=style["color"], **diamond, zorder=4)
 
 
-def limit(ax: Axes, low: float, high: float, notes: Sequence[tuple[str, str, str]]) -> None:
-    """Show low to high, and state what lies beyond (side, words, colour) at that edge, in a strip of its own."""
-    strip, margin = 0.075, 0.06 * (high - low or 1)
-    counts = {"below": 0, "above": 0}
-    height = (high - low + 2 * margin) / (1 - strip * len(notes))
-    for side, words, color in notes:
-        edge, y, arrow = ("bottom", 0.02, "↓") if side == "below" else ("top", 0.98, "↑")
-        y += strip * counts[side] * (1 if side == "below" else -1)
-        text: Keywords = {"ha": "right", "va": edge, "color": color, "transform": ax.transAxes}
-        where = f" ({side} this axis)" if not narrow() else ""
-        ax.text(0.99, y, f"{arrow} {as_lines(words, letters() - 20)}{where}", **text)
-        counts[side] += 1
-    ax.set_ylim(low - margin - strip * height * counts["below"], high + margin + strip * height * counts["above"])
-
-
 def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A table whose layers may have names, with their places 0, 1, ... as `layer`; and these names, [] of numbers.
 
     The order is that of the model's rows. A control of one layer, such as raw pixels, has no depth and the place 0.
-    `layer_name` is what each row's layer is called, and `network` what the model is: layers with names are of another
-    network than ImageGPT, whose name may be in a column `model`. ValueError for a control with a layer that the model
-    has not.
+    `layer_name` is what each row's layer is called, and `network` what the model is, by a column `model` where there is
+    one. ValueError for a control with a layer that the model has not.
     """
+    network = table.model if "model" in table else MODEL
     if pd.api.types.is_numeric_dtype(table.layer):
-        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer], network="ImageGPT"), []
+        return table.assign(layer_name=[f"{layer:.0f}" for layer in table.layer], network=network), []
     called = table.layer.astype(str)
     control = table.control if "control" in table else pd.Series(MODEL, table.index)
     names = list(dict.fromkeys(called[control == MODEL]))
@@ -125,7 +119,6 @@ def by_depth(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         first = unknown[0]
         raise ValueError(f"{control.iloc[first]} has the layer {called.iloc[first]!r}, and the model has {names}")
     places = {name: place for place, name in enumerate(names)}
-    network = table.model if "model" in table else "the network"
     return table.assign(layer=[places.get(name, 0) for name in called], layer_name=called, network=network), names
 
 
@@ -163,6 +156,23 @@ def rows_downwards(ax: Axes, names: Iterable[str]) -> None:
     ax.set(ylim=(len(names) - 0.5, -0.5))
 
 
+def frameless(ax: Axes) -> None:
+    """Axes of its own without the lines around what it shows."""
+    if plot().ax is None:
+        ax.spines[:].set_visible(False)
+
+
+def colour_bar(ax: Axes, image: ScalarMappable, label: str, **look) -> Colorbar:
+    """The scale of colours to the right of the Axes, inside the room of those that were given."""
+    if plot().ax is None:
+        bar = figure_of(ax).colorbar(image, ax=ax, label=label, **look)
+    else:
+        look.pop("shrink", None)
+        bar = figure_of(ax).colorbar(image, cax=ax.inset_axes((1.03, 0, 0.04, 1)), label=label, **look)
+    bar.outline.set_linewidth(points(0.6))
+    return bar
+
+
 def figure_of(ax: Axes, *, root: bool = True) -> matplotlib.figure.Figure:
     """The whole figure that the Axes are in; without `root` the part of it that they are in."""
     return cast(matplotlib.figure.Figure, ax.get_figure(root=root))
@@ -175,7 +185,7 @@ def stacked(figure: matplotlib.figure.Figure, heights: Sequence[float]) -> list[
 
 def suptitle(figure: matplotlib.figure.FigureBase, title: str) -> None:
     """The title of a figure of several axes, on its left."""
-    figure.suptitle(_title(title), x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
+    figure.suptitle(_title(title, letters()), x=0.01, ha="left", fontsize=points(8.4), fontweight="bold")
 
 
 def finish(ax: Axes, title: str, note: str) -> Axes:
@@ -186,29 +196,40 @@ def finish(ax: Axes, title: str, note: str) -> Axes:
 
 
 def head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
-    """Title, and the note below it; `beside`: letters' room that something to the right of the axes takes."""
-    title, note = _title(title), as_lines(note, 2 * letters())
+    """Title, and the note below it; `beside`: letters' room that something to the right of the axes takes.
+
+    Axes that were given get a title where there is one, and no note: what is above them is not ours.
+    """
+    if plot().ax is not None:
+        if title:
+            ax.set_title(_title(title, letters()), loc="left")
+        return
+    room = letters() - 10 - beside
+    title, note = _title(title, room), as_lines(note, 2 * letters())
     if narrow():
-        room = letters() - 10 - beside
-        title = textwrap.fill(title, int(0.75 * room))
         note = textwrap.fill(note, room)
-    ax.set_title(title, loc="left", pad=points(4 + 9 * len(note.splitlines())))
+    ax.set_title(title, loc="left", pad=points(7 + 8.4 * len(note.splitlines())))
     ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(0, points(5)), textcoords="offset points")
 
 
-def _title(title: str) -> str:
-    """A title in as many lines as it needs, of at most three times a line's letters."""
-    title = as_lines(title, 2 * letters())
-    return textwrap.fill(title, int(0.75 * letters())) if len(title) > letters() else title
+def _title(title: str, room: int) -> str:
+    """A title, whose letters are large, in as many lines as it needs where there is room for so many small ones."""
+    return textwrap.fill(as_lines(title, 2 * letters()), int(0.75 * room))
 
 
 def columns_of(labels: Iterable[str], most: int) -> int:
-    """Columns of a legend: one where a name is as long as can be, `most` where none is."""
-    return 1 if any("…" in label for label in labels) else most
+    """Columns of a legend: at most `most`, as many as there is room for beside a line for each name."""
+    longest = max(map(len, labels := list(labels)), default=0)
+    return 1 if any("…" in label for label in labels) else max(1, min(most, letters() // (longest + 5)))
 
 
 def legend(ax: Axes, most: int | None = None) -> None:
-    """Below the axes at a distance in inches, where it covers no line, in at most so many columns."""
+    """Below the axes at a distance in inches, where it covers no line; in at most so many columns.
+
+    Inside those that were given."""
+    if plot().ax is not None:
+        ax.legend()
+        return
     down = transforms.ScaledTranslation(0, -points(0.38) - _below(ax), figure_of(ax).dpi_scale_trans)
     ax.legend(
         loc="upper center",

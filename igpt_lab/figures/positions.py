@@ -7,18 +7,20 @@ import math
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, check_once, figure_of, finish, head, layer_axis
-from igpt_lab.figures.style import AMBER, LINE_STYLES, Keywords, axes, plotting, points
+from igpt_lab.figures.options import colour_map, colour_of
+from igpt_lab.figures.parts import check_columns, check_once, colour_bar, finish, frameless, head, layer_axis
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, Keywords, axes, points
 
 POSITION_COLUMNS = ("layer", "position", "test_accuracy", "chosen", "n_test")
 PREFIX_COLUMNS = ("layer", "share", "test_accuracy", "low", "high", "chosen", "n_test")
 ATTENTIVE_COLUMNS = ("layer", "probe", "seed", "test_accuracy", "low", "high", "n_test")
-PROBES: dict[str, Keywords] = {"attentive": LINE_STYLES[MODEL], "mean": AMBER}
+PROBES: dict[str, Keywords] = {"attentive": OTHERS[0], "mean": LINE_STYLES[MODEL]}  # the mean is what every probe sees
 RING: Keywords = {"marker": "o", "markerfacecolor": "none", "linestyle": ""}
 
 
@@ -32,17 +34,18 @@ def position_map(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None
     check_once(table, ["layer", "position"])
     grid = 100 * table.pivot(index="position", columns="layer", values="test_accuracy")
     ax = axes(2.6) if ax is None else ax
-    image = ax.imshow(grid, aspect="auto", cmap="viridis", interpolation="none")
+    image = ax.imshow(grid, aspect="auto", cmap=colour_map("viridis"), interpolation="none")
     step = math.ceil(len(grid.columns) / 11)
     ax.set_xticks(range(0, len(grid.columns), step), list(map(as_label, grid.columns[::step])))
     step = math.ceil(len(grid) / 16)
     ax.set_yticks(range(0, len(grid), step), list(map(as_label, grid.index[::step])))
     chosen = table[table.chosen.astype(bool)]
     places = grid.columns.get_indexer(chosen.layer), grid.index.get_indexer(chosen.position)
-    ax.plot(*places, markersize=points(5), color="white", **RING)
-    ax.set(xlabel="layer", ylabel="position")
-    ax.spines[:].set_visible(False)
-    figure_of(ax).colorbar(image, ax=ax, label="test accuracy (%)").outline.set_linewidth(points(0.6))
+    ring: Keywords = {"color": "white", "path_effects": [withStroke(linewidth=points(2), foreground="black")]}
+    ax.plot(*places, markersize=points(5), **RING, **ring)
+    ax.set(xlabel="layer", ylabel="position in reading order, downwards")
+    frameless(ax)
+    colour_bar(ax, image, "test accuracy (%)")
     head(ax, title, f"{int(table.n_test.iloc[0]):,} test images; rings: layers chosen by validation", beside=12)
     return ax
 
@@ -57,7 +60,7 @@ def prefix_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None
     check_columns(table, PREFIX_COLUMNS)
     check_once(table, ["layer", "share"])
     ax = axes(2.9) if ax is None else ax
-    shades = colormaps["viridis_r"](np.linspace(0.1, 1, table.share.nunique()))
+    shades = colour_map("viridis_r")(np.linspace(0.1, 1, table.share.nunique()))
     for share, shade in zip(sorted(table.share.unique()), shades, strict=True):
         rows = table[table.share == share].sort_values("layer")
         ax.fill_between(rows.layer, 100 * rows.low, 100 * rows.high, color=shade, alpha=0.15, linewidth=0)
@@ -83,7 +86,10 @@ def attentive_curve(table: pd.DataFrame, *, title: str = "", ax: Axes | None = N
         raise ValueError(f"probe {min(unknown)!r}; expected {' or '.join(PROBES)}")
     ax = axes(2.7) if ax is None else ax
     for probe, style in PROBES.items():
-        rows = table[table.probe == probe].sort_values("layer")
+        rows, style = (
+            table[table.probe == probe].sort_values("layer"),
+            style | {"color": colour_of(probe) or style["color"]},
+        )
         if rows.empty:
             continue
         mean = 100 * rows.groupby("layer")[["test_accuracy", "low", "high"]].mean()

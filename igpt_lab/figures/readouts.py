@@ -4,19 +4,22 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
+from igpt_lab.figures.options import colour_of
 from igpt_lab.figures.parts import check_columns, check_once, finish, layer_axis, mark_not_converged
-from igpt_lab.figures.style import AMBER, PURPLE, Keywords, axes, narrow, plotting, points
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, Keywords, axes, look, narrow, points
 
 BITS_COLUMNS = ("layer", "target", "bits", "low", "high", "entropy", "converged", "n_images", "n_states")
 TARGET_STYLES: dict[str, Keywords] = {
-    "current pixel": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
-    "next pixel": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "row": {"color": "#767676", "linestyle": (0, (1, 1)), "marker": "_"},
-    "column": {"color": "#767676", "linestyle": "-.", "marker": "|"},
-    "mean colour": AMBER,
-    "class": {"color": "#009E73", "linestyle": (0, (3, 1)), "marker": "^"},
-    "class (mean state)": {"color": "#009E73", "linestyle": "-", "marker": "v"},
+    "current pixel": LINE_STYLES["raw pixels"],
+    "next pixel": OTHERS[0],  # as the lenses, which say how well it is predicted
+    "row": {"color": "#332288", "linestyle": (0, (1, 1)), "marker": "_"},
+    "column": {"color": "#332288", "linestyle": "-.", "marker": "|"},
+    "mean colour": {"color": "#999933", "linestyle": (0, (6, 1)), "marker": "D"},
+    "class": {"color": "#0072B2", "linestyle": (0, (3, 1)), "marker": "^"},
+    "class (mean state)": LINE_STYLES[MODEL],  # what a probe of the model reads
 }
 
 
@@ -33,7 +36,7 @@ def bits_curve(table: pd.DataFrame, *, relative: bool = False, title: str = "", 
         relative: Plot shares of H, in percent, in place of bits.
         title: Above the figure.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -45,7 +48,7 @@ def bits_curve(table: pd.DataFrame, *, relative: bool = False, title: str = "", 
         >>> bits = lab.bits_by_layer(model, train_tokens[:50], tokens, targets=["row"], n_states=5)
         >>> ax = lab.figures.bits_curve(bits.table)
         >>> ax.get_xlabel(), ax.get_ylabel()
-        ('layer', 'bits that a linear readout has')
+        ('layer', 'read from a state (bits)')
     """
     check_columns(table, BITS_COLUMNS)
     check_once(table, ["layer", "target"])
@@ -56,14 +59,15 @@ def bits_curve(table: pd.DataFrame, *, relative: bool = False, title: str = "", 
     layer_axis(ax, int(table.layer.max()))
     if relative:
         ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=""))
-    ax.set(ylabel="share of H that is read (%)" if relative else "bits that a linear readout has")
+    ax.set(ylabel="share of H that is read (%)" if relative else "read from a state (bits)")
     images, states = int(table.n_images.max()), int(table.n_states.max())
     return finish(ax, title, f"{states:,} states of {images:,} test images; bands: 95 % over images")
 
 
 def _plot_target(ax: Axes, name: str, rows: pd.DataFrame, relative: bool) -> None:
     """The line of a target with its band; its entropy differs between layers by no more than rounding."""
-    style, entropy = TARGET_STYLES.get(name, PURPLE), float(rows.entropy.mean())
+    style, entropy = TARGET_STYLES.get(name) or look(name, others=OTHERS[3:]), float(rows.entropy.mean())
+    style = style | {"color": colour_of(name) or style["color"]}
     bits, low, high = (rows[column] / (entropy if relative else 1) for column in ("bits", "low", "high"))
     ax.fill_between(rows.layer, low, high, color=style["color"], alpha=0.2, linewidth=0)
     marks: Keywords = {"markersize": points(2.5), "linewidth": points(1)}

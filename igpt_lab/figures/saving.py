@@ -20,11 +20,13 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.style import context
 
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import control_names
 from igpt_lab.core.provenance import RunRecord, atomic_write, digest
-from igpt_lab.figures.style import FIGURES, UNDATED, Figure, render
+from igpt_lab.core.values import did_you_mean
+from igpt_lab.figures.style import FIGURES, STYLES, UNDATED, Figure, is_kept, render
 
 LARGEST = 2**28  # bytes of a file, or of the arrays in it, that are read
 
@@ -65,6 +67,18 @@ def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, st
     content that cannot be plotted or unfolds to more than LARGEST bytes.
     """
     file = local(file)
+    figure, facts = plot_again(file, style)
+    try:
+        contents = _contents(figure, read_figure(file)[1], facts)
+    except Exception as error:  # as in `plot_again`
+        raise _unfit(file, error) from error
+    own = file.with_suffix("")
+    is_own = stem is None or local(stem).name == own.name  # a figure may have been saved as curve.png.png
+    return _write(own if stem is None else local(stem) if is_own else _stem(stem), contents)
+
+
+def plot_again(file: Path, style: str | None = None) -> tuple[Figure, dict]:
+    """A saved figure as `redraw` plots it, and what its json says then; ValueError as there."""
     facts, csv = read_figure(file)
     saved = facts.get("drawing")
     if saved is None:
@@ -72,19 +86,24 @@ def redraw(file: str | os.PathLike, stem: str | os.PathLike | None = None, *, st
     try:
         if saved["function"] not in FIGURES:
             raise ValueError(f"it was plotted by {saved['function']!r}; this version has {', '.join(FIGURES)}")
-        style = style or saved["style"]
+        if style is None and (style := saved["style"]) not in STYLES:  # a path in a stranger's json is not read
+            raise ValueError(f"its style is {style!r}; {did_you_mean(style, STYLES)}")
+        settings = saved.get("settings", {})
+        if odd := [name for name in settings if not is_kept(name)]:
+            raise ValueError(f"its settings have {odd[0]!r}, which no figure keeps")
         if (size := _unfolded(saved["arguments"])) > LARGEST:
             raise ValueError(f"its arrays have {size:,} bytes; expected at most {LARGEST:,}")
         arguments = {name: _decoded(value, csv) for name, value in saved["arguments"].items()}
-        figure = FIGURES[saved["function"]](**arguments, style=style).get_figure(root=True)
-        facts = facts | {"drawing": saved | {"style": style}}
-        contents = _contents(figure, csv, facts)
+        with context(["default", settings]):  # those of then, not those of now
+            figure = FIGURES[saved["function"]](**arguments, style=style).get_figure(root=True)
     except Exception as error:  # the files may be anybody's, and any library that reads them fails in its own way
-        words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise ValueError(f"{file} cannot be plotted: {words}") from error
-    own = file.with_suffix("")
-    is_own = stem is None or local(stem).name == own.name  # a figure may have been saved as curve.png.png
-    return _write(own if stem is None else local(stem) if is_own else _stem(stem), contents)
+        raise _unfit(file, error) from error
+    return figure, facts | {"drawing": saved | _looks(figure)}
+
+
+def _unfit(file: Path, error: Exception) -> ValueError:
+    words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+    return ValueError(f"{file} cannot be plotted: {words}")
 
 
 def read_regular(file: Path) -> bytes:
@@ -164,7 +183,13 @@ def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:
         return {}
     function, arguments = figure.plotted_by
     encoded = {name: _encoded(value, csv) for name, value in arguments.items()}
-    return {"drawing": {"function": function, "arguments": encoded, "style": figure.style}}
+    return {"drawing": {"function": function, "arguments": encoded, **_looks(figure)}}
+
+
+def _looks(figure: Figure) -> dict:
+    """A figure's style, and the rcParams that differ from it."""
+    settings = {name: value for name, value in sorted(figure.settings.items()) if is_kept(name)}
+    return {"style": figure.style, **({"settings": settings} if settings else {})}
 
 
 def _csv(table: pd.DataFrame, *, index: bool | None = None) -> bytes:

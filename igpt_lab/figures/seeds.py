@@ -12,14 +12,14 @@ from matplotlib.lines import Line2D
 
 from igpt_lab.core.display import MODEL, control_names
 from igpt_lab.core.seeds import summarise_runs, summarise_seeds
-from igpt_lab.figures.curves import DYNAMICS_STYLES
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, columns_of, rows_downwards, stacked, suptitle
-from igpt_lab.figures.style import Figure, Keywords, inches, narrow, plotting, points
+from igpt_lab.figures.parts import check_apart, check_columns, columns_of, rows_downwards, stacked, suptitle
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import Figure, Keywords, inches, look, narrow, points
 
 RUN_COLUMNS = "family seed_of_pretraining control layer test_accuracy low high chosen drop drop_low drop_high".split()
 GREY: Keywords = {"color": "#767676", "solid_capstyle": "butt"}
-MEASURES = {"depth": "depth (%)", "height": "height (%)", "drop": "drop (points)"}
+MEASURES = {"depth": "depth (%)", "height": "accuracy (%)", "drop": "drop (points)"}
 
 
 @plotting
@@ -36,16 +36,15 @@ def seed_curves(table: pd.DataFrame, *, title: str = "") -> matplotlib.figure.Fi
     own = table[control_names(table.control) == MODEL]
     runs = summarise_runs(own)
     families = list(dict.fromkeys(runs.family))
-    if len(families) > len(DYNAMICS_STYLES):
-        raise ValueError(f"{len(families)} families; expected at most {len(DYNAMICS_STYLES)}, which can be told apart")
+    check_apart("families", families)
     heights = [2.3, 0.26 * len(families) + 1.0]
     figure = Figure(figsize=inches(sum(heights)), layout="constrained")
     upper, lower = stacked(figure, heights)
     curves, panels = upper.subplots(), lower.subplots(1, len(MEASURES), sharey=True)
-    for family, style in zip(families, DYNAMICS_STYLES, strict=False):
-        _plot_family(curves, family, style, own[own.family == family])
-    curves.xaxis.set_major_formatter(ticker.PercentFormatter(1))
-    curves.set(xlim=(-0.03, 1.03), xlabel="depth (share of the last layer)", ylabel="test accuracy (%)")
+    for family in families:
+        _plot_family(curves, family, look(family), own[own.family == family])
+    curves.xaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=""))
+    curves.set(xlim=(-0.03, 1.03), xlabel="depth (share of the last layer, %)", ylabel="test accuracy (%)")
     upper.legend(loc="outside lower center", ncols=columns_of(map(as_label, families), 2 if narrow() else 3))
     suptitle(upper, title)
     for ax, measure in zip(panels, MEASURES, strict=True):
@@ -72,7 +71,8 @@ def _plot_family(ax: Axes, family: str, style: Keywords, rows: pd.DataFrame) -> 
 
 def _plot_measure(ax: Axes, measure: str, runs: pd.DataFrame, summary: pd.DataFrame) -> None:
     """`measure` of each family in a row: seeds as dots, the t interval of their mean, and the interval over images."""
-    for i, (family, style) in enumerate(zip(summary.to_dict("records"), DYNAMICS_STYLES, strict=False)):
+    for i, family in enumerate(summary.to_dict("records")):
+        style = look(family["family"])
         seeds = 100 * runs[measure][runs.family == family["family"]]
         ax.plot(seeds, [i - 0.22] * len(seeds), ".", color=style["color"], markersize=points(4))
         mean, low, high = (100 * family[f"{measure}_{part}"] for part in ("mean", "low", "high"))

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from igpt_lab.figures.curves import DYNAMICS_STYLES
 from igpt_lab.figures.names import as_label
-from igpt_lab.figures.parts import check_columns, check_room, columns_of, suptitle
-from igpt_lab.figures.style import Figure, Keywords, inches, narrow, plotting, points
+from igpt_lab.figures.parts import check_apart, check_columns, check_room, columns_of, suptitle
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import Figure, Keywords, inches, look, narrow, points
 
 SHIFT_MEASURES = {
     "height": "accuracy, chosen\nlayer (%)",
@@ -30,7 +30,7 @@ SHIFT_COLUMNS = [
     *"family point corruption level n_seeds".split(),
     *(f"{measure}_{end}" for measure in SHIFT_MEASURES for end in ENDS),
 ]
-AXES = {"contrast": "contrast", "blur": "blur (pixels)"}
+AXES = {"contrast": "contrast left (share)", "blur": "blur (pixels)"}
 Cell = tuple[str, pd.DataFrame, str]  # name of a row of panels, its rows of the table, the measure that it shows
 
 
@@ -72,9 +72,8 @@ def _grid(cells: Sequence[Cell], title: str, *, one_scale: bool = False) -> matp
     corruptions = list(dict.fromkeys(cells[0][1].corruption))
     families = list(dict.fromkeys(cells[0][1].family))
     check_room("panels", len(cells) * len(corruptions))
-    if len(families) > len(DYNAMICS_STYLES):
-        raise ValueError(f"{len(families)} families; expected at most {len(DYNAMICS_STYLES)}, which can be told apart")
-    figure = Figure(figsize=inches(0.9 * len(cells) + 1.2), layout="constrained")
+    check_apart("families", families)
+    figure = Figure(figsize=inches(1.1 * len(cells) + 1.2), layout="constrained")
     sharing: Keywords = {"sharex": "col", "sharey": "all" if one_scale else "row"}
     panels = figure.subplots(len(cells), len(corruptions), squeeze=False, **sharing)
     for row, (name, rows, measure) in zip(panels, cells, strict=True):
@@ -82,18 +81,20 @@ def _grid(cells: Sequence[Cell], title: str, *, one_scale: bool = False) -> matp
             _plot(ax, rows[rows.corruption == corruption], measure, families)
         row[0].set_ylabel(name)
     for ax, corruption in zip(panels[-1], corruptions, strict=True):
-        ax.set_xlabel(AXES.get(corruption, as_label(corruption)))
+        levels = cells[0][1].level[cells[0][1].corruption == corruption]
+        falling = ", falling" if levels.iloc[0] > levels.iloc[-1] else ""
+        ax.set_xlabel(AXES.get(corruption, as_label(corruption)) + falling)
     suptitle(figure, title)
     names = [as_label(family) for family in families]
-    figure.legend(handles=_handles(names), loc="outside lower center", ncols=columns_of(names, 1 if narrow() else 2))
+    figure.legend(handles=_handles(families), loc="outside lower center", ncols=columns_of(names, 1 if narrow() else 2))
     return figure
 
 
 def _plot(ax: Axes, rows: pd.DataFrame, measure: str, families: Sequence[str]) -> None:
     """A line for each family over the levels in the table's order, the families a little beside each other."""
     levels = list(dict.fromkeys(rows.level))
-    for i, (family, style) in enumerate(zip(families, DYNAMICS_STYLES, strict=False)):
-        own = rows[rows.family == family]
+    for i, family in enumerate(families):
+        own, style = rows[rows.family == family], look(family)
         if own.level.tolist() != levels:
             raise ValueError(f"{family}: levels {own.level.tolist()}; expected {levels}, those of the first family")
         x = np.arange(len(levels)) + 0.12 * (i - (len(families) - 1) / 2)
@@ -109,6 +110,6 @@ def _plot(ax: Axes, rows: pd.DataFrame, measure: str, families: Sequence[str]) -
 
 def _handles(families: Sequence[str]) -> list[Line2D | Patch]:
     """What lines and marks mean, for the legend."""
-    lines = [Line2D([], [], **style, label=name) for name, style in zip(families, DYNAMICS_STYLES, strict=False)]
+    lines = [Line2D([], [], **look(family), label=as_label(family)) for family in families]
     bar = Line2D([], [], color="black", marker="|", markersize=points(6), linestyle="", label="95 % over seeds")
     return [*lines, bar, Patch(color="black", alpha=0.15, linewidth=0, label="95 % over images")]

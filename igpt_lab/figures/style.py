@@ -1,28 +1,27 @@
 """How a figure looks and becomes bytes: its style, its colours, and the note of how it was plotted.
 
-A style sets sizes only: `paper` is one column of a page, `wide` two, `talk` half a slide. Colours are Okabe and Ito's,
-told apart by colour-blind readers; dashes and markers tell the lines apart in grey print. Text stays text in a pdf
-(TrueType, embedded) and is outlines in an svg, which look the same where the font is missing.
+A style sets sizes only: `paper` is one column of a page, `wide` two, `talk` half a slide. Colours are told apart by
+colour-blind readers, and each means one thing in all figures; dashes and markers tell lines apart in grey print. Text
+stays text in a pdf (TrueType, embedded) and is outlines in an svg, which look the same where the font is missing.
 """
 
 import base64
-import functools
-import inspect
 import io
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import matplotlib.figure
-from matplotlib import rcParams
+from matplotlib import RcParams, rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
-from matplotlib.style import context
-from matplotlib.text import Text
+from matplotlib.style import available, context, library
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.core.values import did_you_mean
-from igpt_lab.figures.names import fonts_of, letters, words_of
+from igpt_lab.core.values import closest, did_you_mean
+from igpt_lab.figures.names import letters
+from igpt_lab.figures.options import colour_of, place_of
 
 Keywords = dict[str, Any]  # of a matplotlib function
 
@@ -48,55 +47,122 @@ FONT: Keywords = {
 FRAME = {"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}
 FILES = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "igpt-lab"}
 UNDATED = {"png": "Software", "pdf": "CreationDate ModDate Producer Creator", "svg": "Date Creator"}  # left out
+KEPT = tuple("axes. errorbar. font. grid. hatch. image. legend. lines. patch. scatter. text. xaxis. yaxis.".split())
+KEPT += ("xtick.", "ytick.", "figure.facecolor", "figure.edgecolor", "figure.figsize")
+NOT_KEPT = {"axes.prop_cycle", "text.usetex", "text.latex.preamble", "text.parse_math"}
 POINTS = {  # sizes that grow with the letters, at 7 points
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5, "xtick.major.size": 3.5,
     "ytick.major.size": 3.5, "xtick.major.width": 0.8, "ytick.major.width": 0.8, "xtick.minor.size": 2.0,
     "ytick.minor.size": 2.0, "xtick.minor.width": 0.6, "ytick.minor.width": 0.6, "xtick.major.pad": 3.5,
     "ytick.major.pad": 3.5, "axes.labelpad": 4.0,
 }  # fmt: skip
-LINE_STYLES: dict[str, Keywords] = {  # by control
-    MODEL: {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+LINE_STYLES: dict[str, Keywords] = {  # what colours, dashes and markers mean in all figures
+    MODEL: {"color": "#0072B2", "linestyle": "-", "marker": "o"},  # also its chosen layer
+    "last layer": {"color": "#56B4E9", "linestyle": (0, (5, 2)), "marker": "D"},
     "raw pixels": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     "raw pixels, neighbours": {"color": "#D55E00", "linestyle": "-.", "marker": "s"},
     "raw pixels, SVM": {"color": "#8C3B00", "linestyle": (0, (1, 1)), "marker": "s"},
     "random network": {"color": "#009E73", "linestyle": (0, (1, 1)), "marker": "^"},
     "permuted labels": {"color": "#767676", "linestyle": "-.", "marker": "v"},
+    "nearest neighbours": {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "d"},
 }
-PURPLE: Keywords = {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"}  # also any other control
-AMBER: Keywords = {"color": "#E69F00", "linestyle": (0, (6, 1)), "marker": "D"}
-LINE_STYLES["nearest neighbours"] = AMBER
+CYCLE: tuple[Keywords, ...] = (  # of names without a meaning of their own, such as those of several networks
+    LINE_STYLES[MODEL],
+    {"color": "#CC79A7", "linestyle": (0, (4, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": "#332288", "linestyle": (0, (3, 1)), "marker": "D"},
+    {"color": "#999933", "linestyle": (0, (2, 1)), "marker": "P"},
+    {"color": "#882255", "linestyle": (0, (8, 2, 1, 2)), "marker": "X"},
+)
+OTHERS = CYCLE[1:]  # beside a model's own line
 FIGURES: dict[str, Callable] = {}  # every function that plots a figure, by its name: see `plotting`
-Result = TypeVar("Result", bound=Axes | matplotlib.figure.Figure)
 
 
 class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows as the png that `save_figure` writes, whatever backend is active.
 
     `plotted_by`: the name of the function that made the whole figure, and its arguments; `style`: its style's name;
-    `fonts`: families for letters of its names that DejaVu Sans lacks.
+    `settings`: rcParams that differ from the style's; `fonts`: families for letters that DejaVu Sans lacks.
     """
 
     plotted_by: tuple[str, dict] | None = None
     style: str = "paper"
+    settings: Mapping[str, Any] = {}
     fonts: tuple[str, ...] = ()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "image/png": base64.b64encode(render(self, "png")).decode()}
 
 
-def in_style(name: str, fonts: tuple[str, ...] = ()):
+def look(name: str, place: int | None = None, *, others: tuple[Keywords, ...] = CYCLE) -> Keywords:
+    """Colour, dashes and marker of what a figure calls `name`: the next of `others` where it has no LINE_STYLES.
+
+    `place` says which of `others`. The colour is that of the option `palette`, where that has one.
+    """
+    if place is None and name in LINE_STYLES:
+        style = LINE_STYLES[name]
+    else:
+        style = others[(place_of(name) if place is None else place) % len(others)]
+    colour = colour_of(name)
+    return style if colour is None else style | {"color": colour}
+
+
+def resolved(style: str | Mapping[str, Any] | os.PathLike) -> tuple[str, dict[str, Any]]:
+    """The name of one of STYLES, and what rcParams are to differ from it, by the option `style`."""
+    if isinstance(style, Mapping):
+        return "paper", _valid(style)
+    if isinstance(style, str) and style in STYLES:
+        return style, {}
+    if isinstance(style, str) and style in available:
+        return "paper", _plain(library[style])
+    if os.path.isfile(style):
+        return "paper", _plain(rc_params_from_file(style, use_default_template=False))
+    advice = "a name in matplotlib.style.available, a dict of rcParams or the path of an mplstyle are taken too"
+    raise ValueError(f"there is no style {str(style)!r}; {did_you_mean(style, STYLES)} ({advice})")
+
+
+def own_settings() -> dict[str, Any]:
+    """The rcParams of lines, letters and frames that the user has changed from matplotlib's defaults."""
+    return {name: value for name, value in rcParams.items() if is_kept(name) and value != rcParamsDefault[name]}
+
+
+def is_kept(name: str) -> bool:
+    """Whether a figure keeps this one of rcParams where it differs from the style: none that runs or reads anything."""
+    return name.startswith(KEPT) and name not in NOT_KEPT
+
+
+def _valid(settings: Mapping[str, Any]) -> dict[str, Any]:
+    for name in settings:
+        if name not in rcParamsDefault:
+            close = closest(name, rcParamsDefault)
+            raise ValueError(
+                f"style has {name!r}, which is none of rcParams" + f"; did you mean {close!r}?" * bool(close)
+            )
+    return _plain(RcParams(settings))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return dict(settings)
+
+
+def in_style(name: str, fonts: tuple[str, ...] = (), settings: Mapping[str, Any] | None = None):
     """A `with` block in which matplotlib plots in this style; the user's own settings come back after it.
 
-    Letters that DejaVu Sans lacks are from `fonts`.
+    `settings`: rcParams that differ from the style's. Letters that DejaVu Sans lacks are from `fonts`.
     """
     if name not in STYLES:
         raise ValueError(f"there is no style {name!r}; {did_you_mean(name, STYLES)}")
-    style = STYLES[name]
-    sizes = {key: value * style.letter / 7 for key, value in POINTS.items()}
-    own = {"figure.figsize": (style.width, style.tall), "font.size": style.letter}
+    style, more = STYLES[name], dict(settings or {})
+    sizes = sizes_of(float(more.get("font.size", style.letter)))
+    width, _ = more.pop("figure.figsize", (style.width, 0))
+    own: Keywords = {"figure.figsize": (width, style.tall)}
     own |= dict(zip(("legend.handlelength", "legend.columnspacing"), style.legend, strict=True))
-    family = {"font.family": [*FONT["font.family"], *fonts]}
-    return context(["default", FRAME | FONT | family | FILES | sizes | own])
+    family = {"font.family": [*more.pop("font.family", []), *FONT["font.family"], *fonts]}
+    return context(["default", FRAME | FONT | FILES | sizes | own, more, family])
+
+
+def sizes_of(letter: float) -> dict[str, float]:
+    """rcParams of letters of so many points, and of what grows with them."""
+    return {"font.size": letter} | {key: value * letter / 7 for key, value in POINTS.items()}
 
 
 def points(size: float) -> float:
@@ -115,38 +181,6 @@ def narrow() -> bool:
     return letters() < 60
 
 
-def plotting(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Make a function that plots a figure one of FIGURES: it takes a `style` too, and `redraw` can call it again.
-
-    Its figure knows the function's name and arguments, unless it got an `ax`: then it is a part of a figure that
-    somebody else composes, which cannot be plotted again from this alone.
-    """
-    signature = inspect.signature(function)
-    style_too = inspect.Parameter("style", inspect.Parameter.KEYWORD_ONLY, default="paper", annotation=str)
-
-    @functools.wraps(function)
-    def plotted(*args, style: str = "paper", **options) -> Result:
-        current = plotted.__wrapped__  # %autoreload puts the edited function there
-        arguments = inspect.signature(current).bind(*args, **options).arguments
-        fonts = fonts_of("".join(words_of(arguments)))
-        with in_style(style, fonts):
-            result = current(*args, **options)
-        figure = cast(Figure, result.get_figure(root=True))
-        if arguments.pop("ax", None) is None:
-            figure.plotted_by, figure.style, figure.fonts = (current.__name__, arguments), style, fonts
-        else:
-            figure.plotted_by = None
-            for text in cast(list[Text], result.findobj(Text)):  # those of the user's axes were there before
-                text.set_parse_math(False)
-        return result
-
-    plotted.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), style_too]
-    )
-    FIGURES[function.__name__] = plotted
-    return plotted
-
-
 def axes(height: float) -> Axes:
     """The only Axes of a new figure, `height` inches tall on paper."""
     return Figure(figsize=inches(height), layout="constrained").add_subplot()
@@ -161,7 +195,7 @@ def check_pixels(width: float, height: float) -> None:
 def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
     """The figure as png, pdf or svg, without a date; its layout is computed once and then kept."""
     check_pixels(*figure.get_size_inches() * DPI)
-    with in_style(getattr(figure, "style", "paper"), getattr(figure, "fonts", ())):
+    with in_style(*(getattr(figure, name, getattr(Figure, name)) for name in ("style", "fonts", "settings"))):
         if figure.get_layout_engine() is not None:  # each pass of an iterative layout moves things a little
             before = figure.dpi
             figure.set_dpi(DPI)

@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 from igpt_lab.core.display import MODEL, control_names, shown_control
 from igpt_lab.figures.names import as_label
 from igpt_lab.figures.parts import by_depth, check_columns, check_once, finish, layer_axis
-from igpt_lab.figures.style import Keywords, axes, plotting, points
+from igpt_lab.figures.plotting import plotting
+from igpt_lab.figures.style import CYCLE, Keywords, axes, look, points
 
 TARGET_COLUMNS = ("control", "layer", "target", "test_r2", "low", "high", "chosen", "n_test")
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676", "#B8A800")
-MARKERS = "os^Dv<>P"
+MARKERS, DASHES = "os^Dv<>P", ("-", "--", ":")
 
 
 @plotting
@@ -24,7 +24,7 @@ def target_curves(table: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
         table: A row per layer and target, TARGET_COLUMNS, as `probe_targets` returns them; controls may follow.
         title: Above the figure.
         ax: Axes to plot into, by default of a new figure.
-        style: "paper", "wide" or "talk".
+        **options: Those of every figure, see `Options`.
 
     Returns:
         The Axes.
@@ -57,13 +57,14 @@ def target_curves(table: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
     return finish(ax, title, f"{int(table.n_test.max()):,} test images; bands: 95 % over images")
 
 
-def _style(place: int) -> Keywords:
-    return {"color": COLOURS[place % 8], "marker": MARKERS[place % 8], "linestyle": ("-", "--")[place // 8 % 2]}
+def _style(name: str, place: int) -> Keywords:
+    marks: Keywords = {"marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place // len(CYCLE) % len(DASHES)]}
+    return look(name, place) | marks
 
 
 def _plot_target(ax: Axes, name: str, rows: pd.DataFrame, place: int) -> None:
     """The line of a target with its band, and its chosen layer."""
-    style = _style(place)
+    style = _style(name, place)
     ax.fill_between(rows.layer, rows.low, rows.high, color=style["color"], alpha=0.2, linewidth=0)
     marks: Keywords = {"markersize": points(2.5), "linewidth": points(1)}
     ax.plot(rows.layer, rows.test_r2, **style, **marks, label=as_label(name))
@@ -75,6 +76,6 @@ def _plot_control(ax: Axes, control: str, rows: pd.DataFrame, targets: list[str]
     """Open marks behind the last layer for the chosen layer of each target of a control, named once."""
     rows = rows[rows.chosen.astype(bool)]
     for number, (name, value) in enumerate(zip(rows.target, rows.test_r2, strict=True)):
-        style = _style(targets.index(name)) | {"linestyle": "", "markerfacecolor": "white"}
+        style = _style(name, targets.index(name)) | {"linestyle": "", "markerfacecolor": "white"}
         label = as_label(shown_control(control)) if not number else "_again"
         ax.plot([last + 1], [value], **style, markersize=points(3.5), label=label)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,9 @@ from igpt_lab.probing.features import Features
 from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
 from igpt_lab.probing.solvers.logistic import fit_sklearn
 from igpt_lab.probing.stopped import repeat_stopped, spread_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FACTORS = {  # a factor, its level in this package and the other one
     "alignment": ("sos", "raw"),
@@ -60,6 +63,12 @@ class Ablation:
     effects: pd.DataFrame
     repeats: pd.DataFrame
     stopped: pd.DataFrame
+
+    def plot(self, **options) -> Figure:
+        """What each setting and factor changes: `options` are arguments of `lab.figures.protocol_curves`."""
+        from igpt_lab import figures
+
+        return figures.protocol_curves(self.table, self.effects, self.stopped, **options)
 
     def to_dict(self) -> dict:
         """What a figure's record needs: the stores' keys, and the tables but for `table`; nan becomes None."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, fol
 from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
 from igpt_lab.probing.labels import bits_of, matched, meet_test
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PAPER_KS = (4, 25, 400)  # labels per class in section 4.5 of Chen et al. (2020)
 PAPER_DRAWS = 5
@@ -51,6 +55,12 @@ class FewLabelResult:
 
     def _repr_html_(self) -> str:
         return card("FewLabelResult", self._facts())
+
+    def plot(self, **options) -> Axes:
+        """Accuracy over labels per class: `options` are arguments of `lab.figures.few_label_curve`, such as `ax`."""
+        from igpt_lab import figures
+
+        return figures.few_label_curve(self.table, **options)
 
     def _facts(self) -> dict[str, str]:
         chosen, failed = self.table[self.table.layer_rule == "chosen"], (~self.table.converged.astype(bool)).sum()

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,9 @@ from igpt_lab.probing.choosing import Fold, choose_C, folds_of
 from igpt_lab.probing.features import Features, check_known, check_same_layers, say_same_rows, stacks, test_layers
 from igpt_lab.probing.labels import Losses, MatchedLabels, bits_of, log_loss_columns, matched, meet_test
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of a layer: row, labels of test (N,), fold accuracies, and features (N, D) -> logits (N, K) where there are any.
@@ -71,6 +74,12 @@ class ProbeResult:
         values, facts = self.table.test_accuracy.tolist(), self._facts()
         curve = spark(values, self.table.layer.tolist().index(self.chosen), words="test accuracy over layers")
         return card("ProbeResult", facts, below=curve if len(values) > 1 else "")
+
+    def plot(self, **options) -> Axes:
+        """The layer curve, as `lab.figures.layer_curve` plots it: `options` are its arguments, such as `ax`."""
+        from igpt_lab import figures
+
+        return figures.layer_curve(self.table, **options)
 
     def _facts(self) -> dict[str, str]:
         table, choice = self.table.set_index("layer"), self.choice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ from igpt_lab.images.loading import images_of
 from igpt_lab.models.imagegpt import ImageGPTForImageClassification
 from igpt_lab.models.loading import load_classifier, tokens_of
 from igpt_lab.models.losses import align
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,12 @@ class Classified:
         """Confusion matrix: counts of images, a row per true class, a column per predicted class."""
         counts = confusion_matrix(self._labels(), self.predicted, labels=range(len(self.names)))
         return pd.DataFrame(counts, pd.Index(self.names, name="true"), pd.Index(self.names, name="predicted"))
+
+    def plot(self, **options) -> Axes:
+        """The confusion matrix: `options` are arguments of `lab.figures.confusion_matrix`, such as `ax`."""
+        from igpt_lab import figures
+
+        return figures.confusion_matrix(self.confusion(), **options)
 
     def mistakes(self, count: int = 12) -> np.ndarray:
         """Positions of misclassified images, int64, at most `count`, the most confident first."""

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,9 @@ from igpt_lab.probing.probes import ProbeResult, probe_layers
 from igpt_lab.training.classifier import Classified, classify
 from igpt_lab.training.finetuning import finetune
 from igpt_lab.training.settings import FinetuneConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BOTH, ALONE = "L_gen + L_clf", "L_clf alone"  # what also meets few labels, and whose layers are probed afterwards
 SCRATCH, HEAD = "from scratch", "head alone"
@@ -78,6 +82,12 @@ class FineTuningComparison:
         """What the network fine-tuned with both losses gets wrong, the most confident first, by position in test."""
         classified = self.classified[BOTH]
         return classified.table().iloc[classified.mistakes(len(classified.index))]
+
+    def plot(self, **options) -> Figure:
+        """Methods and layer curves: `options` are arguments of `lab.figures.fine_tuning`."""
+        from igpt_lab import figures
+
+        return figures.fine_tuning(self.table, self.curves, **options)
 
     def to_dict(self) -> dict:
         """What a figure's record needs."""

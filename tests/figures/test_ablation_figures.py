@@ -23,7 +23,10 @@ def lines_of(ax):
 
 def test_parts_over_depth_in_nats_and_points():
     nats, lost = leave_out_curve(leave_out_table(), title="t").axes
-    assert (nats.get_ylabel(), lost.get_ylabel()) == ("nats lost", "points lost")
+    assert (nats.get_ylabel(), lost.get_ylabel()) == (
+        "nats lost a pixel\n(log scale above 0.01)",
+        "accuracy lost\n(points)",
+    )
     assert nats.get_yscale() == "symlog"
     assert list(lines_of(nats)) == ["block", "attention", "MLP"]
     assert lines_of(nats)["block"] == [[0, 2.5], [1, 0.02], [2, -0.003]]
@@ -61,7 +64,7 @@ def test_no_figure():
         leave_out_curve(table.query("part == 'head'"))
     with pytest.raises(ValueError, match="the table has no part head; it has block"):
         head_map(table.query("part == 'block'"))
-    with pytest.raises(ValueError, match="9 ranges of blocks; a figure has room for 6"):
+    with pytest.raises(ValueError, match="9 ranges of blocks; expected at most 5"):
         many = [window_table().query("first == 0").assign(first=first, last=9) for first in range(9)]
         window_curve(pd.concat(many))
 

@@ -25,7 +25,7 @@ def test_several_draws_are_a_mean_with_their_range():
     np.testing.assert_allclose(drawn["permuted labels, 3 draws"].get_ydata(), [22, 22, 22])
     bands = [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
     assert {(round(band.min(), 9), round(band.max(), 9)) for band in bands} >= {(50, 60), (20, 24)}
-    np.testing.assert_allclose(drawn["ImageGPT, 95 % interval"].get_ydata(), [50, 80, 70])
+    np.testing.assert_allclose(drawn["model, 95 % interval"].get_ydata(), [50, 80, 70])
 
 
 def test_chance_is_a_line_and_needs_no_words():

@@ -16,7 +16,7 @@ def test_one_point_has_a_panel_for_each_measure_and_corruption():
     figure = shift_curves(shift_table(), title="t")
     panels = np.reshape(figure.axes, (4, 2))
     assert [ax.get_ylabel().split(",")[0] for ax in panels[:, 0]] == ["accuracy", "drop", "drop", "depth"]
-    assert [ax.get_xlabel() for ax in panels[-1]] == ["contrast", "blur (pixels)"]
+    assert [ax.get_xlabel() for ax in panels[-1]] == ["contrast left (share), falling", "blur (pixels)"]
     assert [text.get_text() for text in panels[-1, 1].get_xticklabels()] == ["0", "1", "2.5"]
     a, b = heights_of(panels[1, 0])
     np.testing.assert_allclose(a, 100 * (0.5 / 3 + np.arange(3) / 20))

@@ -18,14 +18,15 @@ from matplotlib.colors import to_rgb
 import igpt_lab.figures as figures
 from igpt_lab.app import cli
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.comparisons import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
-from igpt_lab.figures.style import LINE_STYLES, PURPLE, STYLES
+from igpt_lab.figures.protocol import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, STYLES
 from tables import (
     RECORD,
     attention_tables,
     attentive_table,
     bits_table,
     cka_table,
+    drawn_table,
     geometry_table,
     layer_table,
     leave_out_table,
@@ -81,6 +82,7 @@ def drawings():
     mixed = layer_table().assign(in_peak_set=[True, True, False] + [None] * 5)
     return {
         **{name: ([table], {"title": "t"}, table) for name, table in attention_tables().items()},
+        "layer_curves": ([{"a": mixed, "b": layer_table()}], {"controls": drawn_table(), "title": "t"}, mixed),
         "layer_curve": ([mixed], {"title": "t", "comparison": COMPARISON}, mixed),
         "few_label_curve": ([few_table()], {}, few_table()),
         "cka_map": ([cka_table()], {"names": ("one", "other")}, cka_table()),
@@ -105,7 +107,7 @@ def drawings():
         "seed_curves": ([seed_table()], {"title": "t"}, seed_table()),
         "shift_curves": ([shift_table()], {"title": "t"}, shift_table()),
         "shift_points": ([shift_table()], {"measure": "drop_change", "title": "t"}, shift_table()),
-        "gallery": ([IMAGES], {"columns": 2, "titles": list("abcd")}, tokens),
+        "gallery": ([IMAGES], {"columns": 2, "scale": 30, "titles": list("abcd"), "title": "t"}, tokens),
         "completion_gallery": ([IMAGES[:2], IMAGES[None].repeat(2, 0), IMAGES[:2]], {"prime_rows": 2}, tokens),
         "row_gallery": ([IMAGES.reshape(2, 2, 5, 5, 3)], {"labels": ["one", "two"]}, tokens),
         "neighbour_gallery": ([IMAGES], {"nearest": {"pixels": IMAGES[::-1], "features": IMAGES}}, tokens),
@@ -176,9 +178,9 @@ def test_older_names_warn():
 def test_each_function_shows_its_own_name_help_and_arguments():
     for name, function in figures.FIGURES.items():
         assert getattr(figures, name) is function and name in figures.__all__
-        assert function.__name__ == name and list(inspect.signature(function).parameters)[-1] == "style"
+        assert function.__name__ == name and list(inspect.signature(function).parameters)[-1] == "options"
         page = pydoc.plain(pydoc.render_doc(function))
-        assert f"{name}({next(iter(inspect.signature(function).parameters))}" in page and "style: str = 'paper'" in page
+        assert f"{name}({next(iter(inspect.signature(function).parameters))}" in page and "see `Options`" in page
         assert inspect.getdoc(function).splitlines()[0] in page
 
 
@@ -196,7 +198,8 @@ print(shell.user_ns["held"].get_title())
 
 
 def test_an_edited_function_is_reloaded_into_the_same_name(tmp_path):
-    source = "from igpt_lab.figures.style import axes, plotting\n\n\n@plotting\ndef gallery(x):\n    ax = axes(x)\n"
+    source = "from igpt_lab.figures.plotting import plotting\nfrom igpt_lab.figures.style import axes\n\n\n"
+    source += "@plotting\ndef gallery(x):\n    ax = axes(x)\n"
     (tmp_path / "plots.py").write_text(source + "    ax.set_title('first')\n    return ax\n")
     environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", EDIT], cwd=tmp_path, capture_output=True, text=True, env=environment)
@@ -263,7 +266,7 @@ MACHADO = {  # Machado, Oliveira and Fernandes (2009), severity 1.0
 }
 
 
-@pytest.mark.parametrize("styles", [[*LINE_STYLES.values(), PURPLE], [*PROTOCOL_STYLES.values(), TRANSFORMERS_STYLE]])
+@pytest.mark.parametrize("styles", [[*LINE_STYLES.values(), *OTHERS], [*PROTOCOL_STYLES.values(), TRANSFORMERS_STYLE]])
 def test_lines_are_told_apart_in_grey_and_by_colour_blind_readers(styles):
     forms = [(str(style["linestyle"]), style["marker"]) for style in styles]
     assert len(set(forms)) == len(forms)  # in grey print

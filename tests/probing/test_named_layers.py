@@ -150,14 +150,14 @@ def test_figures_of_names_are_those_of_numbers_with_names_on_the_axis(results, t
     for a, b in zip(plain.get_lines(), with_names.get_lines(), strict=True):
         np.testing.assert_allclose(a.get_xydata(), b.get_xydata())
     assert [tick.get_text() for tick in with_names.get_xticklabels()] == list(NAMES)
-    assert any(text.get_text().startswith("layer body\n") for text in with_names.texts)
+    assert any(text.get_text().startswith("layer body: ") for text in with_names.texts)
     near = results[1].table.assign(validation_accuracy=[0.1, 0.9, 0.895])
     near = pd.concat([near, near.iloc[[0, 0]].assign(layer=["head", "end"])], ignore_index=True)
     note = lab.figures.layer_curve(near.assign(n_validation=1000)).texts
     assert "within one standard error: body, a last norm" in [text.get_text() for text in note]
     titled = lab.figures.layer_curve(results[1].table.assign(model="ViT"))
     labels = [ax.get_legend_handles_labels()[1][0] for ax in (plain, with_names, titled)]
-    assert labels == [f"{name}, 95 % interval" for name in ("ImageGPT", "the network", "ViT")]
+    assert labels == [f"{name}, 95 % interval" for name in ("model", "model", "ViT")]
     files = lab.figures.save_figure(
         with_names, tmp_path / "a", data=results[1].table, record=lab.RunRecord("c", seed=0)
     )

@@ -45,7 +45,8 @@ def sample(
     """Draw images from nothing: a gallery as png, pdf and svg, tokens with their seeds as csv, settings as json."""
     loaded = _on_device(model, device, revision)
     drawn = lab.sample(loaded, count, **settings)
-    gallery = lab.figures.gallery(loaded.processor.decode(drawn.tokens), columns=columns, scale=scale)
+    title = f"{loaded.name}: samples"
+    gallery = lab.figures.gallery(loaded.processor.decode(drawn.tokens), columns=columns, scale=scale, title=title)
     return _save_drawn(gallery, out, drawn, loaded, settings)
 
 
@@ -72,7 +73,8 @@ def complete(
     drawn = lab.complete(loaded, originals, keep=keep, completions=completions, **settings)
     decode = loaded.processor.decode
     pictures = [decode(originals), [decode(tokens) for tokens in drawn.tokens], decode(originals)]
-    gallery = lab.figures.completion_gallery(*pictures, prime_rows=lab.prime_rows(loaded, keep))
+    title = f"{loaded.name} on {source['images']}: completions"
+    gallery = lab.figures.completion_gallery(*pictures, prime_rows=lab.prime_rows(loaded, keep), title=title)
     about = settings | source | {"keep": keep, "completions": completions}
     return _save_drawn(gallery, out, drawn, loaded, about)
 

@@ -158,7 +158,8 @@ def _meet(
         table = classified.table().iloc[mistakes]
         titles = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
         pictures = loaded.processor.resize(test.images(mistakes))
-        gallery = lab.figures.gallery(pictures, columns=4, scale=12, titles=titles)
+        title = f"{loaded.name}, fine-tuned on {train.name}: mistakes"
+        gallery = lab.figures.gallery(pictures, columns=4, scale=12, titles=titles, title=title)
         files += lab.figures.save_figure(gallery, out / "mistakes", data=table, record=record)
     interval = f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
     print(f"{classified.correct.mean():.1%} {interval} of {len(test):,} test images right", *files, sep="\n")

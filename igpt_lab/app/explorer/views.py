@@ -133,7 +133,8 @@ def _neighbours(view: View) -> tuple[Figure, pd.DataFrame]:
         f"layer {view.layer_names[0]}": [view.image, *view.spaces.near[view.positions[0], view.image]],
         "pixels": [view.image, *view.pictures.near[view.image]],
     }
-    figure = figures.row_gallery(view.pictures.gallery[np.array(list(rows.values()))], labels=list(rows))
+    shown = view.pictures.gallery[np.array(list(rows.values()))]
+    figure = figures.row_gallery(shown, labels=list(rows), title=view.title)
     return figure, _listed(view, rows)
 
 
@@ -148,7 +149,7 @@ def _changes(view: View, groups: dict[str, np.ndarray]) -> tuple[Figure, pd.Data
         first = positions[:IN_A_ROW]
         row[: len(first)] = pixels[first]
     labels = [f"{name} ({len(positions):,})" for name, positions in groups.items()]
-    return figures.row_gallery(shown, labels=labels), _listed(view, groups)
+    return figures.row_gallery(shown, labels=labels, title=view.title), _listed(view, groups)
 
 
 def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:

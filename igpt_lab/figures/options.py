@@ -1,0 +1,148 @@
+"""What every figure takes by keyword, in one place, and what of it holds while a figure is plotted."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, is_color_like
+
+from igpt_lab.core.values import closest, did_you_mean
+
+FEW = 20  # colours of a colormap that is a list of colours to tell apart
+SAMPLES = 7  # colours that are taken from a colormap of another kind
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every figure takes by keyword besides its own arguments.
+
+    Settings of matplotlib that differ from its defaults, such as those of an `rc_context`, hold in every figure. What
+    is plotted into an `ax` has no style but one that is asked for.
+
+    Attributes:
+        style: "paper" (one column of a page), "wide" (two) or "talk" (half a slide). Also what is to differ from paper:
+            a name in `matplotlib.style.available`, a dict of rcParams, or the path of an mplstyle file.
+        figsize: Width and height in inches of a figure of its own; by default the style's.
+        labels: For a name in the table, or any words in the figure, those to show: `{"model": "ViT-B"}`.
+        palette: A colour for each name as the legend shows it without `labels`, or colours that names take in their
+            order and over again, or the name of a colormap.
+        legend: False for none; a place for it, such as "upper left", as `loc` of matplotlib's legends.
+        xlim, ylim: Ends of the axes, in the unit of the axis; of several panels those of the first, and of those that
+            share its axis.
+    """
+
+    style: str | Mapping[str, Any] | os.PathLike = "paper"
+    figsize: tuple[float, float] | None = None
+    labels: Mapping[str, str] | None = None
+    palette: Mapping[str, Any] | Sequence[Any] | str | None = None
+    legend: bool | str = True
+    xlim: tuple[float, float] | None = None
+    ylim: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        for name in ("figsize", "xlim", "ylim"):
+            pair = getattr(self, name)
+            if pair is not None and (not isinstance(pair, list | tuple) or len(pair) != 2):
+                raise ValueError(f"{name}={pair!r}; expected two numbers")
+        if self.labels is not None and not isinstance(self.labels, Mapping):
+            raise TypeError(f"labels={self.labels!r}; expected a dict from names to the words to show")
+        if isinstance(self.palette, str) and self.palette not in colormaps:
+            raise ValueError(
+                f"palette={self.palette!r}; no colormap has this name; {did_you_mean(self.palette, _MAPS)}"
+            )
+        colours = self.palette.values() if isinstance(self.palette, Mapping) else self.palette or ()
+        for colour in () if isinstance(self.palette, str) else colours:
+            if not is_color_like(colour):
+                raise ValueError(f"palette has {colour!r}, which is no colour of matplotlib")
+
+    def changed(self) -> dict[str, Any]:
+        """Those but `style` that are not the default, as plain values."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "style"}
+        values = {name: value for name, value in values.items() if value is not None and value is not True}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+NAMES = tuple(one.name for one in fields(Options))
+_MAPS = sorted(name for name in colormaps if not name.endswith("_r"))
+
+
+@dataclass
+class Plot:
+    """A figure while it is plotted: its options, the Axes that were given, and the names that it has had so far."""
+
+    options: Options = field(default_factory=Options)
+    ax: Axes | None = None
+    coloured: list[str] = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)
+
+
+_PLOT: ContextVar[Plot] = ContextVar("plot")
+
+
+def plot() -> Plot:
+    """The figure that is being plotted."""
+    return _PLOT.get(Plot())
+
+
+@contextmanager
+def plotting_with(options: Options, ax: Axes | None) -> Iterator[Plot]:
+    """A `with` block in which a figure is plotted, into `ax` where there is one."""
+    token = _PLOT.set(Plot(options, ax))
+    try:
+        yield _PLOT.get()
+    finally:
+        _PLOT.reset(token)
+
+
+def in_words(name: str) -> str:
+    """A name as `labels` has it."""
+    plot().shown.add(name)
+    return str((plot().options.labels or {}).get(name, name))
+
+
+def place_of(name: str) -> int:
+    """How many other names had a colour of their own in this figure before this one."""
+    coloured = plot().coloured
+    if name not in coloured:
+        coloured.append(name)
+    return coloured.index(name)
+
+
+def colour_of(name: str) -> Any:
+    """The colour that `palette` has for a name; None where it has none."""
+    palette = plot().options.palette
+    if palette is None or isinstance(palette, Mapping):
+        plot().shown.add(name)
+        return (palette or {}).get(name)
+    colours = _colours_in(palette)
+    return colours[place_of(name) % len(colours)]
+
+
+def colour_map(default: str) -> Colormap:
+    """The colormap of a figure in which numbers are colours: that of `palette`, or the default."""
+    palette = plot().options.palette
+    if palette is None or isinstance(palette, Mapping):
+        return colormaps[default]
+    return colormaps[palette] if isinstance(palette, str) else LinearSegmentedColormap.from_list("own", list(palette))
+
+
+def check_names(names: Mapping[str, Any] | None, option: str) -> None:
+    """Refuse a name in an option that is not in the figure but much like one that is; others are for other figures."""
+    shown = plot().shown
+    for name in set(names or ()) - shown:
+        if close := closest(name, shown, 0.8):
+            raise ValueError(f"{option} has {name!r}, which is not in the figure; did you mean {close!r}?")
+
+
+def _colours_in(palette: Sequence[Any] | str) -> Sequence[Any]:
+    if not isinstance(palette, str):
+        return palette
+    colormap = colormaps[palette]
+    if colormap.N <= FEW:
+        return [colormap(place) for place in range(colormap.N)]
+    return [colormap(0.1 + 0.8 * place / (SAMPLES - 1)) for place in range(SAMPLES)]
