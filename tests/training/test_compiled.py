@@ -25,8 +25,9 @@ from igpt_lab.features.hooks import record
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.training import trainer as trainer_module
+from igpt_lab.training.finetuning import finetune
 from igpt_lab.training.pretraining import pretrain
-from igpt_lab.training.settings import PretrainConfig
+from igpt_lab.training.settings import FinetuneConfig, PretrainConfig
 
 RECIPE = PretrainConfig(steps=1, warmup=0, holdout=6, validate=5, dtype="float32", compile=True)
 # blocks, width, heads, positions, batch size: the first two failed one after the other, and from the ninth on nothing
@@ -242,3 +243,15 @@ def test_without_a_compiler_or_a_cache_a_run_goes_on(tmp_path, broken):
     )
     assert done.returncode == 0 and "goes on uncompiled" in done.stdout, done.stderr
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 2
+
+
+def test_fine_tuning_compiled_has_the_losses_of_fine_tuning(quick, tiny, train, tmp_path):
+    tuning = FinetuneConfig(steps=3, batch_size=4, learning_rate=0.01, log_every=1, pad=1, dtype="float32")
+    logs = {}
+    for compiled in (False, True):
+        finetune(tiny, train, replace(tuning, compile=compiled), tmp_path / str(compiled), device="cpu", progress=False)
+        logs[compiled] = pd.read_csv(tmp_path / str(compiled) / "log.csv")
+    assert logs[True].compile_seconds.max() > 0 and compiled_of(tiny) == dict.fromkeys(compiled_of(tiny), 0)
+    losses = [name for name in logs[True] if "loss" in name]
+    assert len(losses) > 1
+    np.testing.assert_allclose(logs[True][losses], logs[False][losses], atol=1e-4)  # step 0 has no training loss
