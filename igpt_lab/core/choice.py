@@ -44,9 +44,12 @@ class Choice:
         """What is wrong with a poor choice, and how many images would do; "" for a good one."""
         if not self.poor:
             return ""
-        layers = f"{len(self.within_error)} of {self.n_layers} layers are within one standard error"
+        error, many = f"{100 * self.error:.1f} points on {self.n:,} held-out images", len(self.within_error)
+        why = f"one standard error is {error}"
+        if 2 * many > self.n_layers:
+            why = f"{many} of {self.n_layers} layers are within one standard error ({error})"
         would = f"about {self.enough:,} would do" if self.enough else "these layers differ too little for any number"
-        return f"a poor choice: {layers} ({100 * self.error:.1f} points on {self.n:,} held-out images); {would}"
+        return f"a poor choice: {why}; {would}"
 
 
 @checked

@@ -163,7 +163,7 @@ def test_a_poor_choice_and_both_intervals_are_told_whatever_the_age_of_the_names
     words = Page(report.write_report(tmp_path, pdf=False)[0].read_text()).words
     drop = "+10.0 points [2.0, 18.0] over test images, [-5.0, 21.0] with the choice, p = 0.004"
     assert f"Chosen layer 1 against last layer 2: {drop}." in words and "chosen_layer 1" in words
-    assert "A poor choice: 1 of 3 layers are within one standard error (4.2 points on 90 held-out images)" in words
+    assert "A poor choice: one standard error is 4.2 points on 90 held-out images" in words
     assert "best layer" not in words
 
 

@@ -47,7 +47,7 @@ def test_a_probe_result_says_which_layer_is_chosen():
     assert text.startswith("<ProbeResult: chosen layer 1 of 0..2, ") and "not converged 2" in text
     assert "not converged" not in shown(ProbeResult(probe_table(True), {}, 1))[2]
     few = shown(ProbeResult(probe_table().assign(n_validation=90), {}, 1))[2]
-    assert few["beware"].startswith("a poor choice: 1 of 3 layers are within one standard error (4.2 points on 90")
+    assert few["beware"].startswith("a poor choice: one standard error is 4.2 points on 90 held-out images")
     control = ProbeResult(probe_table().assign(control="raw pixels"), {}, 1)
     assert shown(control)[2] == {"control": "raw pixels"} | facts
 

@@ -27,6 +27,7 @@ def test_few_images_are_a_poor_choice_whatever_the_layers():
     choice = choice_of([0, 1, 2], [0.2, 0.6, 0.2], 90)
     assert choice.within_error == [1] and choice.poor
     assert choice.enough == 400 and 0.6 * 0.4 / 0.025**2 == pytest.approx(384)
+    assert choice.words() == "a poor choice: one standard error is 5.2 points on 90 held-out images; about 400 would do"
     level = choice_of([0, 1, 2], [0.6, 0.6, 0.6], 90)
     assert level.layer == 1 and level.enough is None and "differ too little for any number" in level.words()
     assert not choice_of([0], [0.5], 10).poor  # one layer is no choice
