@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
+from igpt_lab.core.depth import in_depth
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.trajectories import MEASURES, measure_states
 from igpt_lab.features.extraction import extract
@@ -134,7 +135,8 @@ def regret(scores: pd.DataFrame, result: ProbeResult, *, n_boot: int = 10_000, s
     """What is lost where a score without labels picks the layer: a row for each of SCORES, and for two plain rules.
 
     Args:
-        scores: A row per layer, as `score_layers` gives them; `layer` and any columns of SCORES.
+        scores: A row per layer, as `score_layers` gives them, or `measure_layers` of any network; `layer` and any
+            columns of SCORES.
         result: Probes of the same layers, of which labels chose one.
         n_boot: Draws of the bootstrap over test images (`significance.compare`).
         seed: Of these.
@@ -159,14 +161,14 @@ def regret(scores: pd.DataFrame, result: ProbeResult, *, n_boot: int = 10_000, s
         1    middle layer                      2     100
         2      last layer                      3     100
     """
-    layers = sorted(result.correct)
+    layers = in_depth(result.correct)
     names = [name for name in SCORES if name in scores]
-    if "layer" not in scores or sorted(scores.layer) != layers or not names:
+    if "layer" not in scores or len(scores) != len(layers) or set(scores.layer) != set(layers) or not names:
         raise ValueError(
             f"scores with columns {list(scores)}; expected a row for each of the layers {layers}, and one or more of "
             f"{', '.join(SCORES)}"
         )
-    scores = scores.sort_values("layer")
+    scores = scores.set_index("layer").loc[layers]
     picks = {}
     for name in names:
         values = scores[name].to_numpy(float)

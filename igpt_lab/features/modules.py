@@ -95,10 +95,18 @@ class ModulePooling:
             pooled = self.reduce(x)
         except ModuleError as error:
             raise ModuleError(f"{module} gives {tuple(x.shape)}, and {error}") from None
-        if not isinstance(pooled, Tensor) or pooled.ndim != 2 or len(pooled) != images:
+        except Exception as error:  # it is the user's function
+            raise ModuleError(f"pool fails on {tuple(x.shape)} of {module}: {in_a_line(error)}") from error
+        if not _is_matrix(pooled, images):
             got = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
-            raise ModuleError(f"pool gives {got} for {tuple(x.shape)} of {module}; expected ({images}, D)")
+            raise ModuleError(f"pool gives {got} for {tuple(x.shape)} of {module}; expected ({images}, D), real")
         return pooled.float()
+
+
+def _is_matrix(pooled: Any, rows: int) -> bool:
+    """Is it real numbers (rows, D), of a feature or more?"""
+    is_real = isinstance(pooled, Tensor) and not pooled.is_complex()
+    return is_real and pooled.ndim == 2 and len(pooled) == rows and pooled.shape[1] > 0
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -137,10 +145,17 @@ def module_pooling(pool: str | Callable, name: str = "") -> ModulePooling:
 
 
 def first_tensor(output: Any, module: str = "the module") -> Tensor:
-    """What a module gives, or the first tensor in its tuple, dict or output object."""
+    """What a module gives, or the first tensor in its tuple, dict or output object, of bool as 0 and 1.
+
+    ModuleError where there is none, or one that is complex, sparse, nested or empty.
+    """
     for value in _flat(output):
         if isinstance(value, Tensor):
-            return value
+            is_plain = value.layout == torch.strided and not value.is_nested and not value.is_complex()
+            if not is_plain or not value.numel():
+                what = described({"": value}) if is_plain else f"{value.dtype}, {value.layout}"
+                raise ModuleError(f"{module} gives {what}; expected real numbers, a dense tensor that is not empty")
+            return value.float() if value.dtype == torch.bool else value
     raise ModuleError(f"{module} gives a {type(output).__name__} without a tensor; name a module inside it")
 
 
@@ -205,10 +220,9 @@ class ModuleStates:
             raise
         except Exception as error:  # the network is a stranger's, and what it raises may be anything
             if len(self.values) < sum(map(len, self.names.values())):
-                line = str(error).strip().partition("\n")[0]
                 raise ModuleError(
                     f"{type(self.network).__name__} fails on what preprocess gives, {described(inputs)}: "
-                    f"{type(error).__name__} {line}"
+                    f"{in_a_line(error)}"
                 ) from error
         self._check_all_ran()
         for module, names in self.names.items():
@@ -233,8 +247,9 @@ class ModuleStates:
         if call >= len(names):
             return
         x = first_tensor(output, names[call]).detach()
-        self.values[names[call]] = self.pool(x, names[call], self._images)
+        pooled = self.pool(x, names[call], self._images)
         self.stats[names[call]] = measured(x), x.numel()
+        self.values[names[call]] = pooled  # last: what is among the values is whole
         if not self._whole and len(self.values) == sum(map(len, self.names.values())):
             raise Enough
 
@@ -245,6 +260,11 @@ class ModuleStates:
                 if isinstance(module, nn.ModuleList | nn.ModuleDict):
                     advice = f"a {type(module).__name__} is never called: name its members"
                 raise ModuleError(f"{lacking[0]} did not run in a forward pass; {advice}")
+
+
+def in_a_line(error: Exception) -> str:
+    """The class of an error, and the first line of what it says."""
+    return f"{type(error).__name__} {str(error).strip().partition(chr(10))[0]}"
 
 
 def described(inputs: Inputs) -> str:

@@ -199,8 +199,19 @@ class Passes(Batches):
             if not self.states.values[name].isfinite().all() or self.states.stats[name][0][2]:
                 what = f"{described(one)}, weights {_short(self.weights)}"
                 raise ValueError(f"{name} gives values that are not finite for the first image ({what})")
+            self._check_same(name)
         self.one, self.widths = one, {name: self.states.values[name].shape[1] for name in names}
         return names
+
+    def _check_same(self, name: str) -> None:
+        """ValueError where a module gives something else of the same image, as after dropout that is never off."""
+        one, again = self.states.values[name]
+        rounding = 1e-3 if self.weights in (torch.float32, torch.float64) and self.dtype != "bfloat16" else 0.05
+        if (one - again).abs().max() > rounding * one.abs().max():
+            raise ValueError(
+                f"{name} gives something else of the same image each time, in eval mode; leave out of the network "
+                "what draws at random, such as masking, or dropout that is always on"
+            )
 
     def over(self, part: Part, reader: Reader, pool: ThreadPoolExecutor, bar: tqdm) -> tuple[Read, Features, Stats]:
         """A part's images -> which of them could be read, their features, and statistics; see `Batches.fitting`."""

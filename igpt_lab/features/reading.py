@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from igpt_lab.features.modules import Inputs, described
+from igpt_lab.features.modules import Inputs, described, in_a_line
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.opening import BadImage
 from igpt_lab.images.tokens import Part
@@ -38,6 +38,8 @@ class Reader:
         """Of one picture, without a first axis; ValueError for what is no tensor."""
         made = self.preprocess(picture)
         if isinstance(made, Mapping):
+            if not made:
+                raise ValueError("preprocess gives a dict of nothing; expected what the network's arguments are called")
             return {str(name): _only(as_tensor(value), str(name)) for name, value in made.items()}
         return {"": as_tensor(made)}
 
@@ -93,11 +95,15 @@ def floats(picture: Image.Image) -> Tensor:
 
 def as_tensor(value: Any) -> Tensor:
     """A tensor on the CPU, of whole numbers int64; ValueError for what is none, such as a picture."""
+    expected = f"preprocess gives a {type(value).__name__}; expected a tensor, an array, or a dict of these"
     if isinstance(value, Image.Image) or value is None:
-        raise ValueError(f"preprocess gives a {type(value).__name__}; expected a tensor, an array, or a dict of these")
-    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
-        value = torch.stack(list(value))
-    tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        raise ValueError(expected)
+    try:
+        if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+            value = torch.stack(list(value))
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError, RuntimeError) as error:  # words, lists of several lengths, the meta device
+        raise ValueError(f"{expected} ({in_a_line(error)})") from error
     is_whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     return tensor.long() if is_whole else tensor
 

@@ -52,8 +52,9 @@ def image_properties(images: Any, processor: Any, *, cutoff: float = 0.25, progr
     """
     if not 0 <= cutoff < 0.5:
         raise ValueError(f"cutoff={cutoff}; expected cycles per pixel, from 0 to below 0.5")
-    if processor is None:
-        raise ValueError("processor=None; expected the model's image processor, whose palette gives tokens colours")
+    if not hasattr(processor, "decode"):
+        what = f"processor of type {type(processor).__name__}"
+        raise ValueError(f"{what}; expected the model's image processor, whose palette gives tokens colours")
     tokens = np.asarray(images) if getattr(images, "ndim", 0) == 2 else tokenize(images, processor, progress=progress)
     if not len(tokens):
         raise ValueError(f"tokens {tokens.shape}; expected one image or more")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from igpt_lab.core.arguments import checked
@@ -31,7 +32,9 @@ class Features:
     count from 0.
 
     Raises:
-        ValueError: Labels that are missing, negative or no whole numbers, or layers that are not (N, D) and finite.
+        ValueError: Labels that are missing, negative or no whole numbers, or layers that are not (N, D) of finite real
+            numbers.
+        TypeError: Layers that are no dict.
     """
 
     layers: Mapping[Any, np.ndarray]
@@ -40,6 +43,10 @@ class Features:
     names: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if not isinstance(self.layers, Mapping):
+            raise TypeError(
+                f"layers of type {type(self.layers).__name__}; expected a dict from numbers or names to arrays"
+            )
         labels, names = as_labels(self.labels, tuple(map(str, self.names)))
         index = np.arange(0 if labels is None else len(labels)) if self.index is None else as_array(self.index)
         for field, value in (("labels", labels), ("names", names), ("index", index)):
@@ -97,6 +104,8 @@ class Features:
 def as_array(values: Any) -> np.ndarray:
     """Arrays as they are, torch tensors and lists as arrays; floats of half precision as float32."""
     if isinstance(values, torch.Tensor):
+        if values.is_meta:
+            raise ValueError(f"a tensor {tuple(values.shape)} on the meta device holds no values")
         values = values.detach().cpu()
         values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
     return np.asarray(values)
@@ -110,6 +119,8 @@ def as_labels(labels: Any, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]
     if labels is None:
         return None, names
     held = as_array(labels)
+    if held.ndim != 1:
+        raise ValueError(f"labels of shape {held.shape}; expected (N,), one for each row")
     if held.dtype.kind in "iu":
         return held.astype(np.int64, copy=False), names
     if held.dtype.kind in "fb":
@@ -118,6 +129,8 @@ def as_labels(labels: Any, names: tuple[str, ...]) -> tuple[Any, tuple[str, ...]
         if (held != whole).any():
             raise ValueError(f"the label {held[held != whole][0]} is no class; expected whole numbers from 0, or words")
         return whole, names
+    if missing := int(pd.isna(np.array(labels, object)).sum()):  # in `held` the NaN of a list may be a word
+        raise ValueError(f"a probe needs labels, and these features have {missing} rows without one; leave them out")
     words = [str(word) for word in held.tolist()]
     known = names or tuple(sorted(set(words)))
     if unknown := [word for word in words if word not in known]:
@@ -139,6 +152,8 @@ def _check_layer(layer: Layer, values: np.ndarray, labels: int, rows: int) -> No
         raise ValueError(
             f"layer {layer} is {values.shape} for {labels} labels and {rows} rows; expected (N, D) with the same N"
         )
+    if values.shape[1] == 0 or values.dtype.kind not in "fiub":
+        raise ValueError(f"layer {layer} is {values.shape}, {values.dtype}; expected real numbers, one feature or more")
     if not np.isfinite(values).all():
         raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
 

@@ -24,10 +24,11 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, card, line, shown_control
-from igpt_lab.probing.features import Features
+from igpt_lab.probing.features import Features, as_array
 
 ALPHAS = tuple(np.logspace(-3, 7, 21).tolist())
 N_BOOT = 2_000  # draws of test images, the same for all layers and targets
+LARGEST = 1e100  # of a target: the squares of such numbers, and the sums of these, are finite
 Layers = Features | Mapping[int, np.ndarray]
 
 
@@ -118,6 +119,9 @@ def probe_targets(
     y, y_test = wanted.to_numpy(float), tested.to_numpy(float)
     for layer in tqdm(sides[0], desc=f"targets {shown_control(control)}".strip(), disable=not progress):
         x, x_test = (_matrix(side[layer], layer, len(of)) for side, of in zip(sides, (y, y_test), strict=True))
+        if x.shape[1] != x_test.shape[1]:
+            widths = f"{x.shape[1]} features in train, {x_test.shape[1]} in test"
+            raise ValueError(f"layer {layer} has {widths}; expected the same")
         fit = fit_ridge(x, y, grid)
         guess = fit.predict(x_test)
         errors.append((y_test - guess) ** 2)
@@ -185,7 +189,8 @@ def r2_with_interval(errors: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tup
     """R² of squared errors (L, N, Y) of targets y (N, Y), and the ends of its 95% interval, each (L, Y).
 
     A percentile bootstrap over images, whose draws are the same for all layers and targets: the variance of the
-    targets is that of the images drawn.
+    targets is that of the images drawn. Where it is 0 in more than one draw of 40, as of few images, the interval has
+    no lower end: -inf.
     """
     n, generator = len(y), np.random.default_rng(seed)
     y = y - y.mean(0)
@@ -197,7 +202,7 @@ def r2_with_interval(errors: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tup
         lost, first, second = np.split(means, [-2 * y.shape[1], -y.shape[1]], axis=1)
         draws.append(1 - lost.reshape(size, *value.shape) / np.maximum(second - first**2, 1e-300)[:, None])
     low, high = np.quantile(np.concatenate(draws), [0.025, 0.975], axis=0)
-    return value, low, high
+    return value, np.where(low < -LARGEST, -np.inf, low), high
 
 
 def _layers_of(layers: Layers) -> Mapping[int, np.ndarray]:
@@ -211,8 +216,8 @@ def _layers_of(layers: Layers) -> Mapping[int, np.ndarray]:
 
 def _matrix(x: np.ndarray, layer: Any, n: int) -> np.ndarray:
     """A layer as float64 (n, D), checked."""
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) != n:
+    x = as_array(x).astype(np.float64)
+    if x.ndim != 2 or len(x) != n or not x.shape[1]:
         raise ValueError(f"layer {layer} has shape {x.shape} for {n} rows of targets; expected ({n}, D)")
     if not np.isfinite(x).all():
         raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
@@ -221,20 +226,41 @@ def _matrix(x: np.ndarray, layer: Any, n: int) -> np.ndarray:
 
 def _table_of(targets: Any, split: str) -> pd.DataFrame:
     """Targets as a table of finite numbers, each column with two values or more."""
-    if isinstance(targets, pd.Series):
-        targets = targets.to_frame(targets.name if targets.name is not None else "target")
-    if not isinstance(targets, pd.DataFrame | Mapping):
-        targets = np.asarray(targets)
-        columns = [f"target {i}" for i in range(targets.shape[1])] if targets.ndim == 2 else ["target"]
-        targets = pd.DataFrame(targets.reshape(len(targets), -1), columns=columns)
-    table = pd.DataFrame(targets).reset_index(drop=True)
+    table = _as_table(targets, split)
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise ValueError(f"the targets of {split} have {twice!r} more than once; expected a name for each")
     if table.empty:
         raise ValueError(f"the targets of {split} have shape {table.shape}; expected a column or more, a row per image")
     for name in table:
+        if (kind := table[name].dtype).kind in "cmM":
+            raise ValueError(f"target {name!r} of {split} is {kind}; expected real numbers")
         numbers = pd.to_numeric(table[name], errors="coerce").to_numpy(float)
         if not np.isfinite(numbers).all():
             wrong = int((~np.isfinite(numbers)).sum())
             raise ValueError(f"target {name!r} of {split} has no finite number in {wrong} rows; leave it or them out")
         if np.ptp(numbers) == 0:
             raise ValueError(f"target {name!r} has one value in all {len(table)} images of {split}; leave it out")
+        largest = np.abs(numbers).max()
+        if largest > LARGEST or np.ptp(numbers) < 1 / LARGEST:
+            raise ValueError(f"target {name!r} of {split} has values up to {largest:g}, whose squares are no float64")
     return table.astype(float)
+
+
+def _as_table(targets: Any, split: str) -> pd.DataFrame:
+    """Targets of any kind as a table; ValueError where they are not a number or a row for each image."""
+    if isinstance(targets, pd.Series):
+        targets = targets.to_frame(targets.name if targets.name is not None else "target")
+    if isinstance(targets, Mapping):
+        columns = {name: as_array(column) for name, column in targets.items()}
+        if wrong := {name: column.shape for name, column in columns.items() if column.ndim != 1}:
+            raise ValueError(f"targets of {split} have the shapes {wrong}; expected (N,) of each")
+        targets = pd.DataFrame(columns)
+    if isinstance(targets, pd.DataFrame):
+        return targets.reset_index(drop=True)
+    values = as_array(targets)
+    if values.ndim not in (1, 2) or not values.size:
+        what = f"{type(targets).__name__} of shape {values.shape}"
+        raise ValueError(f"the targets of {split} are a {what}; expected (N,), (N, targets), a dict or a table")
+    names = [f"target {i}" for i in range(values.shape[1])] if values.ndim == 2 else ["target"]
+    return pd.DataFrame(values.reshape(len(values), -1), columns=names)

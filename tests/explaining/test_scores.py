@@ -126,6 +126,14 @@ def test_equal_scores_pick_the_middle():
     assert regret(scores, result).picked_layer[0] == 2
 
 
+def test_layers_with_names_have_their_middle_and_last_by_depth():
+    numbered = result_by_hand(0, "11", "10", "01")
+    names = ["stem", "block 10", "block 9"]  # by the alphabet the middle one is the last, and the first the last
+    named = ProbeResult(numbered.table, dict(zip(names, numbered.correct.values(), strict=True)), "stem")
+    scores = pd.DataFrame({"layer": names, "dime": [1.0, 3, 2]}).iloc[[2, 0, 1]]
+    assert regret(scores, named).picked_layer.tolist() == ["block 10", "block 10", "block 9"]
+
+
 def test_scores_that_do_not_fit():
     result = result_by_hand(0, "11", "10")
     with pytest.raises(ValueError, match=r"expected a row for each of the layers \[0, 1\]"):

@@ -1,6 +1,7 @@
 """Layers of any torch network: stored states against plain forward hooks, the store's key, and what is refused."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -316,6 +317,13 @@ class Wrapped(nn.Module):
         (lambda x: x.permute(0, 2, 3, 1), "mean", r"looks like \(N, H, W, C\): give pool="),
         (lambda x: x, lambda x: x.mean(), r"pool gives \(\) for \(2, 3, 4, 4\) of made; expected \(2, D\)"),
         (lambda x: "text", "mean", "made gives a str without a tensor"),
+        (lambda x: torch.complex(x, x), "mean", r"made gives torch.complex64, torch.strided; expected real numbers"),
+        (lambda x: x.flatten(1).to_sparse(), "mean", r"made gives torch.float32, torch.sparse_coo; expected real"),
+        (lambda x: x.flatten(1)[:, :0], "mean", r"made gives float32 \(2, 0\); expected .* that is not empty"),
+        (lambda x: x, lambda x: x.flatten(1)[:, :0], r"pool gives \(2, 0\) for \(2, 3, 4, 4\) of made"),
+        (lambda x: x, lambda x: 1j * x.flatten(1), r"pool gives \(2, 48\) .* expected \(2, D\), real"),
+        (lambda x: x, lambda x: 1 / 0, r"pool fails on \(2, 3, 4, 4\) of made: ZeroDivisionError division by zero"),
+        (nn.functional.dropout, "mean", "made gives something else of the same image each time, in eval mode"),
         (lambda x: x / 0, "mean", r"made gives values that are not finite for the first image \(float32 \(3, 4, 4\)"),
     ],
 )
@@ -331,8 +339,20 @@ def test_what_a_module_gives_is_pooled_or_refused_with_its_shape(function, pool,
     assert not list(tmp_path.iterdir())
 
 
+def test_true_and_false_are_ones_and_zeros(test, tmp_path):
+    store = extract(Wrapped(lambda x: x.flatten(1) > 0.5), test, modules="made", store=tmp_path, **OPTIONS)
+    expected = torch.stack(list(map(pixels(4), test))).flatten(1) > 0.5
+    np.testing.assert_array_equal(store.layer("modules", "made", "test"), expected)
+
+
 def at_random(image):
     return pixels(4)(image) + torch.rand(())
+
+
+def seldom_at_random():
+    """Something else in the fifth call, as of a mirror that draws the same four times."""
+    calls = itertools.count()
+    return lambda image: pixels(4)(image) + float(next(calls) == 4)
 
 
 def of_any_size(image):
@@ -347,6 +367,10 @@ def of_any_size(image):
         ({"modules": ["blocks.0", "unused"]}, "unused did not run in a forward pass; name one that is called"),
         ({"pool": "maen"}, r"no pooling 'maen' of modules; expected one of mean, .* did you mean 'mean'\?"),
         ({"preprocess": at_random}, "preprocess makes something else of the same picture each time"),
+        ({"preprocess": seldom_at_random()}, "preprocess makes something else of the same picture each time"),
+        ({"preprocess": lambda image: {}}, "preprocess gives a dict of nothing; expected"),
+        ({"preprocess": lambda image: "words"}, "preprocess gives a str; expected a tensor, an array, or a dict"),
+        ({"preprocess": lambda image: torch.ones(3, 4, 4, device="meta")}, r"preprocess gives a Tensor; .*meta"),
         ({"preprocess": of_any_size}, r"preprocess gives float32 \(3, 4, .\) for shades test row \d+, and float32"),
         ({"preprocess": lambda image: image}, "preprocess gives a Image; expected a tensor"),
         ({"preprocess": lambda _: {"x": torch.ones(3, 4, 4)}}, r"gives x \(3, 4, 4\); expected a first axis of 1"),

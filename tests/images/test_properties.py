@@ -102,7 +102,7 @@ def test_bad_input():
     tokens = tokens_of(wave(1, "rows"))
     with pytest.raises(ValueError, match=r"cutoff=0.5; expected cycles per pixel"):
         image_properties(tokens, PROCESSOR, cutoff=0.5)
-    with pytest.raises(ValueError, match="processor=None; expected the model's image processor"):
+    with pytest.raises(ValueError, match="processor of type NoneType; expected the model's image processor"):
         image_properties(tokens, None)
     with pytest.raises(ValueError, match="15 tokens per image"):
         image_properties(tokens[:, :15], PROCESSOR)

@@ -83,12 +83,22 @@ def test_words_of_train_and_test_are_matched_by_name():
         (["a", "b"], {0: np.eye(2), "b": np.eye(2)}, "layers 0, 'b'; expected numbers for all, or names for all"),
         ([0, 1], {1.5: np.eye(2)}, "layer 1.5 is a float; expected a whole number or a name"),
         ([0, 1], {"x": np.eye(3)}, r"layer x is \(3, 3\) for 2 labels"),
+        (["a", None], {0: np.eye(2)}, "1 rows without one"),
+        (["a", np.nan], {0: np.eye(2)}, "1 rows without one"),
+        (np.eye(2), {0: np.eye(2)}, r"labels of shape \(2, 2\); expected \(N,\)"),
+        (1, {0: np.eye(2)}, r"labels of shape \(\)"),
+        ([0, 1], {0: np.ones((2, 0))}, r"layer 0 is \(2, 0\), float64; expected real numbers, one feature or more"),
+        ([0, 1], {0: [["a"], ["b"]]}, "layer 0 is .*; expected real numbers"),
+        ([0, 1], {0: np.eye(2) * 1j}, "layer 0 is .* complex128; expected real numbers"),
+        ([0, 1], {0: torch.ones(2, 2, device="meta")}, r"a tensor \(2, 2\) on the meta device holds no values"),
         ([0, 1], {"x": np.full((2, 2), np.inf)}, "layer x has values that are not finite"),
     ],
 )
 def test_what_is_no_class_or_layer_is_refused(labels, layers, words):
     with pytest.raises(ValueError, match=words):
         lab.Features(layers, labels)
+    with pytest.raises(TypeError, match="layers of type ndarray; expected a dict from numbers or names"):
+        lab.Features(np.eye(2), [0, 1])
     with pytest.raises(ValueError, match="the label 'cow' is not among names; expected one of cat, dog"):
         lab.Features({0: np.eye(2)}, ["cat", "cow"], names=("cat", "dog"))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
@@ -120,7 +121,49 @@ def test_bad_input():
         probe_targets({0: x * np.nan}, {0: x_test}, y, y_test, **QUIET)
     with pytest.raises(TypeError, match="layers of type ndarray"):
         probe_targets(x, x_test, y, y_test, **QUIET)
+    with pytest.raises(ValueError, match="layer 0 has 4 features in train, 1 in test"):
+        probe_targets({0: x}, {0: x_test[:, :1]}, y, y_test, **QUIET)
+    with pytest.raises(ValueError, match=r"layer 0 has shape \(60, 0\)"):
+        probe_targets({0: x[:, :0]}, {0: x_test[:, :0]}, y, y_test, **QUIET)
     assert len(ALPHAS) == 21
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (None, r"targets of train are a NoneType of shape \(\)"),
+        (np.zeros((60, 2, 2)), r"targets of train are a ndarray of shape \(60, 2, 2\)"),
+        ({"a": 1.0}, r"targets of train have the shapes {'a': \(\)}"),
+        (np.arange(60) + 1j, "target 'target' of train is complex128; expected real numbers"),
+        (pd.date_range("2020", periods=60).to_series(name="day"), "target 'day' of train is datetime64"),
+        (pd.DataFrame(np.eye(60)[:, :2], columns=["a", "a"]), "targets of train have 'a' more than once"),
+        (np.arange(60) * 1e200, r"target 'target' of train has values up to 5.9e\+201, whose squares"),
+    ],
+)
+def test_what_is_no_target_is_refused_in_a_line(targets, words):
+    layers = {0: made_up(60, 4, seed=0)[0]}
+    with pytest.raises(ValueError, match=words) as error:
+        probe_targets(layers, layers, targets, targets, **QUIET)
+    assert "\n" not in str(error.value)
+
+
+def test_tensors_are_layers_and_targets():
+    (x, y), (x_test, y_test) = made_up(60, 4, seed=0), made_up(50, 4, seed=1)
+    wanted = probe_targets({0: x}, {0: x_test}, y.to_numpy(), y_test.to_numpy(), **QUIET).table
+    layers = [{0: torch.tensor(values, requires_grad=True)} for values in (x, x_test)]
+    targets = [torch.tensor(split.to_numpy(), requires_grad=True) for split in (y, y_test)]
+    assert wanted.equals(probe_targets(*layers, *targets, **QUIET).table)
+    low = {0: layers[0][0].bfloat16()}, {0: layers[1][0].half()}
+    plain = [{0: side[0].detach().float().numpy()} for side in low]
+    pd.testing.assert_frame_equal(
+        probe_targets(*low, y, y_test, **QUIET).table, probe_targets(*plain, y, y_test, **QUIET).table
+    )
+
+
+def test_of_two_images_r2_has_no_lower_end():
+    """Half of the draws are of one image twice, of no variance."""
+    value, low, high = r2_with_interval(np.array([[[1.0], [2.0]]]), np.array([[0.0], [1.0]]))
+    assert (value.item(), low.item(), high.item()) == (1 - 1.5 / 0.25, -np.inf, 1 - 1.5 / 0.25)
 
 
 def test_the_figure_shows_each_target_and_raw_pixels_beside():
