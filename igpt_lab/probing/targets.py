@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, card, line, shown_control
 from igpt_lab.probing.features import Features, as_array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ALPHAS = tuple(np.logspace(-3, 7, 21).tolist())
 N_BOOT = 2_000  # draws of test images, the same for all layers and targets
@@ -48,6 +51,12 @@ class TargetResult:
 
     def _repr_html_(self) -> str:
         return card("TargetResult", self._facts())
+
+    def plot(self, **options) -> Axes:
+        """R² over depth: `options` are arguments of `lab.figures.target_curves`, such as `ax`."""
+        from igpt_lab import figures
+
+        return figures.target_curves(self.table, **options)
 
     def _facts(self) -> dict[str, str]:
         rows = self.table[self.table.chosen].set_index("target")

@@ -16,6 +16,7 @@ import igpt_lab.figures as figures
 from igpt_lab.core.display import MODEL
 from igpt_lab.probing.few_labels import FewLabelResult
 from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.targets import TargetResult
 from igpt_lab.training.classifier import Classified
 from tables import RECORD, bits_table, cka_table, layer_table, seed_table
 
@@ -51,6 +52,10 @@ def test_in_two_panels_nothing_but_their_data_and_labels_changes(name):
     if "gallery" not in name and name not in ("offset_maps", "attention_from"):  # pictures have no axes
         assert all(spine.get_visible() for spine in left.spines.values())
     assert not right.has_data() and right.get_xlim() == (0, 1) and left.has_data()
+    measured = pd.DataFrame(
+        {"target": "ink", "control": "model", "layer": [0, 1], "test_r2": [0.2, 0.6], "low": 0.1, "high": 0.7}
+    ).assign(chosen=[False, True], n_test=30)
+    assert list(TargetResult(measured, {}, {"ink": 1}).plot().get_lines()[0].get_ydata()) == [0.2, 0.6]
     plt.close(figure)
 
 
