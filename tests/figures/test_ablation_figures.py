@@ -31,7 +31,7 @@ def test_parts_over_depth_in_nats_and_points():
     assert list(lines_of(nats)) == ["block", "attention", "MLP"]
     assert lines_of(nats)["block"] == [[0, 2.5], [1, 0.02], [2, -0.003]]
     assert lines_of(lost)["MLP"] == [[0, 30], [1, 2], [2, 0]]
-    assert lines_of(lost)["probe"] == [[2, 0], [2, 1]]
+    assert lines_of(lost)["layer of the probe"] == [[2, 0], [2, 1]]
     (alone,) = leave_out_curve(leave_out_table(accuracy=False).query("part != 'mlp'")).axes
     assert list(lines_of(alone)) == ["block", "attention"]
 

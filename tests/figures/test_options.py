@@ -52,10 +52,6 @@ def test_in_two_panels_nothing_but_their_data_and_labels_changes(name):
     if "gallery" not in name and name not in ("offset_maps", "attention_from"):  # pictures have no axes
         assert all(spine.get_visible() for spine in left.spines.values())
     assert not right.has_data() and right.get_xlim() == (0, 1) and left.has_data()
-    measured = pd.DataFrame(
-        {"target": "ink", "control": "model", "layer": [0, 1], "test_r2": [0.2, 0.6], "low": 0.1, "high": 0.7}
-    ).assign(chosen=[False, True], n_test=30)
-    assert list(TargetResult(measured, {}, {"ink": 1}).plot().get_lines()[0].get_ydata()) == [0.2, 0.6]
     plt.close(figure)
 
 
@@ -174,6 +170,10 @@ def test_results_plot_themselves():
     assert "chosen layer" in lines(FewLabelResult(few_table(), {}, []).plot(style="wide"))
     classified = Classified(np.eye(2, dtype=np.float32), ("a", "b"), np.array([0, 1]), np.arange(2))
     np.testing.assert_array_equal(classified.plot().images[0].get_array(), np.eye(2))
+    measured = pd.DataFrame(
+        {"target": "ink", "control": "model", "layer": [0, 1], "test_r2": [0.2, 0.6], "low": 0.1, "high": 0.7}
+    ).assign(chosen=[False, True], n_test=30)
+    assert list(TargetResult(measured, {}, {"ink": 1}).plot().get_lines()[0].get_ydata()) == [0.2, 0.6]
     plt.close(figure)
 
 
