@@ -203,7 +203,7 @@ def _sentence(comparison: Mapping, n_test: int) -> str:
 
 def _choice_note(rows: pd.DataFrame) -> str:
     """What is wrong with a poor choice, in lines that fit; of a good one the layers within one standard error."""
-    return textwrap.fill("".join(about_choice(rows)[-1:]), letters() - 10)
+    return textwrap.fill("".join(about_choice(rows)[-1:]), max(letters() - 10, 10))
 
 
 def _few_label_lines(table: pd.DataFrame) -> Iterable[tuple[str, Keywords, pd.DataFrame]]:

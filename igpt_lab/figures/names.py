@@ -39,7 +39,7 @@ def as_label(name: object, room: int | None = None) -> str:
 
 def as_lines(text: str, room: int) -> str:
     """Words of one or several lines, each as `as_label`."""
-    return "\n".join(as_label(line, room) for line in text.split("\n"))
+    return "\n".join(as_label(line, room) for line in str(text).split("\n"))
 
 
 def words_of(value: object) -> Iterator[str]:

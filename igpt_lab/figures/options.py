@@ -1,15 +1,19 @@
 """What every figure takes by keyword, in one place, and what of it holds while a figure is plotted."""
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, is_color_like
+from matplotlib.legend import Legend
 
 from igpt_lab.core.values import closest, did_you_mean
 
@@ -45,26 +49,55 @@ class Options:
     ylim: tuple[float, float] | None = None
 
     def __post_init__(self):
-        for name in ("figsize", "xlim", "ylim"):
-            pair = getattr(self, name)
-            if pair is not None and (not isinstance(pair, list | tuple) or len(pair) != 2):
-                raise ValueError(f"{name}={pair!r}; expected two numbers")
+        for name in ("figsize", "xlim", "ylim", "palette", "legend"):  # arrays, and numpy's True, as plain values
+            value = getattr(self, name)
+            object.__setattr__(self, name, value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
+        for name in ("xlim", "ylim"):
+            _check_pair(name, getattr(self, name), lambda end: end is None or _is_number(end), "two numbers")
+        _check_pair(
+            "figsize", self.figsize, lambda side: _is_number(side) and side > 0, "two numbers above 0, in inches"
+        )
         if self.labels is not None and not isinstance(self.labels, Mapping):
             raise TypeError(f"labels={self.labels!r}; expected a dict from names to the words to show")
-        if isinstance(self.palette, str) and self.palette not in colormaps:
-            raise ValueError(
-                f"palette={self.palette!r}; no colormap has this name; {did_you_mean(self.palette, _MAPS)}"
-            )
-        colours = self.palette.values() if isinstance(self.palette, Mapping) else self.palette or ()
-        for colour in () if isinstance(self.palette, str) else colours:
-            if not is_color_like(colour):
-                raise ValueError(f"palette has {colour!r}, which is no colour of matplotlib")
+        _check_palette(self.palette)
+        if isinstance(self.legend, str) and self.legend not in Legend.codes:
+            expected = did_you_mean(self.legend, list(Legend.codes))
+            raise ValueError(f"legend={self.legend!r}; {expected}; or False for none")
+        if not isinstance(self.legend, str | int | None):
+            _check_pair("legend", self.legend, _is_number, "True, False, a place by its name, or two numbers")
 
     def changed(self) -> dict[str, Any]:
         """Those but `style` that are not the default, as plain values."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "style"}
         values = {name: value for name, value in values.items() if value is not None and value is not True}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_pair(name: str, pair: Any, is_fit: Callable[[Any], bool], expected: str) -> None:
+    """ValueError where an option is no pair of what is fit for it, or None."""
+    is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+    if pair is not None and not (is_pair and all(map(is_fit, pair))):
+        raise ValueError(f"{name}={pair!r}; expected {expected}")
+
+
+def _check_palette(palette: Any) -> None:
+    """ValueError for what is no palette, and for a colour or a colormap that matplotlib does not know."""
+    if isinstance(palette, str):
+        if palette not in colormaps:
+            advice = "a colour goes in a list or a dict; " if is_color_like(palette) else ""
+            expected = advice + did_you_mean(palette, _MAPS)
+            raise ValueError(f"palette={palette!r}; no colormap has this name; {expected}")
+        return
+    if not isinstance(palette, Mapping | list | tuple | None) or palette in ([], ()):
+        what = f"palette of type {type(palette).__name__}" if palette else f"palette={palette!r}"
+        raise ValueError(f"{what}; expected colours by name, a list of one or more, or the name of a colormap")
+    for colour in palette.values() if isinstance(palette, Mapping) else palette or ():
+        if not is_color_like(colour):
+            raise ValueError(f"palette has {colour!r}, which is no colour of matplotlib")
 
 
 NAMES = tuple(one.name for one in fields(Options))

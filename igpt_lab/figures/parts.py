@@ -204,7 +204,7 @@ def head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
         if title:
             ax.set_title(_title(title, letters()), loc="left")
         return
-    room = letters() - 10 - beside
+    room = max(letters() - 10 - beside, 10)
     title, note = _title(title, room), as_lines(note, 2 * letters())
     if narrow():
         note = textwrap.fill(note, room)
@@ -214,7 +214,7 @@ def head(ax: Axes, title: str, note: str, *, beside: int = 0) -> None:
 
 def _title(title: str, room: int) -> str:
     """A title, whose letters are large, in as many lines as it needs where there is room for so many small ones."""
-    return textwrap.fill(as_lines(title, 2 * letters()), int(0.75 * room))
+    return textwrap.fill(as_lines(title, 2 * letters()), max(int(0.75 * room), 8))
 
 
 def columns_of(labels: Iterable[str], most: int) -> int:

@@ -89,6 +89,7 @@ def _anew(function: Callable[..., Result], bound: inspect.BoundArguments, option
 
 def _into(ax: Axes, function: Callable[..., Result], bound: inspect.BoundArguments, options: Options) -> Result:
     """The data and labels of these Axes, whose limits go on to show what was there before."""
+    _check_axes(ax)
     figure = cast(matplotlib.figure.Figure, ax.get_figure(root=True))
     name, settings = resolved(options.style)
     if name != "paper":  # which is what nobody asked for
@@ -109,6 +110,16 @@ def _into(ax: Axes, function: Callable[..., Result], bound: inspect.BoundArgumen
     for text in cast(list[Text], result.findobj(Text)):  # those of the user's axes were there before
         text.set_parse_math(False)
     return result
+
+
+def _check_axes(ax: Any) -> None:
+    """Refuse what a figure cannot be plotted into, before anything of it is."""
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax of type {type(ax).__name__}; expected one Axes, such as plt.subplots()[1]")
+    if ax.name != "rectilinear":
+        raise ValueError(f"ax is {ax.name}; expected Axes with x and y alone, without a projection")
+    if ax.get_figure() is None:
+        raise ValueError("ax was removed from its figure; expected Axes of a figure")
 
 
 def _joined(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

@@ -114,8 +114,11 @@ def resolved(style: str | Mapping[str, Any] | os.PathLike) -> tuple[str, dict[st
         return style, {}
     if isinstance(style, str) and style in available:
         return "paper", _plain(library[style])
-    if os.path.isfile(style):
-        return "paper", _plain(rc_params_from_file(style, use_default_template=False))
+    if isinstance(style, str | os.PathLike) and os.path.isfile(style):
+        try:
+            return "paper", _plain(rc_params_from_file(style, use_default_template=False))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"style={str(style)!r} is no mplstyle file: {error}") from None
     advice = "a name in matplotlib.style.available, a dict of rcParams or the path of an mplstyle are taken too"
     raise ValueError(f"there is no style {str(style)!r}; {did_you_mean(style, STYLES)} ({advice})")
 
@@ -141,6 +144,8 @@ def _valid(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
+    if (size := settings.get("font.size", 1)) <= 0:
+        raise ValueError(f"font.size={size} in style; expected points above 0")
     return dict(settings)
 
 

@@ -149,6 +149,58 @@ def test_size_limits_and_legend():
         figures.bits_curve(bits_table(), xlim=3)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"figsize": (0, 3)}, r"figsize=\(0, 3\); expected two numbers above 0, in inches"),
+        ({"figsize": (np.nan, 2)}, r"figsize=\(nan, 2\); expected"),
+        ({"figsize": ("a", 2)}, "figsize=.*; expected two numbers above 0"),
+        ({"xlim": ("a", "b")}, r"xlim=\('a', 'b'\); expected two numbers"),
+        ({"ylim": (0, np.inf)}, r"ylim=\(0, inf\); expected two numbers"),
+        ({"legend": "uper left"}, "legend='uper left'; .*did you mean 'upper left'"),
+        ({"legend": ""}, "legend=''; expected one of best, upper right"),
+        ({"legend": (0.5, "a")}, "legend=.*; expected True, False, a place by its name, or two numbers"),
+        ({"palette": []}, r"palette=\[\]; expected colours by name, a list of one or more, or the name of a colormap"),
+        ({"palette": 3}, "palette of type int; expected colours by name"),
+        ({"palette": matplotlib.colormaps["viridis"]}, "palette of type ListedColormap; expected"),
+        ({"palette": "red"}, "no colormap has this name; a colour goes in a list or a dict"),
+        ({"style": None}, "there is no style 'None'; expected one of paper, wide, talk"),
+        ({"style": 1}, "there is no style '1'; expected one of paper, wide, talk"),
+        ({"style": {"font.size": 0}}, "font.size=0.0 in style; expected points above 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_in_a_line(options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        figures.layer_curve(layer_table(), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_options_are_arrays_too_and_a_figure_may_be_tiny(tmp_path):
+    ax = figures.layer_curve(layer_table(), figsize=np.array([0.3, 0.3]), xlim=np.array([0, 1]), legend=np.bool_(False))
+    assert tuple(ax.figure.get_size_inches()) == (0.3, 0.3) and ax.get_xlim() == (0, 1) and ax.get_legend() is None
+    ax = figures.layer_curve(layer_table(), palette=np.eye(3), title=3)
+    assert ax.get_title(loc="left") == "3" and lines(ax)["model, 95 % interval"].get_color() == [1, 0, 0]
+    (tmp_path / "odd.mplstyle").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is no mplstyle file"):
+        figures.layer_curve(layer_table(), style=tmp_path / "odd.mplstyle")
+
+
+def test_what_is_no_plain_axes_is_refused_untouched():
+    figure, panels = plt.subplots(1, 2)
+    for ax, words in ((panels, "ax of type ndarray; expected one Axes"), (figure, "ax of type Figure"), ("a", "str")):
+        with pytest.raises(TypeError, match=words):
+            figures.layer_curve(layer_table(), ax=ax)
+    for projection in ("3d", "polar"):
+        ax = plt.figure().add_subplot(projection=projection)
+        with pytest.raises(ValueError, match=f"ax is {projection}; expected Axes with x and y alone"):
+            figures.layer_curve(layer_table(), ax=ax)
+        assert not ax.has_data()
+    panels[0].remove()
+    with pytest.raises(ValueError, match="ax was removed from its figure"):
+        figures.layer_curve(layer_table(), ax=panels[0])
+    plt.close("all")
+
+
 def test_a_misspelt_argument_gets_the_closest():
     with pytest.raises(TypeError, match="layer_curve has no argument 'pallete'.*did you mean 'palette'?"):
         figures.layer_curve(layer_table(), pallete="tab10")
