@@ -113,6 +113,9 @@ def extract(
     """
     from igpt_lab.features import networks  # which is built upon this file
 
+    check_names(
+        old, [*setting_names(), "modules", "preprocess", "store", "device", "workers", "progress", *OLD_OPTIONS]
+    )
     if networks.is_other(model) or modules is not None or preprocess is not None:
         networks.refuse({"points": tuple(points) != ("ln_1",), "layers": layers, "alignment": alignment} | old)
         asked = networks.NetworkSettings(modules, pool, preprocess, dtype, batch_size, on_bad_image)
@@ -389,7 +392,6 @@ def _as_before(
     """`extract` with the options that have calls of their own by now, for one more release."""
     from igpt_lab.features.on_cluster import extract_on_cluster  # which is built upon this file
 
-    check_names(old, [*OLD_OPTIONS, *setting_names(), "store", "device", "workers", "progress"])
     engine, scheduler, share = old.get("engine", "local"), old.get("scheduler"), old.get("part")
     if engine not in ("local", "dask") or (engine == "local" and scheduler):
         raise ValueError(f"engine={engine!r}, scheduler={scheduler!r}; expected 'local', or 'dask' with its scheduler")

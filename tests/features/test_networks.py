@@ -390,9 +390,12 @@ def test_what_cannot_be_is_refused_in_a_line_before_any_work(options, words, twe
 
 
 def test_options_of_an_imagegpt_are_refused(twelve, test, tmp_path):
-    for options in ({"points": ["mlp_out"]}, {"layers": [1]}, {"alignment": "sos"}, {"on_bad_imge": "skip"}):
+    for options in ({"points": ["mlp_out"]}, {"layers": [1]}, {"alignment": "sos"}, {"engine": "dask"}):
         with pytest.raises(TypeError, match=f"{next(iter(options))}= is of an ImageGPT; .* modules="):
             extract(twelve, test, store=tmp_path, **OPTIONS, **options)
+    for wrong, right in {"modles": "modules", "preproces": "preprocess", "on_bad_imge": "on_bad_image"}.items():
+        with pytest.raises(TypeError, match=f"no option '{wrong}'; did you mean '{right}'"):
+            extract(twelve, test, store=tmp_path, **OPTIONS, **{wrong: None})
     with pytest.raises(TypeError, match="expected a model as"):
         lab.extract_share(twelve, test, share=(1, 2), store=tmp_path)
 
