@@ -30,7 +30,9 @@ def test_a_difference_has_the_intervals_that_there_are():
 
 def test_a_table_says_how_sure_its_choice_is():
     poor = about_choice(rows())  # the standard error of 0.8 on 90 images is 4.2 points
-    assert poor[0] == "within one standard error: 3, 4" and poor[1].startswith("a poor choice: 2 of 5 layers")
+    assert poor[0] == "within one standard error: 3, 4" and poor[1].startswith(
+        "a poor choice: one standard error is 4.2 points on 90"
+    )
     assert choice_in(rows()).enough == 300  # 0.8 * 0.2 / 0.025 ** 2 = 256, rounded up
     assert about_choice(rows(10_000)) == []  # 0.4 points, and no other layer within them
     assert about_choice(rows(1000)) == ["within one standard error: 3, 4"]
