@@ -101,6 +101,16 @@ class Features:
         return replace(self, labels=as_array(labels), names=())
 
 
+def as_layers(layers: Features | Mapping[Any, np.ndarray]) -> Mapping[Any, np.ndarray]:
+    """Matrices by layer, of features or as they are; TypeError for anything else, ValueError for none."""
+    layers = layers.layers if isinstance(layers, Features) else layers
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers of type {type(layers).__name__}; expected Features, or {{number: array (N, D)}}")
+    if not layers:
+        raise ValueError("got no layers; expected at least one")
+    return layers
+
+
 def as_array(values: Any) -> np.ndarray:
     """Arrays as they are, torch tensors and lists as arrays; floats of half precision as float32."""
     if isinstance(values, torch.Tensor):

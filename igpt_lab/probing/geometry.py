@@ -19,7 +19,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.features.store import StoredLayers
-from igpt_lab.probing.features import Features
+from igpt_lab.probing.features import Features, as_layers
 from igpt_lab.probing.neighbours import nearest_others, scaled
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
@@ -71,7 +71,7 @@ def cka(
         2            0.4  0.8  1.0  0.9
         3            0.3  0.7  0.9  1.0
     """
-    sides = [_layers(each) for each in ([layers] if other is None else [layers, other])]
+    sides = [as_layers(each) for each in ([layers] if other is None else [layers, other])]
     rows = _same_images(layers, layers if other is None else other)
     batches = np.array_split(np.random.default_rng(seed).permutation(rows), -(-rows // max(batch, 1)))
     if len(batches[-1]) < 4:
@@ -136,7 +136,7 @@ def measure_layers(
         3      3         100  100           8
     """
     rows, search = [], partial(nearest_others, device=device, progress=progress)
-    layers, n = _layers(layers), _count(layers)
+    layers, n = as_layers(layers), _count(layers)
     name = f"geometry {shown_control(control)}".strip()
     for layer in tqdm(layers, desc=name, unit="layer", disable=not progress):
         x = _checked(layers[layer], f"layer {layer}", n)
@@ -221,15 +221,6 @@ def label_overlap(
     """
     near, _ = nearest_others(_checked(x, "x"), neighbours + 1, device=device, progress=progress)
     return _overlap(near, labels)
-
-
-def _layers(layers: Features | Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
-    layers = layers.layers if isinstance(layers, Features) else layers
-    if not isinstance(layers, Mapping):
-        raise TypeError(f"layers of type {type(layers).__name__}; expected Features, or {{number: array (N, D)}}")
-    if not layers:
-        raise ValueError("got no layers; expected at least one")
-    return layers
 
 
 def _count(layers: Features | Mapping[int, np.ndarray]) -> int:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.significance import mean_interval
-from igpt_lab.probing.features import Features, as_array
+from igpt_lab.probing.features import Features, as_array, as_layers
 
 BLOCK = 2**23  # distances that are in memory at once: 64 MiB
 Layers = Features | Mapping[int, np.ndarray]
@@ -63,15 +63,11 @@ def _columns(name: str, ranks: np.ndarray) -> dict[str, float]:
 
 
 def _matrices(layers: Layers) -> dict[Any, np.ndarray]:
-    values = layers.layers if isinstance(layers, Features) else layers
-    if not isinstance(values, Mapping):
-        raise TypeError(f"layers of type {type(layers).__name__}; expected Features, or {{number: array (N, D)}}")
+    values = as_layers(layers)
     found = {layer: as_array(values[layer]).astype(np.float64) for layer in values}
     for layer, x in found.items():
         if x.ndim != 2 or not np.isfinite(x).all():
             raise ValueError(f"layer {layer} has shape {x.shape}, or values that are not finite; expected (N, D)")
-    if not found:
-        raise ValueError("got no layers; expected at least one")
     return found
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, card, line, shown_control
-from igpt_lab.probing.features import Features, as_array
+from igpt_lab.probing.features import Features, as_array, as_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def probe_targets(
         4      0        contrast      200     100
         5      0  high_frequency      200     100
     """
-    sides = [_layers_of(side) for side in (train, test)]
+    sides = [as_layers(side) for side in (train, test)]
     wanted, tested = _table_of(train_targets, "train"), _table_of(test_targets, "test")
     for what, ours, theirs in (("layers", *sides), ("targets", wanted, tested)):
         if list(ours) != list(theirs):
@@ -212,15 +212,6 @@ def r2_with_interval(errors: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tup
         draws.append(1 - lost.reshape(size, *value.shape) / np.maximum(second - first**2, 1e-300)[:, None])
     low, high = np.quantile(np.concatenate(draws), [0.025, 0.975], axis=0)
     return value, np.where(low < -LARGEST, -np.inf, low), high
-
-
-def _layers_of(layers: Layers) -> Mapping[int, np.ndarray]:
-    values = layers.layers if isinstance(layers, Features) else layers
-    if not isinstance(values, Mapping):
-        raise TypeError(f"layers of type {type(layers).__name__}; expected Features, or {{number: array (N, D)}}")
-    if not values:
-        raise ValueError("got no layers; expected at least one")
-    return values
 
 
 def _matrix(x: np.ndarray, layer: Any, n: int) -> np.ndarray:

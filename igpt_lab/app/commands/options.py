@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import igpt_lab as lab
+from igpt_lab.app import runs
 
 FIELD_TYPES = {"int": int, "float": float, "str": str}
 HEADINGS = dict.fromkeys("--out --store --name --style --no-pdf".split(), "output") | dict.fromkeys(
@@ -120,6 +121,7 @@ CONFIG = argument("--config", help="configuration of a set of the Hub that has s
 SPLIT = argument("--split", default="test", help="split of the images, such as train or test")
 LAYERS = argument("--layers", type=int, **LIST, help="layers to use, from 0; -1 is the last, L (default: all, 0 to L)")
 STORE = argument("--store", default="stores", help="folder in which the feature stores are kept")
+OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
 DEVICE = argument(
     "--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator where there is one, else cpu)"
 )

@@ -17,6 +17,7 @@ from igpt_lab.app.commands.options import (
     LIMIT,
     LIST,
     MODEL,
+    OUT,
     REVISION,
     STORE,
     argument,
@@ -27,8 +28,6 @@ from igpt_lab.app.commands.options import (
 from igpt_lab.core import display
 from igpt_lab.core.hub import resolve
 from igpt_lab.core.provenance import atomic_write
-
-OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
 
 
 @command(

@@ -15,6 +15,7 @@ from igpt_lab.app.commands.options import (
     LAYERS,
     LIMIT,
     MODEL,
+    OUT,
     REVISION,
     STORE,
     argument,
@@ -23,8 +24,6 @@ from igpt_lab.app.commands.options import (
     train_and_test,
 )
 from igpt_lab.core.provenance import atomic_write
-
-OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
 
 
 @command(
