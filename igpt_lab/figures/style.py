@@ -17,6 +17,7 @@ import matplotlib.figure
 from matplotlib import RcParams, rc_params_from_file, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.style import available, context, library
+from matplotlib.transforms import Bbox
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.core.values import closest, did_you_mean
@@ -207,9 +208,19 @@ def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
             figure.set_dpi(before)
+            _round_places(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict.fromkeys(UNDATED[kind].split()))
         return _named_in_order(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
+
+
+def _round_places(figure: matplotlib.figure.Figure) -> None:
+    """Round where subfigures and Axes are: the last bits of a layout differ from time to time."""
+    for part in figure.subfigs:
+        box = part.bbox_relative
+        box.set_points(box.get_points().round(9))
+    for ax in figure.axes:
+        ax.set_position(Bbox(ax.get_position(original=True).get_points().round(9)))
 
 
 def _named_in_order(svg: bytes) -> bytes:

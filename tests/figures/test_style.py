@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 import igpt_lab.figures as figures
 from igpt_lab.app import cli
 from igpt_lab.core.display import MODEL
+from igpt_lab.figures.parts import figure_of
 from igpt_lab.figures.protocol import EFFECT_STYLES, PROTOCOL_STYLES, TRANSFORMERS_STYLE
-from igpt_lab.figures.style import LINE_STYLES, OTHERS, STYLES
+from igpt_lab.figures.style import LINE_STYLES, OTHERS, STYLES, render
 from tables import (
     RECORD,
     attention_tables,
@@ -133,6 +135,22 @@ def test_a_saved_figure_is_drawn_again_to_the_byte(name, tmp_path):
     assert [path.read_bytes() for path in paper] == [
         (tmp_path / "paper" / f"a{path.suffix}").read_bytes() for path in paper
     ]
+
+
+@pytest.mark.parametrize("name", ["layer_curve", "protocol_curves"])
+def test_the_last_bits_of_a_layout_change_no_byte(name, monkeypatch):
+    arguments, options, _ = drawings()[name]
+    lay_out = ConstrainedLayoutEngine.execute
+
+    def lay_out_otherwise(engine, figure):
+        lay_out(engine, figure)
+        for box in (*(part.bbox_relative for part in figure.subfigs), *(ax._originalPosition for ax in figure.axes)):
+            box.set_points(box.get_points() * (1 + 1e-14))
+
+    kinds = ("png", "pdf", "svg")
+    first = [render(figure_of(figures.FIGURES[name](*arguments, **options)), kind) for kind in kinds]
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lay_out_otherwise)
+    assert [render(figure_of(figures.FIGURES[name](*arguments, **options)), kind) for kind in kinds] == first
 
 
 @pytest.mark.parametrize("name", ["layer_curve", "few_label_curve", "geometry_curves", "fine_tuning"])
