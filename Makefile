@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 BENCH ?=
+DEVICE ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 DOCS_STAMP := .venv/.stamp-docs
@@ -15,7 +16,7 @@ export UV_COMPILE_BYTECODE := 1
 # A folder of wheels kept for pip serves uv as well; empty elsewhere.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
-.PHONY: help reproduce test coverage lowest lab bench lint lock reference docs
+.PHONY: help reproduce test coverage lowest lab bench gpu lint lock reference docs
 
 help:
 	@echo "make reproduce   run notebooks 0 to 4 and 6 into results/mine/, compare with the shipped run   (ARGS=--all, --quick)"
@@ -25,6 +26,7 @@ help:
 	@echo "make lowest      run the tests with the lowest versions that pyproject.toml allows    (needs uv)"
 	@echo "make lab         open JupyterLab on a copy of the notebooks in workbench/        (ARGS=FOLDER for another)"
 	@echo "make bench       measure against other software, to results/mine/         (BENCH=extract for one of them)"
+	@echo "make gpu         test every path on the accelerator, and measure it          (DEVICE=cpu ARGS=--quick to try it)"
 	@echo "make docs        build the documentation site into build/site/"
 	@echo "make lint        check style, formatting and types"
 	@echo "make reference   for maintainers: replace the shipped run and the executed notebooks by those of this machine"
@@ -72,6 +74,12 @@ lab: $(STAMP)
 bench: $(STAMP)
 	@echo "make bench: benchmarks/ -> results/mine/benchmarks/"
 	@$(BIN)/python -m benchmarks $(BENCH) $(ARGS)
+
+# Tests with the marker gpu, then the benchmark gpu; DEVICE is by default the accelerator of this machine.
+gpu: $(STAMP)
+	@echo "make gpu: tests/test_gpu.py on $(or $(DEVICE),the accelerator), then benchmarks -> results/mine/benchmarks/gpu/"
+	@IGPT_LAB_DEVICE=$(DEVICE) $(BIN)/python -m pytest -m gpu tests/test_gpu.py
+	@IGPT_LAB_DEVICE=$(DEVICE) $(BIN)/python -m benchmarks gpu $(ARGS)
 
 # Notebooks are shown as they are committed. A warning fails, so a broken link inside does too.
 docs: $(DOCS_STAMP)

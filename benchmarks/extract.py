@@ -191,54 +191,56 @@ def tokens_of(config, count: int) -> np.ndarray:
 # Makers: each is called in a process of its own, and has the model run once, on an image, before it is measured.
 
 
-def ours(folder: Path, dtype: str, count: int, batch: int | None = None) -> Callable:
+def ours(folder: Path, dtype: str, count: int, batch: int | None = None, device: str = "cpu") -> Callable:
     """The model inside `record`, in batches as `extract` makes them."""
-    model = lab.load_model(folder)
-    batch = batch or default_batch(model.config, torch.device("cpu"))
-    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", model.config)
+    model = lab.load_model(folder).to(device)
+    batch = batch or default_batch(model.config, model.device)
+    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", model.config).to(device)
 
     def call(batches) -> None:
-        low = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+        low = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
         with torch.inference_mode(), low, lab.record(model, ["ln_1"]) as pooled:
             for each in batches:
                 pooled.run(each, use_cache=False)
-                pooled["ln_1"].numpy()
+                pooled["ln_1"].cpu().numpy()
 
     call(inputs[:1, None])
     return partial(call, inputs.split(batch))
 
 
-def extracted(folder: str | Path, dtype: str, count: int, layers: list[int] | None = None) -> Callable:
+def extracted(
+    folder: str | Path, dtype: str, count: int, layers: list[int] | None = None, device: str = "cpu"
+) -> Callable:
     """`extract` from tokens into a new store."""
     model = lab.load_model(folder)
     source = TokenSet("random", "train", np.arange(count), None, (), tokens_of(model.config, count))
 
     def call(source: TokenSet) -> None:
         with tempfile.TemporaryDirectory() as stores:
-            lab.extract(model, source, store=stores, layers=layers, dtype=dtype, device="cpu", progress=False)
+            lab.extract(model, source, store=stores, layers=layers, dtype=dtype, device=device, progress=False)
 
     call(source.select([0]))
     return partial(call, source)
 
 
-def port_model(folder: Path):
+def port_model(folder: Path, device: str = "cpu"):
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers.ImageGPTModel.from_pretrained(folder).eval()
+    return transformers.ImageGPTModel.from_pretrained(folder).eval().to(device)
 
 
-def port(folder: Path, dtype: str, count: int, batch: int) -> Callable:
+def port(folder: Path, dtype: str, count: int, batch: int, device: str = "cpu") -> Callable:
     """The recipe that users of transformers follow."""
-    model = port_model(folder)
-    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", lab.load_model(folder).config)
+    model = port_model(folder, device)
+    inputs = align(torch.as_tensor(tokens_of(model.config, count)), "sos", lab.load_model(folder).config).to(device)
 
     def call(batches) -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.inference_mode(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             for each in batches:
                 states = model(each, output_hidden_states=True, use_cache=False).hidden_states
-                torch.stack([state.mean(1) for state in states], 1).float().numpy()
+                torch.stack([state.mean(1) for state in states], 1).float().cpu().numpy()
 
     call(inputs[:1, None])
     return partial(call, inputs.split(batch))

@@ -25,7 +25,7 @@ COLUMNS = ["case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "runs
 
 @dataclass(frozen=True)
 class Result:
-    """Median seconds of a contestant's calls, what its last call returned, and its process' peak memory in MB."""
+    """Median seconds of a contestant's calls, what its last call returned, and its peak memory in MB."""
 
     seconds: float
     value: object
@@ -70,12 +70,12 @@ def row(
     return dict(zip(COLUMNS, (case, metric, unit, ours, peer, peer_name, ratio, runs), strict=True))
 
 
-def matmul(dtype: torch.dtype, size: int = 2048) -> Callable:
+def matmul(dtype: torch.dtype, size: int = 2048, device: str = "cpu") -> Callable:
     """Maker of a contestant: five products of square matrices, by the faster of torch's two libraries in float32.
 
     `rate` makes its seconds GFLOP/s.
     """
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
 
     def multiply() -> None:
         for _ in range(5):
@@ -113,7 +113,9 @@ def machine() -> str:
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MB."""
+    """Largest memory of this process so far, in MB: the accelerator's where it used one, else what was resident."""
+    if torch.accelerator.is_available() and (used := torch.accelerator.max_memory_allocated()):
+        return used / 2**20
     status = Path("/proc/self/status")
     if status.exists():  # on Linux, ru_maxrss begins with what the parent process had
         kilobytes = next(each.split()[1] for each in status.read_text().splitlines() if each.startswith("VmHWM"))
@@ -125,6 +127,8 @@ def peak_memory() -> float:
 def _timed(call: Callable) -> tuple[float, object, float]:
     begun = time.perf_counter()
     value = call()
+    if torch.accelerator.is_available():  # it works behind the host
+        torch.accelerator.synchronize()
     return time.perf_counter() - begun, value, peak_memory()
 
 

@@ -87,28 +87,28 @@ def peer_name() -> str:
     return f"transformers {transformers.__version__}"
 
 
-def model_of(config: lab.ImageGPTConfig) -> lab.ImageGPTForCausalImageModeling:
+def model_of(config: lab.ImageGPTConfig, device: str = "cpu") -> lab.ImageGPTForCausalImageModeling:
     """Random weights at the port's scales: at the original's the head is zero, and every colour equally probable."""
     generator = torch.Generator().manual_seed(0)
-    return lab.ImageGPTForCausalImageModeling(config, init="transformers", generator=generator).eval()
+    return lab.ImageGPTForCausalImageModeling(config, init="transformers", generator=generator).eval().to(device)
 
 
 # Makers: each is called in a process of its own.
 
 
-def ours(config: lab.ImageGPTConfig, batch: int) -> Callable:
-    model = model_of(config)
+def ours(config: lab.ImageGPTConfig, batch: int, device: str = "cpu") -> Callable:
+    model = model_of(config, device)
     last = np.zeros((batch, config.n_positions - WARM), np.int64)
     lab.complete(model, last, completions=1, progress=False)
     return lambda: lab.sample(model, batch, batch_size=batch, progress=False)
 
 
-def port(config: lab.ImageGPTConfig, batch: int, cache: str) -> Callable:
+def port(config: lab.ImageGPTConfig, batch: int, cache: str, device: str = "cpu") -> Callable:
     import transformers
 
     values = {name: value for name, value in config.to_dict().items() if name not in ("bidirectional", "model_type")}
-    model = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**values)).eval()
-    start = torch.full((batch, 1), config.sos_token_id)
+    model = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**values)).eval().to(device)
+    start = torch.full((batch, 1), config.sos_token_id, device=device)
     how = {"do_sample": True, "top_k": 0} | ({} if cache == "dynamic" else {"cache_implementation": cache})
 
     def call(count: int = config.n_positions) -> None:

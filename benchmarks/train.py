@@ -79,10 +79,10 @@ def tokens_of(config: lab.ImageGPTConfig, batch: int, extra: int = 0) -> np.ndar
 # Makers: each is called in a process of its own.
 
 
-def ours(shape: tuple, batch: int, compile: bool) -> Callable:
+def ours(shape: tuple, batch: int, compile: bool, device: str = "cpu") -> Callable:
     config = config_of(shape)
-    recipe = PretrainConfig(steps=100_000, batch_size=batch, compile=compile).settled(config, torch.device("cpu"))
-    model, tokens = lab.ImageGPTForCausalImageModeling(config), tokens_of(config, batch)
+    recipe = PretrainConfig(steps=100_000, batch_size=batch, compile=compile).settled(config, torch.device(device))
+    model, tokens = lab.ImageGPTForCausalImageModeling(config).to(device), tokens_of(config, batch)
     trainer = Trainer(model, recipe, Path("absent"), lambda pixels: lab.next_pixel_loss(model, pixels))
     kept = ExitStack()  # as long as the call lives
     kept.enter_context(memory_kept())
@@ -95,17 +95,17 @@ def ours(shape: tuple, batch: int, compile: bool) -> Callable:
     return call
 
 
-def port(shape: tuple, batch: int, dtype: str, compiled: bool) -> Callable:
+def port(shape: tuple, batch: int, dtype: str, compiled: bool, device: str = "cpu") -> Callable:
     """transformers' model in the loop of its Trainer: fused AdamW, autocast, SOS in front and labels shifted inside."""
     import transformers
 
     ours = config_of(shape)
     values = {name: value for name, value in ours.to_dict().items() if name not in ("bidirectional", "model_type")}
     model = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**values | {"use_cache": False}))
-    optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
-    tokens = align(torch.as_tensor(tokens_of(ours, batch)), "sos", ours)
+    optimiser = torch.optim.AdamW(model.to(device).train().parameters(), lr=1e-3, fused=True)
+    tokens = align(torch.as_tensor(tokens_of(ours, batch)), "sos", ours).to(device)
     forward = torch.compile(model) if compiled else model
-    return partial(train, lambda: forward(input_ids=tokens, labels=tokens).loss, optimiser, dtype)
+    return partial(train, lambda: forward(input_ids=tokens, labels=tokens).loss, optimiser, dtype, device)
 
 
 def nanogpt(shape: tuple, batch: int, dtype: str, compiled: bool) -> Callable:
@@ -117,10 +117,10 @@ def nanogpt(shape: tuple, batch: int, dtype: str, compiled: bool) -> Callable:
     return partial(train, lambda: forward(inputs, targets), model.optimiser(), dtype)
 
 
-def train(loss_of: Callable, optimiser: torch.optim.Optimizer, dtype: str) -> None:
+def train(loss_of: Callable, optimiser: torch.optim.Optimizer, dtype: str, device: str = "cpu") -> None:
     """The others' steps."""
     for _ in range(STEPS):
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = loss_of()
         loss.backward()
         optimiser.step()
