@@ -71,6 +71,7 @@ _HOME = {
     "classify": "training.classifier",
     "compare": "core.significance",
     "compare_drops": "probing.controls",
+    "compare_dtypes": "probing.dtypes",
     "compare_families": "core.seeds",
     "compare_fine_tuning": "training.comparison",
     "compare_layers": "probing.probes",
