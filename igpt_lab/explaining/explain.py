@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from igpt_lab.explaining.attention import AttentionSummary, attention_from, atte
 from igpt_lab.explaining.attentive import probe_attentive
 from igpt_lab.explaining.lenses import lens_strip, logit_lens, pixel_baselines
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.explaining.positions import probe_positions, probe_prefixes
+from igpt_lab.explaining.positions import probe_positions, probe_slices, slice_of
 from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, describe
 from igpt_lab.explaining.readouts import bits_by_layer, default_states
 from igpt_lab.explaining.tuned_lens import fit_tuned_lens, tuned_lens
@@ -248,7 +248,7 @@ class _Run:
     model: ImageGPTForCausalImageModeling
     train: _Images
     test: _Images
-    features: Features  # of training images
+    prefix_means: list[Features]  # of training and test images; the last of them are means over all states
     probe: ProbeResult
     chosen: int
     of_store: dict[str, Any]  # options of what extracts
@@ -260,16 +260,22 @@ class _Run:
     ) -> _Run:
         """The probe of each layer, and c."""
         splits = [train.some(TRAIN["probe"]).images, test.some(TEST["probe"]).images]
-        store = extract(model, splits, **of_store)
+        shares = min(SHARES, model.config.n_positions)
+        store = extract(model, splits, pool=f"prefix:{shares}", **of_store)
         options = {"seed": seed, "progress": of_store["progress"]}
-        features, of_test = (Features.from_store(store, split.split) for split in splits)
-        probe = probe_layers(features, of_test, device=of_store["device"], **options)
+        parts = [Features.from_store(store, split.split) for split in splits]
+        means = (slice_of(part, shares - 1, shares) for part in parts)
+        probe = probe_layers(*means, device=of_store["device"], **options)
         chosen = _between_ends(probe.chosen, model.config.n_layer) if chosen is None else chosen
-        return cls(model, train, test, features, probe, chosen, of_store, options)
+        return cls(model, train, test, parts, probe, chosen, of_store, options)
 
     @property
     def last(self) -> int:
         return self.model.config.n_layer
+
+    @property
+    def shares(self) -> int:
+        return min(SHARES, self.model.config.n_positions)
 
     def few(self) -> _Images:
         return self.test.some(TEST["few"])
@@ -280,7 +286,8 @@ class _Run:
 
     def of_probe(self) -> dict[str, Any]:
         """The probe at c with its layer, and the labels of few images."""
-        probe = LinearProbe(C=self.strength(self.chosen)).fit(self.features.layers[self.chosen], self.features.labels)
+        features = slice_of(self.prefix_means[0], self.shares - 1, self.shares)
+        probe = LinearProbe(C=self.strength(self.chosen)).fit(features.layers[self.chosen], features.labels)
         return {"probe": probe, "probe_layer": self.chosen, "labels": self.few().labels}
 
     def lens(self) -> pd.DataFrame:
@@ -305,19 +312,20 @@ class _Run:
         return bits_by_layer(self.model, train.tokens, test.tokens, **labels, **self.options)
 
     def positions(self) -> Measurement:
-        return probe_positions(self.model, *self.probed(), **self.of_slices())
+        images = [self.train.some(TRAIN["probe"]).images, self.test.some(TEST["probe"]).images]
+        return probe_positions(
+            self.model, *images, layers=self.few_layers(), seed=self.options["seed"], **self.of_store
+        )
 
     def prefixes(self) -> Measurement:
-        return probe_prefixes(self.model, *self.probed(), shares=SHARES, **self.of_slices())
+        """As `probe_prefixes`, from the features that the first probe has."""
+        parts = (replace(part, layers={n: part.layers[n] for n in self.few_layers()}) for part in self.prefix_means)
+        seen = [i / self.shares for i in range(1, self.shares + 1)]
+        return probe_slices(*parts, seen, name="share", device=self.of_store["device"], **self.options)
 
-    def probed(self) -> list[Any]:
-        """Images of the two splits that probes are fitted and tested on."""
-        return [self.train.some(TRAIN["probe"]).images, self.test.some(TEST["probe"]).images]
-
-    def of_slices(self) -> dict[str, Any]:
-        """Options of probes of a part of each image: some layers, c among them."""
-        layers = sorted({*np.linspace(0, self.last, LAYERS).round().astype(int).tolist(), self.chosen})
-        return {"layers": layers, "seed": self.options["seed"], **self.of_store}
+    def few_layers(self) -> list[int]:
+        """Those of probes of a part of each image, c among them."""
+        return sorted({*np.linspace(0, self.last, LAYERS).round().astype(int).tolist(), self.chosen})
 
     def attention(self) -> AttentionSummary:
         return attention_maps(self.model, self.few().tokens, progress=self.options["progress"])

@@ -185,7 +185,7 @@ def probe_slices(
     tables = []
     correct: dict[tuple, np.ndarray] = {}
     for i, value in enumerate(tqdm(slices, desc=f"probes by {name}", unit=name, disable=not progress)):
-        parts = (replace(features, layers=_Slice(features.layers, i, len(slices))) for features in (train, test))
+        parts = (slice_of(features, i, len(slices)) for features in (train, test))
         result = probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
         paired = compare(result.correct[result.chosen], result.correct[max(result.correct)])
         ends = {"drop_low": paired.low, "drop_high": paired.high, "drop_p": paired.p_value}
@@ -207,6 +207,11 @@ def _features(
     store = extract(model, [train_images, test_images], pool=pool, **options)
     (point,) = options["points"]
     return [Features.from_store(store, images.split, point) for images in (train_images, test_images)]
+
+
+def slice_of(features: Features, place: int, count: int) -> Features:
+    """Of `count` vectors that stand one behind the other in each layer, the one at `place`, from 0."""
+    return replace(features, layers=_Slice(features.layers, place, count))
 
 
 @dataclass(frozen=True)

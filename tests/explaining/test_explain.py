@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,6 +12,7 @@ from igpt_lab.app import cli
 from igpt_lab.explaining.explain import _between_ends, estimated_seconds
 from igpt_lab.explaining.predictions import PREDICTIONS, describe
 from igpt_lab.figures import saving
+from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
 FIGURES = "lens strip bits positions prefixes attention offsets looks windows left_out heads attentive".split()
@@ -114,3 +116,28 @@ def test_the_attentive_probe_takes_as_many_images_as_memory_holds(tiny, train, t
     images = [explain._Images.drawn(tiny, split, 40, 0) for split in (train, test)]
     run = explain._Run.begun(tiny, *images, 1, 0, {"store": tmp_path, "device": "cpu", "progress": False})
     assert set(run.attentive().table.n_train) == {20}
+
+
+def test_the_probe_and_those_of_shares_are_from_one_extraction_what_two_give(tiny, train, test, tmp_path):
+    explain = importlib.import_module("igpt_lab.explaining.explain")
+    images, options = (train, test), {"device": "cpu", "progress": False}
+    drawn = [explain._Images.drawn(tiny, split, 40, 0) for split in images]
+    run = explain._Run.begun(tiny, *drawn, 1, 0, {"store": tmp_path / "one"} | options)
+    store = lab.extract(tiny, [split.images for split in drawn], store=tmp_path / "two", **options)
+    alone = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), **options)
+    pd.testing.assert_frame_equal(run.probe.table, alone.table)
+    shares = lab.probe_prefixes(tiny, *(split.images for split in drawn), shares=4, store=tmp_path / "two", **options)
+    pd.testing.assert_frame_equal(run.prefixes().table, shares.table)
+
+
+def test_fewer_pixels_than_shares(tiny, train, test, tmp_path):
+    explain = importlib.import_module("igpt_lab.explaining.explain")
+    small = ImageGPTForCausalImageModeling(replace(tiny.config, n_positions=3)).eval()
+    pixels = np.random.default_rng(0).integers(8, size=(2, 20, 3))
+    tokens = [TokenSet("shades", split, np.arange(20), np.arange(20) % 2, (), pixels[number])
+              for number, split in enumerate(("train", "test"))]  # fmt: skip
+    small.name, small.processor = "small", None
+    drawn = [explain._Images.drawn(small, split, 20, 0) for split in tokens]
+    options = {"store": tmp_path, "device": "cpu", "progress": False}
+    table = explain._Run.begun(small, *drawn, 1, 0, options).prefixes().table
+    assert sorted(set(table.share)) == [pytest.approx(i / 3) for i in (1, 2, 3)]
