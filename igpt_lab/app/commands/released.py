@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from igpt_lab.app import runs
 from igpt_lab.app.commands.options import DEVICE, LIMIT, argument, command
+from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import atomic_write
 
 SIZE = argument("--size", required=True, choices=["s", "m", "l"], help="size of the checkpoint")
@@ -53,7 +53,7 @@ def paper(size: str, step: int, bert: bool, out: str | None, plan: bool, **optio
     from igpt_lab.app.paper import Paper
 
     name = f"paper-{size}{'-bert' if bert else ''}{f'-{step}' if step != 1_000_000 else ''}"
-    asked = Paper(size=size, step=step, bert=bert, out=Path(out or f"{runs.MINE}/{name}"), **options)
+    asked = Paper(size=size, step=step, bert=bert, out=local(out or f"{runs.MINE}/{name}"), **options)
     device = paper_cost.device_of(asked)
     print(paper_cost.describe(paper_cost.estimate(asked, paper_cost.rates(device)), device), flush=True)
     if plan:
