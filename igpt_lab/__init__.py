@@ -142,6 +142,7 @@ _HOME = {
     "probe_streaming": "probing.streaming",
     "probe_svm": "probing.kernel",
     "probe_targets": "probing.targets",
+    "published": "core.published",
     "record": "features.hooks",
     "register_auto_classes": "models.auto",
     "refit_after": "explaining.ablations",

@@ -12,7 +12,17 @@ from itertools import takewhile
 from typing import Any
 
 import igpt_lab as lab
-from igpt_lab.app.commands import explaining, features, models, probing, results, sampling, training, unlabelled
+from igpt_lab.app.commands import (
+    explaining,
+    features,
+    models,
+    probing,
+    released,
+    results,
+    sampling,
+    training,
+    unlabelled,
+)
 from igpt_lab.core.values import did_you_mean
 
 COMMANDS = (  # in the order of the help
@@ -33,6 +43,7 @@ COMMANDS = (  # in the order of the help
     sampling.complete,
     models.convert_openai,
     models.download_openai,
+    released.paper,
     results.figures,
     results.report,
     features.plan,

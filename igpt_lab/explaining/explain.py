@@ -34,6 +34,7 @@ from igpt_lab.features.extraction import extract
 from igpt_lab.features.hooks import check_eval
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.splits import stratified_draw
+from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
 from igpt_lab.models.losses import check_alignment, losses_of
@@ -192,19 +193,32 @@ def estimated_seconds(
 
     Where c is not yet chosen it is taken to be in the middle.
     """
-    blocks, heads = model.config.n_layer, model.config.n_head
     tokens = tokens_of(model, train_images.select(np.arange(min(16, len(train_images)))))
     losses_of(model, tokens)  # the first pass is slower
     before = time.perf_counter()
     losses_of(model, tokens)
     of_image = (time.perf_counter() - before) / len(tokens)
+    passes = image_passes(model.config, len(train_images), len(test_images), chosen)
+    return FITS * passes * of_image + _seconds_of_readouts(model, min(TRAIN["bits"], len(train_images)))
+
+
+def image_passes(config: ImageGPTConfig, n_train: int, n_test: int, chosen: int | None = None) -> float:
+    """How many forward passes of an image `explain` takes about, of so many images of the two splits."""
+    blocks = config.n_layer
     late = 1 - (blocks // 2 if chosen is None else chosen) / blocks
-    test = {name: min(count, len(test_images)) for name, count in TEST.items()}
-    both = {name: min(count, len(train_images)) + test[name] for name, count in TRAIN.items()}
+    test = {name: min(count, n_test) for name, count in TEST.items()}
+    both = {name: min(count, n_train) + test[name] for name, count in TRAIN.items()}
     passes: float = 2 * both["probe"] + both["bits"] + 3 * both["attentive"] + 2 * test["lens"]
     passes += both["refit"] * (1 + blocks * late**2 / 2)
-    passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2) + test["heads"] * heads * blocks / 2
-    return FITS * passes * of_image + _seconds_of_readouts(model, min(TRAIN["bits"], len(train_images)))
+    passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2)
+    return passes + test["heads"] * config.n_head * blocks / 2
+
+
+def readout_flops(config: ImageGPTConfig, n_train: int) -> float:
+    """Floating-point operations of the readouts: PASSES of two products for each layer."""
+    images = min(TRAIN["bits"], n_train)
+    rows = images * default_states(config, images)
+    return PASSES * (config.n_layer + 1) * 4.0 * rows * config.n_embd * config.n_colours
 
 
 def _seconds_of_readouts(model: ImageGPTForCausalImageModeling, images: int) -> float:

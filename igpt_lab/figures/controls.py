@@ -1,4 +1,5 @@
-"""What figures of layer curves need for controls: draws as a range, chance and a cut axis; and selectivity over depth.
+"""What figures of layer curves need for controls: draws as a range, chance, a cut axis; what others published;
+and selectivity over depth.
 
 Accuracy is a fraction in a table and a percentage on an axis.
 """
@@ -19,6 +20,7 @@ SELECTIVITY_COLUMNS = (
     "layer", "test_accuracy", "low", "high", "control_accuracy", "control_low", "control_high", "selectivity",
     "selectivity_low", "selectivity_high", "chosen", "n_test",
 )  # fmt: skip
+PUBLISHED_COLUMNS = ("source", "layer", "value")
 PANELS: dict[str, tuple[str, str, str, Keywords]] = {  # name on the axis: value, ends of its interval, style
     "accuracy (%)": ("test_accuracy", "low", "high", LINE_STYLES[MODEL]),
     "control task (%)": ("control_accuracy", "control_low", "control_high", LINE_STYLES["permuted labels"]),
@@ -92,6 +94,33 @@ def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}
     ax.plot(rows.layer, y, **style, label=label, **line)
     mark_not_converged(ax, rows.layer, y, rows, style)
+
+
+def plot_published(ax: Axes, table: pd.DataFrame, last: int) -> tuple[float, float]:
+    """A line for each source of published accuracies, with layers up to `last`; returns the ends of all, in %."""
+    check_columns(table, PUBLISHED_COLUMNS)
+    table = table.reset_index(drop=True)
+    wrong = table[~table.value.between(0, 1) | ~(table.layer.isna() | table.layer.isin(range(last + 1)))]
+    if len(wrong):
+        row = wrong.iloc[0]
+        raise ValueError(
+            f"published value {row.value} at layer {row.layer}; expected fractions from 0 to 1, at layers 0 to {last} "
+            "or at none"
+        )
+    reach = table["std"].fillna(0) if "std" in table else pd.Series(0.0, table.index)
+    for source, rows in table.groupby("source", sort=False):
+        name = f"published: {source}"
+        style, label = look(name, others=OTHERS), as_label(name)
+        curve = rows[rows.layer.notna()].sort_values("layer")
+        if len(curve):
+            line: Keywords = {"linewidth": points(0.7), "markersize": points(2.5)}
+            ax.plot(curve.layer, 100 * curve.value, **style, **line, label=label)
+        level: Keywords = style | {"marker": "", "linewidth": points(0.7)}
+        for i, value in rows[rows.layer.isna()].value.items():
+            seen = label in ax.get_legend_handles_labels()[1]
+            ax.axhline(100 * value, **level, label="_" + label if seen else label)
+            ax.axhspan(*(100 * (value + side * reach[i]) for side in (-1, 1)), color=style["color"], alpha=0.12, lw=0)
+    return 100 * (table.value - reach).min(), 100 * (table.value + reach).max()
 
 
 def _doubt(rows: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.chosen import about_choice, difference_in_words, with_new_names
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.controls import mark_chance, near_chance, over_draws, plot_control
+from igpt_lab.figures.controls import mark_chance, near_chance, over_draws, plot_control, plot_published
 from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.networks import is_of_several, plot_several
 from igpt_lab.figures.parts import (
@@ -46,7 +46,12 @@ MEASURES = {  # column, and its name on an axis; `_low` and `_high` beside it ar
 
 @plotting
 def layer_curve(
-    table: pd.DataFrame, *, title: str = "", comparison: Mapping | None = None, ax: Axes | None = None
+    table: pd.DataFrame,
+    *,
+    title: str = "",
+    comparison: Mapping | None = None,
+    published: pd.DataFrame | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Test accuracy over depth with its 95% interval, controls beside it, the chosen layer marked.
 
@@ -63,6 +68,9 @@ def layer_curve(
         table: A row per control and layer, control "model" being the model, and LAYER_COLUMNS.
         title: Above the figure.
         comparison: COMPARISON, such as `compare_layers(...).to_dict()`, which is written below the title.
+        published: Accuracies that others have published, such as `lab.published("s", "CIFAR-10", "linear probe")`: a
+            line for each `source`, with `value` as a fraction at each `layer`; one without a layer is a level line,
+            with `std` around it where there is one.
         ax: Axes to plot into, by default of a new figure.
         **options: Those of every figure, see `Options`.
 
@@ -70,7 +78,8 @@ def layer_curve(
         The Axes.
 
     Raises:
-        ValueError: A column that is missing, other than one chosen layer of a model, or an unknown style.
+        ValueError: A column that is missing, other than one chosen layer of a model, a published layer that the model
+            has not, or an unknown style.
 
     Example:
         >>> ax = lab.figures.layer_curve(result.table, comparison=lab.compare_layers(result).to_dict())
@@ -79,8 +88,9 @@ def layer_curve(
     """
     table = checked(table, LAYER_COLUMNS)
     if is_of_several(table):
-        if comparison:
-            raise ValueError("comparison= is of one network, and the table has the rows of several; leave it out")
+        if comparison or published is not None:
+            name = "comparison" if comparison else "published"
+            raise ValueError(f"{name}= is of one network, and the table has the rows of several; leave it out")
         return plot_several(table, title, axes(3.0) if ax is None else ax)
     table, names = by_depth(table)
     chance = 100 / table.n_classes.max() if "n_classes" in table and table.n_classes.gt(0).any() else None
@@ -102,6 +112,9 @@ def layer_curve(
         _mark_peak_set(ax, np.sort(main.layer[main.in_peak_set.eq(True)]))
     in_view = table[table.control.isin(shown)]
     low, high = 100 * in_view.low.min(), 100 * in_view.high.max()
+    if published is not None:
+        ends = plot_published(ax, published, last)
+        low, high = min(low, ends[0]), max(high, ends[1])
     margin = 0.06 * (high - low or 1)
     ax.set_ylim(low - margin, high + margin)
     layer_axis(ax, last, names)

@@ -25,7 +25,7 @@ from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.downloads import fetch
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
-from igpt_lab.images.token_files import mapped
+from igpt_lab.images.token_files import TOKEN_SPLITS, mapped
 from igpt_lab.models.config import SIZES, ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.tensorflow_bundle import FLOATS, Bundle
@@ -50,6 +50,7 @@ ADDRESS = "https://openaipublic.blob.core.windows.net/image-gpt"
 SHARDS = {"s": 32, "m": 32, "l": 64}
 STEPS = (131_000, 262_000, 524_000, 1_000_000)
 DATASETS = ("cifar10", "imagenet")
+SPLITS = ("train", "validation", "test")
 BYTES = {"unit": "B", "unit_scale": True}
 
 
@@ -298,6 +299,7 @@ def download_openai(
     *,
     bert: bool = False,
     datasets: tuple[str, ...] | list[str] = (),
+    splits: tuple[str, ...] | list[str] = SPLITS,
     cache: str | Path | None = None,
     address: str = ADDRESS,
     progress: bool = True,
@@ -311,6 +313,7 @@ def download_openai(
         step: Steps of its training: 131000, 262000, 524000 or 1000000.
         bert: The model that predicts masked pixels, and not the autoregressive one.
         datasets: Of "cifar10" and "imagenet": 32 x 32 images as tokens.
+        splits: Of the token sets: "train", "validation" and "test".
         cache: Folder of the files; by default one in the user's cache.
         address: Of the server.
         progress: Show a bar.
@@ -332,7 +335,9 @@ def download_openai(
         raise ValueError(f"size {size!r} at step {step} is not published: sizes {', '.join(SHARDS)}, steps {STEPS}")
     if unknown := [name for name in datasets if name not in DATASETS]:
         raise ValueError(f"no token set {unknown[0]!r} is published; there are {', '.join(DATASETS)}")
-    if size is None and not datasets:
+    if unknown := [name for name in splits if name not in SPLITS]:
+        raise ValueError(f"token sets have no split {unknown[0]!r}; they have {', '.join(SPLITS)}")
+    if size is None and not (datasets and splits):
         raise ValueError("nothing to download: give a size, token sets, or both")
     cache = local(cache) if cache else cache_folder()
     model, files = f"igpt-{size}{'-bert' if bert else ''}/{step}", {}
@@ -340,7 +345,8 @@ def download_openai(
         names = [f"model.ckpt-{step}.data-{i:05d}-of-{SHARDS[size]:05d}" for i in range(SHARDS[size])]
         files = {f"{address}/checkpoints/{model}/{n}": cache / model / n for n in [f"model.ckpt-{step}.index", *names]}
         files[f"{address}/color-clusters/{PALETTE}"] = cache / model / PALETTE
-    for name in (f"{each}_{part}.npy" for each in datasets for part in ("trX", "trY", "vaX", "vaY", "teX", "teY")):
+    parts = [f"{TOKEN_SPLITS[split]}{axis}" for split in splits for axis in "XY"]
+    for name in (f"{each}_{part}.npy" for each in datasets for part in parts):
         files[f"{address}/datasets/{name}"] = cache / "datasets" / name
     fetch(files, progress=progress)
     return cache / (model if size is not None else "datasets")

@@ -179,9 +179,7 @@ def ablate_protocol(
             if setting in (OURS, UNSCALED):
                 repeats.append(_repeats(features[point], setting, results[setting], orders, progress))
     normed, unnormed = (features[point] for point in FACTORS["point"])  # of raw, the last alignment
-    last = model.config.n_layer
-    mixed = _hidden_states(normed[0], unnormed[0], last), _hidden_states(normed[1], unnormed[1], last)
-    results[TRANSFORMERS] = _probe(mixed, TRANSFORMERS, Cs=[1.0], folds=1, solver=fit_sklearn, max_iter=1000, **probing)
+    results[TRANSFORMERS] = probe_as_transformers(normed, unnormed, model.config.n_layer, **probing)
     settings = pd.DataFrame([_setting_row(setting, result) for setting, result in results.items()])
     settings.insert(settings.columns.get_loc("drop_p") + 1, "drop_holm", pd.Series(holm(settings.drop_p.to_dict())))
     table = pd.concat([_with_setting(setting, result) for setting, result in results.items()], ignore_index=True)
@@ -208,6 +206,18 @@ def _features(store: FeatureStore, splits: Sequence[str], point: str) -> tuple[F
 def _probe(features: tuple[Features, Features], setting: Setting, **probing: Any) -> ProbeResult:
     """The probe of one setting, on features of train and test."""
     return probe_layers(*features, standardise=setting[2] == "standardised", control=", ".join(setting), **probing)
+
+
+def probe_as_transformers(
+    normed: tuple[Features, Features], unnormed: tuple[Features, Features], last: int, **probing: Any
+) -> ProbeResult:
+    """The recipe of transformers' notebook, from train and test at both points without the start token.
+
+    `last` is L. The layer that it takes is the best on test, which `chosen` of the result is not.
+    """
+    train, test = (_hidden_states(*points, last) for points in zip(normed, unnormed, strict=True))
+    recipe: dict[str, Any] = {"Cs": [1.0], "folds": 1, "solver": fit_sklearn, "max_iter": 1000}
+    return _probe((train, test), TRANSFORMERS, **recipe, **probing)
 
 
 def _repeats(

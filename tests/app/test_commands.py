@@ -47,6 +47,7 @@ ARGUMENTS = {
     "--seed=0 --batch-size --out=completions --device --revision",
     "convert-openai": "folder out --palette --step --bert",
     "download-openai": "--size --step=1000000 --bert --datasets --cache",
+    "paper": "--size --step=1000000 --bert --images --limit --plan --cache --out --device",
     "figures": "folder --style=paper --out",
     "report": "run --out --no-pdf",
     "plan": "model images --devices=1xH100 --revision",

@@ -1,6 +1,7 @@
 """Controls in figures: draws as a range, a line at chance, a cut axis, and selectivity, against tables by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from igpt_lab.core.display import MODEL
@@ -83,3 +84,46 @@ def test_selectivity_has_three_panels_of_one_scale():
     assert panels[0].get_title(loc="left") == "t" and panels[0].texts[0].get_text().startswith("100 test images")
     with pytest.raises(ValueError, match="the table lacks selectivity_low"):
         selectivity(selectivity_table().drop(columns="selectivity_low"))
+
+
+def published_table():
+    """Three layers of one source, and a level with its deviation of another; both far from the model's 50 to 80 %."""
+    rows = [("a notebook", layer, value, np.nan) for layer, value in enumerate((0.3, 0.4, 0.35))]
+    return pd.DataFrame([*rows, ("a paper", np.nan, 0.9, 0.02)], columns=["source", "layer", "value", "std"])
+
+
+def test_published_values_are_drawn_beside_the_curve_and_in_view():
+    ax = layer_curve(layer_table(), published=published_table())
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["published: a notebook"].get_xydata(), [[0, 30], [1, 40], [2, 35]])
+    assert set(drawn["published: a paper"].get_ydata()) == {90}
+    bands = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in ax.patches]
+    assert any(np.allclose(band, (88, 92)) for band in bands)
+    assert ax.get_ylim()[0] < 30 and ax.get_ylim()[1] > 92
+    colours = {drawn[name].get_color() for name in ("published: a notebook", "published: a paper")}
+    assert len(colours) == 2 and drawn["model, 95 % interval"].get_color() not in colours
+    two = pd.concat([published_table()] * 2).query("layer.isna()")
+    assert [text.get_text() for text in layer_curve(layer_table(), published=two).get_legend().get_texts()].count(
+        "published: a paper"
+    ) == 1
+
+
+def test_published_values_are_drawn_again_to_the_byte(tmp_path):
+    figure = layer_curve(layer_table(), published=published_table())
+    files = save_figure(figure, tmp_path / "a", data=layer_table(), record=RECORD)
+    again = redraw(files[-1], tmp_path / "b")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer": 3}, "published value 0.3 at layer 3; expected fractions from 0 to 1, at layers 0 to 2"),
+        ({"value": 96.3}, "published value 96.3 at layer 0"),
+    ],
+)
+def test_published_values_that_do_not_fit_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        layer_curve(layer_table(), published=published_table()[:1].assign(**change))
+    with pytest.raises(ValueError, match="lacks value; it has source, layer"):
+        layer_curve(layer_table(), published=published_table()[["source", "layer"]])

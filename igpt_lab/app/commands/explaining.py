@@ -66,7 +66,7 @@ def explain(
     Each figure is written as soon as its instrument is done, with its table beside it. The table of the refitted
     probes is refit.csv, that of the answers answers.csv.
     """
-    from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds, instruments
+    from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds
 
     train, test = train_and_test(images, limit=limit, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
@@ -74,15 +74,28 @@ def explain(
     folder = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE))
     seconds = estimated_seconds(loaded, train, test, chosen)
     print(f"about {max(1, round(seconds / 60))} min on the CPU", flush=True)
-    title = f"{loaded.name} on {train.name}"
+    options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device}
+    facts = {"images": train.name, "limit": limit, "model": model}
+    measured, files = explain_into(folder, loaded, train, test, facts, options)
+    print(f"{loaded.name} on {train.name}", Explanation(**measured), *files, sep="\n")
+
+
+def explain_into(
+    folder: Path, model: Any, train: Any, test: Any, facts: dict[str, Any], options: dict[str, Any]
+) -> tuple[dict[str, Any], list[Path]]:
+    """What each instrument measured, by name, and the files of its figures and tables, the answers the last.
+
+    `facts` are noted beside every figure; `options` are those of `instruments`, with a seed.
+    """
+    from igpt_lab.explaining.explain import instruments
+
     measured: dict[str, Any] = {}
     files: list[Path] = []
-    options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device}
-    for name, value in instruments(loaded, train, test, **options):
+    for name, value in instruments(model, train, test, **options):
         measured[name] = value
-        facts = {"images": train.name, "limit": limit, "model": model, "chosen": measured["chosen"]}
-        files += _save(name, measured, title, folder, lab.RunRecord("explain", facts, seed=seed))
-    print(title, Explanation(**measured), *files, sep="\n")
+        record = lab.RunRecord("explain", facts | {"chosen": measured["chosen"]}, seed=options["seed"])
+        files += _save(name, measured, f"{model.name} on {train.name}", folder, record)
+    return measured, files
 
 
 def _save(name: str, measured: dict[str, Any], title: str, folder: Path, record: RunRecord) -> list[Path]:

@@ -1,0 +1,113 @@
+"""What `igpt-lab paper` will take, before any of it: hours and gigabytes of each stage, by arithmetic.
+
+The rate is that of matrix products on the device at hand, of which an extraction reaches the share `planning.SHARE`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+import igpt_lab as lab
+from igpt_lab.app.paper import FOLDS, Paper
+from igpt_lab.core.devices import best_device, product
+from igpt_lab.explaining.explain import FITS, image_passes, readout_flops
+from igpt_lab.features.planning import SHARE
+from igpt_lab.images.sources import title_of
+from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.cost import block_weights, flops
+from igpt_lab.probing.probes import CS
+
+IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of train and test
+CLASSES = 10
+TOKEN = 8  # bytes, at most
+PASSES = 200  # over the training rows, of a probe's fit: about what 10,000 images of the bundled model take
+RECIPE = 1_000  # of the fit by transformers' recipe, which is stopped there
+SECONDS = 0.3  # for which products are timed
+WIDTH = 1_024
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Floating-point operations per second that are expected: of extraction, and of what runs in float32."""
+
+    extraction: float
+    float32: float
+
+
+def rates(device: torch.device) -> Rates:
+    """The share SHARE of what products reach on this device."""
+    full = _rate(device, torch.float32)
+    return Rates(SHARE * (_rate(device, torch.bfloat16) if device.type == "cuda" else full), SHARE * full)
+
+
+def _rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of products of square matrices, by the fastest of them."""
+    x, best, begun = torch.randn(WIDTH, WIDTH, device=device).to(dtype), math.inf, time.perf_counter()
+    while time.perf_counter() - begun < SECONDS:
+        before = time.perf_counter()
+        product(x, x).sum().item()
+        best = min(best, time.perf_counter() - before)
+    return 2 * WIDTH**3 / best
+
+
+def estimate(paper: Paper, rate: Rates) -> pd.DataFrame:
+    """A row per stage, and their sum: `stage`, `hours` of computing, `gigabytes` on the disk.
+
+    The time of a download is not counted. Of images that are not known by their name the number is read off the set.
+    """
+    config = lab.SIZES[paper.size.upper()]
+    train, test = _counts(paper)
+    rows = [("download", 0.0, _downloaded(paper, config)), ("convert", 0.0, _weights(config))]
+    if paper.has_loss:
+        images = min(paper.limit or IMAGES["imagenet"][1], IMAGES["imagenet"][1])
+        rows.append(("loss", images * flops(config, head=True) / rate.float32, 8e-9 * images))
+    alignments, points = (2, 3) if paper.has_recipe else (1, 1)
+    layers = config.n_layer + 1
+    stores = points * (train + test) * layers * 4 * config.n_embd / 1e9
+    rows.append(("features", alignments * (train + test) * flops(config) / rate.extraction, stores))
+    of_pass = 4.0 * train * config.n_embd * CLASSES  # of one fit over all training rows
+    passes = PASSES * sum(folds * len(CS) + 1 for folds in FOLDS.values()) + RECIPE * paper.has_recipe
+    rows.append(("probes", layers * of_pass * passes / rate.float32, 0.0))
+    if paper.has_loss:
+        work = FITS * image_passes(config, train, test) * flops(config) + readout_flops(config, train)
+        rows.append(("explain", work / rate.float32, 0.0))
+    table = pd.DataFrame(rows, columns=["stage", "hours", "gigabytes"])
+    table["hours"] /= 3600
+    return pd.concat([table, pd.DataFrame([{"stage": "all", **table[["hours", "gigabytes"]].sum()}])])
+
+
+def describe(table: pd.DataFrame, device: torch.device) -> str:
+    """What `estimate` returned, in a line for each stage, and what was assumed."""
+    lines = [f"{row.stage:<9} {row.hours:>9,.2f} h  {row.gigabytes:>8,.2f} GB" for row in table.itertuples()]
+    assumed = f"{SHARE:.0%} of the rate that products reach on {device}; tokens of {TOKEN} bytes"
+    words = "about, before anything is begun; what the network takes is not counted:"
+    return "\n".join([words, *lines, f"assumed   {assumed}, no more than weights in the checkpoint"])
+
+
+def _counts(paper: Paper) -> tuple[int, int]:
+    """Images of train and test, as `limit` has them."""
+    known = IMAGES.get("cifar10" if paper.images is None else title_of(paper.images))
+    train, test = known or [len(lab.load_images(paper.images, split)) for split in ("train", "test")]
+    return (train, test) if paper.limit is None else (min(train, paper.limit), min(test, paper.limit))
+
+
+def _weights(config: ImageGPTConfig) -> float:
+    """Gigabytes of the weights in float32."""
+    tables = (2 * config.vocab_size + config.n_positions) * config.n_embd
+    return 4 * (block_weights(config) + tables) / 1e9
+
+
+def _downloaded(paper: Paper, config: ImageGPTConfig) -> float:
+    """Gigabytes of weights and token sets."""
+    images = IMAGES["imagenet"][1] * paper.has_loss + sum(IMAGES["cifar10"]) * (paper.images is None)
+    return _weights(config) + images * TOKEN * config.n_positions / 1e9
+
+
+def device_of(paper: Paper) -> torch.device:
+    """Where it will run."""
+    return best_device(paper.device)
