@@ -40,6 +40,12 @@ from igpt_lab.models.pretrained import ImageGPTPreTrainedModel
 
 POINT = "modules"  # of the store: its layers 0, 1, ... are the modules in the order of depth
 SMALL, LARGE = 32, 256  # images at a time, on a CPU and on an accelerator
+AT_RANDOM = (
+    "each time, in eval mode; leave out of the network what draws at random, such as masking, or dropout always on"
+)
+OF_THE_BATCH = (
+    "beside another one; leave out of the network what looks at others, such as batch norm without running statistics"
+)
 
 
 def is_other(model: object) -> bool:
@@ -184,34 +190,32 @@ class Passes(Batches):
         self.widths: dict[str, int] = {}  # of each module's features, in the order of depth
 
     def try_out(self, one: Inputs) -> list[str]:
-        """A whole pass of one image twice; returns the modules' names in the order of depth.
+        """A whole pass of one image twice, and one beside another; returns the modules' names in the order of depth.
 
-        ValueError for modules that cannot be layers, and for states that are not finite.
+        ValueError for modules that cannot be layers, and for states that are not finite, or not of the image alone.
         """
         for name, x in one.items():
             if x.is_floating_point() and not x.isfinite().all():
                 raise ValueError(f"preprocess gives {name or 'values'} that are not finite")
         with evaluating(self.network), torch.no_grad(), self._precision(), self.states.hooked():
-            names = self.states.try_out(
-                self._moved({name: x[None].repeat(2, *[1] * x.ndim) for name, x in one.items()})
-            )
-        for name in names:
-            if not self.states.values[name].isfinite().all() or self.states.stats[name][0][2]:
-                what = f"{described(one)}, weights {_short(self.weights)}"
-                raise ValueError(f"{name} gives values that are not finite for the first image ({what})")
-            self._check_same(name)
-        self.one, self.widths = one, {name: self.states.values[name].shape[1] for name in names}
+            names = self.states.try_out(self._moved(_beside(one, one)))
+            alone = {name: self.states.values[name] for name in names}
+            for name, value in alone.items():
+                if not value.isfinite().all() or self.states.stats[name][0][2]:
+                    what = f"{described(one)}, weights {_short(self.weights)}"
+                    raise ValueError(f"{name} gives values that are not finite for the first image ({what})")
+                self._check_same(name, *value, AT_RANDOM)
+            self.states.run(self._moved(_beside(one, _another(one))))
+            for name, value in alone.items():
+                self._check_same(name, value[0], self.states.values[name][0], OF_THE_BATCH)
+        self.one, self.widths = one, {name: value.shape[1] for name, value in alone.items()}
         return names
 
-    def _check_same(self, name: str) -> None:
-        """ValueError where a module gives something else of the same image, as after dropout that is never off."""
-        one, again = self.states.values[name]
+    def _check_same(self, name: str, one: Tensor, again: Tensor, words: str) -> None:
+        """ValueError, in words that say what was tried, where a module's features of the same image differ."""
         rounding = 1e-3 if self.weights in (torch.float32, torch.float64) and self.dtype != "bfloat16" else 0.05
-        if (one - again).abs().max() > rounding * one.abs().max():
-            raise ValueError(
-                f"{name} gives something else of the same image each time, in eval mode; leave out of the network "
-                "what draws at random, such as masking, or dropout that is always on"
-            )
+        if one.shape != again.shape or (one - again).abs().max() > rounding * one.abs().max():
+            raise ValueError(f"{name} gives something else of the same image {words}")
 
     def over(self, part: Part, reader: Reader, pool: ThreadPoolExecutor, bar: tqdm) -> tuple[Read, Features, Stats]:
         """A part's images -> which of them could be read, their features, and statistics; see `Batches.fitting`."""
@@ -278,6 +282,17 @@ class Passes(Batches):
         seconds = self.fitting(timed, None, f"a single image, {described(self.one)}")
         megabytes = rows * (16 + 4 * sum(self.widths.values())) / 1e6
         return f"{megabytes:,.3g} MB, about {seconds:,.0f} s on {self.device}"
+
+
+def _beside(one: Inputs, other: Inputs) -> Inputs:
+    """A batch of two images."""
+    return {name: torch.stack([x, other[name]]) for name, x in one.items()}
+
+
+def _another(one: Inputs) -> Inputs:
+    """What another image may become: floats, or else tokens, in another order, and floats of another size."""
+    floating = any(x.is_floating_point() for x in one.values())
+    return {name: x.flip(-1) / 2 if x.is_floating_point() else x if floating else x.flip(-1) for name, x in one.items()}
 
 
 def _summary(stats: list[Tensor], count: int) -> list[float]:

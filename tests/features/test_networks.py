@@ -324,6 +324,12 @@ class Wrapped(nn.Module):
         (lambda x: x, lambda x: 1j * x.flatten(1), r"pool gives \(2, 48\) .* expected \(2, D\), real"),
         (lambda x: x, lambda x: 1 / 0, r"pool fails on \(2, 3, 4, 4\) of made: ZeroDivisionError division by zero"),
         (nn.functional.dropout, "mean", "made gives something else of the same image each time, in eval mode"),
+        (lambda x: x - x.mean(0), "mean", "made gives something else of the same image beside another one"),
+        (
+            lambda x: nn.functional.batch_norm(x, None, None, training=True),
+            "mean",
+            "batch norm without running",
+        ),
         (lambda x: x / 0, "mean", r"made gives values that are not finite for the first image \(float32 \(3, 4, 4\)"),
     ],
 )
