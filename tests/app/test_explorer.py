@@ -20,6 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ipywidgets import Widget
 from ipywidgets.widgets import widget
+from scipy.stats import binomtest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -28,13 +29,15 @@ from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
 from igpt_lab.app.explorer import layers as explorer_layers
-from igpt_lab.app.explorer import opened
+from igpt_lab.app.explorer import opened, rows
 from igpt_lab.app.explorer import widget as module
 from igpt_lab.app.explorer.layers import changes, survey
+from igpt_lab.app.explorer.rows import HELD
 from igpt_lab.app.explorer.views import folder_name
-from igpt_lab.app.explorer.widget import HELD, explore
+from igpt_lab.app.explorer.widget import explore
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.upkeep import list_stores
 
 CELL = "from igpt_lab.app.explorer.opened import cell_at_hand; print(cell_at_hand())"
 SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
@@ -54,15 +57,28 @@ def store(tiny_folder, images, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def closed():
-    """No explorer outlives its test: those of one store share what they computed."""
+def closed(store):
+    """No explorer outlives its test: those of one store share what they computed, and what is kept beside it."""
     yield
     Widget.close_all()
+    for file in kept_beside(store):
+        file.unlink()
 
 
 @pytest.fixture
 def seen(store, tmp_path):
-    return explore(store, out=tmp_path, progress=False)
+    return opened_by_browser(store, out=tmp_path)
+
+
+def opened_by_browser(store, **options):
+    """An explorer as a browser leaves it, which asks for the probes once it shows the pictures."""
+    explorer = explore(store, progress=False, **options)
+    explorer._handle_custom_msg({"do": "fit"}, [])
+    return explorer
+
+
+def kept_beside(store) -> list[Path]:
+    return sorted(store.path.parent.glob(".*.answers.json"))
 
 
 def sent(explorer, name, kind):
@@ -97,6 +113,56 @@ def test_predictions_are_those_of_the_probes(seen, store):
         assert (predictions == labels).mean() == row.test_accuracy
     assert [row["accuracy"] for row in seen.facts["curve"]] == result.table.test_accuracy.tolist()
     assert seen.facts["chosen"] == result.chosen == seen.layer and seen.other == 3
+
+
+def test_it_opens_before_its_probes_are_fitted(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "probe_layers", lambda *_, **__: 1 / 0)
+    seen = explore(store, out=tmp_path, progress=False)
+    assert seen.pictures and seen.near and seen.predicted == b"" and seen.facts["curve"] == [] and seen.layer == 2
+    assert repr(seen) == "<Explorer tiny on shades: 40 test images, point ln_1; probes not fitted yet>"
+    assert "data:image/png" in seen._repr_mimebundle_()[0]["text/html"] and not kept_beside(store)
+    seen._handle_custom_msg({"do": "fit"}, [])
+    assert "The probes are not fitted: division by zero" in seen.problem
+    monkeypatch.undo()
+    seen.layer = 0
+    seen._handle_custom_msg({"do": "fit"}, [])
+    assert seen.problem == "" and len(seen.facts["curve"]) == 4 and seen.layer == 0  # it has been moved
+
+
+def test_answers_are_kept_beside_the_store(seen, store, tmp_path, monkeypatch):
+    before, predicted = seen.facts, seen.predicted
+    seen.split = HELD
+    of_held = seen.facts
+    assert len(kept_beside(store)) == 2 and len(list_stores(store.path.parent)) == 1
+    seen.close()
+    monkeypatch.setattr(rows, "probe_layers", lambda *_, **__: 1 / 0)
+    again = explore(store.path, out=tmp_path, progress=False)
+    assert again.facts == before and again.predicted == predicted and again.layer == before["chosen"]
+    again.split = HELD
+    assert again.facts == of_held
+    again.close()
+    for file in kept_beside(store):  # a file that somebody has changed is no answer
+        content = json.loads(file.read_text())
+        content["predicted"][0][0] = 1 - content["predicted"][0][0]
+        file.write_text(json.dumps(content))
+    assert explore(store, out=tmp_path, progress=False).facts["curve"] == []
+
+
+@pytest.mark.parametrize("limit", [None, 11])
+def test_a_result_answers_in_place_of_a_fit(store, tmp_path, monkeypatch, limit):
+    train, test = (lab.Features.from_store(store, split) for split in ("train", "test"))
+    result = lab.probe_layers(train, test, progress=False)
+    other = lab.probe_layers(test, train, progress=False)
+    monkeypatch.setattr(rows, "probe_layers", lambda *_, **__: 1 / 0)
+    seen = explore(store, out=tmp_path, result=result, limit=limit, progress=False)
+    at = np.isin(store.index("test"), sent(seen, "rows", "<i4"))
+    assert at.sum() == (limit or 40) and seen.layer == result.chosen
+    for layer, row in enumerate(seen.facts["curve"]):
+        correct = result.correct[layer][at]
+        interval = binomtest(int(correct.sum()), len(correct)).proportion_ci()
+        assert (row["accuracy"], row["low"], row["high"]) == pytest.approx((correct.mean(), *interval), abs=1e-9)
+    with pytest.raises(ValueError, match="the result is of other images: expected 40"):
+        explore(store, result=other, progress=False)
 
 
 def test_the_held_out_tenth_is_met_by_probes_of_the_other_rows(seen, store):
@@ -198,9 +264,10 @@ def test_an_interrupt_or_another_error_leaves_the_choice_that_is_shown(seen, mon
 
 def test_a_limit_is_a_draw_of_that_many(store, tmp_path):
     some = explore(store, out=tmp_path, limit=11, progress=False)
-    rows = sent(some, "rows", "<i4")
-    assert len(rows) == 11 and (np.diff(rows) > 0).all() and some.facts["of"] == "11 of 40 test images"
-    np.testing.assert_array_equal(sent(some, "labels", "<u2"), store.labels("test")[np.isin(store.index("test"), rows)])
+    drawn = sent(some, "rows", "<i4")
+    assert len(drawn) == 11 and (np.diff(drawn) > 0).all() and some.facts["of"] == "11 of 40 test images"
+    expected = store.labels("test")[np.isin(store.index("test"), drawn)]
+    np.testing.assert_array_equal(sent(some, "labels", "<u2"), expected)
 
 
 def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
@@ -281,7 +348,7 @@ def test_each_file_of_the_front_end_parses(name):
 
 
 def test_a_closed_explorer_is_gone_and_says_so_until_then(store, tmp_path):
-    explorers = [explore(store, out=tmp_path, progress=False) for _ in range(10)]
+    explorers = [opened_by_browser(store, out=tmp_path) for _ in range(10)]
     arrays = [weakref.ref(explorers[0].shown.layers[1]), weakref.ref(explorers[0].seen.pixels)]
     for one, other in pairwise(explorers):
         assert one.shown is other.shown and one.near is other.near and one.pictures is other.pictures
@@ -314,10 +381,10 @@ def test_ten_explorers_take_less_than_twice_the_memory_of_one(tmp_path):
             writer.write_part(split, 0, np.arange(400), labels, values, stats)
     tracemalloc.start()
     try:
-        explorers = [explore(writer.path, out=tmp_path, progress=False)]
+        explorers = [opened_by_browser(writer.path, out=tmp_path)]
         gc.collect()
         of_one = tracemalloc.get_traced_memory()[0]
-        explorers += [explore(writer.path, out=tmp_path, progress=False) for _ in range(9)]
+        explorers += [opened_by_browser(writer.path, out=tmp_path) for _ in range(9)]
         gc.collect()
         of_ten = tracemalloc.get_traced_memory()[0]
     finally:
@@ -327,7 +394,7 @@ def test_ten_explorers_take_less_than_twice_the_memory_of_one(tmp_path):
 
 
 def test_an_explorer_that_cannot_begin_leaves_nothing(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "survey", lambda layers: 1 / 0)
+    monkeypatch.setattr(rows, "survey", lambda layers, progress: 1 / 0)
     before = len(widget._instances)
     with pytest.raises(ZeroDivisionError):
         explore(store, out=tmp_path, progress=False)

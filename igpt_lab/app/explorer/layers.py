@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
+from tqdm.auto import tqdm
 
 from igpt_lab.app.explorer.held import GIVEN
 from igpt_lab.core.chosen import about_choice
@@ -216,7 +217,7 @@ def load_pictures(source: Source | str, index: np.ndarray) -> Pictures:
     return Pictures(pixels[:, ::step, ::step], near, files=source.files(index))
 
 
-def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
+def survey(layers: Mapping[int, np.ndarray], progress: bool = False) -> Spaces:
     """Places, shares of the variance and neighbours of the images in layers of features (N, D).
 
     Features are standardised over these rows, as a probe's are. Places are the two leading principal components at a
@@ -225,7 +226,7 @@ def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
     are by Euclidean distance, nearest first.
     """
     places, explained, near = [], [], []
-    for features in layers.values():
+    for features in tqdm(layers.values(), "places and neighbours", disable=not progress):
         x = _standardise(features)
         components, share = _two_components(x)
         turn = orthogonal_procrustes(components, places[-1])[0] if places else np.eye(2)

@@ -1,8 +1,7 @@
-"""The explorer's view as figures with their tables, which its Save button writes, and as a page without a widget."""
+"""The explorer's view as figures with their tables, which its Save button writes."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,34 +162,3 @@ def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:
         })  # fmt: skip
         tables.append(view.with_files(table, positions))
     return pd.concat(tables)
-
-
-def summarise(view: View) -> str:
-    """What there is to see, in a line of text."""
-    chosen = view.answers.chosen
-    name = view.called[list(view.shown.layers).index(chosen)]
-    row = view.answers.table.set_index("layer").loc[chosen]
-    return (
-        f"<Explorer {view.title}: {view.of}, point {view.point}, layers {view.called[0]}..{view.called[-1]}; "
-        f"layer {name} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
-        f"{''.join(f'; {words}' for words in view.answers.doubts)}>"
-    )
-
-
-def page(view: View) -> str:
-    """What there is to see without a widget: the curve and its numbers, as HTML without scripts."""
-    figure = layer_curve(view)[0].get_figure(root=True)
-    png = figure._repr_mimebundle_()["image/png"]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}{' (chosen)' if row.layer == view.answers.chosen else ''}</td>"
-        f"<td>{row.test_accuracy:.1%}</td><td>[{row.low:.1%}, {row.high:.1%}]</td></tr>"
-        for name, row in zip(view.called, view.answers.table.itertuples(), strict=True)
-    )
-    doubts = "".join(f"{words[0].upper()}{words[1:]}. " for words in view.answers.doubts)
-    words = f"{view.of}, {view.point}. {doubts}Run this cell in JupyterLab to explore. {NOTE}"
-    return (
-        f"<div><strong>{html.escape(view.title)}</strong><br>{html.escape(words)}<br>"
-        f'<img alt="accuracy over depth" width="700" src="data:image/png;base64,{png}">'
-        f"<details><summary>accuracy of every layer</summary><table><tr><th>layer</th><th>accuracy</th>"
-        f"<th>95%</th></tr>{rows}</table></details></div>"
-    )

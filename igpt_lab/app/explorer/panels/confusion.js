@@ -12,6 +12,11 @@ function confusionPanel(state, see) {
 
   const fill = () => { matrix.cell = null; };
   const draw = () => {
+    canvas.hidden = !state.fitted;
+    if (!state.fitted) {
+      words.textContent = NOT_FITTED;
+      return;
+    }
     matrix.tally = confusions(state);
     words.textContent = confusionWords(state, matrix.tally);
     if (!canvas.clientWidth) return;

@@ -1,5 +1,9 @@
 // Title, the choices that the kernel answers, the Save button, and the line that says what goes on.
 
+const LATE = 5000; // ms
+const NO_ANSWER = "The kernel has not answered for 5 seconds: it is busy, or gone. What is in view works without it.";
+const GONE = "The kernel is gone. What is in view works without it; run the cell again for all else.";
+
 function headerPanel(state) {
   const title = make("h3");
   const images = make("p", { class: "soft of" });
@@ -9,7 +13,7 @@ function headerPanel(state) {
   const top = make("div", { class: "top" },
     make("div", {}, title, images),
     make("div", { class: "choices" }, ...Object.values(choices).map((select) => select.parentElement), save));
-  const status = statusLine([...Object.values(choices), save]);
+  const status = statusLine(save);
   const note = make("p", { class: "note" });
 
   // Shows the choices that what is in view was computed for, whatever was asked of the kernel since.
@@ -23,6 +27,7 @@ function headerPanel(state) {
       choices[key].replaceChildren(...values.map((value) => make("option", { value }, choiceText(key, value))));
     restore();
     status.ready();
+    if (!state.fitted) status.wait("The probes are being fitted; pictures and neighbours are here already ...", false);
   };
 
   top.addEventListener("change", (event) => {
@@ -32,31 +37,42 @@ function headerPanel(state) {
     state.choose(key, key === "count" ? +event.target.value : event.target.value);
   });
   save.addEventListener("click", () => {
+    if (!status.isOpen()) return;
     status.wait("writing figures ...");
-    state.model.send({ do: "save" });
+    state.ask({ do: "save" });
   });
   return { top, status, note, fill, restore };
 }
 
-// What goes on, in words; while the kernel is waited for, the controls are off.
-function statusLine(controls) {
+// What goes on, in words. While a kernel is waited for, the Save button does nothing, and keeps the focus.
+function statusLine(save) {
   const element = make("p", { class: "status", role: "status", "aria-live": "polite" });
+  let late = 0; // the timer that says that there is no answer
+  let gone = false;
 
-  const enable = (on) => controls.forEach((control) => { control.disabled = !on; });
+  const isOpen = () => save.getAttribute("aria-disabled") !== "true";
   const say = (text, bad = false) => {
     element.classList.toggle("bad", bad);
     element.replaceChildren(text);
   };
-  const wait = (text = "waiting for the kernel ...") => {
-    enable(false);
+  const wait = (text = "waiting for the kernel ...", isShort = true) => {
+    if (gone) return;
+    save.setAttribute("aria-disabled", "true");
     say(text);
     element.prepend(make("span", { class: "bar" }));
+    clearTimeout(late);
+    if (isShort) late = setTimeout(() => say(`${text} ${NO_ANSWER}`), LATE);
   };
   const ready = () => {
-    enable(true);
-    say("");
+    clearTimeout(late);
+    save.removeAttribute("aria-disabled");
+    say(gone ? GONE : "", gone);
   };
-  return { element, say, wait, ready };
+  const lose = () => {
+    gone = true;
+    ready();
+  };
+  return { element, say, wait, ready, lose, isOpen };
 }
 
 // A select in its label.

@@ -20,7 +20,7 @@ function networkPanel(state) {
     const isNew = !have || askedOf(state, network).some(([name, value]) => have[name] !== value);
     if (isNew && !network.asking) {
       network.asking = true;
-      state.model.send({ do: "look", ...Object.fromEntries(askedOf(state, network)) });
+      state.ask({ do: "look", ...Object.fromEntries(askedOf(state, network)) });
     }
     const canShow = Boolean(have && !have.problem);
     element.classList.toggle("old", isNew);

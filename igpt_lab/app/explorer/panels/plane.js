@@ -66,7 +66,7 @@ function addPlaneEvents(plane, state, tip, see) {
 
 function tipContent(state, image) {
   const name = make("b", {}, state.nameOf(state.data.labels[image]));
-  const words = make("div", {}, name, make("br"), state.prediction(image));
+  const words = make("div", {}, name, ...(state.fitted ? [make("br"), state.prediction(image)] : []));
   if (!state.data.shape.length) return [words];
   const picture = make("canvas", { style: "width:56px;height:auto" });
   paintImage(picture, state.data, image);
