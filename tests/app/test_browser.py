@@ -22,6 +22,7 @@ RESULTS = "results/mine/fashion-xs-photos"
 SHOTS = ROOT / "build/browser"
 CHROMIUM = chromium()
 SECOND = 1000  # Playwright counts milliseconds
+pytest_plugins = ["browsing"]  # address and page
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,

@@ -4,7 +4,9 @@ Screenshots are left in build/browser. Skipped where there is no Chromium.
 """
 
 import json
+import re
 import urllib.request
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -19,6 +21,7 @@ model = lab.load_model("fashion-xs")
 images = [lab.load_images("../photos", split) for split in ("train", "test")]
 store = lab.extract(model, images, store="../results/mine/fashion-xs-photos/stores", progress=False)
 lab.explore(store)"""
+pytest_plugins = ["browsing"]  # address and page
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -71,24 +74,74 @@ def end_kernels(page):
 
 def test_the_page_that_stays_is_covered_by_the_widget(opened):
     assert "90 test images" in opened.locator(".igx .of").inner_text()
+    opened.locator(".igx .of", has_text="probes fitted on 90").wait_for()
+    opened.locator(".igx .accuracy svg").wait_for()  # the probes are fitted
     assert opened.locator(".igx-still").count() == 1 and not opened.locator(".igx-still").is_visible()
     assert opened.errors == [] and opened.elsewhere == []
 
 
-def test_a_notebook_that_is_opened_again_shows_the_page(opened, folder):
+def test_the_original_is_beside_what_the_network_reads(opened):
+    captions = opened.locator(".igx .originals figcaption")
+    captions.first.wait_for()
+    assert captions.first.inner_text() == "the original, 120 by 90 pixels"
+    assert captions.last.inner_text() == "as the network reads it, 12 by 12 colours of its palette"
+    original, read = opened.locator(".igx .originals canvas").evaluate_all(
+        "all => all.map(it => [it.width, it.height])"
+    )
+    assert original == [120, 90] and read == [12, 12]
+
+
+def test_the_slider_stays_in_sight_while_the_notebook_scrolls(opened):
+    opened.set_viewport_size({"width": 1280, "height": 800})
+    opened.locator(".igx .note").scroll_into_view_if_needed()
+    opened.wait_for_timeout(SECOND / 2)
+    top = opened.locator(".jp-WindowedPanel-outer").bounding_box()["y"]
+    assert top - 1 <= opened.locator(".igx [data-slider=layer]").bounding_box()["y"] < top + 100
+    shot(opened, "explorer-scrolled")
+
+
+def test_the_focus_stays_where_a_choice_was_made(opened):
+    choice = opened.locator(".igx [data-choice=count]")
+    choice.focus()
+    choice.select_option("4")
+    opened.locator(".igx .of", has_text="probes fitted on 12").wait_for()
+    assert opened.evaluate("document.activeElement.dataset.choice") == "count"
+    choice.select_option("0")
+    opened.locator(".igx .of", has_text="probes fitted on 90").wait_for()
+
+
+def test_a_view_is_saved_to_the_results_of_the_run(opened, folder):
+    for button, file in ((".save", "accuracy.pdf"), (".keep", "explorer.html")):
+        opened.locator(f".igx {button}").click()
+        opened.locator(".igx .status", has_text="Saved").wait_for()
+        place = opened.locator(".igx .status").inner_text().split(" files in ")[1]
+        assert place.startswith(str((folder / "results/mine/fashion-xs-photos/explorer").resolve()))
+        assert file in {path.name for path in Path(place).iterdir()}
     opened.keyboard.press("Control+s")
-    file = folder / "notebooks/walk.ipynb"
     for _ in range(100):
         opened.wait_for_timeout(SECOND / 10)
-        if "igx-still" in file.read_text():
+        if "igx-still" in (folder / "notebooks/walk.ipynb").read_text():
             break
+
+
+def test_a_kernel_that_is_gone_is_told_after_seconds(opened):
     end_kernels(opened)
+    opened.locator(".igx .save").click()
+    opened.locator(".igx .status", has_text=re.compile("kernel is gone|kernel has not answered")).wait_for()
+    slider = opened.locator(".igx [data-slider=layer]")
+    slider.press("Home")
+    opened.locator(".igx[data-settled='0']").wait_for()  # what is in view works without it
+    assert opened.errors == [] and opened.elsewhere == []
+    shot(opened, "explorer-dead")
+
+
+def test_a_notebook_that_is_opened_again_shows_the_page(opened):
     opened.goto("about:blank")
     open_notebook(opened, "walk")
     still = opened.locator(".igx-still")
     still.wait_for()
     assert still.locator("img").evaluate("it => it.naturalWidth") > 300
-    assert "Run this cell" in still.inner_text() and "90 test images" in still.inner_text()
+    assert "chosen" in still.inner_text() and "90 test images" in still.inner_text()  # the probes are fitted
     opened.get_by_text("model not found").wait_for(state="attached")  # JupyterLab has given the widget up
     assert not opened.get_by_text("model not found").is_visible() and opened.locator(".igx").count() == 0
     shot(opened, "explorer-reopened")

@@ -1,5 +1,6 @@
 """What the explorer sends to the browser, compared with other ways to the same numbers."""
 
+import base64
 import gc
 import json
 import re
@@ -20,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ipywidgets import Widget
 from ipywidgets.widgets import widget
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -32,9 +34,9 @@ from igpt_lab.app.explorer import layers as explorer_layers
 from igpt_lab.app.explorer import opened, rows
 from igpt_lab.app.explorer import widget as module
 from igpt_lab.app.explorer.layers import changes, survey
+from igpt_lab.app.explorer.opening import explore
 from igpt_lab.app.explorer.rows import HELD
 from igpt_lab.app.explorer.views import folder_name
-from igpt_lab.app.explorer.widget import explore
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.upkeep import list_stores
@@ -273,7 +275,7 @@ def test_a_limit_is_a_draw_of_that_many(store, tmp_path):
 def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     seen.layer, seen.other, seen.image = 1, 3, 5
     files = seen.save()
-    folder = tmp_path / store.path.name / "ln_1-test-all-labels-layer01"
+    folder = tmp_path / store.path.name / "ln_1-test-all-labels-layer01-other03-row5"
     assert {file.parent for file in files} == {folder.resolve()}
     names = {"accuracy", "confusion", "features", "neighbours", "changes"}
     assert {file.stem for file in files} >= names - {"changes"} and len(files) % 5 == 0
@@ -286,8 +288,70 @@ def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     view = json.loads((folder / "features.json").read_text())["config"]["view"]
     assert view == {
         "point": "ln_1", "split": "test", "count": 0, "layer": 1, "other": 3, "image": 5,
-        "row": 5, "chosen": seen.facts["chosen"],
+        "alone": {}, "row": 5, "chosen": seen.facts["chosen"],
     }  # fmt: skip
+
+
+def test_what_is_seen_alone_is_saved_alone(seen, store):
+    labels, predicted = store.labels("test"), seen.answers.predicted[seen.layer]
+    seen.alone = {"label": 1}
+    (file,) = (file for file in seen.save() if file.name == "features.csv")
+    assert file.parent.name.endswith("-row0-label-light")
+    assert pd.read_csv(file).row.tolist() == store.index("test")[labels == 1].tolist()
+    for guess in (0, 1):
+        seen.alone = {"label": 1, "predicted": guess}
+        rows_of = [pd.read_csv(file).row.tolist() for file in seen.save() if file.name == "features.csv"]
+        alone = store.index("test")[(labels == 1) & (predicted == guess)].tolist()
+        assert rows_of == ([alone] if alone else [])  # no map of no images
+    seen.point = "mlp_out"
+    assert seen.alone == {}
+
+
+def test_a_view_goes_to_the_results_of_the_run(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(store.path, tmp_path / "mine/stores" / store.path.name)
+    shutil.copytree(store.path, tmp_path / "elsewhere" / store.path.name)
+    of_run = opened_by_browser(tmp_path / "mine/stores" / store.path.name).export()
+    assert of_run.relative_to(tmp_path / "mine/explorer").parts[0] == store.path.name
+    assert opened_by_browser(Path("elsewhere", store.path.name)).export().is_relative_to(tmp_path / "explorer")
+
+
+def test_the_page_holds_what_was_sent_and_nothing_that_ends_its_script(seen, tmp_path):
+    seen.facts = seen.facts | {"title": "</script><b>"}
+    told = []
+    seen.send = told.append
+    seen._handle_custom_msg({"do": "export"}, [])
+    text = Path(told[0]["saved"], "explorer.html").read_text(encoding="utf-8")
+    assert text.count("</script>") == 2 and "<title>&lt;/script&gt;&lt;b&gt;</title>" in text
+    assert "default-src 'none'" in text
+    packed = json.loads(re.search(r'id="sent">(.*?)</script>', text, re.DOTALL)[1])
+    assert packed["values"]["facts"] == json.loads(json.dumps(seen.facts)) and packed["values"]["layer"] == seen.layer
+    for name, data in packed["arrays"].items():
+        assert base64.b64decode(data) == getattr(seen, name) != b""
+
+
+def test_an_original_is_its_file_and_the_tokens_are_those_of_the_model(seen, images, tiny_folder):
+    told = []
+    seen.send = lambda content, buffers: told.append((content["original"], buffers))
+    seen._handle_custom_msg({"do": "original", "image": 3}, [])
+    facts, (original, read) = told[0]
+    assert facts == {"image": 3, "split": "test", "size": [4, 4], "shapes": [[4, 4, 3], [4, 4, 3]]}
+    with Image.open(images / "test/dark/003.png") as image:
+        assert original == np.asarray(image.convert("RGB")).tobytes()
+    test = lab.load_images(images, "test")
+    model = lab.load_model(tiny_folder)
+    tokens = lab.tokenize(test[3:4], model.processor, progress=False)
+    colours = np.round((model.processor.clusters[tokens[0]] + 1) * 127.5)
+    np.testing.assert_allclose(np.frombuffer(read, np.uint8).reshape(16, 3), colours, atol=1)
+    for image in (40, -1, "x", None):
+        seen._handle_custom_msg({"do": "original", "image": image}, [])
+        assert told[-1] == ({"image": image, "split": "test", "size": [], "shapes": []}, [])
+
+
+def test_the_choice_is_told_where_it_is_shown(seen):
+    assert seen.facts["choice"] == "on validation"
+    seen.split = HELD
+    assert "these among them, so that this accuracy is no test" in seen.facts["choice"]
 
 
 @settings(deadline=None)

@@ -60,11 +60,11 @@ function createPanels(state) {
       changes.element, network.element),
     header.note);
   const filled = [sliders, curve, confusion, image, changes, plane];
-  return { header, plane, confusion, network, drawn: [...filled, network], filled: [header, ...filled] };
+  return { header, plane, confusion, image, network, drawn: [...filled, network], filled: [header, ...filled] };
 }
 
 // Events of the model, and what each of them does.
-function kernelListeners(state, { header, network }, renew, draw) {
+function kernelListeners(state, { header, image, network }, renew, draw) {
   const { model } = state;
   const { status } = header;
   return {
@@ -84,6 +84,10 @@ function kernelListeners(state, { header, network }, renew, draw) {
     "msg:custom": (message, buffers) => {
       if (message.look) {
         network.hear(message.look, buffers);
+        return;
+      }
+      if (message.original) {
+        image.hear(message.original, buffers);
         return;
       }
       status.ready();

@@ -8,19 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from igpt_lab.app.explorer.kept import answers_of, keep, kept
-from igpt_lab.app.explorer.layers import (
-    Answers,
-    Pictures,
-    Source,
-    Spaces,
-    ask_few,
-    ask_held,
-    by_number,
-    load_pictures,
-    survey,
-    take_rows,
-)
+from igpt_lab.app.explorer.layers import Answers, Spaces, ask_few, ask_held, by_number, survey, take_rows
 from igpt_lab.app.explorer.opened import CLOSED, Computed
+from igpt_lab.app.explorer.pictures import Pictures, Source, load_pictures
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.features import Features

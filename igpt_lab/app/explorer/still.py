@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from igpt_lab.app.explorer.layers import Pictures
+from igpt_lab.app.explorer.pictures import Pictures
 from igpt_lab.app.explorer.views import NOTE, View, layer_curve
 from igpt_lab.core.display import picture
 

@@ -8,7 +8,7 @@ open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,26 +21,25 @@ from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 
 from igpt_lab import figures
-from igpt_lab.app.explorer.held import store_of
-from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, open_source
+from igpt_lab.app.explorer.layers import Answers, Spaces
 from igpt_lab.app.explorer.network import Network
-from igpt_lab.app.explorer.opened import Computed, computed_of, replace_earlier
+from igpt_lab.app.explorer.offline import offline_page
+from igpt_lab.app.explorer.opened import Computed, computed_of
+from igpt_lab.app.explorer.pictures import Pictures, open_source, show_original
 from igpt_lab.app.explorer.rows import HELD, Rows
 from igpt_lab.app.explorer.still import first_page, page, summarise
 from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, views
-from igpt_lab.core.arguments import checked, local
-from igpt_lab.core.provenance import RunRecord
+from igpt_lab.core.arguments import local
+from igpt_lab.core.provenance import RunRecord, atomic_write
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
-from igpt_lab.images.loading import splits_of
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.probing.probes import ProbeResult
 
 SENT = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")  # as bytes
 WIDGET = "application/vnd.jupyter.widget-view+json"
 IN_CHOICE = "on all training images, these among them, so that this accuracy is no test of the choice"
 NOT_FITTED: dict = {"chosen": None, "curve": [], "peak": [], "doubts": []}
-CHOICES = ("point", "split", "count", "layer", "other", "image")
+CHOICES = ("point", "split", "count", "layer", "other", "image", "alone")
 
 
 def front_end() -> str:
@@ -53,68 +52,13 @@ def front_end() -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
-@checked
-def explore(
-    store: FeatureStore | str | Path | Mapping,
-    *,
-    out: str | Path = "explorer",
-    limit: int | None = 4000,
-    progress: bool = True,
-    remote: bool = False,
-    model: ImageGPTForCausalImageModeling | str | Path | None = None,
-    images=None,
-    result: ProbeResult | None = None,
-) -> Explorer:
-    """The explorer of a feature store: end a notebook's cell with it.
-
-    It opens with the pictures, and probes are fitted then, when the kernel has time. What they say is kept in a file
-    beside the store, so that another time nothing is fitted. Its Save button writes the view under the folder `out`.
-    A store may be a stranger's: images at an address that it names, such as s3://bucket/set, are asked for with
-    `remote` alone. Explorers of one store share what they compute; `close()` lets go of it, and running a notebook's
-    cell again closes the one that it opened before.
-
-    Args:
-        store: A store with a split `train` and labels, or its folder; or features of splits, {"train": train, "test":
-            test}.
-        out: Folder of what is saved.
-        limit: Images of a split that are shown, at most, a seeded draw; every number is of these. None: all.
-        progress: Show a bar until it opens.
-        remote: Read images from an address that the store names.
-        model: The one that the features are of, for what it expects of an image and where its heads look; by default it
-            is loaded when that is first asked, from the package or from the folder that the store names.
-        images: Those of the store, as `extract` took them, where they were in memory.
-        result: What `probe_layers` returned for the features of train and test at the point that opens, so that nothing
-            is fitted for them.
-
-    Returns:
-        `Explorer`, a widget.
-
-    Raises:
-        ValueError: A store without labels or without training images, another model, or a result of other layers or
-            images.
-
-    Example:
-        >>> explorer = lab.explore(store, limit=50)
-        >>> explorer.point, explorer.split, explorer.splits
-        ('ln_1', 'test', ['test', 'held out'])
-    """
-    store = store_of(store) if isinstance(store, Mapping) else store
-    store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    if "train" not in store.splits:
-        raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
-    held = {} if images is None else {of_split.split: of_split for of_split in splits_of(images)}
-    network, out = Network(store, model), Path(out).expanduser()
-    options = {"limit": limit, "progress": progress, "remote": remote, "network": network, "images": held}
-    explorer = Explorer(store, out=out, result=result, **options)
-    replace_earlier(explorer)  # only now, so that what it computed is shared
-    return explorer
-
-
 class Explorer(Rows, AnyWidget):
     """Point, split, labels per class and layer of a store, and what there is to see; `explore` makes it.
 
-    `point`, `split`, `count` (labels per class, 0 for all), `layer`, `other` (the layer it is compared with) and
-    `image` (a position among the images shown) can be set here as well as in the browser. `save()` is the Save button.
+    `point`, `split`, `count` (labels per class, 0 for all), `layer`, `other` (the layer it is compared with), `image`
+    (a position among the images shown) and `alone` (what is seen alone on the plane: `label`, and `predicted` too, or
+    nothing) can be set here as well as in the browser. `save()` and `export()` are its buttons. The layer is one in
+    the middle until probes are fitted, by the browser or by `fit()`, and then the chosen one.
 
     Args:
         store: With a split `train` and labels.
@@ -145,6 +89,7 @@ class Explorer(Rows, AnyWidget):
     layer = traitlets.Int().tag(sync=True)
     other = traitlets.Int().tag(sync=True)
     image = traitlets.Int(0).tag(sync=True)
+    alone = traitlets.Dict().tag(sync=True)
     facts = traitlets.Dict().tag(sync=True)
     busy = traitlets.Unicode().tag(sync=True)
     problem = traitlets.Unicode().tag(sync=True)
@@ -218,7 +163,7 @@ class Explorer(Rows, AnyWidget):
         return View(
             title=self.facts["title"], of=self.facts["of"], point=self.point, layer=self.layer, other=self.other,
             image=self.image, names=self.classes, called=self._named(list(self.shown.layers)), shown=self.shown,
-            answers=self.answers, spaces=self.spaces, pictures=self.seen,
+            answers=self.answers, spaces=self.spaces, pictures=self.seen, alone=self.alone,
         )  # fmt: skip
 
     def _on_choice(self, change) -> None:
@@ -245,6 +190,7 @@ class Explorer(Rows, AnyWidget):
         with self.hold_sync():
             self._move_to(list(shown.layers), answers)
             self.image = min(self.image, len(shown.labels) - 1)
+            self.alone = {}
             for name, (array, dtype) in {
                 "places": (spaces.places, "<f4"), "near": (spaces.near, "<i4"), "labels": (shown.labels, "<u2"),
                 "predicted": (predicted, "<u2"), "rows": (shown.index, "<i4"),
@@ -301,15 +247,21 @@ class Explorer(Rows, AnyWidget):
     def _on_message(self, _, message: dict, __) -> None:
         if self.is_closed:  # the browser asked before it knew
             return
-        if message.get("do") == "look":
-            source = self._sources[self._store_split]
+        todo = message.get("do")
+        source = self._sources[self._store_split]
+        if todo == "look":
             self.send(*self.network.answer(message, self.split, source, self.shown.index))
-        if message.get("do") == "fit":
+        elif todo == "original":
+            self.send(*show_original(message.get("image"), self.split, source, self.shown.index))
+        elif todo == "fit":
             self._fit_as_asked()
-        if message.get("do") != "save":
-            return
+        elif todo in ("save", "export"):
+            self._write(self.save if todo == "save" else lambda: [self.export()])
+
+    def _write(self, write: Callable[[], list[Path]]) -> None:
+        """Write files, and tell the browser which, or why not."""
         try:
-            files = self.save()
+            files = write()
             self.send({"saved": str(files[0].parent), "files": [file.name for file in files]})
         except (ValueError, OSError) as error:
             self.send({"failed": str(error)})
@@ -326,9 +278,7 @@ class Explorer(Rows, AnyWidget):
 
     def save(self) -> list[Path]:
         """Write what is in view as figures: png, pdf, svg, csv and json each, in a folder that names the choice."""
-        labels = f"{self.count}-a-class" if self.count else "all-labels"
-        view = "-".join([self.point, self.split.replace(" ", "-"), labels, f"layer{self.layer:02d}"])
-        folder = (local(self.out) / folder_name(self.store.path.name) / folder_name(view)).resolve()
+        folder = self._folder()
         settings = {"store": self.store.key, "view": {name: getattr(self, name) for name in CHOICES}}
         settings["view"] |= {"row": int(self.shown.index[self.image]), "chosen": self.answers.chosen}
         files = []
@@ -336,6 +286,26 @@ class Explorer(Rows, AnyWidget):
             record = RunRecord(f"explorer {name}", settings, seed=0)
             files += figures.save_figure(figure, folder / name, data=data, record=record)
         return files
+
+    def export(self, path: str | Path | None = None) -> Path:
+        """Write the explorer of this point, split and number of labels as one HTML file, which works offline.
+
+        All steps of the sliders work in it, and no other choice and no look into the network. By default it lies beside
+        what `save()` writes.
+        """
+        self.fit()
+        path = self._folder() / "explorer.html" if path is None else local(path)
+        values = {name: getattr(self, name) for name in (*CHOICES, "facts", "busy", "problem")}
+        arrays = {name: getattr(self, name) for name in SENT}
+        return atomic_write(path, offline_page(self.facts["title"], values, arrays, script=self._esm, css=self._css))
+
+    def _folder(self) -> Path:
+        """Where the view is saved: its name says all that was chosen."""
+        labels = f"{self.count}-a-class" if self.count else "all-labels"
+        parts = [self.point, self.split.replace(" ", "-"), labels, f"layer{self.layer:02d}", f"other{self.other:02d}"]
+        parts.append(f"row{self.shown.index[self.image]}")
+        parts += [f"{name}-{self.classes[label]}" for name, label in self.alone.items()]
+        return (local(self.out) / folder_name(self.store.path.name) / folder_name("-".join(parts))[:100]).resolve()
 
     def curve(self) -> tuple[Axes, pd.DataFrame]:
         """The layer curve of what is shown, with the layer in view as a line, and its table."""

@@ -10,10 +10,12 @@ function headerPanel(state) {
   const choices = { point: choice("point", "point"), split: choice("split", "images"), count: choice("count", "labels a class") };
   const help = "png, pdf, svg, csv and json of what is in view";
   const save = make("button", { type: "button", class: "plain main save", title: help }, "Save this view");
+  const keep = make("button", { type: "button", class: "plain keep", title: "one HTML file that works offline" }, "Save as a page");
+  const buttons = make("div", { class: "buttons" }, save, keep);
   const top = make("div", { class: "top" },
     make("div", {}, title, images),
-    make("div", { class: "choices" }, ...Object.values(choices).map((select) => select.parentElement), save));
-  const status = statusLine(save);
+    make("div", { class: "choices" }, ...Object.values(choices).map((select) => select.parentElement), buttons));
+  const status = statusLine([save, keep]);
   const note = make("p", { class: "note" });
 
   // Shows the choices that what is in view was computed for, whatever was asked of the kernel since.
@@ -21,7 +23,8 @@ function headerPanel(state) {
   const fill = () => {
     const { data } = state;
     title.textContent = data.title;
-    images.textContent = `${data.of}, probes fitted on ${grouped(data.n_train)} · ${data.told}`;
+    if (state.model.offline) top.lastElementChild.hidden = true; // there is no kernel to answer
+    images.textContent = `${data.of}, ${data.at.point}, probes fitted on ${grouped(data.n_train)} · ${data.told}`;
     note.textContent = data.note + (data.no_pictures ? ` No pictures: ${data.no_pictures}.` : "");
     for (const [key, values] of Object.entries(data.choices))
       choices[key].replaceChildren(...values.map((value) => make("option", { value }, choiceText(key, value))));
@@ -36,28 +39,30 @@ function headerPanel(state) {
     status.wait();
     state.choose(key, key === "count" ? +event.target.value : event.target.value);
   });
-  save.addEventListener("click", () => {
+  const write = (what, words) => {
     if (!status.isOpen()) return;
-    status.wait("writing figures ...");
-    state.ask({ do: "save" });
-  });
+    status.wait(words);
+    state.ask({ do: what });
+  };
+  save.addEventListener("click", () => write("save", "writing figures ..."));
+  keep.addEventListener("click", () => write("export", "writing a page ..."));
   return { top, status, note, fill, restore };
 }
 
-// What goes on, in words. While a kernel is waited for, the Save button does nothing, and keeps the focus.
-function statusLine(save) {
+// What goes on, in words. While a kernel is waited for, the buttons do nothing, and keep the focus.
+function statusLine(buttons) {
   const element = make("p", { class: "status", role: "status", "aria-live": "polite" });
   let late = 0; // the timer that says that there is no answer
   let gone = false;
 
-  const isOpen = () => save.getAttribute("aria-disabled") !== "true";
+  const isOpen = () => buttons[0].getAttribute("aria-disabled") !== "true";
   const say = (text, bad = false) => {
     element.classList.toggle("bad", bad);
     element.replaceChildren(text);
   };
   const wait = (text = "waiting for the kernel ...", isShort = true) => {
     if (gone) return;
-    save.setAttribute("aria-disabled", "true");
+    for (const button of buttons) button.setAttribute("aria-disabled", "true");
     say(text);
     element.prepend(make("span", { class: "bar" }));
     clearTimeout(late);
@@ -65,7 +70,7 @@ function statusLine(save) {
   };
   const ready = () => {
     clearTimeout(late);
-    save.removeAttribute("aria-disabled");
+    for (const button of buttons) button.removeAttribute("aria-disabled");
     say(gone ? GONE : "", gone);
   };
   const lose = () => {

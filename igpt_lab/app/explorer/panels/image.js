@@ -2,6 +2,7 @@
 
 function imagePanel(state) {
   const picked = pickedImage(state);
+  const original = originalPanel(state);
   const verdicts = layerVerdicts(state);
   const layerTitle = make("h4", { class: "like" });
   const layerStrip = thumbnailStrip(state, "strip in-layer");
@@ -9,7 +10,7 @@ function imagePanel(state) {
   const pixelStrip = thumbnailStrip(state, "strip in-pixels");
   const words = caption();
   words.textContent = "Click a point or a picture. Solid frame: same class as this image; dashed: another.";
-  const element = card("image", "One image", words, picked.element, verdicts.title, verdicts.element,
+  const element = card("image", "One image", words, picked.element, original.element, verdicts.title, verdicts.element,
     layerTitle, layerStrip.element, pixelTitle, pixelStrip.element);
 
   const draw = () => {
@@ -20,13 +21,14 @@ function imagePanel(state) {
     const near = state.nearest();
     const nearInPixels = state.nearestInPixels();
     picked.draw();
+    original.draw();
     verdicts.draw();
     layerTitle.textContent = `Nearest in layer ${called[state.at]}${share(near)}`;
     pixelTitle.textContent = nearInPixels.length ? `Nearest in pixels${share(nearInPixels)}` : "";
     layerStrip.draw(near, isSame, describe);
     pixelStrip.draw(nearInPixels, isSame, describe);
   };
-  return { element, fill: verdicts.fill, draw };
+  return { element, fill: verdicts.fill, draw, hear: original.hear };
 }
 
 function pickedImage(state) {

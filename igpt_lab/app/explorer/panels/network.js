@@ -15,6 +15,7 @@ function networkPanel(state) {
   const network = { have: null, asking: false, pixel: null, head: 0 };
 
   const draw = () => {
+    element.hidden = Boolean(state.model.offline);
     if (!element.open) return;
     const { have } = network;
     const isNew = !have || askedOf(state, network).some(([name, value]) => have[name] !== value);

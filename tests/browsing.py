@@ -13,7 +13,7 @@ import pytest
 
 from igpt_lab.app.printing import FLAGS, chromium
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "build/browser"
 SECOND = 1000  # Playwright counts milliseconds
 
