@@ -25,8 +25,8 @@ import igpt_lab as lab
 from benchmarks import explaining_peers as peers
 from benchmarks.extract import QUICK, S, peer_name
 from benchmarks.harness import peak_memory, race, row
-from igpt_lab.app.explorer.layers import open_source
 from igpt_lab.app.explorer.network import Network
+from igpt_lab.app.explorer.pictures import open_source
 from igpt_lab.core.hub import resolve
 from igpt_lab.explaining.tuned_lens import digest_of_model
 from igpt_lab.images.image_sets import TokenSet

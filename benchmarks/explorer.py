@@ -58,6 +58,7 @@ def rows(quick: bool) -> Iterator[dict]:
     train, test = (lab.load_images("fashion-mini", split, limit=200 if quick else None) for split in ("train", "test"))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         explorer = lab.explore(lab.extract(lab.load_model("fashion-xs"), [train, test], store=folder), out=folder)
+        explorer.fit()
         layers = explorer.facts["layers"]
         walk = [*layers[1:], *layers[-2::-1]] * (1 if quick else 3)
         calls = {"ours": in_browser(driver, explorer), "matplotlib": partial(redraw, explorer, pictures(explorer))}

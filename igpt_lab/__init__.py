@@ -87,7 +87,7 @@ _HOME = {
     "edit": "explaining.edits",
     "effective_rank": "probing.geometry",
     "explain": "explaining.explain",
-    "explore": "app.explorer.widget",
+    "explore": "app.explorer.opening",
     "extract": "features.extraction",
     "extract_on_cluster": "features.on_cluster",
     "extract_share": "features.extraction",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import igpt_lab as lab
-from igpt_lab.app.explorer.widget import explore
+from igpt_lab.app.explorer.opening import explore
 
 
 def hub_of(images) -> datasets.Dataset:

@@ -4,12 +4,7 @@ Chromium is driven by Playwright, JupyterLab is the one that `igpt-lab lab` star
 outside this machine may be asked for. Skipped where there is no Chromium.
 """
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,13 +15,14 @@ from PIL import Image
 
 from igpt_lab.app import cli
 from igpt_lab.app import notebooks as workbench
-from igpt_lab.app.printing import FLAGS, chromium
+from igpt_lab.app.printing import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "results/mine/fashion-xs-photos"
 SHOTS = ROOT / "build/browser"
 CHROMIUM = chromium()
 SECOND = 1000  # Playwright counts milliseconds
+pytest_plugins = ["browsing"]  # address and page
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -48,60 +44,6 @@ def folder(tmp_path_factory) -> Path:
                 pixels = 90 + 70 * pattern + generator.integers(-70, 71, (40, 40))
                 Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(place / f"{i:02d}.png")
     return root
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    """Step 1: `igpt-lab lab`, which prints its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {f"JUPYTER_{name}_DIR": str(folder / f".{name.lower()}") for name in ("CONFIG", "DATA", "RUNTIME")}
-    own |= {f"JUPYTERLAB_{name}_DIR": str(folder / f".{name.lower()}") for name in ("SETTINGS", "WORKSPACES")}
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | own | {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "igpt_lab", "lab", str(folder), "--no-browser", "--port", str(port)]
-    with (folder / ".log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    try:
-        yield _address(folder / ".log", server)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-
-
-def _address(log: Path, server: subprocess.Popen) -> str:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and server.poll() is None:
-        address = re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w{40,}", log.read_text())
-        if address:
-            return address[0]
-        time.sleep(0.1)
-    raise AssertionError(f"no address in what igpt-lab lab printed:\n{log.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def page(address, folder):
-    """A page of a fresh browser on JupyterLab; `page.elsewhere` are the addresses outside this machine it asked for."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch_persistent_context(
-            str(folder / ".profile"), executable_path=CHROMIUM, args=FLAGS, headless=True,
-            viewport={"width": 1280, "height": 1500},
-        )  # fmt: skip
-        page = browser.new_page()
-        page.set_default_timeout(60 * SECOND)
-        page.elsewhere, page.errors = [], []
-        page.on("request", lambda it: None if _local(it.url) else page.elsewhere.append(it.url))
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.address = address
-        yield page
-        shot(page, "last")
-        browser.close()
-
-
-def _local(url: str) -> bool:
-    return bool(re.match(r"(https?|wss?)://127\.0\.0\.1:|blob:|data:|about:|file:", url))
 
 
 def open_notebook(page, name: str) -> None:

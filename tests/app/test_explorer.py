@@ -1,5 +1,6 @@
 """What the explorer sends to the browser, compared with other ways to the same numbers."""
 
+import base64
 import gc
 import json
 import re
@@ -20,6 +21,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ipywidgets import Widget
 from ipywidgets.widgets import widget
+from PIL import Image
+from scipy.stats import binomtest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -28,13 +31,15 @@ from sklearn.preprocessing import StandardScaler
 
 import igpt_lab as lab
 from igpt_lab.app.explorer import layers as explorer_layers
-from igpt_lab.app.explorer import opened
+from igpt_lab.app.explorer import opened, rows
 from igpt_lab.app.explorer import widget as module
 from igpt_lab.app.explorer.layers import changes, survey
+from igpt_lab.app.explorer.opening import explore
+from igpt_lab.app.explorer.rows import HELD
 from igpt_lab.app.explorer.views import folder_name
-from igpt_lab.app.explorer.widget import HELD, explore
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.upkeep import list_stores
 
 CELL = "from igpt_lab.app.explorer.opened import cell_at_hand; print(cell_at_hand())"
 SCRIPTS = [*Path(module.__file__).parent.glob("panels/*.js"), Path(module.__file__).with_name("explorer.js")]
@@ -54,15 +59,28 @@ def store(tiny_folder, images, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def closed():
-    """No explorer outlives its test: those of one store share what they computed."""
+def closed(store):
+    """No explorer outlives its test: those of one store share what they computed, and what is kept beside it."""
     yield
     Widget.close_all()
+    for file in kept_beside(store):
+        file.unlink()
 
 
 @pytest.fixture
 def seen(store, tmp_path):
-    return explore(store, out=tmp_path, progress=False)
+    return opened_by_browser(store, out=tmp_path)
+
+
+def opened_by_browser(store, **options):
+    """An explorer as a browser leaves it, which asks for the probes once it shows the pictures."""
+    explorer = explore(store, progress=False, **options)
+    explorer._handle_custom_msg({"do": "fit"}, [])
+    return explorer
+
+
+def kept_beside(store) -> list[Path]:
+    return sorted(store.path.parent.glob(".*.answers.json"))
 
 
 def sent(explorer, name, kind):
@@ -97,6 +115,56 @@ def test_predictions_are_those_of_the_probes(seen, store):
         assert (predictions == labels).mean() == row.test_accuracy
     assert [row["accuracy"] for row in seen.facts["curve"]] == result.table.test_accuracy.tolist()
     assert seen.facts["chosen"] == result.chosen == seen.layer and seen.other == 3
+
+
+def test_it_opens_before_its_probes_are_fitted(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "probe_layers", lambda *_, **__: 1 / 0)
+    seen = explore(store, out=tmp_path, progress=False)
+    assert seen.pictures and seen.near and seen.predicted == b"" and seen.facts["curve"] == [] and seen.layer == 2
+    assert repr(seen) == "<Explorer tiny on shades: 40 test images, point ln_1; probes not fitted yet>"
+    assert "data:image/png" in seen._repr_mimebundle_()[0]["text/html"] and not kept_beside(store)
+    seen._handle_custom_msg({"do": "fit"}, [])
+    assert "The probes are not fitted: division by zero" in seen.problem
+    monkeypatch.undo()
+    seen.layer = 0
+    seen._handle_custom_msg({"do": "fit"}, [])
+    assert seen.problem == "" and len(seen.facts["curve"]) == 4 and seen.layer == 0  # it has been moved
+
+
+def test_answers_are_kept_beside_the_store(seen, store, tmp_path, monkeypatch):
+    before, predicted = seen.facts, seen.predicted
+    seen.split = HELD
+    of_held = seen.facts
+    assert len(kept_beside(store)) == 2 and len(list_stores(store.path.parent)) == 1
+    seen.close()
+    monkeypatch.setattr(rows, "probe_layers", lambda *_, **__: 1 / 0)
+    again = explore(store.path, out=tmp_path, progress=False)
+    assert again.facts == before and again.predicted == predicted and again.layer == before["chosen"]
+    again.split = HELD
+    assert again.facts == of_held
+    again.close()
+    for file in kept_beside(store):  # a file that somebody has changed is no answer
+        content = json.loads(file.read_text())
+        content["predicted"][0][0] = 1 - content["predicted"][0][0]
+        file.write_text(json.dumps(content))
+    assert explore(store, out=tmp_path, progress=False).facts["curve"] == []
+
+
+@pytest.mark.parametrize("limit", [None, 11])
+def test_a_result_answers_in_place_of_a_fit(store, tmp_path, monkeypatch, limit):
+    train, test = (lab.Features.from_store(store, split) for split in ("train", "test"))
+    result = lab.probe_layers(train, test, progress=False)
+    other = lab.probe_layers(test, train, progress=False)
+    monkeypatch.setattr(rows, "probe_layers", lambda *_, **__: 1 / 0)
+    seen = explore(store, out=tmp_path, result=result, limit=limit, progress=False)
+    at = np.isin(store.index("test"), sent(seen, "rows", "<i4"))
+    assert at.sum() == (limit or 40) and seen.layer == result.chosen
+    for layer, row in enumerate(seen.facts["curve"]):
+        correct = result.correct[layer][at]
+        interval = binomtest(int(correct.sum()), len(correct)).proportion_ci()
+        assert (row["accuracy"], row["low"], row["high"]) == pytest.approx((correct.mean(), *interval), abs=1e-9)
+    with pytest.raises(ValueError, match="the result is of other images: expected 40"):
+        explore(store, result=other, progress=False)
 
 
 def test_the_held_out_tenth_is_met_by_probes_of_the_other_rows(seen, store):
@@ -198,15 +266,16 @@ def test_an_interrupt_or_another_error_leaves_the_choice_that_is_shown(seen, mon
 
 def test_a_limit_is_a_draw_of_that_many(store, tmp_path):
     some = explore(store, out=tmp_path, limit=11, progress=False)
-    rows = sent(some, "rows", "<i4")
-    assert len(rows) == 11 and (np.diff(rows) > 0).all() and some.facts["of"] == "11 of 40 test images"
-    np.testing.assert_array_equal(sent(some, "labels", "<u2"), store.labels("test")[np.isin(store.index("test"), rows)])
+    drawn = sent(some, "rows", "<i4")
+    assert len(drawn) == 11 and (np.diff(drawn) > 0).all() and some.facts["of"] == "11 of 40 test images"
+    expected = store.labels("test")[np.isin(store.index("test"), drawn)]
+    np.testing.assert_array_equal(sent(some, "labels", "<u2"), expected)
 
 
 def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     seen.layer, seen.other, seen.image = 1, 3, 5
     files = seen.save()
-    folder = tmp_path / store.path.name / "ln_1-test-all-labels-layer01"
+    folder = tmp_path / store.path.name / "ln_1-test-all-labels-layer01-other03-row5"
     assert {file.parent for file in files} == {folder.resolve()}
     names = {"accuracy", "confusion", "features", "neighbours", "changes"}
     assert {file.stem for file in files} >= names - {"changes"} and len(files) % 5 == 0
@@ -219,8 +288,70 @@ def test_save_writes_the_view_as_figures_twice_the_same(seen, store, tmp_path):
     view = json.loads((folder / "features.json").read_text())["config"]["view"]
     assert view == {
         "point": "ln_1", "split": "test", "count": 0, "layer": 1, "other": 3, "image": 5,
-        "row": 5, "chosen": seen.facts["chosen"],
+        "alone": {}, "row": 5, "chosen": seen.facts["chosen"],
     }  # fmt: skip
+
+
+def test_what_is_seen_alone_is_saved_alone(seen, store):
+    labels, predicted = store.labels("test"), seen.answers.predicted[seen.layer]
+    seen.alone = {"label": 1}
+    (file,) = (file for file in seen.save() if file.name == "features.csv")
+    assert file.parent.name.endswith("-row0-label-light")
+    assert pd.read_csv(file).row.tolist() == store.index("test")[labels == 1].tolist()
+    for guess in (0, 1):
+        seen.alone = {"label": 1, "predicted": guess}
+        rows_of = [pd.read_csv(file).row.tolist() for file in seen.save() if file.name == "features.csv"]
+        alone = store.index("test")[(labels == 1) & (predicted == guess)].tolist()
+        assert rows_of == ([alone] if alone else [])  # no map of no images
+    seen.point = "mlp_out"
+    assert seen.alone == {}
+
+
+def test_a_view_goes_to_the_results_of_the_run(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(store.path, tmp_path / "mine/stores" / store.path.name)
+    shutil.copytree(store.path, tmp_path / "elsewhere" / store.path.name)
+    of_run = opened_by_browser(tmp_path / "mine/stores" / store.path.name).export()
+    assert of_run.relative_to(tmp_path / "mine/explorer").parts[0] == store.path.name
+    assert opened_by_browser(Path("elsewhere", store.path.name)).export().is_relative_to(tmp_path / "explorer")
+
+
+def test_the_page_holds_what_was_sent_and_nothing_that_ends_its_script(seen, tmp_path):
+    seen.facts = seen.facts | {"title": "</script><b>"}
+    told = []
+    seen.send = told.append
+    seen._handle_custom_msg({"do": "export"}, [])
+    text = Path(told[0]["saved"], "explorer.html").read_text(encoding="utf-8")
+    assert text.count("</script>") == 2 and "<title>&lt;/script&gt;&lt;b&gt;</title>" in text
+    assert "default-src 'none'" in text
+    packed = json.loads(re.search(r'id="sent">(.*?)</script>', text, re.DOTALL)[1])
+    assert packed["values"]["facts"] == json.loads(json.dumps(seen.facts)) and packed["values"]["layer"] == seen.layer
+    for name, data in packed["arrays"].items():
+        assert base64.b64decode(data) == getattr(seen, name) != b""
+
+
+def test_an_original_is_its_file_and_the_tokens_are_those_of_the_model(seen, images, tiny_folder):
+    told = []
+    seen.send = lambda content, buffers: told.append((content["original"], buffers))
+    seen._handle_custom_msg({"do": "original", "image": 3}, [])
+    facts, (original, read) = told[0]
+    assert facts == {"image": 3, "split": "test", "size": [4, 4], "shapes": [[4, 4, 3], [4, 4, 3]]}
+    with Image.open(images / "test/dark/003.png") as image:
+        assert original == np.asarray(image.convert("RGB")).tobytes()
+    test = lab.load_images(images, "test")
+    model = lab.load_model(tiny_folder)
+    tokens = lab.tokenize(test[3:4], model.processor, progress=False)
+    colours = np.round((model.processor.clusters[tokens[0]] + 1) * 127.5)
+    np.testing.assert_allclose(np.frombuffer(read, np.uint8).reshape(16, 3), colours, atol=1)
+    for image in (40, -1, "x", None):
+        seen._handle_custom_msg({"do": "original", "image": image}, [])
+        assert told[-1] == ({"image": image, "split": "test", "size": [], "shapes": []}, [])
+
+
+def test_the_choice_is_told_where_it_is_shown(seen):
+    assert seen.facts["choice"] == "on validation"
+    seen.split = HELD
+    assert "these among them, so that this accuracy is no test" in seen.facts["choice"]
 
 
 @settings(deadline=None)
@@ -281,7 +412,7 @@ def test_each_file_of_the_front_end_parses(name):
 
 
 def test_a_closed_explorer_is_gone_and_says_so_until_then(store, tmp_path):
-    explorers = [explore(store, out=tmp_path, progress=False) for _ in range(10)]
+    explorers = [opened_by_browser(store, out=tmp_path) for _ in range(10)]
     arrays = [weakref.ref(explorers[0].shown.layers[1]), weakref.ref(explorers[0].seen.pixels)]
     for one, other in pairwise(explorers):
         assert one.shown is other.shown and one.near is other.near and one.pictures is other.pictures
@@ -314,10 +445,10 @@ def test_ten_explorers_take_less_than_twice_the_memory_of_one(tmp_path):
             writer.write_part(split, 0, np.arange(400), labels, values, stats)
     tracemalloc.start()
     try:
-        explorers = [explore(writer.path, out=tmp_path, progress=False)]
+        explorers = [opened_by_browser(writer.path, out=tmp_path)]
         gc.collect()
         of_one = tracemalloc.get_traced_memory()[0]
-        explorers += [explore(writer.path, out=tmp_path, progress=False) for _ in range(9)]
+        explorers += [opened_by_browser(writer.path, out=tmp_path) for _ in range(9)]
         gc.collect()
         of_ten = tracemalloc.get_traced_memory()[0]
     finally:
@@ -327,7 +458,7 @@ def test_ten_explorers_take_less_than_twice_the_memory_of_one(tmp_path):
 
 
 def test_an_explorer_that_cannot_begin_leaves_nothing(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "survey", lambda layers: 1 / 0)
+    monkeypatch.setattr(rows, "survey", lambda layers, progress: 1 / 0)
     before = len(widget._instances)
     with pytest.raises(ZeroDivisionError):
         explore(store, out=tmp_path, progress=False)

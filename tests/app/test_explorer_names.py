@@ -8,7 +8,7 @@ from ipywidgets import Widget
 from torch import nn
 
 import igpt_lab as lab
-from igpt_lab.app.explorer.widget import HELD
+from igpt_lab.app.explorer.rows import HELD
 
 QUIET = {"progress": False}
 NAMES = ["1", "2", "4"]
@@ -33,6 +33,7 @@ def store(network, train, test, tmp_path):
 
 def test_a_store_of_another_network_shows_its_names(store, train, test, tmp_path):
     seen = lab.explore(store, out=tmp_path, **QUIET)
+    seen.fit()
     plain = lab.probe_layers(*(lab.Features.from_store(store, split) for split in ("train", "test")), **QUIET)
     assert seen.facts["called"] == NAMES and seen.facts["layers"] == [0, 1, 2]
     assert NAMES[seen.facts["chosen"]] == plain.chosen
@@ -63,6 +64,8 @@ def test_features_in_memory_are_explored_as_those_of_a_store(store, train, test,
     words = np.array(["light", "dark"])
     given = {split: lab.Features(held.layers, words[held.labels], held.index) for split, held in features.items()}
     seen, of_store = lab.explore(given, out=tmp_path, **QUIET), lab.explore(store, out=tmp_path, **QUIET)
+    seen.fit()
+    of_store.fit()
     assert seen.facts["called"] == NAMES and seen.classes == ["dark", "light"]
     assert [row["accuracy"] for row in seen.facts["curve"]] == [row["accuracy"] for row in of_store.facts["curve"]]
     np.testing.assert_array_equal(np.frombuffer(seen.labels, "<u2"), 1 - np.frombuffer(of_store.labels, "<u2"))

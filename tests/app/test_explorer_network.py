@@ -10,7 +10,9 @@ from ipywidgets import Widget
 
 import igpt_lab as lab
 from igpt_lab.app.explorer import network as module
-from igpt_lab.app.explorer.widget import CHOICES, HELD, explore
+from igpt_lab.app.explorer.opening import explore
+from igpt_lab.app.explorer.rows import HELD
+from igpt_lab.app.explorer.widget import CHOICES
 from igpt_lab.explaining.attention import attention_from
 from igpt_lab.explaining.lenses import lens_strip
 from igpt_lab.images.processor import ImageGPTImageProcessorPil

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt_lab.app import cli
-from igpt_lab.app.explorer.layers import open_source
+from igpt_lab.app.explorer.pictures import open_source
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Remote, as_name
 from igpt_lab.features import extraction, upkeep

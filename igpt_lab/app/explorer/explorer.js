@@ -16,24 +16,28 @@ function render({ model, el }) {
     state.follow();
     for (const panel of panels.drawn) panel.draw();
   };
-  const renew = () => {
+  const renew = () => keepFocus(root, () => {
     if (!state.read()) return;
     state.colours = readColours(root);
     for (const panel of panels.filled) panel.fill();
     draw();
-  };
-  const dress = () => {
+    if (!state.fitted) state.ask({ do: "fit" });
+  });
+  const dress = () => keepFocus(root, () => {
     if (!state.data) return;
     state.colours = readColours(root);
     panels.plane.dress();
     draw();
-  };
+  });
 
+  state.lost = panels.header.status.lose;
   const forget = listen(model, kernelListeners(state, panels, renew, draw));
+  const leave = watchKernel(model, state.lost);
   renew();
   const unwatch = watchPage(state, panels, dress);
   return () => {
     forget();
+    leave();
     unwatch();
     panels.plane.stop();
   };
@@ -56,11 +60,11 @@ function createPanels(state) {
       changes.element, network.element),
     header.note);
   const filled = [sliders, curve, confusion, image, changes, plane];
-  return { header, plane, confusion, network, drawn: [...filled, network], filled: [header, ...filled] };
+  return { header, plane, confusion, image, network, drawn: [...filled, network], filled: [header, ...filled] };
 }
 
 // Events of the model, and what each of them does.
-function kernelListeners(state, { header, network }, renew, draw) {
+function kernelListeners(state, { header, image, network }, renew, draw) {
   const { model } = state;
   const { status } = header;
   return {
@@ -82,10 +86,29 @@ function kernelListeners(state, { header, network }, renew, draw) {
         network.hear(message.look, buffers);
         return;
       }
+      if (message.original) {
+        image.hear(message.original, buffers);
+        return;
+      }
       status.ready();
       if (message.failed) status.say(message.failed, true);
       else if (message.saved) status.say(`Saved ${message.files.length} files in ${message.saved}`);
     },
+  };
+}
+
+// Calls lost() when the page knows that the kernel is gone. JupyterLab has the kernel at the widget manager.
+function watchKernel(model, lost) {
+  const kernel = model.widget_manager && model.widget_manager.kernel;
+  if (!kernel || !kernel.statusChanged) return () => {};
+  const hear = (_, status) => {
+    if (["restarting", "autorestarting", "terminating", "dead"].includes(status)) lost();
+  };
+  kernel.statusChanged.connect(hear);
+  kernel.disposed.connect(lost);
+  return () => {
+    kernel.statusChanged.disconnect(hear);
+    kernel.disposed.disconnect(lost);
   };
 }
 

@@ -13,23 +13,16 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
+from tqdm.auto import tqdm
 
-from igpt_lab.app.explorer.held import GIVEN
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.significance import accuracy
-from igpt_lab.features.origins import sources_of
-from igpt_lab.features.store import FeatureStore
-from igpt_lab.images.image_sets import ImageSet, TokenSet
-from igpt_lab.images.loading import load_again
-from igpt_lab.images.processor import ImageGPTImageProcessorPil
-from igpt_lab.models.loading import processor_of
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.few_labels import probe_few_labels
 from igpt_lab.probing.neighbours import nearest_others
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 NEAR = 8  # neighbours that are shown
-SIDE = 32  # pixels of a picture's longer side, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,49 +65,6 @@ class Spaces(NamedTuple):
     near: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """The images as the network gets them.
-
-    `pixels` is uint8 (N, H, W, 1 or 3), or None for the reason `why`. `near` holds neighbours in pixels, int64 (N, k).
-    `files` are the file names, () where no image has one.
-    """
-
-    pixels: np.ndarray | None
-    near: np.ndarray
-    why: str = ""
-    files: tuple[str, ...] = ()
-
-    @property
-    def gallery(self) -> np.ndarray:
-        """uint8 (N, H, W, 3), or (N, H, W) of grey images, as the galleries take them."""
-        return self.pixels[..., 0] if self.pixels.shape[-1] == 1 else self.pixels
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The images of a store's split, and the processor of the store's model."""
-
-    images: ImageSet | TokenSet
-    processor: ImageGPTImageProcessorPil
-
-    def pixels(self, index: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 1 or 3), as the network gets them, of the images that have this `index` in the source."""
-        positions = np.searchsorted(self.images.index, index)  # a store's rows are in the order of its images
-        if isinstance(self.images, TokenSet):
-            pixels = self.processor.decode(self.images.tokens[self.images.index[positions]])
-        else:
-            pixels = self.processor.resize(self.images[position] for position in positions)
-        is_grey = (pixels[..., :1] == pixels).all()
-        return pixels[..., :1] if is_grey else pixels
-
-    def files(self, index: np.ndarray) -> tuple[str, ...]:
-        """The file names of the images that have this `index` in the source, () where none has one."""
-        names = self.images.files
-        chosen = tuple(names[position] for position in np.searchsorted(self.images.index, index))
-        return chosen if any(chosen) else ()
-
-
 class RowSubset(Mapping):
     """Some rows of layers, each layer read when it is asked for."""
 
@@ -154,44 +104,6 @@ def take_rows(features: Features, rows: np.ndarray) -> Features:
     return replace(features, layers=layers, labels=features.labels[rows], index=features.index[rows])
 
 
-def open_source(
-    store: FeatureStore, split: str, remote: bool = False, processor: ImageGPTImageProcessorPil | None = None,
-    images: ImageSet | TokenSet | None = None,
-) -> Source | str:  # fmt: skip
-    """The images of a split, given or from where the store says they are; or the reason why there are none, in words.
-
-    Without a `processor` it is that of the model that the store names. A store may be a
-    stranger's: of a server that it names nothing is asked but where `remote` allows it.
-    """
-    if images is None and _was_in_memory(store, split):
-        return "the images were in memory; explore(store, images=...) takes them"
-    try:
-        sources = sources_of(store, [] if images is not None else [split])
-        if sources.addresses and not remote:
-            places = ", ".join(sources.addresses)
-            return f"the store names {places}; explore(store, remote=True) asks there, if you trust it"
-        image_set = load_again(sources.images[split], split) if images is None else images
-        if not sources.model:
-            processor = plain_processor()
-        processor = processor or processor_of(sources.model["name"], sources.model.get("revision"))
-    except (ValueError, OSError) as error:
-        return f"the images are not where the store says: {error}"
-    if processor is None:
-        return "the model has no palette"
-    fingerprint = store.key["splits"][split][0]
-    if fingerprint.startswith(GIVEN):
-        if not np.isin(store.index(split), image_set.index).all():
-            return "the features have rows that the images have not"
-    elif image_set.fingerprint != fingerprint:
-        return "the images are no longer those of the store"
-    return Source(image_set, processor)
-
-
-def plain_processor() -> ImageGPTImageProcessorPil:
-    """What shows the pictures of a network whose `preprocess` is not known: it resizes them to SIDE pixels."""
-    return ImageGPTImageProcessorPil(np.linspace([-1.0] * 3, [1.0] * 3, 2), SIDE)
-
-
 def by_number(features: Features) -> Features:
     """The features with layers 0, 1, ... for layers that have names."""
     if not any(isinstance(layer, str) for layer in features.layers):
@@ -199,24 +111,7 @@ def by_number(features: Features) -> Features:
     return replace(features, layers=Renumbered(features.layers))
 
 
-def _was_in_memory(store: FeatureStore, split: str) -> bool:
-    """Does the manifest say that no name loads the images of a split?"""
-    source = store.manifest.get("source")
-    images = source.get("images") if isinstance(source, dict) else None
-    return isinstance(images, dict) and split in images and images[split] is None
-
-
-def load_pictures(source: Source | str, index: np.ndarray) -> Pictures:
-    """The images with this `index` in the source, made smaller to SIDE pixels, and their neighbours before that."""
-    if isinstance(source, str):
-        return Pictures(None, np.zeros((len(index), 0), np.int64), source)
-    pixels = source.pixels(index)
-    near = nearest(pixels.reshape(len(pixels), -1).astype(np.float32))
-    step = -(-pixels.shape[1] // SIDE)
-    return Pictures(pixels[:, ::step, ::step], near, files=source.files(index))
-
-
-def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
+def survey(layers: Mapping[int, np.ndarray], progress: bool = False) -> Spaces:
     """Places, shares of the variance and neighbours of the images in layers of features (N, D).
 
     Features are standardised over these rows, as a probe's are. Places are the two leading principal components at a
@@ -225,7 +120,7 @@ def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
     are by Euclidean distance, nearest first.
     """
     places, explained, near = [], [], []
-    for features in layers.values():
+    for features in tqdm(layers.values(), "places and neighbours", disable=not progress):
         x = _standardise(features)
         components, share = _two_components(x)
         turn = orthogonal_procrustes(components, places[-1])[0] if places else np.eye(2)

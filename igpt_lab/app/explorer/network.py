@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from igpt_lab.app.explorer.layers import Source
+from igpt_lab.app.explorer.pictures import Source
 from igpt_lab.core.devices import best_device
 from igpt_lab.explaining.attention import attention_from
 from igpt_lab.explaining.lenses import lens_strip

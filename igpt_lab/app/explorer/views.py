@@ -1,10 +1,9 @@
-"""The explorer's view as figures with their tables, which its Save button writes, and as a page without a widget."""
+"""The explorer's view as figures with their tables, which its Save button writes."""
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from igpt_lab import figures
-from igpt_lab.app.explorer.layers import Answers, Pictures, Spaces, changes
+from igpt_lab.app.explorer.layers import Answers, Spaces, changes
+from igpt_lab.app.explorer.pictures import Pictures
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label
 from igpt_lab.probing.features import Features
@@ -31,7 +31,8 @@ class View:
     """What is looked at: the rows `shown`, what was computed of them, and the layers and the image that are chosen.
 
     `title` names model and images, `of` says which images are shown, `layer` is compared with `other`, `image` is a
-    position among the rows, `names` are those of the classes, `called` what the layers are called, in their order.
+    position among the rows, `alone` says what is seen alone on the plane, `names` are those of the classes, `called`
+    what the layers are called, in their order.
     """
 
     title: str
@@ -46,6 +47,25 @@ class View:
     answers: Answers
     spaces: Spaces
     pictures: Pictures
+    alone: Mapping[str, int]
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which images are seen on the plane: all, or those of a class, or of a class and a prediction; bool (N,)."""
+        kept = np.ones(len(self.shown.labels), bool)
+        if "label" in self.alone:
+            kept &= self.shown.labels == self.alone["label"]
+        if "predicted" in self.alone:
+            kept &= self.predicted[0] == self.alone["predicted"]
+        return kept
+
+    @property
+    def kept_in_words(self) -> str:
+        """The images that are seen on the plane."""
+        if "label" not in self.alone:
+            return self.of
+        taken = f" taken for {self.names[self.alone['predicted']]}" if "predicted" in self.alone else ""
+        return f"{self.kept.sum():,} of {self.of}, {self.names[self.alone['label']]}{taken}"
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -82,7 +102,9 @@ def folder_name(name: str) -> str:
 
 def views(view: View) -> dict[str, tuple[Axes | Figure, pd.DataFrame]]:
     """name -> (figure, what is drawn in it as a table)."""
-    drawn = {"accuracy": layer_curve(view), "confusion": _confusion(view), "features": _feature_map(view)}
+    drawn = {"accuracy": layer_curve(view), "confusion": _confusion(view)}
+    if view.kept.any():
+        drawn["features"] = _feature_map(view)
     if view.pictures.pixels is None:
         return drawn
     drawn["neighbours"] = _neighbours(view)
@@ -122,7 +144,8 @@ def _feature_map(view: View) -> tuple[Axes, pd.DataFrame]:
     table["label"] = view.named(view.shown.labels)
     table["predicted"] = view.named(view.predicted[0])
     table = view.with_files(table, range(len(table)))
-    note = f"{view.point}, layer {view.layer_names[0]}: {view.of}"
+    table = table[view.kept]
+    note = f"{view.point}, layer {view.layer_names[0]}: {view.kept_in_words}"
     explained = view.spaces.explained[position]
     return figures.feature_map(table, names=view.names, explained=explained, title=view.title, note=note), table
 
@@ -163,34 +186,3 @@ def _listed(view: View, groups: dict[str, Sequence[int]]) -> pd.DataFrame:
         })  # fmt: skip
         tables.append(view.with_files(table, positions))
     return pd.concat(tables)
-
-
-def summarise(view: View) -> str:
-    """What there is to see, in a line of text."""
-    chosen = view.answers.chosen
-    name = view.called[list(view.shown.layers).index(chosen)]
-    row = view.answers.table.set_index("layer").loc[chosen]
-    return (
-        f"<Explorer {view.title}: {view.of}, point {view.point}, layers {view.called[0]}..{view.called[-1]}; "
-        f"layer {name} chosen on validation, {row.test_accuracy:.1%} [{row.low:.1%}, {row.high:.1%}]"
-        f"{''.join(f'; {words}' for words in view.answers.doubts)}>"
-    )
-
-
-def page(view: View) -> str:
-    """What there is to see without a widget: the curve and its numbers, as HTML without scripts."""
-    figure = layer_curve(view)[0].get_figure(root=True)
-    png = figure._repr_mimebundle_()["image/png"]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}{' (chosen)' if row.layer == view.answers.chosen else ''}</td>"
-        f"<td>{row.test_accuracy:.1%}</td><td>[{row.low:.1%}, {row.high:.1%}]</td></tr>"
-        for name, row in zip(view.called, view.answers.table.itertuples(), strict=True)
-    )
-    doubts = "".join(f"{words[0].upper()}{words[1:]}. " for words in view.answers.doubts)
-    words = f"{view.of}, {view.point}. {doubts}Run this cell in JupyterLab to explore. {NOTE}"
-    return (
-        f"<div><strong>{html.escape(view.title)}</strong><br>{html.escape(words)}<br>"
-        f'<img alt="accuracy over depth" width="700" src="data:image/png;base64,{png}">'
-        f"<details><summary>accuracy of every layer</summary><table><tr><th>layer</th><th>accuracy</th>"
-        f"<th>95%</th></tr>{rows}</table></details></div>"
-    )

@@ -1,14 +1,14 @@
 """The explorer for JupyterLab: what each layer's probe says of the images, where they lie, and which are alike.
 
 All that a step of the slider shows is computed once, goes to the browser as bytes and is drawn there by explorer.js and
-the panels. Only another point, split or number of labels comes back to the kernel, and what the panel of the network
-asks while it is open.
+the panels. Pictures, places and neighbours go first. Then the browser asks for the probes, which take longer. Only
+another point, split or number of labels comes back to the kernel, and what the panel of the network asks while it is
+open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,40 +16,30 @@ import numpy as np
 import pandas as pd
 import traitlets
 from anywidget import AnyWidget
+from IPython import get_ipython
+from IPython.display import DisplayHandle, display
 from matplotlib.axes import Axes
 
 from igpt_lab import figures
-from igpt_lab.app.explorer.held import store_of
-from igpt_lab.app.explorer.layers import (
-    Answers,
-    Pictures,
-    Source,
-    Spaces,
-    ask_few,
-    ask_held,
-    by_number,
-    load_pictures,
-    open_source,
-    survey,
-    take_rows,
-)
+from igpt_lab.app.explorer.layers import Answers, Spaces
 from igpt_lab.app.explorer.network import Network
-from igpt_lab.app.explorer.opened import CLOSED, Computed, computed_of, replace_earlier
-from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, page, summarise, views
-from igpt_lab.core.arguments import checked, local
-from igpt_lab.core.provenance import RunRecord
+from igpt_lab.app.explorer.offline import offline_page
+from igpt_lab.app.explorer.opened import Computed, computed_of
+from igpt_lab.app.explorer.pictures import Pictures, open_source, show_original
+from igpt_lab.app.explorer.rows import HELD, Rows
+from igpt_lab.app.explorer.still import first_page, page, summarise
+from igpt_lab.app.explorer.views import NOTE, View, folder_name, layer_curve, views
+from igpt_lab.core.arguments import local
+from igpt_lab.core.provenance import RunRecord, atomic_write
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
-from igpt_lab.images.loading import splits_of
-from igpt_lab.images.splits import stratified_split
-from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import ProbeResult, probe_layers
+from igpt_lab.probing.probes import ProbeResult
 
-HELD = "held out"  # a tenth of train, by probes that saw the other nine
-COUNTS = (1, 4, 25, 100, 400)  # labels per class, where train has them
 SENT = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")  # as bytes
-CHOICES = ("point", "split", "count", "layer", "other", "image")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+IN_CHOICE = "on all training images, these among them, so that this accuracy is no test of the choice"
+NOT_FITTED: dict = {"chosen": None, "curve": [], "peak": [], "doubts": []}
+CHOICES = ("point", "split", "count", "layer", "other", "image", "alone")
 
 
 def front_end() -> str:
@@ -62,61 +52,13 @@ def front_end() -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
-@checked
-def explore(
-    store: FeatureStore | str | Path | Mapping,
-    *,
-    out: str | Path = "explorer",
-    limit: int | None = 4000,
-    progress: bool = True,
-    remote: bool = False,
-    model: ImageGPTForCausalImageModeling | str | Path | None = None,
-    images=None,
-) -> Explorer:
-    """The explorer of a feature store: end a notebook's cell with it.
-
-    Its Save button writes the view under the folder `out`. A store may be a stranger's: images at an address that it
-    names, such as s3://bucket/set, are asked for with `remote` alone. Explorers of one store share what they
-    compute; `close()` lets go of it, and running a notebook's cell again closes the one that it opened before.
-
-    Args:
-        store: A store with a split `train` and labels, or its folder; or features of splits, {"train": train, "test":
-            test}.
-        out: Folder of what is saved.
-        limit: Images of a split that are shown, at most, a seeded draw; every number is of these. None: all.
-        progress: Show a bar until it opens.
-        remote: Read images from an address that the store names.
-        model: The one that the features are of, for what it expects of an image and where its heads look; by default it
-            is loaded when that is first asked, from the package or from the folder that the store names.
-        images: Those of the store, as `extract` took them, where they were in memory.
-
-    Returns:
-        `Explorer`, a widget.
-
-    Raises:
-        ValueError: A store without labels or without training images, or another model.
-
-    Example:
-        >>> explorer = lab.explore(store, limit=50)
-        >>> explorer.point, explorer.split, explorer.splits
-        ('ln_1', 'test', ['test', 'held out'])
-    """
-    store = store_of(store) if isinstance(store, Mapping) else store
-    store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    if "train" not in store.splits:
-        raise ValueError(f"{store.path.name} has the splits {', '.join(store.splits)}; a probe needs one named train")
-    held = {} if images is None else {of_split.split: of_split for of_split in splits_of(images)}
-    network, out = Network(store, model), Path(out).expanduser()
-    explorer = Explorer(store, out=out, limit=limit, progress=progress, remote=remote, network=network, images=held)
-    replace_earlier(explorer)  # only now, so that what it computed is shared
-    return explorer
-
-
-class Explorer(AnyWidget):
+class Explorer(Rows, AnyWidget):
     """Point, split, labels per class and layer of a store, and what there is to see; `explore` makes it.
 
-    `point`, `split`, `count` (labels per class, 0 for all), `layer`, `other` (the layer it is compared with) and
-    `image` (a position among the images shown) can be set here as well as in the browser. `save()` is the Save button.
+    `point`, `split`, `count` (labels per class, 0 for all), `layer`, `other` (the layer it is compared with), `image`
+    (a position among the images shown) and `alone` (what is seen alone on the plane: `label`, and `predicted` too, or
+    nothing) can be set here as well as in the browser. `save()` and `export()` are its buttons. The layer is one in
+    the middle until probes are fitted, by the browser or by `fit()`, and then the chosen one.
 
     Args:
         store: With a split `train` and labels.
@@ -126,9 +68,10 @@ class Explorer(AnyWidget):
         remote: Read images from an address that the store names.
         network: The store's model, by default the one that it names.
         images: Splits whose images were in memory, by name.
+        result: Of the point and split that open.
 
     Raises:
-        ValueError: A store without labels.
+        ValueError: A store without labels, or a result of other layers or images.
         KeyError: A store without a split `train`.
 
     Example:
@@ -146,6 +89,7 @@ class Explorer(AnyWidget):
     layer = traitlets.Int().tag(sync=True)
     other = traitlets.Int().tag(sync=True)
     image = traitlets.Int(0).tag(sync=True)
+    alone = traitlets.Dict().tag(sync=True)
     facts = traitlets.Dict().tag(sync=True)
     busy = traitlets.Unicode().tag(sync=True)
     problem = traitlets.Unicode().tag(sync=True)
@@ -160,6 +104,7 @@ class Explorer(AnyWidget):
     def __init__(
         self, store: FeatureStore, *, out: Path, limit: int | None, progress: bool, remote: bool = False,
         network: Network | None = None, images: Mapping[str, ImageSet | TokenSet] = MappingProxyType({}),
+        result: ProbeResult | None = None,
     ):  # fmt: skip
         self.store = store
         self.out = out
@@ -170,10 +115,11 @@ class Explorer(AnyWidget):
             split: open_source(store, split, remote, self.network.processor, images.get(split))
             for split in store.splits
         }
+        self._stills: list[DisplayHandle] = []  # pages that lie before the widget
         super().__init__()
         self._progress = progress
         try:
-            self._begin()
+            self._begin(result)
         except BaseException:
             self.close()
             raise
@@ -181,12 +127,19 @@ class Explorer(AnyWidget):
         self.observe(self._on_choice, ["point", "split", "count"])
         self.on_msg(self._on_message)
 
-    def _begin(self) -> None:
-        """Choose point and split, and show them."""
+    def _begin(self, result: ProbeResult | None) -> None:
+        """Choose point and split, and show them; what their probes say, where that is at hand."""
         store = self.store
         self.point = "ln_1" if "ln_1" in store.layers else next(iter(store.layers))
         self.split = "test" if "test" in store.splits else self.splits[0]
-        self._send_view()
+        if result is not None:
+            self._take(result)
+        self._send_view(self.answers_at_hand)
+
+    def fit(self) -> None:
+        """Fit the probes of what is looked at, where they are not fitted yet, and show what they say."""
+        if not self.facts["curve"]:
+            self._send_view(self.answers)
 
     def close(self) -> None:
         """Take it off the screen, and let go of features, pictures and answers. Another explorer may still use them."""
@@ -198,58 +151,11 @@ class Explorer(AnyWidget):
         for name in SENT:
             setattr(self, name, b"")  # sent to nobody any more
         self._computed, self.network = None, None
-        self._sources = {}
+        self._sources, self._stills = {}, []
 
     @property
     def is_closed(self) -> bool:
         return self._computed is None
-
-    @property
-    def splits(self) -> list[str]:
-        """Splits on offer: those of the store but train, and the held-out tenth of train."""
-        return [*(split for split in self.store.splits if split != "train"), HELD]
-
-    @property
-    def counts(self) -> list[int]:
-        """Labels per class on offer; 0 stands for all."""
-        smallest_class = np.unique(self.train.labels, return_counts=True)[1].min()
-        return [0, *(count for count in COUNTS if count <= smallest_class)]
-
-    @property
-    def train(self) -> Features:
-        """The rows that the probes learn from: all of train, or nine tenths where the last tenth is shown."""
-        train = self._once(("train", self.point), lambda: self._stored("train"))
-        return train if self.split != HELD else take_rows(train, stratified_split(train.labels, 0.1, seed=0)[0])
-
-    @property
-    def shown(self) -> Features:
-        """The rows that are looked at."""
-        return self._once(("shown", self.point, self.split, self.limit), self._draw_rows)
-
-    @property
-    def answers(self) -> Answers:
-        """What the probes of all layers predict for the rows shown."""
-        return self._once(("answers", self.point, self.split, self.count, self.limit), self._fit_probes)
-
-    @property
-    def seen(self) -> Pictures:
-        """The images of the rows shown."""
-        source = self._sources[self._store_split]
-        why = source if isinstance(source, str) else ""
-        return self._once(("pictures", self.split, why, self.limit), lambda: load_pictures(source, self.shown.index))
-
-    @property
-    def spaces(self) -> Spaces:
-        """Places float32 (L, N, 2), shares of the variance (L, 2) and neighbours int (L, N, k) of the rows shown."""
-        return self._once(("spaces", self.point, self.split, self.limit), lambda: survey(self.shown.layers))
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, from the image set where it is at hand, else from the store."""
-        highest = int(max(self.train.labels.max(), self.shown.labels.max()))
-        sources = [source for source in self._sources.values() if isinstance(source, Source)]
-        names = sources[0].images.label_names if sources else self.store.classes
-        return [names[i] if i < len(names) else str(i) for i in range(highest + 1)]
 
     @property
     def view(self) -> View:
@@ -257,52 +163,8 @@ class Explorer(AnyWidget):
         return View(
             title=self.facts["title"], of=self.facts["of"], point=self.point, layer=self.layer, other=self.other,
             image=self.image, names=self.classes, called=self._named(list(self.shown.layers)), shown=self.shown,
-            answers=self.answers, spaces=self.spaces, pictures=self.seen,
+            answers=self.answers, spaces=self.spaces, pictures=self.seen, alone=self.alone,
         )  # fmt: skip
-
-    @property
-    def _store_split(self) -> str:
-        """The split of the store that the rows shown are of."""
-        return "train" if self.split == HELD else self.split
-
-    def _stored(self, split: str) -> Features:
-        """A split's features, layers by their numbers."""
-        return by_number(Features.from_store(self.store, split, self.point))
-
-    def _named(self, layers: Sequence[int]) -> list[str]:
-        """What these layers are called."""
-        return [self.store.names[layer] if self.store.names else str(layer) for layer in layers]
-
-    def _once(self, key: tuple, compute: Callable):
-        if self._computed is None:
-            raise ValueError(CLOSED)
-        if key not in self._computed:
-            self._computed[key] = compute()
-        return self._computed[key]
-
-    def _draw_rows(self) -> Features:
-        features = self._stored(self._store_split)
-        if self.split == HELD:
-            features = take_rows(features, stratified_split(features.labels, 0.1, seed=0)[1])
-        n = len(features.labels)
-        if self.limit is not None and self.limit < n:
-            features = take_rows(features, np.sort(np.random.default_rng(0).permutation(n)[: self.limit]))
-        return replace(features, layers=dict(features.layers))
-
-    def _fit_probes(self) -> Answers:
-        if self.count:
-            return ask_few(self.train, self.shown, self.count)
-        if self.split == HELD:
-            return ask_held(self.train, self.shown, self._once(("whole", self.point), self._probe_held).table)
-        result = probe_layers(self.train, self.shown, progress=self._progress)
-        self._once(("whole", self.point), lambda: result)
-        return Answers(result.table, result.chosen, np.stack(list(result.predicted.values())))
-
-    def _probe_held(self) -> ProbeResult:
-        """C of every layer, and the layer, as all of train chooses them; nothing else is used of the result."""
-        train = self._stored("train")
-        held = take_rows(train, stratified_split(train.labels, 0.1, seed=0)[1])
-        return probe_layers(train, held, progress=self._progress)
 
     def _on_choice(self, change) -> None:
         self.problem = ""
@@ -312,7 +174,7 @@ class Explorer(AnyWidget):
             raise ValueError(f"{change.name} {change.new!r}; expected one of {', '.join(map(str, choices))}")
         self.busy = f"{len(self.store.layers[self.point])} probes are being fitted, neighbours searched ..."
         try:
-            self._send_view()
+            self._send_view(self.answers)
         except BaseException as error:
             setattr(self, change.name, change.old)  # computed before, so that it is shown again at once
             if not isinstance(error, ValueError | OSError | MemoryError):  # such as an interrupt of the kernel
@@ -321,23 +183,34 @@ class Explorer(AnyWidget):
         finally:
             self.busy = ""
 
-    def _send_view(self) -> None:
-        """Compute the view of what is chosen, and send it in one message."""
-        shown, answers = self.shown, self.answers
-        spaces, pictures = self.spaces, self.seen
-        layers = list(shown.layers)
+    def _send_view(self, answers: Answers | None) -> None:
+        """Compute the view of what is chosen, and send it in one message; without answers while they are None."""
+        shown, spaces, pictures = self.shown, self.spaces, self.seen
+        predicted = None if answers is None else answers.predicted
         with self.hold_sync():
-            is_first = not self.facts
-            self.layer = answers.chosen if is_first else _closest(layers, self.layer)
-            self.other = layers[-1] if is_first else _closest(layers, self.other)
+            self._move_to(list(shown.layers), answers)
             self.image = min(self.image, len(shown.labels) - 1)
+            self.alone = {}
             for name, (array, dtype) in {
                 "places": (spaces.places, "<f4"), "near": (spaces.near, "<i4"), "labels": (shown.labels, "<u2"),
-                "predicted": (answers.predicted, "<u2"), "rows": (shown.index, "<i4"),
+                "predicted": (predicted, "<u2"), "rows": (shown.index, "<i4"),
                 "pixel_near": (pictures.near, "<i4"), "pictures": (pictures.pixels, "u1"),
             }.items():  # fmt: skip
                 setattr(self, name, self._bytes(array, dtype))
-            self.facts = self._facts(layers, answers, spaces, pictures)
+            self.facts = self._facts(list(shown.layers), answers, spaces, pictures)
+        for still in self._stills:
+            still.update(self._page(), raw=True)
+
+    def _move_to(self, layers: list[int], answers: Answers | None) -> None:
+        """Layers in view that there are; the chosen one once it is known, where nobody has moved before."""
+        middle = layers[len(layers) // 2]
+        is_first = not self.facts
+        waited = not is_first and not self.facts["curve"] and self.layer == middle
+        self.other = layers[-1] if is_first else _closest(layers, self.other)
+        if is_first or waited:
+            self.layer = middle if answers is None else answers.chosen
+        else:
+            self.layer = _closest(layers, self.layer)
 
     def _bytes(self, array: np.ndarray | None, dtype: str) -> bytes:
         """An array as the browser gets it, the same bytes for all explorers that send this array."""
@@ -345,21 +218,21 @@ class Explorer(AnyWidget):
             return b""
         return self._once(("bytes", id(array)), lambda: (array, np.ascontiguousarray(array, dtype).tobytes()))[1]
 
-    def _facts(self, layers: list[int], answers: Answers, spaces: Spaces, pictures: Pictures) -> dict:
+    def _facts(self, layers: list[int], answers: Answers | None, spaces: Spaces, pictures: Pictures) -> dict:
         """What is sent beside the arrays."""
         key = self.store.key
         n_train = self.count * len(np.unique(self.train.labels)) if self.count else len(self.train.labels)
         return {
             "title": f"{key['model']} on {key['images']}",
             "told": key["pool"] if self.store.names else f"{key['pool']}, {key['alignment']}",
-            "layers": layers, "called": self._named(layers), "chosen": answers.chosen, "curve": answers.curve,
-            "peak": answers.peak, "doubts": answers.doubts,
+            "layers": layers, "called": self._named(layers), **(_about(answers) if answers else NOT_FITTED),
             "classes": self.classes, "n": len(self.shown.labels), "n_train": n_train,
             "near": [spaces.near.shape[2], pictures.near.shape[1]],
             "shape": [] if pictures.pixels is None else list(pictures.pixels.shape[1:]), "no_pictures": pictures.why,
             "files": list(pictures.files),
             "explained": spaces.explained.tolist(), "note": NOTE, "of": self._images_shown(),
             "at": {"point": self.point, "split": self.split, "count": self.count},
+            "choice": IN_CHOICE if self.split == HELD else "on validation",
             "choices": {"point": list(self.store.layers), "split": self.splits, "count": self.counts},
         }  # fmt: skip
 
@@ -374,22 +247,38 @@ class Explorer(AnyWidget):
     def _on_message(self, _, message: dict, __) -> None:
         if self.is_closed:  # the browser asked before it knew
             return
-        if message.get("do") == "look":
-            source = self._sources[self._store_split]
+        todo = message.get("do")
+        source = self._sources[self._store_split]
+        if todo == "look":
             self.send(*self.network.answer(message, self.split, source, self.shown.index))
-        if message.get("do") != "save":
-            return
+        elif todo == "original":
+            self.send(*show_original(message.get("image"), self.split, source, self.shown.index))
+        elif todo == "fit":
+            self._fit_as_asked()
+        elif todo in ("save", "export"):
+            self._write(self.save if todo == "save" else lambda: [self.export()])
+
+    def _write(self, write: Callable[[], list[Path]]) -> None:
+        """Write files, and tell the browser which, or why not."""
         try:
-            files = self.save()
+            files = write()
             self.send({"saved": str(files[0].parent), "files": [file.name for file in files]})
         except (ValueError, OSError) as error:
             self.send({"failed": str(error)})
 
+    def _fit_as_asked(self) -> None:
+        """Fit for the browser, which is told where that fails."""
+        self.problem = ""
+        try:
+            self.fit()
+        except BaseException as error:
+            self.problem = f"The probes are not fitted: {error or type(error).__name__}"
+            if not isinstance(error, ValueError | OSError | MemoryError):  # such as an interrupt of the kernel
+                raise
+
     def save(self) -> list[Path]:
         """Write what is in view as figures: png, pdf, svg, csv and json each, in a folder that names the choice."""
-        labels = f"{self.count}-a-class" if self.count else "all-labels"
-        view = "-".join([self.point, self.split.replace(" ", "-"), labels, f"layer{self.layer:02d}"])
-        folder = (local(self.out) / folder_name(self.store.path.name) / folder_name(view)).resolve()
+        folder = self._folder()
         settings = {"store": self.store.key, "view": {name: getattr(self, name) for name in CHOICES}}
         settings["view"] |= {"row": int(self.shown.index[self.image]), "chosen": self.answers.chosen}
         files = []
@@ -398,20 +287,63 @@ class Explorer(AnyWidget):
             files += figures.save_figure(figure, folder / name, data=data, record=record)
         return files
 
+    def export(self, path: str | Path | None = None) -> Path:
+        """Write the explorer of this point, split and number of labels as one HTML file, which works offline.
+
+        All steps of the sliders work in it, and no other choice and no look into the network. By default it lies beside
+        what `save()` writes.
+        """
+        self.fit()
+        path = self._folder() / "explorer.html" if path is None else local(path)
+        values = {name: getattr(self, name) for name in (*CHOICES, "facts", "busy", "problem")}
+        arrays = {name: getattr(self, name) for name in SENT}
+        return atomic_write(path, offline_page(self.facts["title"], values, arrays, script=self._esm, css=self._css))
+
+    def _folder(self) -> Path:
+        """Where the view is saved: its name says all that was chosen."""
+        labels = f"{self.count}-a-class" if self.count else "all-labels"
+        parts = [self.point, self.split.replace(" ", "-"), labels, f"layer{self.layer:02d}", f"other{self.other:02d}"]
+        parts.append(f"row{self.shown.index[self.image]}")
+        parts += [f"{name}-{self.classes[label]}" for name, label in self.alone.items()]
+        return (local(self.out) / folder_name(self.store.path.name) / folder_name("-".join(parts))[:100]).resolve()
+
     def curve(self) -> tuple[Axes, pd.DataFrame]:
         """The layer curve of what is shown, with the layer in view as a line, and its table."""
         return layer_curve(self.view)
 
     def describe(self) -> str:
         """What there is to see, in a line of text."""
-        return f"<Explorer {self.facts.get('title', '')}: closed>" if self.is_closed else summarise(self.view)
+        if self.is_closed:
+            return f"<Explorer {self.facts.get('title', '')}: closed>"
+        if not self.facts["curve"]:
+            return f"<Explorer {self.facts['title']}: {self.facts['of']}, point {self.point}; probes not fitted yet>"
+        return summarise(self.view)
 
     __repr__ = describe
+
+    def _page(self) -> dict[str, str]:
+        """What there is to see where no widget is shown, as text and as HTML."""
+        html = page(self.view) if self.facts["curve"] else first_page(self.facts, self.seen, self.shown.labels)
+        return {"text/plain": self.describe(), "text/html": html}
+
+    def _ipython_display_(self, **options) -> None:
+        """A page that stays in the notebook, and the widget, which covers it as long as there is a kernel."""
+        data, metadata = self._repr_mimebundle_(**options)
+        if WIDGET not in data or not hasattr(get_ipython(), "kernel"):
+            display(data, metadata=metadata, raw=True)
+            return
+        self._stills.append(display(self._page(), raw=True, display_id=True))
+        display({name: data[name] for name in ("text/plain", WIDGET)}, metadata=metadata, raw=True)
 
     def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
         """The widget, and where none can be shown a page and a line of text."""
         data, metadata = super()._repr_mimebundle_(**options)
-        return data | {"text/plain": self.describe(), "text/html": page(self.view)}, metadata
+        return data | self._page(), metadata
+
+
+def _about(answers: Answers) -> dict:
+    """What is sent of the answers beside the predictions."""
+    return {"chosen": answers.chosen, "curve": answers.curve, "peak": answers.peak, "doubts": answers.doubts}
 
 
 def _closest(layers: list[int], layer: int) -> int:

@@ -1,8 +1,8 @@
 // Colours of the page, marks of the classes, and canvases.
 
 const PALETTES = {
-  light: ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#767676", "#b8a800"],
-  dark: ["#4aa3df", "#f0b429", "#2cc295", "#e29ac4", "#9ad7ff", "#f0783c", "#a8a8a8", "#f0e442"],
+  light: ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#767676", "#b8a800", "#5b2a86", "#6b3d12"],
+  dark: ["#4aa3df", "#f0b429", "#2cc295", "#e29ac4", "#9ad7ff", "#f0783c", "#a8a8a8", "#f0e442", "#a586ff", "#c08a5a"],
 };
 const SHAPES = ["circle", "square", "triangle", "diamond"];
 const CORNERS = {
@@ -32,16 +32,36 @@ function readColours(root) {
 }
 
 function mix(from, to, share) {
-  return `rgb(${from.map((value, i) => Math.round(value + share * (to[i] - value))).join()})`;
+  return solid(mixed(from, to, share));
+}
+
+function mixed(from, to, share) {
+  return from.map((value, i) => Math.round(value + share * (to[i] - value)));
+}
+
+// The relative luminance of WCAG of [red, green, blue].
+function luminance(colour) {
+  const [red, green, blue] = colour.map((value) => (value > 10 ? ((value / 255 + 0.055) / 1.055) ** 2.4 : value / 3294.6));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+}
+
+// Which of two colours stands out more on a ground.
+function readableOn(ground, one, other) {
+  const contrast = (colour) => {
+    const [low, high] = [luminance(ground), luminance(colour)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  return contrast(one) >= contrast(other) ? one : other;
 }
 
 function solid(colour) {
   return `rgb(${colour.join()})`;
 }
 
-// Colour and shape of a class's points.
+// Colour and shape of a class's points: no other of ten has its colour, and no other of twenty both.
 function markOf(colours, label) {
-  return [colours.palette[label % 8], SHAPES[(label + (label >> 3)) % 4]];
+  const { palette } = colours;
+  return [palette[label % palette.length], SHAPES[(label + Math.floor(label / palette.length)) % 4]];
 }
 
 function traceShape(context, shape, x, y, radius) {

@@ -12,10 +12,14 @@ function changesPanel(state) {
   const fill = () => groups.forEach((group) => group.fill());
   const draw = () => {
     const { called } = state.data;
+    place.hidden = state.at === state.other || !state.fitted;
+    if (!state.fitted) {
+      words.textContent = NOT_FITTED;
+      return;
+    }
     const titles = [`Only layer ${called[state.at]} is right`, `Only layer ${called[state.other]} is right`, "Both wrong, differently"];
     const changed = changedImages(state);
     words.textContent = changeWords(state, changed.flat().length);
-    place.hidden = state.at === state.other;
     groups.forEach((group, i) => group.draw(titles[i], changed[i]));
   };
   return { element, fill, draw };
@@ -41,6 +45,7 @@ function changeGroup(state, number) {
   button.addEventListener("click", () => {
     long = true;
     redraw();
+    strip.element.children[FEW_IMAGES].focus(); // the button is gone
   });
   return { element, fill, draw };
 }

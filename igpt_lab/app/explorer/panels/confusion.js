@@ -7,13 +7,20 @@ function confusionPanel(state, see) {
   const canvas = make("canvas", { class: "plot cells", tabindex: 0, role: "application" });
   const tip = createTip(canvas);
   const words = caption();
-  const element = card("confusion", "What is taken for what", words, canvas, tip.element);
+  const pairs = confusedPairs(state, see);
+  const element = card("confusion", "What is taken for what", words, canvas, pairs.title, pairs.element, tip.element);
   const matrix = { canvas, tip, cell: null, layout: null, tally: null }; // cell: the chosen [row, column]
 
   const fill = () => { matrix.cell = null; };
   const draw = () => {
+    canvas.hidden = pairs.element.hidden = pairs.title.hidden = !state.fitted;
+    if (!state.fitted) {
+      words.textContent = NOT_FITTED;
+      return;
+    }
     matrix.tally = confusions(state);
     words.textContent = confusionWords(state, matrix.tally);
+    pairs.draw(matrix.tally);
     if (!canvas.clientWidth) return;
     matrix.layout = confusionLayout(canvas, state.data.classes);
     drawMatrix(matrix, state);
@@ -23,6 +30,39 @@ function confusionPanel(state, see) {
   addMatrixMouse(matrix, state, see, draw);
   addMatrixKeys(matrix, state, see, draw);
   return { element, fill, draw };
+}
+
+// The pairs that are confused most, each a button that shows its images alone on the plane.
+function confusedPairs(state, see) {
+  const title = make("h4", { class: "below" }, "Confused most often");
+  const element = make("div", { class: "pairs", role: "group", "aria-label": "press a pair to see its images alone on the plane" });
+
+  const draw = (tally) => {
+    const pairs = mostConfused(tally);
+    title.hidden = !pairs.length;
+    while (element.children.length > pairs.length) element.lastChild.remove();
+    while (element.children.length < pairs.length) element.append(make("button", { type: "button" }));
+    pairs.forEach(({ label, predicted, count }, i) => {
+      const button = element.children[i];
+      const isPressed = state.only && state.only.label === label && state.only.predicted === predicted;
+      button.textContent = `${state.nameOf(label)} taken for ${state.nameOf(predicted)}: ${grouped(count)} of ${grouped(tally.totals[label])}`;
+      button.setAttribute("aria-pressed", String(Boolean(isPressed)));
+      Object.assign(button.dataset, { label, predicted });
+    });
+  };
+
+  element.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-predicted]");
+    if (button) toggleCell([+button.dataset.label, +button.dataset.predicted], state, see);
+  });
+  return { title, element, draw };
+}
+
+// [{ label, predicted, count }], the most frequent first; of many classes more of them.
+function mostConfused({ k, counts }) {
+  const wrong = Array.from(counts, (count, i) => ({ label: Math.floor(i / k), predicted: i % k, count }));
+  const confused = wrong.filter(({ label, predicted, count }) => count && label !== predicted);
+  return confused.sort((a, b) => b.count - a.count).slice(0, k > 12 ? 12 : 5);
 }
 
 function addMatrixMouse(matrix, state, see, draw) {
@@ -130,7 +170,7 @@ function drawCells(context, { k, left, top, size, gap }, { counts, totals }, { i
       context.fillStyle = count ? mix(paper, row === column ? right : wrong, 0.06 + 0.94 * depth) : mix(paper, soft, 0.06);
       context.fillRect(left + column * size, top + row * size, size - gap, size - gap);
       if (size < 19 || !count) continue;
-      context.fillStyle = solid(depth > 0.6 ? paper : ink);
+      context.fillStyle = solid(readableOn(mixed(paper, row === column ? right : wrong, 0.06 + 0.94 * depth), ink, paper));
       context.textAlign = "center";
       context.fillText(count, left + (column + 0.5) * size - gap / 2, top + (row + 0.5) * size + 4);
     }

@@ -12,6 +12,11 @@ function curvePanel(state) {
 
   const fill = () => {
     const { data } = state;
+    svg.toggleAttribute("hidden", !state.fitted);
+    if (!state.fitted) {
+      words.textContent = NOT_FITTED;
+      return;
+    }
     scale = curveScale(data);
     lines = {
       there: make("line", { class: "there", y1: CURVE.top, y2: CURVE_BASE }),
@@ -25,6 +30,7 @@ function curvePanel(state) {
     svg.setAttribute("aria-label", curveText(data));
   };
   const draw = () => {
+    if (!state.fitted) return;
     const { curve, layers, called } = state.data;
     const row = curve[state.at];
     moveLine(lines.there, scale.x(state.other));
@@ -105,8 +111,8 @@ function curveText({ curve, called }) {
   return "accuracy over depth: " + curve.map((row, l) => `layer ${called[l]} ${percent(row.accuracy)}`).join(", ");
 }
 
-function curveWords({ chosen, layers, called, peak, curve, doubts }) {
-  return `Ring: layer ${called[layers.indexOf(chosen)]}, chosen on validation` + doubts.map((words) => `; ${words}`).join("") + "." +
+function curveWords({ chosen, layers, called, peak, curve, doubts, choice }) {
+  return `Ring: layer ${called[layers.indexOf(chosen)]}, chosen ${choice}` + doubts.map((words) => `; ${words}`).join("") + "." +
     (peak.length ? " Bar on the axis: layers that may be the best (95%)." : "") +
     (curve.some((row) => !row.converged) ? " Hollow: not converged." : "");
 }

@@ -3,6 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_TAGS = ["svg", "g", "line", "path", "circle", "text", "title"];
 const FOCUSED_TAGS = ["button", "input", "select"];
+const NOT_FITTED = "The probes are not fitted yet.";
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 function make(tag, attributes = {}, ...children) {
@@ -12,6 +13,22 @@ function make(tag, attributes = {}, ...children) {
   if (FOCUSED_TAGS.includes(tag) || "tabindex" in attributes) element.setAttribute("data-lm-suppress-shortcuts", "true");
   element.append(...children);
   return element;
+}
+
+// Does work that may replace elements; the focus is then where it was.
+function keepFocus(root, work) {
+  const path = [];
+  let element = document.activeElement;
+  if (!root.contains(element) || element === root) {
+    work();
+    return;
+  }
+  for (; element !== root; element = element.parentElement) path.unshift([...element.parentElement.children].indexOf(element));
+  const before = document.activeElement;
+  work();
+  if (document.activeElement === before && before.isConnected) return;
+  const after = path.reduce((inside, position) => inside && inside.children[position], root);
+  if (after) after.focus({ preventScroll: true });
 }
 
 function caption() {

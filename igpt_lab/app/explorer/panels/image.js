@@ -2,6 +2,7 @@
 
 function imagePanel(state) {
   const picked = pickedImage(state);
+  const original = originalPanel(state);
   const verdicts = layerVerdicts(state);
   const layerTitle = make("h4", { class: "like" });
   const layerStrip = thumbnailStrip(state, "strip in-layer");
@@ -9,7 +10,7 @@ function imagePanel(state) {
   const pixelStrip = thumbnailStrip(state, "strip in-pixels");
   const words = caption();
   words.textContent = "Click a point or a picture. Solid frame: same class as this image; dashed: another.";
-  const element = card("image", "One image", words, picked.element, make("h4", {}, "What each layer says"), verdicts.element,
+  const element = card("image", "One image", words, picked.element, original.element, verdicts.title, verdicts.element,
     layerTitle, layerStrip.element, pixelTitle, pixelStrip.element);
 
   const draw = () => {
@@ -20,13 +21,14 @@ function imagePanel(state) {
     const near = state.nearest();
     const nearInPixels = state.nearestInPixels();
     picked.draw();
+    original.draw();
     verdicts.draw();
     layerTitle.textContent = `Nearest in layer ${called[state.at]}${share(near)}`;
     pixelTitle.textContent = nearInPixels.length ? `Nearest in pixels${share(nearInPixels)}` : "";
     layerStrip.draw(near, isSame, describe);
     pixelStrip.draw(nearInPixels, isSame, describe);
   };
-  return { element, fill: verdicts.fill, draw };
+  return { element, fill: verdicts.fill, draw, hear: original.hear };
 }
 
 function pickedImage(state) {
@@ -36,24 +38,29 @@ function pickedImage(state) {
 
   const draw = () => {
     const { data, image } = state;
-    const timesRight = data.layers.filter((_, l) => state.isRight(image, l)).length;
+    const timesRight = state.fitted && data.layers.filter((_, l) => state.isRight(image, l)).length;
     canvas.hidden = !data.shape.length;
     paintImage(canvas, data, image);
     words.replaceChildren(
       make("div", {}, make("b", {}, state.nameOf(data.labels[image])), ` · row ${data.rows[image]}`),
       ...(state.fileOf(image) ? [make("div", { class: "soft file" }, state.fileOf(image))] : []),
-      make("div", {}, `${state.prediction(image)} (${state.isRight(image) ? "right" : "wrong"})`),
-      make("div", { class: "soft" }, `right in ${timesRight} of ${data.layers.length} layers`));
+      ...(state.fitted ? [
+        make("div", {}, `${state.prediction(image)} (${state.isRight(image) ? "right" : "wrong"})`),
+        make("div", { class: "soft" }, `right in ${timesRight} of ${data.layers.length} layers`)] : []));
   };
   return { element, draw };
 }
 
 // A button for each layer, which says whether that layer is right and leads to it.
 function layerVerdicts(state) {
+  const title = make("h4", {}, "What each layer says");
   const element = make("div", { class: "says", role: "group", "aria-label": "what each layer says of this image" });
 
-  const fill = () => element.replaceChildren(...state.data.layers.map((_, l) => make("button", { type: "button", "data-layer": l })));
-  const draw = () => state.data.layers.forEach((_, l) => {
+  const fill = () => {
+    title.hidden = element.hidden = !state.fitted;
+    element.replaceChildren(...state.data.layers.map((_, l) => make("button", { type: "button", "data-layer": l })));
+  };
+  const draw = () => state.fitted && state.data.layers.forEach((_, l) => {
     const button = element.children[l];
     const isRight = state.isRight(state.image, l);
     const text = `${state.prediction(state.image, l)}, ${isRight ? "right" : "wrong"}`;
@@ -67,5 +74,5 @@ function layerVerdicts(state) {
     const button = event.target.closest("[data-layer]");
     if (button) state.choose("layer", state.data.layers[+button.dataset.layer]);
   });
-  return { element, fill, draw };
+  return { title, element, fill, draw };
 }

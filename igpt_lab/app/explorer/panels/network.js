@@ -15,12 +15,13 @@ function networkPanel(state) {
   const network = { have: null, asking: false, pixel: null, head: 0 };
 
   const draw = () => {
+    element.hidden = Boolean(state.model.offline);
     if (!element.open) return;
     const { have } = network;
     const isNew = !have || askedOf(state, network).some(([name, value]) => have[name] !== value);
     if (isNew && !network.asking) {
       network.asking = true;
-      state.model.send({ do: "look", ...Object.fromEntries(askedOf(state, network)) });
+      state.ask({ do: "look", ...Object.fromEntries(askedOf(state, network)) });
     }
     const canShow = Boolean(have && !have.problem);
     element.classList.toggle("old", isNew);

@@ -18,6 +18,7 @@ function planePanel(state) {
   // The images of a class, of a class and a prediction, or all of them (null).
   function see(only) {
     state.only = only;
+    state.choose("alone", only || {});
     legend.draw();
     points();
     words.textContent = planeWords(state);
@@ -66,7 +67,7 @@ function addPlaneEvents(plane, state, tip, see) {
 
 function tipContent(state, image) {
   const name = make("b", {}, state.nameOf(state.data.labels[image]));
-  const words = make("div", {}, name, make("br"), state.prediction(image));
+  const words = make("div", {}, name, ...(state.fitted ? [make("br"), state.prediction(image)] : []));
   if (!state.data.shape.length) return [words];
   const picture = make("canvas", { style: "width:56px;height:auto" });
   paintImage(picture, state.data, image);
@@ -77,7 +78,9 @@ function planeWords(state) {
   const { data, at, only } = state;
   if (!only) {
     const explained = percent(data.explained[at][0] + data.explained[at][1]);
-    return `Two leading principal components, ${explained} of the variance; turned to follow the layer before.`;
+    const isFaded = data.classes.length > state.colours.palette.length;
+    return `Two leading principal components, ${explained} of the variance; turned to follow the layer before.` +
+      (isFaded ? " The class of the chosen image is drawn full." : "");
   }
   const kept = Array.from(data.labels.keys()).filter((i) => state.isKept(i)).length;
   const name = state.nameOf(only.label);
@@ -159,6 +162,10 @@ function drawPlane(plane, state) {
   if (state.only) {
     drawPoints(context, plane, state, 0.09, (i) => !state.isKept(i));
     drawPoints(context, plane, state, 1, (i) => state.isKept(i));
+  } else if (state.data.classes.length > state.colours.palette.length) { // too many to tell apart
+    const isOfClass = (i) => state.data.labels[i] === state.data.labels[state.image];
+    drawPoints(context, plane, state, 0.25, (i) => !isOfClass(i));
+    drawPoints(context, plane, state, 1, isOfClass);
   } else drawPoints(context, plane, state, 1, () => true);
   const { ink, paper } = state.colours;
   for (const i of state.nearest()) drawRing(context, placeOf(plane, i), 5.5, ink, 1);

@@ -12,12 +12,14 @@ function slidersPanel(state) {
   const draw = () => {
     layer.draw(state.at);
     other.draw(state.other);
-    layer.output.append(chosenElement(state.data, state.at));
+    if (state.fitted) layer.output.append(chosenElement(state.data, state.at));
   };
 
   element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-go]");
-    if (button) state.choose("layer", +button.dataset.go);
+    if (!button) return;
+    layer.input.focus(); // the button goes with this step
+    state.choose("layer", +button.dataset.go);
   });
   return { element, fill, draw };
 }
@@ -32,7 +34,7 @@ function createSlider(state, key, text, role, help) {
   const draw = (position) => {
     const { called, curve } = state.data;
     const range = `of ${called[0]}..${called[called.length - 1]}`;
-    const accuracy = percent(curve[position].accuracy);
+    const accuracy = state.fitted ? percent(curve[position].accuracy) : "not fitted yet";
     input.value = position;
     input.setAttribute("aria-valuetext", `layer ${called[position]} ${range}, accuracy ${accuracy}`);
     output.replaceChildren(make("b", {}, called[position]), ` ${range} · ${accuracy} `);
@@ -41,7 +43,7 @@ function createSlider(state, key, text, role, help) {
   input.addEventListener("input", () => {
     if (state.data) state.choose(key, state.data.layers[+input.value]);
   });
-  return { elements: [label, input, output], output, fill, draw };
+  return { elements: [label, input, output], input, output, fill, draw };
 }
 
 // Says that the layer in view is the one chosen on validation, or leads to that one.

@@ -10,6 +10,7 @@ class State {
     this.at = 0; // the layer in view
     this.other = 0; // the layer that it is compared with
     this.image = 0;
+    this.lost = () => {}; // called when a kernel is found to be gone
     this.only = null; // {label} or {label, predicted} of the images that are not faded on the plane
   }
 
@@ -29,9 +30,27 @@ class State {
     this.image = clamp(this.model.get("image"), 0, n - 1);
   }
 
+  // Whether the probes of what is looked at are fitted.
+  get fitted() {
+    return this.data.curve.length > 0;
+  }
+
   choose(key, value) {
-    this.model.set(key, value);
-    this.model.save_changes();
+    this.model.set(key, value); // draws
+    this.reach(() => this.model.save_changes());
+  }
+
+  ask(message) {
+    this.reach(() => this.model.send(message));
+  }
+
+  // What goes to the kernel fails where there is none any more.
+  reach(send) {
+    try {
+      send();
+    } catch {
+      this.lost();
+    }
   }
 
   predicted(layer, image) {
@@ -58,7 +77,8 @@ class State {
   }
 
   describe(image) {
-    return `${this.fileOf(image) || `row ${this.data.rows[image]}`}: ${this.nameOf(this.data.labels[image])}, ${this.prediction(image)}`;
+    const name = `${this.fileOf(image) || `row ${this.data.rows[image]}`}: ${this.nameOf(this.data.labels[image])}`;
+    return this.fitted ? `${name}, ${this.prediction(image)}` : name;
   }
 
   // Its file name, "" where it has none.
