@@ -51,7 +51,12 @@ def about_choice(rows: pd.DataFrame) -> list[str]:
 
 
 def difference_in_words(comparison: Mapping) -> str:
-    """+4.0 points [3.0, 5.1] over test images, [2.6, 5.3] with the choice; of a comparison without a choice less."""
+    """+4.0 points [3.0, 5.1] over test images, [2.6, 5.3] with the choice; of a comparison without a choice less.
+
+    Where the chosen layer is the last one, that it is.
+    """
+    if "chosen_layer" in comparison and comparison["chosen_layer"] == comparison.get("last_layer"):
+        return "none, as the chosen layer is the last"
     difference, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
     words = f"{difference:+.1f} points [{low:.1f}, {high:.1f}]"
     ends = [comparison.get(name) for name in ("choice_low", "choice_high")]

@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
+
 LARGEST = {"int": 2**63 - 1, "float": 1e308}
 WORDS = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "a string"}
 
@@ -26,6 +28,16 @@ def check(
         limits = f" from {least:,} to {most:,}" if least is not None and most is not None else ""
         expected = words or " or ".join(WORDS.get(one, one) for one in kind.split(" | ")) + limits
         raise ValueError(f"{name} is {reprlib.repr(value)}; expected {expected}")
+
+
+def check_finite(name: str, x: np.ndarray) -> None:
+    """ValueError, which counts the rows, where `x` (N, D) has values that are infinite or NaN."""
+    finite = np.isfinite(x)
+    if not finite.all():
+        rows = int((~finite.all(axis=1)).sum())
+        raise ValueError(
+            f"{name} has values that are not finite in {rows:,} of {len(x):,} rows; leave out these rows, or the layer"
+        )
 
 
 def closest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -80,7 +80,8 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
         raise ValueError(f"x has shape {x.shape}; expected (N, D), one row or more")
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
     if not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise ValueError("x has rows that are zero or not finite; see the store's stats()")
+        wrong = int((~(np.isfinite(lengths) & (lengths > 0))).sum())
+        raise ValueError(f"x has {wrong:,} of {len(x):,} rows that are zero or not finite; leave these rows out")
     return x / lengths
 
 
@@ -102,7 +103,7 @@ def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
         raise ValueError(f"views {first.shape} and {second.shape}; expected two of (N, D), of the same N images, N > 1")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ValueError("views have values that are not finite; see the store's stats()")
+        raise ValueError("views have values that are not finite; leave out these rows, or the layer")
     return first, second
 
 

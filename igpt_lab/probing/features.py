@@ -13,7 +13,7 @@ import torch
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth, plain_layer
 from igpt_lab.core.display import say_once, span
-from igpt_lab.core.values import did_you_mean
+from igpt_lab.core.values import check_finite, did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -94,11 +94,14 @@ class Features:
         middle = in_depth(layer for layer in self.layers if layer in layers)[len(layers) // 2]
         return replace(self, layers={middle: np.hstack([self.layers[layer] for layer in layers])})
 
-    def relabelled(self, labels: np.ndarray) -> Features:
-        """The same rows with other labels (N,): whole numbers of classes without names, or words."""
+    def relabelled(self, labels: np.ndarray, *, names: Sequence[str] = ()) -> Features:
+        """The same rows with other labels (N,): whole numbers of classes, or words; `names` are those of the classes.
+
+        Raises ValueError for another number of labels than of rows, and for labels that are not among `names`.
+        """
         if np.shape(labels) != self.labels.shape:
             raise ValueError(f"{np.shape(labels)} labels for {len(self.labels)} rows; expected one for each row")
-        return replace(self, labels=as_array(labels), names=())
+        return replace(self, labels=as_array(labels), names=tuple(names))
 
 
 def as_layers(layers: Features | Mapping[Any, np.ndarray]) -> Mapping[Any, np.ndarray]:
@@ -164,8 +167,7 @@ def _check_layer(layer: Layer, values: np.ndarray, labels: int, rows: int) -> No
         )
     if values.shape[1] == 0 or values.dtype.kind not in "fiub":
         raise ValueError(f"layer {layer} is {values.shape}, {values.dtype}; expected real numbers, one feature or more")
-    if not np.isfinite(values).all():
-        raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
+    check_finite(f"layer {layer}", values)
 
 
 def check_known(layers: Iterable[Layer], known: Iterable[Layer]) -> None:

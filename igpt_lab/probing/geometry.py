@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
+from igpt_lab.core.values import check_finite
 from igpt_lab.features.store import StoredLayers
 from igpt_lab.probing.features import Features, as_layers
 from igpt_lab.probing.neighbours import nearest_others, scaled
@@ -235,8 +236,7 @@ def _checked(x: np.ndarray, name: str, n: int | None = None) -> np.ndarray:
         raise ValueError(f"{name} has shape {x.shape}; expected (N, D) with at least 4 images")
     if len(x) != (n or len(x)):
         raise ValueError(f"{name} has shape {x.shape}; expected ({n}, D), the same number of images in every layer")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} has values that are not finite; see the store's stats()")
+    check_finite(name, x)
     if (x == x[0]).all():
         raise ValueError(
             f"{name} is the same for all {len(x)} images, so its geometry cannot be measured; leave this layer out"

@@ -163,8 +163,9 @@ def probe_layers(
     labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
     classes, y = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        known = [train.names[label] if train.names else label for label in classes]
-        raise ValueError(f"the rows of train are of {known or 'no class'} alone; a probe needs two classes or more")
+        known = [f"class {train.names[label]!r}" if train.names else f"class {label}" for label in classes]
+        alone = known[0] if known else "no class"
+        raise ValueError(f"the rows of train are of {alone} alone; a probe needs two classes or more")
     splits = folds_of(labels, folds, seed)
     fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
 
@@ -210,6 +211,8 @@ def control_task(
 @dataclass(frozen=True)
 class Comparison:
     """Chosen layer against last on the same test images; `difference` of accuracies with two 95% intervals.
+
+    Where the two are one layer, `low` and `high` are 0: nothing is compared.
 
     `low`, `high`: over test images, with the layers as they are. `choice_low`, `choice_high`: over the folds that chose
     the layer and test images together; nan where another layer was named. `only_chosen`, `only_last`: test images that
@@ -286,12 +289,13 @@ def compare_layers(
     last = in_depth(result.correct)[-1] if last is None else last
     check_known([layer, last], result.correct)
     paired = compare(result.correct[layer], result.correct[last], n_boot=n_boot, seed=seed)
+    low, high = (0.0, 0.0) if layer == last else (paired.low, paired.high)
     ends = (math.nan, math.nan)
     if layer == result.chosen and result.folds.size:
         ends = compare_choice(result.correct, result.folds, last, n_boot=n_boot, seed=seed)
     return Comparison(
         chosen_layer=layer, last_layer=last, chosen_accuracy=paired.accuracy_a, last_accuracy=paired.accuracy_b,
-        difference=paired.difference, low=paired.low, high=paired.high, choice_low=ends[0], choice_high=ends[1],
+        difference=paired.difference, low=low, high=high, choice_low=ends[0], choice_high=ends[1],
         only_chosen=paired.only_a, only_last=paired.only_b, n_test=paired.n_test, p_value=paired.p_value,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, card, line, shown_control
+from igpt_lab.core.values import check_finite
 from igpt_lab.probing.features import Features, as_array, as_layers
 
 if TYPE_CHECKING:
@@ -127,7 +128,10 @@ def probe_targets(
     predicted: dict[tuple, np.ndarray] = {}
     y, y_test = wanted.to_numpy(float), tested.to_numpy(float)
     for layer in tqdm(sides[0], desc=f"targets {shown_control(control)}".strip(), disable=not progress):
-        x, x_test = (_matrix(side[layer], layer, len(of)) for side, of in zip(sides, (y, y_test), strict=True))
+        x, x_test = (
+            _matrix(sides[0][layer], layer, len(y), "train"),
+            _matrix(sides[1][layer], layer, len(y_test), "test"),
+        )
         if x.shape[1] != x_test.shape[1]:
             widths = f"{x.shape[1]} features in train, {x_test.shape[1]} in test"
             raise ValueError(f"layer {layer} has {widths}; expected the same")
@@ -214,13 +218,16 @@ def r2_with_interval(errors: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tup
     return value, np.where(low < -LARGEST, -np.inf, low), high
 
 
-def _matrix(x: np.ndarray, layer: Any, n: int) -> np.ndarray:
-    """A layer as float64 (n, D), checked."""
+def _matrix(x: np.ndarray, layer: Any, n: int, split: str) -> np.ndarray:
+    """A layer of a split as float64 (n, D), checked."""
     x = as_array(x).astype(np.float64)
-    if x.ndim != 2 or len(x) != n or not x.shape[1]:
-        raise ValueError(f"layer {layer} has shape {x.shape} for {n} rows of targets; expected ({n}, D)")
-    if not np.isfinite(x).all():
-        raise ValueError(f"layer {layer} has values that are not finite; see the store's stats()")
+    if x.ndim != 2 or not x.shape[1]:
+        raise ValueError(f"layer {layer} has shape {x.shape}; expected (N, D), a row for each image")
+    if len(x) != n:
+        raise ValueError(
+            f"the targets of {split} have {n} rows, layer {layer} has {len(x)} images there; expected a row for each"
+        )
+    check_finite(f"layer {layer}", x)
     return x
 
 

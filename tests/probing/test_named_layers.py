@@ -66,6 +66,10 @@ def test_tensors_lists_floats_and_words_are_the_same_features():
     given = lab.Features({0: torch.eye(4)}, ["dog", "cat", "cat", "dog"], names=["eel", "dog", "cat"])
     assert given.labels.tolist() == [1, 2, 2, 1]
     assert words.relabelled(np.array(["a", "b", "b", "b"])).names == ("a", "b")
+    named = words.relabelled(np.array([1, 0, 0, 0]), names=["low", "high"])
+    assert (named.names, named.labels.tolist()) == (("low", "high"), [1, 0, 0, 0])
+    with pytest.raises(ValueError, match="the label 2 is not a class"):
+        words.relabelled([0, 1, 2, 0], names=["low", "high"])
 
 
 def test_words_of_train_and_test_are_matched_by_name():
@@ -91,7 +95,11 @@ def test_words_of_train_and_test_are_matched_by_name():
         ([0, 1], {0: [["a"], ["b"]]}, "layer 0 is .*; expected real numbers"),
         ([0, 1], {0: np.eye(2) * 1j}, "layer 0 is .* complex128; expected real numbers"),
         ([0, 1], {0: torch.ones(2, 2, device="meta")}, r"a tensor \(2, 2\) on the meta device holds no values"),
-        ([0, 1], {"x": np.full((2, 2), np.inf)}, "layer x has values that are not finite"),
+        (
+            [0, 1],
+            {"x": np.full((2, 2), np.inf)},
+            "layer x has values that are not finite in 2 of 2 rows; leave out these rows",
+        ),
     ],
 )
 def test_what_is_no_class_or_layer_is_refused(labels, layers, words):

@@ -349,6 +349,9 @@ def test_comparison_by_hand():
     assert (again.low, again.high, again.n_test) == (alike.low, alike.high, 20)
     same = compare_layers(ProbeResult(None, {0: best, 1: best}, 0))
     assert same.p_value == 1 and same.low < same.difference == 0 < same.high
+    alone = compare_layers(ProbeResult(None, {0: last, 1: best}, 1))  # the last layer is the chosen one
+    assert (alone.low, alone.difference, alone.high) == (0, 0, 0) and "[" not in repr(alone)
+    assert "difference none, as the chosen layer is the last" in repr(alone)
 
 
 def test_few_labels_are_nested_stratified_and_kept():
@@ -423,8 +426,10 @@ def test_bad_input():
     with pytest.raises(ValueError, match="has 100 rows; 101 per class"):
         probe_few_labels(TRAIN, TEST, ks=(101,), **QUIET)
     named = replace(TRAIN, names=("a", "b", "c"))
-    with pytest.raises(ValueError, match=r"of train are of \['c'\] alone; a probe needs two classes or more"):
+    with pytest.raises(ValueError, match="of train are of class 'c' alone; a probe needs two classes or more"):
         probe_layers(replace(named, labels=np.full_like(TRAIN.labels, 2)), TEST, **QUIET)
+    with pytest.raises(ValueError, match="of train are of class 0 alone; a probe"):
+        probe_layers(replace(TRAIN, labels=np.zeros_like(TRAIN.labels)), TEST, **QUIET)
     with pytest.raises(ValueError, match="class a has 100 rows; .* give ks of at most 100"):
         probe_few_labels(named, replace(TEST, names=named.names), **QUIET)
     assert list(TRAIN.joined(1).layers) == [1]
