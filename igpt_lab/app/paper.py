@@ -277,10 +277,10 @@ def _row(
     """A number with its interval beside the published one, the only row of `theirs`, which may have none."""
     ours = dict(zip(("ours", "low", "high"), map(float, numbers), strict=True))
     if theirs.empty:
-        said = {"published": np.nan, "published_std": np.nan, "source": "", "verdict": "nothing published"}
+        beside = {"published": np.nan, "published_std": np.nan, "source": "", "verdict": "nothing published"}
     else:
         row = theirs.iloc[0]
         judged = verdict(ours["ours"], ours["low"], ours["high"], row)
         judged = judged if limit is None else f"not compared: at most {limit:,} images of a split"
-        said = {"published": row.value, "published_std": row["std"], "source": row.source, "verdict": judged}
-    return {"quantity": quantity, "unit": unit, **ours, **said}
+        beside = {"published": row.value, "published_std": row["std"], "source": row.source, "verdict": judged}
+    return {"quantity": quantity, "unit": unit, **ours, **beside}

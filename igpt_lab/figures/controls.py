@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
-from igpt_lab.figures.names import as_label
+from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.parts import by_depth, check_columns, head, layer_axis, legend, mark_not_converged
 from igpt_lab.figures.plotting import plotting
 from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, inches, look, narrow, points
@@ -110,7 +110,7 @@ def plot_published(ax: Axes, table: pd.DataFrame, last: int) -> tuple[float, flo
     reach = table["std"].fillna(0) if "std" in table else pd.Series(0.0, table.index)
     for source, rows in table.groupby("source", sort=False):
         name = f"published: {source}"
-        style, label = look(name, others=OTHERS), as_label(name)
+        style, label = look(name, others=OTHERS), as_label(name, letters() - 12)
         curve = rows[rows.layer.notna()].sort_values("layer")
         if len(curve):
             line: Keywords = {"linewidth": points(0.7), "markersize": points(2.5)}
