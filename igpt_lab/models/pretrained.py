@@ -43,6 +43,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
 
     transformer: ImageGPTModel
     lm_head: nn.Linear
+    generation_config: Any
     name: str  # these three where `load_model` made it
     source: dict
     processor: ImageGPTImageProcessorPil | None
@@ -138,7 +139,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
             drawn = isinstance(child, ImageGPTPreTrainedModel) or getattr(child, "_is_hf_initialized", False)
             if not drawn and not self.is_own(f"{name}.weight"):
                 child.apply(self._init_weights)
-                child._is_hf_initialized = True  # transformers' name for it
+                vars(child)["_is_hf_initialized"] = True  # transformers' name for it
         self.tie_weights()
 
     init_weights = post_init
