@@ -26,8 +26,11 @@ UNUSED = {  # keywords of transformers' `from_pretrained` that change nothing he
 LARGEST = 1 << 26  # bytes of a JSON file that is read
 
 
-class CheckpointError(ValueError):
-    """A source that is not a checkpoint, or one whose content does not fit; the message names the culprit."""
+class CheckpointError(ValueError, OSError):
+    """A source that is not a checkpoint, or one whose content does not fit; the message names the culprit.
+
+    It is an OSError too, as that of transformers.
+    """
 
 
 def bundled() -> list[str]:

@@ -204,7 +204,7 @@ class Passes(Batches):
                 if not value.isfinite().all() or self.states.stats[name][0][2]:
                     what = f"{described(one)}, weights {_short(self.weights)}"
                     raise ValueError(f"{name} gives values that are not finite for the first image ({what})")
-                self._check_same(name, *value, AT_RANDOM)
+                self._check_same(name, value[0], value[1], AT_RANDOM)
             self.states.run(self._moved(_beside(one, _another(one))))
             for name, value in alone.items():
                 self._check_same(name, value[0], self.states.values[name][0], OF_THE_BATCH)

@@ -21,6 +21,7 @@ from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import INDEX, WEIGHTS, CheckpointError, read_json, resolve, write_json
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.models.config import ImageGPTConfig
+from igpt_lab.models.generation_config import GENERATION
 
 HEADS = ("lm_head.weight", "score.weight")
 # Causal masks, which older versions of transformers saved with the weights.
@@ -187,11 +188,12 @@ def _renamed(state: dict[str, torch.Tensor], base: bool, where: Path) -> dict[st
 
 
 def write(
-    folder: str | Path, config: dict, state: dict[str, torch.Tensor], max_shard_size: int | str | None = None
-) -> Path:
+    folder: str | Path, config: dict, state: dict[str, torch.Tensor], max_shard_size: int | str | None = None,
+    asked: dict | None = None,
+) -> Path:  # fmt: skip
     """Write `config.json` and `model.safetensors`, or its shards and their index, each whole or absent.
 
-    Returns the folder.
+    What is not None of `asked` goes into `generation_config.json`. Returns the folder.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -207,6 +209,11 @@ def write(
     if index is not None:
         write_json(folder / ("model.safetensors" + INDEX), index)
         (folder / "model.safetensors").unlink(missing_ok=True)  # of an earlier run, which would be read in their place
+    asked = {name: value for name, value in (asked or {}).items() if value is not None}
+    if asked:
+        write_json(folder / GENERATION, asked)
+    else:
+        (folder / GENERATION).unlink(missing_ok=True)  # of an earlier model
     write_json(folder / "config.json", config)
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -57,6 +57,7 @@ class ConfigFiles:
     attribute_map = ALIASES
     architectures = dtype = transformers_version = None
     chunk_size_feed_forward, is_encoder_decoder = 0, False
+    base_model_tp_plan = base_model_pp_plan = None
     _name_or_path, _attn_implementation = "", "sdpa"
 
     label2id: Any  # of the class that inherits
@@ -87,6 +88,10 @@ class ConfigFiles:
         for name in sorted(names):
             close = _closest(cls, name, 0.6)
             raise TypeError(f"{cls.__name__} has no field {name!r}" + (f"; did you mean {close!r}?" if close else ""))
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of its attributes, as of a configuration of transformers."""
+        return iter(vars(self))
 
     def get_text_config(self, **_) -> Self:
         """Itself; transformers asks for the part of a configuration that has a vocabulary."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from igpt_lab.core.values import check
+
 TIED = "lm_head.weight"
 
 
@@ -37,13 +39,20 @@ class Embeddings:
         """Replace `lm_head`; the name is transformers'."""
         self.lm_head = embeddings
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *_, mean_resizing: bool = True) -> nn.Module:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
         """Rows of `wte`, and of the head, are taken away at their end or added, as many as make `new_num_tokens`.
 
         As in transformers: the head gets as many as `wte`, and SOS is the new last row. New rows are drawn around the
-        mean of the old ones, or without `mean_resizing` around 0.
+        mean of the old ones, or without `mean_resizing` around 0. With `pad_to_multiple_of` there are more rows, up to
+        the next multiple of it; ValueError where that is no whole number.
         """
         old: Any = self.get_input_embeddings()
+        if pad_to_multiple_of is not None:
+            check("pad_to_multiple_of", pad_to_multiple_of, "int", 1)
+            rows = len(old.weight) if new_num_tokens is None else new_num_tokens
+            new_num_tokens = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         if new_num_tokens is None:
             return old
         wte = nn.Embedding(0, 1, device="meta")
@@ -54,7 +63,7 @@ class Embeddings:
         if head is not None and not self.config.tie_word_embeddings:
             head.weight = resized(head.weight, new_num_tokens, self.config.initializer_range, mean_resizing)
         self.config.vocab_size = self.built.vocab_size = self.backbone.config.vocab_size = new_num_tokens
-        self.backbone.built.vocab_size = new_num_tokens
+        self.backbone.built.vocab_size = self.vocab_size = new_num_tokens
         self.tie_weights()
         if head is not None:
             head.out_features = new_num_tokens

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,8 @@ from igpt_lab.core.joining import peer
 from igpt_lab.models import fast
 from igpt_lab.models.config import ACTIVATIONS, PROBLEMS, ImageGPTConfig
 from igpt_lab.models.embeddings import TIED
-from igpt_lab.models.generation import Generates, GenerationConfig
+from igpt_lab.models.generation import Generates
+from igpt_lab.models.generation_config import GenerationConfig
 from igpt_lab.models.losses import cross_entropy
 from igpt_lab.models.outputs import KeyValueCache, Output, output_of
 from igpt_lab.models.pretrained import ImageGPTPreTrainedModel
@@ -178,7 +179,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = Norm(config.n_embd, config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
         if init:
             self.initialise(init, generator)
 
@@ -344,6 +345,7 @@ class ImageGPTForCausalImageModeling(Generates, ImageGPTPreTrainedModel):
     """The backbone and an untied head over V colours (V + 1 rows with `tie_word_embeddings`, as in transformers)."""
 
     heads = (TIED,)
+    _tied_weights_keys: ClassVar = {TIED: "transformer.wte.weight"}
 
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)

@@ -18,6 +18,7 @@ from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import check_room
 from igpt_lab.models.embeddings import TIED, Embeddings
+from igpt_lab.models.generation_config import GENERATION, GenerationConfig
 
 if TYPE_CHECKING:
     from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -36,11 +37,13 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
     base_model_prefix, main_input_name = "transformer", "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Block"]
-    _tied_weights_keys: ClassVar = {TIED: "transformer.wte.weight"}
+    _tied_weights_keys: ClassVar[dict | None] = None
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = ()
     heads: tuple[str, ...] = ()  # tensors that a checkpoint may lack
 
     transformer: ImageGPTModel
     lm_head: nn.Linear
+    generation_config: Any
     name: str  # these three where `load_model` made it
     source: dict
     processor: ImageGPTImageProcessorPil | None
@@ -131,10 +134,12 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
     is_activation_checkpointing = is_gradient_checkpointing
 
     def post_init(self) -> None:
-        """What a class of one's own calls at the end of its `__init__`: the layers that it adds are drawn."""
-        for child in self.children():
-            if not isinstance(child, ImageGPTPreTrainedModel):
+        """What a class of one's own calls at the end of its `__init__`: the layers that it adds are drawn, once."""
+        for name, child in self.named_children():
+            drawn = isinstance(child, ImageGPTPreTrainedModel) or getattr(child, "_is_hf_initialized", False)
+            if not drawn and not self.is_own(f"{name}.weight"):
                 child.apply(self._init_weights)
+                vars(child)["_is_hf_initialized"] = True  # transformers' name for it
         self.tie_weights()
 
     init_weights = post_init
@@ -224,12 +229,15 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
             CheckpointError: Missing, misshapen or unknown tensors, which are named; no such source; a broken file.
             ValueError: A dtype that is not of floating point.
             TypeError: A change that is no field of the configuration.
+            RuntimeError: torch's default device is "meta".
 
         Example:
             >>> backbone = lab.ImageGPTModel.from_pretrained("tiny")
             >>> backbone.config.n_layer, backbone.dtype, backbone.training
             (3, torch.float32, False)
         """
+        if torch.get_default_device().type == "meta":
+            raise RuntimeError("You are using `from_pretrained` with a meta device context manager; leave it")
         where, changes = hub.options(changes)
         how = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
         checkpoints.check_attention(changes.pop("attn_implementation", None))
@@ -254,6 +262,8 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=False, assign=True)
         model = model.to(dtype) if info["missing_keys"] else model
         model.name_or_path = vars(config)["_name_or_path"] = str(source)
+        if cls.can_generate() and (file.parent / GENERATION).is_file():
+            model.generation_config = GenerationConfig.of_file(file.parent / GENERATION)
         model = model.tie_weights().eval().to(checkpoints.device_of(how["device_map"]))
         return (model, info) if how["output_loading_info"] else model  # type: ignore[return-value]
 
@@ -292,6 +302,8 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
     ) -> Path:  # fmt: skip
         """Write `config.json` and `model.safetensors` in transformers' layout.
 
+        Where `generation_config` has any attribute set, it goes into `generation_config.json`.
+
         Args:
             folder: Where to; it is made.
             dtype: Of the weights in the file; by default as they are.
@@ -319,4 +331,5 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         tied = {TIED} if self.config.tie_word_embeddings else set()
         state = self.state_dict() if state_dict is None else state_dict
         state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in state.items() if n not in tied}
-        return checkpoints.write(folder, config, state, max_shard_size)
+        asked = self.generation_config.to_dict() if self.can_generate() else {}
+        return checkpoints.write(folder, config, state, max_shard_size, asked)

@@ -102,6 +102,10 @@ def test_a_label_and_a_configuration_are_chosen_on_the_command_line(tiny_folder,
     stores = [FeatureStore.open(path.parent) for path in tmp_path.glob("stores/*/manifest.json")]
     assert sorted(len(np.unique(store.labels("train"))) for store in stores) == [2, 4]
     assert all(len(store.labels("train")) == 24 for store in stores)
+    assert cli.main(["probe", str(tiny_folder), "set", *how, "--pool", "max", "--out", "of-max"]) == 0
+    assert ", pooled by max" in Path("of-max/probe.txt").read_text().splitlines()[0]
+    pools = {path: FeatureStore.open(path.parent).key["pool"] for path in tmp_path.glob("stores/*/manifest.json")}
+    assert sorted(pools.values()) == ["max", "mean", "mean"]
     capsys.readouterr()
     assert (
         cli.main(["extract", str(tiny_folder), "set", "--config", "small", "--label", "coarse", "--device", "cpu"]) == 1

@@ -19,8 +19,8 @@ ARGUMENTS = {
     "--alignment --dtype --batch-size --on-bad-image=error --engine=local --scheduler --workers --deadline --part "
     "--device --revision",
     "check": "model --images --split=test --device --revision",
-    "probe": "model images --limit --label --config --layers --untrained=3 --permutations=10 --store=stores --out "
-    "--device --revision",
+    "probe": "model images --limit --label --config --layers --pool=mean --untrained=3 --permutations=10 "
+    "--store=stores --out --device --revision",
     "properties": "model images --limit --config --layers --store=stores --out --device --revision",
     "scores": "model images --limit --label --config --scored=1000 --store=stores --out --name=scores --device "
     "--revision",

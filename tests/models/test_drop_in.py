@@ -289,3 +289,94 @@ def test_transformers_is_imported_for_nobody():
     code = "\n".join(lines)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "Module"]
+
+
+# What transformers' own tests ask for
+
+
+def test_a_configuration_lists_its_attributes_and_has_no_plan_for_several_devices_as_theirs():
+    ours, theirs = CONFIG, twin(CASE.model(Causal)).config
+    assert {"n_embd", "initializer_range", "id2label"} <= set(ours) & set(theirs)
+    assert ours.base_model_tp_plan is theirs.base_model_tp_plan is None
+    assert ours.base_model_pp_plan is theirs.base_model_pp_plan is None
+
+
+def test_a_configuration_may_ask_for_gradient_checkpointing_as_theirs():
+    model, theirs = pair()
+    model.config.gradient_checkpointing = theirs.config.gradient_checkpointing = True
+    assert type(model)(model.config).is_gradient_checkpointing
+    assert type(theirs)(theirs.config).is_gradient_checkpointing
+    assert not model.is_gradient_checkpointing
+
+
+def test_a_head_once_made_is_not_drawn_again_by_post_init_as_theirs():
+    for model in pair():
+        before = model.lm_head.weight.clone()
+        model.post_init()
+        assert torch.equal(model.lm_head.weight, before)
+
+
+def test_a_layer_that_a_class_adds_is_drawn_once():
+    class Mine(lab.ImageGPTPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.transformer = lab.ImageGPTModel(config)
+            self.lm_head = nn.Linear(config.n_embd, 5)
+            nn.init.zeros_(self.lm_head.weight)
+            self.post_init()
+
+    model = Mine(CONFIG)
+    before = model.lm_head.weight.clone()
+    assert before.std() > 0
+    model.post_init()
+    assert torch.equal(model.lm_head.weight, before)
+
+
+@pytest.mark.parametrize(("rows", "multiple"), [(20, 8), (None, 64), (16, 8), (17, 1)])
+def test_rows_are_padded_to_a_multiple_as_theirs(rows, multiple):
+    ours, theirs = (it.resize_token_embeddings(rows, pad_to_multiple_of=multiple).weight.shape for it in pair())
+    assert ours == theirs
+    assert ours[0] % multiple == 0
+
+
+def test_rows_are_padded_to_a_whole_number_alone_as_theirs():
+    for model in pair():
+        with pytest.raises(ValueError, match="1.3"):
+            model.resize_token_embeddings(20, pad_to_multiple_of=1.3)
+
+
+def test_only_a_model_with_a_tied_head_names_it():
+    assert CASE.model(lab.ImageGPTModel)._tied_weights_keys is None
+    ours, theirs = (it._tied_weights_keys for it in pair())
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("saver", [0, 1])
+def test_what_generate_is_asked_for_by_default_survives_in_files_of_either(tmp_path, saver):
+    both = pair()
+    both[saver].generation_config.top_k, both[saver].generation_config.do_sample = 3, True
+    both[saver].save_pretrained(tmp_path)
+    for cls in map(type, both):
+        asked = cls.from_pretrained(tmp_path).generation_config
+        assert (asked.top_k, asked.do_sample, asked.temperature) == (3, True, None)
+
+
+def test_what_generate_is_asked_for_in_a_file_is_checked(tmp_path):
+    CASE.model(Causal).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"top_k": "many"}')
+    with pytest.raises(ValueError, match="generation_config.json: top_k is 'many'; expected a whole number"):
+        Causal.from_pretrained(tmp_path)
+
+
+def test_no_model_is_loaded_under_the_meta_device_as_theirs(tmp_path):
+    both = pair()
+    both[0].save_pretrained(tmp_path)
+    for cls in map(type, both):
+        with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context manager"):
+            cls.from_pretrained(tmp_path)
+
+
+def test_a_model_that_is_not_there_is_an_os_error_as_theirs(tmp_path):
+    for cls in map(type, pair()):
+        with pytest.raises(OSError):
+            cls.from_pretrained(str(tmp_path / "none"))

@@ -17,6 +17,7 @@ from igpt_lab.app.commands.options import (
     LIMIT,
     LIST,
     MODEL,
+    POOL,
     REVISION,
     SPLIT,
     STORE,
@@ -53,7 +54,7 @@ def _share(text: str) -> tuple[int, int]:
         f"resid_post (default: {' '.join(POINTS)})",
     ),
     LAYERS,
-    argument("--pool", default="mean", help="pooling over positions: mean, last, max, grid:g, prefix:g or at:p,..."),
+    POOL,
     argument(
         "--alignment", choices=["sos", "raw"], help="start token in front, or not (default: sos; raw for a BERT model)"
     ),

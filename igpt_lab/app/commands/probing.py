@@ -18,6 +18,7 @@ from igpt_lab.app.commands.options import (
     LIST,
     MODEL,
     OUT,
+    POOL,
     REVISION,
     STORE,
     argument,
@@ -37,6 +38,7 @@ from igpt_lab.core.provenance import atomic_write
     LABEL,
     CONFIG,
     LAYERS,
+    POOL,
     argument(
         "--untrained",
         type=int,
@@ -58,7 +60,7 @@ from igpt_lab.core.provenance import atomic_write
 )
 def probe(
     model: str, images: str, limit: int | None, label: str | None, config: str | None, layers: list[int] | None,
-    untrained: int, permutations: int, store: str, out: str | None, device: str | None, revision: str | None,
+    pool: str, untrained: int, permutations: int, store: str, out: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every layer, beside controls: the curve, the chosen layer against the last, and how sure the choice is.
 
@@ -73,7 +75,7 @@ def probe(
             raise ValueError(f"{name} {count}; expected 0 or more")
     splits = train_and_test(images, limit=limit, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
-    options: dict[str, Any] = {"store": store, "layers": layers, "device": device}
+    options: dict[str, Any] = {"store": store, "layers": layers, "pool": pool, "device": device}
     features, train, test = _features(loaded, splits, options)
     result = lab.probe_layers(train, test, device=device)
     random = [_untrained(model, revision, seed, splits, options) for seed in range(untrained)]
@@ -84,7 +86,8 @@ def probe(
         tables.append(lab.probe_layers(*pixels, control="raw pixels", device=device).table)
     if permutations:
         tables.append(lab.probe_permuted(train, test, result, permutations=permutations, device=device))
-    comparison, title = lab.compare_layers(result).to_dict(), f"{loaded.name} on {splits[0].name}"
+    pooled = "" if pool == "mean" else f", pooled by {pool}"
+    comparison, title = lab.compare_layers(result).to_dict(), f"{loaded.name} on {splits[0].name}{pooled}"
     drawn = pd.concat(tables, ignore_index=True)
     curve = lab.figures.layer_curve(drawn, title=title, comparison=comparison)
     settings = {"store": features.key, "comparison": comparison, "drop less that of untrained networks": drops}
