@@ -162,6 +162,8 @@ def test_the_slider_stays_in_sight_and_the_focus_where_it_was(page):
     box = page.locator("[data-slider=layer]").bounding_box()
     assert 0 <= box["y"] < 120
     page.locator("[data-slider=layer]").press("Home")
+    if not page.locator("[data-go]").count():  # the first is the chosen one
+        page.locator("[data-slider=layer]").press("End")
     page.locator("[data-go]").focus()
     page.keyboard.press("Enter")  # to the chosen layer, and the button is gone
     assert page.evaluate("document.activeElement.dataset.slider") == "layer"

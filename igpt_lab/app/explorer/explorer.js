@@ -64,7 +64,7 @@ function createPanels(state) {
 }
 
 // Events of the model, and what each of them does.
-function kernelListeners(state, { header, image, network }, renew, draw) {
+function kernelListeners(state, { header, plane, confusion, image, network }, renew, draw) {
   const { model } = state;
   const { status } = header;
   return {
@@ -72,6 +72,12 @@ function kernelListeners(state, { header, image, network }, renew, draw) {
     "change:layer": draw,
     "change:other": draw,
     "change:image": draw,
+    "change:alone": () => {
+      if (!state.data) return;
+      state.only = "label" in model.get("alone") ? model.get("alone") : null;
+      plane.show();
+      confusion.draw();
+    },
     "change:busy": () => {
       if (model.get("busy")) status.wait(model.get("busy"));
     },

@@ -17,12 +17,13 @@ function planePanel(state) {
 
   // The images of a class, of a class and a prediction, or all of them (null).
   function see(only) {
-    state.only = only;
     state.choose("alone", only || {});
+  }
+  const show = () => {
     legend.draw();
     points();
     words.textContent = planeWords(state);
-  }
+  };
   const dress = () => {
     plane.sprites = state.data.classes.map((_, label) => classSprite(markOf(state.colours, label), state.data.n));
     legend.fill();
@@ -40,7 +41,7 @@ function planePanel(state) {
   };
 
   addPlaneEvents(plane, state, tip, see);
-  return { element, fill, dress, draw, points, see, stop: glide.stop };
+  return { element, fill, dress, draw, points, see, show, stop: glide.stop };
 }
 
 function addPlaneEvents(plane, state, tip, see) {
