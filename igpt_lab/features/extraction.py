@@ -131,7 +131,7 @@ def extract(
 
 @checked
 def extract_share(
-    model: Model,
+    model: Model | nn.Module,
     images: Images,
     *,
     share: tuple[int, int],
@@ -158,6 +158,7 @@ def extract_share(
 
     Raises:
         ValueError: As `extract`, and for a share out of range or a store on an object store, which has no locks.
+        TypeError: A network that is no ImageGPT.
 
     Example:
         >>> for job in (1, 2):  # two jobs, of one part each
@@ -165,8 +166,18 @@ def extract_share(
         >>> shared.layer("ln_1", 3, "test").shape
         (100, 8)
     """
-    extraction = prepare(model, images, settings_of(settings), store=store, device=device, share=share)
+    extraction = prepare(imagegpt(model), images, settings_of(settings), store=store, device=device, share=share)
     return extraction.run(lambda writer, todo: extraction.here(writer, todo, workers, progress))
+
+
+def imagegpt(model: Any) -> Model:
+    """The model; TypeError for a network that is no ImageGPT."""
+    from igpt_lab.features import networks
+
+    if networks.is_other(model):
+        kind = type(model).__name__
+        raise TypeError(f"a {kind} is no ImageGPT; lab.extract takes other networks, shares and a cluster do not")
+    return model
 
 
 def prepare(

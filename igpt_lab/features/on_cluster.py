@@ -11,12 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.storage import Place
-from igpt_lab.features.extraction import Extraction, Images, Model, Read, claimed, prepare, tokens_ahead, write
+from igpt_lab.features.extraction import (
+    Extraction,
+    Images,
+    Model,
+    Read,
+    claimed,
+    imagegpt,
+    prepare,
+    tokens_ahead,
+    write,
+)
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings, digest_of_weights, settings_of
@@ -31,7 +42,7 @@ from igpt_lab.models.loading import load_model
 
 @checked
 def extract_on_cluster(
-    model: Model,
+    model: Model | nn.Module,
     images: Images,
     *,
     store: str | Path = "stores",
@@ -78,7 +89,8 @@ def extract_on_cluster(
         (100, 8)
     """
     here = scheduler is None
-    extraction = prepare(model, images, settings_of(settings), store=store, device=device, share=share, here=here)
+    asked = settings_of(settings)
+    extraction = prepare(imagegpt(model), images, asked, store=store, device=device, share=share, here=here)
     count = workers or max(1, torch.cuda.device_count() * (extraction.device.type == "cuda"))
     run = partial(_run, extraction, scheduler=scheduler, workers=count, deadline=deadline, progress=progress)
     return extraction.run(run)

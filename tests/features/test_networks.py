@@ -402,8 +402,9 @@ def test_options_of_an_imagegpt_are_refused(twelve, test, tmp_path):
     for wrong, right in {"modles": "modules", "preproces": "preprocess", "on_bad_imge": "on_bad_image"}.items():
         with pytest.raises(TypeError, match=f"no option '{wrong}'; did you mean '{right}'"):
             extract(twelve, test, store=tmp_path, **OPTIONS, **{wrong: None})
-    with pytest.raises(TypeError, match="expected a model as"):
-        lab.extract_share(twelve, test, share=(1, 2), store=tmp_path)
+    for run in (functools.partial(lab.extract_share, share=(1, 2)), lab.extract_on_cluster):
+        with pytest.raises(TypeError, match=r"a Twelve is no ImageGPT; lab\.extract takes other networks, shares"):
+            run(twelve, test, store=tmp_path)
 
 
 # How it runs
@@ -483,7 +484,7 @@ def test_where_memory_runs_out_batches_are_halved(twelve, test, tmp_path, monkey
 
     monkeypatch.setattr(ModuleStates, "run", runs_out)
     store = extract(twelve, test, store=tmp_path / "halved", batch_size=16, **OPTIONS)
-    assert sizes[:4] == [16, 8, 4, 2] and set(sizes[3:]) == {2}
+    assert sizes[:5] == [2, 16, 8, 4, 2] and set(sizes[4:]) == {2}  # the first is the trial of an image beside another
     assert store.part("test", 0).read_bytes() == small.part("test", 0).read_bytes()
 
 

@@ -380,3 +380,12 @@ def test_a_model_that_is_not_there_is_an_os_error_as_theirs(tmp_path):
     for cls in map(type, pair()):
         with pytest.raises(OSError):
             cls.from_pretrained(str(tmp_path / "none"))
+
+
+def test_what_generate_was_asked_for_by_an_earlier_model_goes_when_another_is_saved_there(tmp_path):
+    model = CASE.model(Causal)
+    model.generation_config.top_k = 3
+    model.save_pretrained(tmp_path)
+    model.generation_config.top_k = None
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
