@@ -333,9 +333,11 @@ class _Run:
 
     def prefixes(self) -> Measurement:
         """As `probe_prefixes`, from the features that the first probe has."""
-        parts = (replace(part, layers={n: part.layers[n] for n in self.few_layers()}) for part in self.prefix_means)
+        train, test = (
+            replace(part, layers={n: part.layers[n] for n in self.few_layers()}) for part in self.prefix_means
+        )
         seen = [i / self.shares for i in range(1, self.shares + 1)]
-        return probe_slices(*parts, seen, name="share", device=self.of_store["device"], **self.options)
+        return probe_slices(train, test, seen, name="share", device=self.of_store["device"], **self.options)
 
     def few_layers(self) -> list[int]:
         """Those of probes of a part of each image, c among them."""
