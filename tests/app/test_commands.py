@@ -48,7 +48,7 @@ ARGUMENTS = {
     "convert-openai": "folder out --palette --step --bert",
     "download-openai": "--size --step=1000000 --bert --datasets --cache",
     "figures": "folder --style=paper --out",
-    "report": "run --out --no-pdf",
+    "report": "run --out --no-pdf --paper=A4",
     "plan": "model images --devices=1xH100 --revision",
     "stores": "root=stores",
     "verify": "store --repair --yes",
