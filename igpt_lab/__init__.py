@@ -49,6 +49,7 @@ _HOME = {
     "RunRecord": "core.provenance",
     "SIZES": "models.config",
     "Spread": "core.significance",
+    "Summary": "core.display",
     "StoreWriter": "features.writing",
     "StoredLayers": "features.store",
     "TargetResult": "probing.targets",

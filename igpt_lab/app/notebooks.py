@@ -38,6 +38,15 @@ QUICK = {
     "steps": 3,
     "seeds": 1,
 }
+WORKBENCH = """# Your workbench
+
+- `notebooks/` has copies of the tutorials, which are yours: none is overwritten, and a deleted one is copied anew.
+- `photos/` is for your images: `photos/train/CLASS/` and `photos/test/CLASS/`, a folder for each class.
+- `results/mine/MODEL-IMAGES/` gets the figures, tables and feature stores of each model and image set.
+
+Open `notebooks/02_layer_probe.ipynb`, write `images = "../photos"` into its first cell, then Run > Run All Cells.
+Ctrl-C in the terminal stops JupyterLab, and `igpt-lab lab` with this folder opens it again.
+"""
 MARKER = "papermill-error-cell-tag"  # of the cells that papermill adds to a notebook that failed
 
 
@@ -134,6 +143,17 @@ def _tidy(notebook) -> None:
         ]
 
 
+def begin_workbench(folder: Path) -> None:
+    """Make a folder the user's own: a README that says what is where, room for photos, the notebooks.
+
+    What is there is left as it is.
+    """
+    copy_notebooks(notebooks(), folder / "notebooks")
+    (folder / "photos").mkdir(exist_ok=True)
+    if not os.path.lexists(folder / "README.md"):
+        atomic_write(folder / "README.md", WORKBENCH)
+
+
 def copy_notebooks(source: Path, folder: Path) -> tuple[list[Path], list[Path]]:
     """Copy the notebooks in `source` to `folder`, those that are not there; returns (copied, there already).
 
@@ -174,7 +194,7 @@ def arguments(folder: Path, *, first: str, port: int, browser: bool) -> list[str
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.allow_remote_access=False",
         f"--IdentityProvider.token={secrets.token_hex(24)}", "--PasswordIdentityProvider.hashed_password=",
         "--PasswordIdentityProvider.password_required=False", f"--ServerApp.root_dir={folder}",
-        f"--LabApp.default_url=/lab/tree/{first}",
+        f"--LabApp.default_url=/lab/tree/{first}", "--ServerApp.log_level=ERROR", "--LabApp.log_level=ERROR",
     ]  # fmt: skip
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.append("--ServerApp.allow_root=True")  # a container's user; without it Jupyter refuses to start
@@ -182,12 +202,14 @@ def arguments(folder: Path, *, first: str, port: int, browser: bool) -> list[str
 
 
 def open_lab(folder: Path, *, first: str, port: int = 8888, browser: bool = True) -> None:
-    """Run JupyterLab on `folder` until it is stopped, with the notebook `first` open; prints its address.
+    """Run JupyterLab on `folder` until it is stopped, with the notebook `first` open; prints its address in a line.
 
     In this process, so that the token is on no command line, where other users could read it.
     """
     from jupyterlab.labapp import LabApp
 
     server = LabApp.initialize_server(arguments(folder.resolve(), first=first, port=port, browser=browser))
-    server.identity_provider.token_generated = True  # as this one was: only then does Jupyter print it
+    server.identity_provider.token_generated = True  # as this one was: only then is it in the address
+    print(f"{server.local_url} is JupyterLab on {folder}; Ctrl-C stops it", flush=True)
+    server.identity_provider.token_generated = False  # Jupyter would print it again, among other lines
     server.start()

@@ -10,80 +10,31 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
 
-from igpt_lab.app import saved
+from igpt_lab.app import captions, saved
+from igpt_lab.app.by_run import STUDY, Run, folders_of, grouped, stores_in, warning_of
 from igpt_lab.app.printing import chromium, print_page
 from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.arguments import local
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.display import span
 from igpt_lab.core.provenance import atomic_write, digest
+from igpt_lab.core.values import did_you_mean
 from igpt_lab.figures.controls import over_draws
 
-CAPTIONS = {  # by the function that drew a figure, in the order in which they are shown
-    "layer_curve": "Test accuracy of a linear probe on each layer, with 95% intervals over test images. Ring: the "
-    "layer that validation chose. Bar below: the layers that may be the best. Of controls with several draws the mean "
-    "and the range.",
-    "bits_curve": "What a linear readout of a state says about each target, in bits: the target's entropy H less the "
-    "log loss on test images, with 95% intervals over images.",
-    "target_curves": "R² of a ridge regression on each layer for numbers about an image, with 95% intervals over test "
-    "images. Large marks: the layer that training images chose.",
-    "selectivity": "Accuracy, accuracy on labels without meaning, and their difference, the selectivity.",
-    "position_map": "Test accuracy of a linear probe on single states, by position and layer. Rings: the layers that "
-    "validation chose.",
-    "prefix_curve": "Test accuracy of a linear probe on the mean over the first states: a line for each share of the "
-    "image that they cover. Bands: 95% intervals over test images.",
-    "attentive_curve": "A probe that attends to a layer's states against one of their mean, of as many parameters. "
-    "Dots are seeds, lines their means; bands: 95% intervals over test images.",
-    "few_label_curve": "Test accuracy over labels per class: mean over draws, which are the dots, and its interval.",
-    "protocol_curves": "The layer curve in every setting of the protocol, hollow where a probe did not converge, and "
-    "what each choice changes, with 95% intervals over test images.",
-    "geometry_curves": "Measures of each layer that need no probe, with 95% intervals over images.",
-    "leave_out_curve": "What leaving out a block, its attention or its MLP costs: nats of the next pixel, and points "
-    "of the unchanged probe at its layer, with 95% intervals over test images.",
-    "head_map": "Nats of the next pixel that leaving out each head costs.",
-    "window_curve": "What hiding the pixels beyond a radius costs, and in which blocks, with 95% intervals over test "
-    "images.",
-    "cka_map": "Linear CKA between layers: 1 where they differ by a rotation and a scale.",
-    "fine_tuning": "Test accuracy of each method, and probes on all layers before and after.",
-    "training_dynamics": "How features form: accuracy over the loss, and the layer curve at every checkpoint.",
-    "seed_curves": "Several seeds of pretraining: accuracy over relative depth, the mean thick. Below, the chosen "
-    "layer and its drop to the last: dots are seeds, coloured bars the 95% t interval over seeds, grey bars the 95% "
-    "interval over test images of one seed. Image noise that all seeds share is not in the coloured bars.",
-    "shift_curves": "Probes of clean images on corrupted test images: the layer that clean images chose, and the best "
-    "on these. Bars: 95% t intervals over seeds of pretraining; bands: 95% over test images of one seed.",
-    "shift_points": "The same for every point of the block, on one scale.",
-    "model_comparison": "Models side by side: the layer that validation chose, the last layer, and controls, with 95% "
-    "intervals over test images.",
-    "lens_curve": "What each layer says about the next pixel, read by the model's own head, with 95% intervals over "
-    "images, and where it was given the accuracy of a linear probe for the class.",
-    "lens_strip": "One image through depth: the mean colour that each layer expects at every pixel, the nats of the "
-    "true one, and the layer at which the most probable colour settles.",
-    "offset_maps": "Where each head looks, measured from the predicted pixel: mean share of attention over images, one "
-    "colour scale for all heads.",
-    "attention_depth": "Mean distance and entropy of attention, a dot for each head with its 95% interval over images, "
-    "beside uniform attention over what is visible.",
-    "attention_from": "Where each head looks in one image from the marked pixel; what comes later is hatched.",
-    "confusion_matrix": "Test images by their true class (rows) and the predicted one (columns).",
-    "feature_map": "Images on the plane that keeps most of their features' variance.",
-    "completion_gallery": "What the model was given, what it drew, and what the image was.",
-    "gallery": "Images.",
-    "row_gallery": "Images, a row for each setting.",
-    "neighbour_gallery": "Images beside the nearest ones of the training set: does the model repeat what it saw?",
-    "surprise_gallery": "Surprise of every pixel after the pixels before it, in bits.",
-    None: "",
-}
 PERCENT = {"test_accuracy", "validation_accuracy", "low", "high", "label_overlap"}
 SHOWN = 200  # rows of a table
 BROAD = 40  # columns of a table: more are pixels, and are not shown
-LINKED = 300_000  # bytes of a csv that is put into the page
+LINKED = 1_000_000  # bytes of a csv that is put into the page
+PAPERS = ("A4", "letter")  # sizes of a page of the pdf
 
 
 @dataclass(frozen=True)
@@ -95,22 +46,32 @@ class Table:
 
 
 def write_report(
-    run: str | os.PathLike | Results, out: str | os.PathLike | None = None, *, pdf: bool = True
+    run: str | os.PathLike | Results | list[Results],
+    out: str | os.PathLike | None = None,
+    *,
+    pdf: bool = True,
+    paper: str = "A4",
 ) -> list[Path]:
     """Write RUN/report.html, and report.pdf where a Chromium is installed; returns what was written.
 
-    `run` is a folder, or what `read` made of one. The page is one file, reads nothing from elsewhere and runs nothing.
-    The same folder gives the same bytes of HTML. Warns where the browser cannot print in a sandbox. Raises ValueError
-    for a folder without figures, and OSError where the browser makes no pdf.
+    `run` is a folder of results, or one whose folders are; or what `read` made of it. `paper` is the pdf's, "A4" or
+    "letter". The page is one file, reads nothing from elsewhere and runs nothing. The same folder gives the same bytes
+    of HTML. Warns where the browser cannot print in a sandbox. Raises ValueError for a folder without figures, and
+    OSError where the browser makes no pdf.
     """
-    results = run if isinstance(run, Results) else read(run)
-    if not results.figures:
+    folder = None
+    if isinstance(run, str | os.PathLike):
+        folder, run = local(run), [read(path) for path in folders_of(local(run))]
+    runs = [run] if isinstance(run, Results) else run
+    folder = folder or (runs[0].folder if len(runs) == 1 else runs[0].folder.parent)
+    if not any(results.figures for results in runs):
         raise ValueError(
-            f"{results.folder} has no figures of its own (NAME.json beside NAME.csv); expected what "
-            "`igpt-lab reproduce` writes"
+            f"{folder} has no figures of its own (NAME.json beside NAME.csv); expected what `igpt-lab reproduce` writes"
         )
-    target = local(out) if out else results.folder / "report.html"
-    path = atomic_write(target, page(results).encode(errors="replace"))  # a name that is not UTF-8 has question marks
+    target = local(out) if out else folder / "report.html"
+    path = atomic_write(
+        target, page(runs, paper).encode(errors="replace")
+    )  # a name that is not UTF-8 has question marks
     browser = chromium() if pdf else None
     return [path, print_page(browser, path)] if browser else [path]
 
@@ -135,15 +96,22 @@ def read(run: str | os.PathLike) -> Results:
 def _can_be_shown(results: Results, name: str, **alone) -> bool:
     """Whether a page with these results alone can be made; why not goes to `results.odd`."""
     try:
-        _values(Results(results.folder, **alone))
+        _sections(Results(results.folder, **alone))
     except Exception as error:  # a table may be anybody's, and leads to errors of any kind
         results.odd[name] = saved.passed_over(name, error)
         return False
     return True
 
 
-def page(results: Results) -> str:
-    """The whole page of a folder's results as HTML."""
+def titles(runs: list[Results]) -> list[str]:
+    """The title of every run of which there are results, in the order of the page."""
+    return [str(section["title"]) for results in runs for section in _sections(results)]
+
+
+def page(results: Results | list[Results], paper: str = "A4") -> str:
+    """The whole page of one folder's results, or of several, as HTML; ValueError for another `paper`."""
+    if paper not in PAPERS:
+        raise ValueError(f"paper={paper!r}; {did_you_mean(paper, PAPERS)}")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -152,34 +120,59 @@ def page(results: Results) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html").render(_values(results))
+    runs = [results] if isinstance(results, Results) else results
+    sections = [section for one in runs for section in _sections(one)]
+    for number, section in enumerate(sections):
+        section["id"] = f"run-{number}"
+    folder = (runs[0].folder if len(runs) == 1 else runs[0].folder.parent).resolve().name
+    return environment.get_template("report.html").render(
+        title=sections[0]["title"] if len(sections) == 1 else f"{folder}: {len(sections)} runs",
+        warning=warning_of([str(section["title"]) for section in sections]),
+        folder=folder,
+        sections=sections,
+        paper=paper,
+    )
 
 
-def _values(results: Results) -> dict[str, object]:
-    """All that the template shows."""
-    figures = sorted(results.figures, key=_place)
-    stores = {digest(key): key for figure in figures for key in _stores(figure.facts["config"])}
-    folder = results.folder.resolve().name
+def _sections(results: Results) -> list[dict[str, Any]]:
+    """What the page shows of a folder: all of it where it is of one run, else of each run, tables with the first."""
+    groups = grouped({figure.name: figure.facts["config"] for figure in results.figures})
+    if len(groups) < 2:
+        return [_section(results, next(iter(groups), Run("", "")))]
+    figures = {figure.name: figure for figure in results.figures}
+    sections = []
+    for number, (run, names) in enumerate(groups.items()):
+        rest = replace(results) if not number else Results(results.folder)
+        own = replace(rest, figures=[figures[name] for name in names], summary={})
+        sections.append(_section(own, run) | {"title": str(run)})
+    sections[0]["summary"] = _in_words(results.summary)
+    return sections
+
+
+def _section(results: Results, run: Run) -> dict[str, Any]:
+    """All that the template shows of a run."""
+    figures = sorted(results.figures, key=captions.place)
+    heads = captions.headings(figures, str(run))
+    figures = [replace(figure, heading=head) for figure, head in zip(figures, heads, strict=True)]
+    stores = {digest(key): key for figure in figures for key in stores_in(figure.facts["config"])}
     return {
-        "title": _title(figures, stores, results.summary) or folder,
-        "folder": folder,
+        "title": _title(results, run, figures, stores),
         "headline": _headline(figures),
         "discrepancies": saved.discrepancies(results),
         "unconverged": saved.unconverged(figures),
         "insignificant": saved.insignificant(figures) + saved.not_told_apart(results.tables),
         "figures": list(map(_entry, figures)),
-        "other_tables": {name: _table(table) for name, table in results.tables.items()},
+        "n_figures": len(figures),
+        "other_tables": {name: (captions.table_name(name), _table(table)) for name, table in results.tables.items()},
         "origins": _origins(figures),
-        "stores": _store_table(stores),
+        "stores": [_store(key8[:8], key) for key8, key in stores.items()],
         "versions": _versions(figures),
-        "summary": {name: _plain(value) for name, value in results.summary.items()},
+        "summary": _in_words(results.summary),
     }
 
 
-def _place(figure: SavedFigure) -> tuple[int, bool, str]:
-    """Where a figure stands on the page: in the order of CAPTIONS; of one function's, its namesake first."""
-    function = figure.function if figure.function in CAPTIONS else None
-    return list(CAPTIONS).index(function), figure.name != figure.function, figure.name
+def _in_words(summary: Mapping) -> dict[str, str]:
+    return {captions.column_name(str(name)): _plain(value) for name, value in summary.items()}
 
 
 def _entry(figure: SavedFigure) -> dict[str, object]:
@@ -188,7 +181,8 @@ def _entry(figure: SavedFigure) -> dict[str, object]:
     n_rows, n_columns = figure.table.shape
     return {
         "name": figure.name,
-        "caption": CAPTIONS.get(figure.function, ""),
+        "heading": figure.heading,
+        "caption": captions.caption(figure),
         "picture": _address("image/png" if figure.is_gallery else "image/svg+xml", figure.picture),
         "is_gallery": figure.is_gallery,
         "is_wide": figure.is_gallery and bool(figure.picture) and width > 1.3 * height,
@@ -204,24 +198,17 @@ def _address(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}" if content else ""
 
 
-def _stores(config: object) -> Iterator[dict]:
-    """Every feature store's key in a configuration."""
-    if isinstance(config, Mapping):
-        if {"weights", "palette", "layers", "splits"} <= set(config):
-            yield dict(config)
-        else:
-            for value in config.values():
-                yield from _stores(value)
-
-
-def _title(figures: list[SavedFigure], stores: Mapping[str, dict], summary: Mapping) -> str:
-    """MODEL on IMAGES, by the summary or else by the first figure or store that names them."""
+def _title(results: Results, run: Run, figures: list[SavedFigure], stores: Mapping[str, dict]) -> str:
+    """MODEL on IMAGES, by the summary or else by the first figure or store that names them; or the folder's name."""
+    folder = results.folder.resolve().name
+    if run == STUDY:
+        return captions.plain(folder)
     configs = [figure.facts["config"] for figure in figures] + list(stores.values())
     names = []
     for field in ("model", "images"):
         named = (config[field] for config in configs if isinstance(config.get(field), str))
-        names.append(_short(summary.get(field) or next(named, "")))
-    return " on ".join(filter(None, names))
+        names.append(_short(results.summary.get(field) or next(named, "")))
+    return " on ".join(filter(None, names)) or folder
 
 
 def _short(name: str) -> str:
@@ -240,7 +227,7 @@ def _headline(figures: list[SavedFigure]) -> dict | None:
     tiles = [_tile(f"chosen layer, {chosen.name} of 0..{last}", chosen), _tile("first layer, 0", layers.iloc[0])]
     tiles.append(_tile(f"last layer, {last}", layers.loc[last]))
     for control, rows in over_draws(curve.table[~is_model]).groupby("control", sort=False):
-        name = f"{control}, its highest" if len(rows) > 1 else control
+        name = f"{control}, its highest" if len(rows) > 1 else str(control)
         name += f" (mean and range of {rows.draws.max()})" if rows.draws.max() > 1 else ""
         tiles.append(_tile(name, rows.loc[rows.test_accuracy.idxmax()]))
     compared = saved.comparisons(curve.facts["config"].get("comparison"))
@@ -259,7 +246,10 @@ def _table(frame: pd.DataFrame) -> Table:
         return Table(["rows", "columns"], [list(map(str, frame.shape))])
     names = list(map(str, frame.columns))
     rows = frame.head(SHOWN).itertuples(index=False)
-    return Table(names, [[_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows])
+    return Table(
+        list(map(captions.column_name, names)),
+        [[_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows],
+    )
 
 
 def _cell(name: str, value: object) -> str:
@@ -274,17 +264,24 @@ def _origins(figures: list[SavedFigure]) -> Table:
     """Where each figure comes from."""
     rows = []
     for figure in figures:
-        commit, seed = figure.facts.get("commit", "")[:12] or "none", _cell("seed", figure.facts.get("seed"))
-        rows.append([figure.name, commit, seed, digest(figure.csv)[:16], figure.function or "not recorded"])
-    return Table(["figure", "commit", "seed", "csv, SHA-256", "drawn by"], rows)
+        commit, seed = figure.facts.get("commit", ""), _cell("seed", figure.facts.get("seed"))
+        changed = " and changes" * commit.endswith("+changes")
+        rows.append([figure.heading, figure.name, commit[:8] + changed or "none", seed, digest(figure.csv)[:16]])
+    return Table(["figure", "file", "commit", "seed", "SHA-256 of the csv begins"], rows)
 
 
-def _store_table(stores: Mapping[str, dict]) -> Table | None:
-    """The feature stores that the figures were made from, a row for each."""
-    if not stores:
-        return None
-    rows = [{"store": key[:8]} | {name: _plain(store[name]) for name in store} for key, store in stores.items()]
-    return _table(pd.DataFrame(rows).drop(columns=["format", "crop", "resample"], errors="ignore").fillna(""))
+def _store(key8: str, key: Mapping) -> str:
+    """A feature store in a sentence, by its key."""
+    rows = [f"{parts[1]:,} {split}" for split, parts in key["splits"].items()]
+    layers = key["modules"] if key.get("modules") else key["layers"]
+    how = [key.get("pool"), key.get("alignment"), key.get("dtype")]
+    facts = [
+        f"{_plain(key.get('model', ''))} (weights {_plain(key['weights'])}) on {_plain(key.get('images', ''))}",
+        f"{', '.join(rows)} images" + (f", {key['size']} pixels a side" if key.get("size") else ""),
+        f"layers {_plain(layers)}",
+        ", ".join(_plain(fact) for fact in how if fact),
+    ]
+    return f"{key8}: {'; '.join(fact for fact in facts if fact)}"
 
 
 def _versions(figures: list[SavedFigure]) -> list[str]:

@@ -27,7 +27,8 @@ class SavedFigure:
     """A figure of the folder: its name, what its json says, its table, and its picture.
 
     `picture` is a png of a gallery and an svg of every other figure, b"" where there is none; `size` is the width and
-    height of the png in pixels. `altered` says how the table differs from what was recorded.
+    height of the png in pixels. `altered` says how the table differs from what was recorded, `heading` in words what
+    the figure is of.
     """
 
     name: str
@@ -37,6 +38,12 @@ class SavedFigure:
     picture: bytes = b""
     size: tuple[int, int] = (1, 1)
     altered: str = ""
+    heading: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its heading, or else its name."""
+        return self.heading or self.name
 
     @property
     def function(self) -> str | None:
@@ -179,7 +186,7 @@ def unconverged(figures: list[SavedFigure]) -> list[tuple[str, list[str]]]:
         groups = not_converged(figure.table)
         if groups:
             count = int((~figure.table.converged.astype(bool)).sum())
-            lines.append((f"{figure.name}: {count} of {len(figure.table)} probes", groups))
+            lines.append((f"{figure.title}: {count} of {len(figure.table)} probes", groups))
     return lines
 
 
@@ -190,7 +197,7 @@ def insignificant(figures: list[SavedFigure]) -> list[str]:
         for name, comparison in comparisons(figure.facts["config"]):
             if comparison.get("others", "") in ("", "average") and not significant(comparison):
                 sentence = in_words(name, comparison)
-                lines.setdefault(sentence, f"{figure.name}: {sentence}")
+                lines.setdefault(sentence, f"{figure.title}: {sentence}")
         if figure is main_curve(figures) and "in_peak_set" in figure.table:
             layers = figure.table[of_the_model(figure.table)]
             peak = layers.layer[layers.in_peak_set.astype(str) == "True"].astype(int)
@@ -206,7 +213,11 @@ def not_told_apart(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         return []
     table = tables["likeness"]
     near = table[(table.low <= table.floor_high) & (table.floor_low <= table.high)]
-    return [f"likeness: samples and real images are not told apart by {', '.join(near.measure)}"] if len(near) else []
+    return (
+        [f"Samples beside real images: samples and real images are not told apart by {', '.join(near.measure)}"]
+        if len(near)
+        else []
+    )
 
 
 def _add_table(results: Results, csvs: dict[str, bytes], file: Path, files: list[Path]) -> None:

@@ -6,6 +6,7 @@ import base64
 import html
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,28 @@ def line(title: str, facts: Mapping[str, object]) -> str:
     return f"<{title}: {'; '.join(f'{name} {fact}' for name, fact in facts.items() if fact)}>"
 
 
+def percent(value: float, low: float, high: float, *, sign: str = "") -> str:
+    """Fractions as `85.5 [84.4, 86.6]`, in percent; with sign="+" a difference shows its own."""
+    return f"{100 * value:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The main numbers of a result with their 95% intervals, in words: `table` is what a cell shows of it."""
+
+    table: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return self.table.to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(index=False, border=0)
+
+    def to_latex(self) -> str:
+        """A `tabular` with the rules of the package booktabs; letters that mean something to LaTeX are escaped."""
+        return self.table.to_latex(index=False, escape=True)
+
+
 def spark(values: Sequence[float], marked: int, *, words: str) -> str:
     """Numbers as a small svg curve in the page's colour, one ringed; `words` for those who do not see it."""
     low, high = min(values), max(values)
@@ -59,6 +82,12 @@ def picture(png: bytes, *, words: str) -> str:
 def say_once(text: str) -> None:
     """One line on stderr, the first time that there is this to say."""
     print(" ".join(text.split()), file=sys.stderr)
+
+
+def brief(name: object, room: int = 16) -> str:
+    """A name beside a progress bar, whose middle is left out where it has more letters than `room`."""
+    text = str(name)
+    return text if len(text) <= room else f"{text[: room - room // 3 - 1]}…{text[-(room // 3) :]}"
 
 
 def control_names(column: pd.Series) -> pd.Series:

@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import in_depth
+from igpt_lab.core.display import card, line, span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairedDifference:
     """Accuracy of a minus accuracy of b on the same test images: `difference`, with its interval by bootstrap.
 
@@ -39,12 +40,26 @@ class PairedDifference:
     n_test: int
     p_value: float
 
+    def __repr__(self) -> str:
+        return line("PairedDifference", self._facts())
+
+    def _repr_html_(self) -> str:
+        return card("PairedDifference", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "accuracy": f"{self.accuracy_a:.1%} of a, {self.accuracy_b:.1%} of b",
+            "difference": f"{100 * self.difference:+.1f} points [{100 * self.low:.1f}, {100 * self.high:.1f}]",
+            "only one right": f"{self.only_a:,} images a, {self.only_b:,} b",
+            "p": f"{self.p_value:.2g} (McNemar's exact test, {self.n_test:,} test images)",
+        }
+
     def to_dict(self) -> dict:
         """Its fields by name."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PeakSet:
     """`layers` that may be the best; `p_values`: layer -> p of the hypothesis that no layer is better than it."""
 
@@ -52,6 +67,18 @@ class PeakSet:
     p_values: dict[Any, float]
     alpha: float
     n_test: int
+
+    def __repr__(self) -> str:
+        return line("PeakSet", self._facts())
+
+    def _repr_html_(self) -> str:
+        return card("PeakSet", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "may be the best": f"{span(self.layers)} of {span(self.p_values)}",
+            "level": f"{1 - self.alpha:.0%} for all layers together, {self.n_test:,} test images",
+        }
 
     def to_dict(self) -> dict:
         """Its fields by name."""

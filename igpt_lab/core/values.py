@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST = {"int": 2**63 - 1, "float": 1e308}
 WORDS = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "a string"}
@@ -32,6 +33,8 @@ def check(
 
 def check_finite(name: str, x: np.ndarray) -> None:
     """ValueError, which counts the rows, where `x` (N, D) has values that are infinite or NaN."""
+    import numpy as np  # which the commands that only say what is wrong do without
+
     finite = np.isfinite(x)
     if not finite.all():
         rows = int((~finite.all(axis=1)).sum())

@@ -104,7 +104,7 @@ def score_layers(
     table = table[[name for name in table if not name.startswith("label_overlap")]]
     rows = [
         _scores(layers[layer], views[layer], seed)
-        for layer in tqdm(layers, desc="scores of two views", unit="layer", disable=not progress)
+        for layer in tqdm(layers, desc="scores", unit="layer", disable=not progress)
     ]
     states = measure_states(model, tokens[:of_states], progress=progress).table
     table = table.join(pd.DataFrame(rows)).join(_wide(states), on="layer")

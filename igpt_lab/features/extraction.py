@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import typing
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.display import brief
 from igpt_lab.core.storage import Place, Remote, place
 from igpt_lab.features.hooks import evaluating
 from igpt_lab.features.manifest import FeatureKey, cut_at, explain_miss
@@ -85,7 +85,7 @@ def extract(
         on_bad_image: "skip" leaves out images that cannot be read, and the store lists them; "error" raises ValueError.
         device: Where the model runs, by default the accelerator where there is one.
         workers: Threads that decode images ahead of the device, once for all models of one palette.
-        progress: Show a bar, an estimate of time and memory, and why no store was found.
+        progress: Show a bar, and an estimate of time and memory.
         modules: Names of modules of any network, each of which runs once in a forward pass; by default "blocks", the
             members of its longest list of modules of one class.
         preprocess: From a Pillow image, mode RGB, to what the network takes of one image: a tensor or array, or a dict
@@ -302,6 +302,7 @@ class Extraction:
 
         Parts in `doubted` are written anew, but those that are no longer in this `state` when it is their turn.
         """
+        beside = explain_miss(self.root, self.key)
         created = StoreWriter.create(self.root, self.key, self.counts, source=self.source, classes=self.classes)
         with closing(created) as writer:
             writer.doubted = dict(doubted)
@@ -317,6 +318,7 @@ class Extraction:
             if self.share and not all(writer.has(part.split, part.number, verify=False) for part in parts):
                 return writer.reader()
         store = FeatureStore.open(writer.path, verify=False)  # each part was verified before, or written just now
+        store.beside = beside
         _warn_of_bad_states(store)
         return store
 
@@ -327,7 +329,7 @@ class Extraction:
         with (
             closing(writer),
             evaluating(self.model.to(self.device)),
-            tqdm(total=rows, desc=f"features of {self.key.model}", unit="image", disable=not progress) as bar,
+            tqdm(total=rows, desc=f"features, {brief(self.key.model)}", unit="image", disable=not progress) as bar,
             ThreadPoolExecutor(1) as behind,
             closing(claimed(writer, todo)) as parts,
             closing(self.computed(parts, workers, bar)) as computed,
@@ -350,12 +352,9 @@ class Extraction:
                 yield part, Read(tokens.positions, tokens.skipped), features, stats
 
     def tell(self, bar: tqdm, estimate: Callable[[], str]) -> None:
-        """Beside the bar, if it is shown: why no store was found, and what this one will take."""
-        if bar.disable:
-            return
-        if miss := explain_miss(self.root, self.key):
-            bar.write(miss, file=sys.stderr)
-        bar.set_postfix_str(estimate())
+        """Beside the bar, if it is shown: what this store will take."""
+        if not bar.disable:
+            bar.set_postfix_str(estimate())
 
 
 def tokens_ahead(

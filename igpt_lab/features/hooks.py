@@ -238,11 +238,11 @@ class Pooling:
 
 
 def pooling(name: str) -> Pooling:
-    """A pooling by its name, one of `POOLS`; ValueError for any other."""
+    """A pooling by its name, one of POOLINGS; ValueError for any other."""
     for pattern, make in POOLINGS.values():
         if match := re.fullmatch(pattern, name):
             return make(name, *match.groups())
-    raise ValueError(f"there is no pooling {name!r}; {did_you_mean(name, POOLS)}")
+    raise ValueError(f"there is no pooling {name!r}; {did_you_mean(name, list(POOLINGS))}")
 
 
 def _mean(name: str) -> Pooling:
@@ -311,7 +311,6 @@ POOLINGS: dict[str, tuple[str, Callable[..., Pooling]]] = {
     "prefix:g": ("prefix:([1-9][0-9]*)", _prefix),
     "at:p,...": (f"at:((?:{NUMBER})(?:,(?:{NUMBER}))*)", _at),
 }
-POOLS = tuple(POOLINGS)
 
 
 def _attach(backbone: Any, point: str, layer: int, reduce, pooled: Pooled, last: bool):

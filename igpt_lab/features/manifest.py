@@ -203,13 +203,17 @@ class StoreFolder:
 
 
 def explain_miss(root: str | Place, key: FeatureKey) -> str:
-    """What is new about `key`, by the nearest store under `root`; '' when it has a store, or there is none like it."""
-    nearest = None if (place(root) / key.folder()).exists() else key.nearest(root)
-    if nearest is None or {"images", "splits"} <= {name for name, *_ in nearest[1]}:
-        return ""  # a store of another image set explains nothing
-    if key.modules and ("alignment" in {name for name, *_ in nearest[1]}):
-        return ""  # nor does one of an ImageGPT
-    return f"no store has this key yet; the nearest is {nearest[0]}: {_told(nearest[1])}"
+    """What is new about `key`: the only field in which a store under `root` differs; '' where none is so near.
+
+    '' too when it has a store, and for stores that are not on a disk of this machine, which are slow to list.
+    """
+    folder = place(root)
+    if isinstance(folder, Remote) or (folder / key.folder()).exists():
+        return ""
+    nearest = key.nearest(folder)
+    if nearest is None or len(nearest[1]) > 1 or nearest[1][0][0] == "splits":  # a store of other images says nothing
+        return ""
+    return f"{_told(nearest[1])} in {nearest[0].name}"
 
 
 def _told(differing: list[tuple[str, object, object]]) -> str:

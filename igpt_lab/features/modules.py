@@ -207,8 +207,10 @@ class ModuleStates:
             self._call(inputs)
         self._check_all_ran()
 
-    def try_out(self, inputs: Inputs) -> list[str]:
+    def try_out(self, inputs: Inputs, *, is_plain: bool = False) -> list[str]:
         """One whole forward pass; returns the names in the order in which they ran, which is that of depth.
+
+        `is_plain`: the inputs are pictures as they are, of no `preprocess`.
 
         ModuleError for a module that did not run once for each of its names, and for a network that fails on what it
         gets before all have run.
@@ -220,9 +222,10 @@ class ModuleStates:
             raise
         except Exception as error:  # the network is a stranger's, and what it raises may be anything
             if len(self.values) < sum(map(len, self.names.values())):
+                of_what = "images as they are" if is_plain else "what preprocess gives"
+                advice = "; give preprocess=, from a picture to what the network takes" * is_plain
                 raise ModuleError(
-                    f"{type(self.network).__name__} fails on what preprocess gives, {described(inputs)}: "
-                    f"{in_a_line(error)}"
+                    f"{type(self.network).__name__} fails on {of_what}, {described(inputs)}: {in_a_line(error)}{advice}"
                 ) from error
         self._check_all_ran()
         for module, names in self.names.items():

@@ -121,7 +121,7 @@ def prepare_network(
         )
     dtype = settings.dtype or _short(own)
     trial = Passes(network.to(device), names, pooling, dtype, device, settings.batch_size)
-    names = trial.try_out(reader.read(picture))
+    names = trial.try_out(reader.read(picture), is_plain=settings.preprocess is None)
     key = FeatureKey(
         model=_title(network), weights=digest_of_network(network), palette="none", size=0, resample="none", crop="none",
         **images_in_key(list(splits.values())), layers={POINT: list(range(len(names)))}, pool=pooling.name,
@@ -189,8 +189,10 @@ class Passes(Batches):
         self.one: Inputs = {}  # what one image becomes
         self.widths: dict[str, int] = {}  # of each module's features, in the order of depth
 
-    def try_out(self, one: Inputs) -> list[str]:
+    def try_out(self, one: Inputs, *, is_plain: bool = False) -> list[str]:
         """A whole pass of one image twice, and one beside another; returns the modules' names in the order of depth.
+
+        `is_plain`: there is no `preprocess`.
 
         ValueError for modules that cannot be layers, and for states that are not finite, or not of the image alone.
         """
@@ -198,7 +200,7 @@ class Passes(Batches):
             if x.is_floating_point() and not x.isfinite().all():
                 raise ValueError(f"preprocess gives {name or 'values'} that are not finite")
         with evaluating(self.network), torch.no_grad(), self._precision(), self.states.hooked():
-            names = self.states.try_out(self._moved(_beside(one, one)))
+            names = self.states.try_out(self._moved(_beside(one, one)), is_plain=is_plain)
             alone = {name: self.states.values[name] for name in names}
             for name, value in alone.items():
                 if not value.isfinite().all() or self.states.stats[name][0][2]:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.display import brief
 from igpt_lab.core.storage import Place
 from igpt_lab.features.extraction import (
     Extraction,
@@ -108,7 +109,7 @@ def _run(
     rows = sum(len(part) for part in todo)
     with (
         closing(writer),
-        tqdm(total=rows, desc=f"features of {extraction.key.model}", unit="image", disable=not progress) as bar,
+        tqdm(total=rows, desc=f"features, {brief(extraction.key.model)}", unit="image", disable=not progress) as bar,
         closing(_tasks(writer, todo)) as tasks,
         closing(
             cluster.run(work, tasks, scheduler=scheduler, slots=slots, deadline=deadline, workers=workers)

@@ -41,7 +41,10 @@ class FeatureStore(StoreFolder):
     """Pooled features of one model over one image set; read it by layer, as a table, or with any Parquet reader.
 
     `open` gives a store that is complete. `extract_share` may return one whose other parts are still to come.
+    `beside` is what is new about one that was just made, where another beside it differs in this alone.
     """
+
+    beside = ""
 
     @classmethod
     def open(cls, path: str | Place, *, verify: bool = True) -> FeatureStore:
@@ -261,6 +264,7 @@ class FeatureStore(StoreFolder):
             if whole == len(listed)
             else f"no: {whole} of {len(listed)} parts; extract again to continue",
             "size": f"{self.size / 1e6:,.1f} MB in {len(listed)} parts",
+            "new": self.beside,
             "folder": self.path,
         }
         return card(f"FeatureStore {digest(key)[:8]}", facts)

@@ -33,7 +33,7 @@ LOCK = re.compile(r"\..+-[0-9a-f]{8}(\.[^/]+\.\d+|\.writer-[0-9a-f]{8})?\.lock")
 
 
 def list_stores(root: str | Path) -> pd.DataFrame:
-    """A row for each store under `root`: its name, MB, rows, layers, key8 and whether it is complete.
+    """A row for each store under `root`: its name, MB, rows, layers, alignment, pool, key8 and whether it is complete.
 
     No digest is computed. A store that cannot be read says so in `state`. Raises ValueError when there is no such
     folder.
@@ -43,8 +43,8 @@ def list_stores(root: str | Path) -> pd.DataFrame:
         try:
             rows.append(_about(FeatureStore(path, read_manifest(path))))
         except (StoreError, OSError) as error:
-            rows.append((path.name, None, "", "", path.name[-8:], str(error)))
-    return pd.DataFrame(rows, columns=["store", "MB", "rows", "layers", "key8", "state"])
+            rows.append((path.name, None, "", "", "", "", path.name[-8:], str(error)))
+    return pd.DataFrame(rows, columns=["store", "MB", "rows", "layers", "alignment", "pool", "key8", "state"])
 
 
 def _about(store: FeatureStore) -> tuple:
@@ -53,7 +53,8 @@ def _about(store: FeatureStore) -> tuple:
     counts = ", ".join(f"{split} {rows:,}" for split, (_, rows) in store.key["splits"].items())
     layers = ", ".join(f"{point} {len(layers)}" for point, layers in store.layers.items())
     state = "complete" if there == len(parts) else f"{there} of {len(parts)} parts"
-    return store.path.name, store.size / 1e6, counts, layers, digest(store.key)[:8], state
+    how = store.key["alignment"], store.key["pool"]
+    return store.path.name, store.size / 1e6, counts, layers, *how, digest(store.key)[:8], state
 
 
 def verify(path: str | Path) -> list[tuple[str, int, str]]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.names import as_label, letters
+from igpt_lab.figures.options import in_words
 from igpt_lab.figures.parts import by_depth, check_columns, head, layer_axis, legend, mark_not_converged
 from igpt_lab.figures.plotting import plotting
 from igpt_lab.figures.style import LINE_STYLES, OTHERS, Figure, Keywords, inches, look, narrow, points
@@ -88,7 +89,11 @@ def plot_control(ax: Axes, name: str, rows: pd.DataFrame) -> None:
         ax.axhline(y.iloc[0], **style | {"marker": ""}, label=as_label(name) + _doubt(rows))
         return
     ax.fill_between(rows.layer, low, high, **band, zorder=weight)
-    label = f"{as_label(rows.network.iloc[0])}, 95 % interval" if name == MODEL else as_label(name)
+    label = (
+        f"{as_label(rows.network.iloc[0])}, {in_words('interval', '95 % interval')}"
+        if name == MODEL
+        else as_label(name)
+    )
     if (draws := int(rows.draws.max())) > 1:
         label += f" ({draws})" if narrow() else f", {draws} draws"
     line: Keywords = {"linewidth": points(0.7) * weight, "markersize": points(1.8) * weight, "zorder": 1 + weight}

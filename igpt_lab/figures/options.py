@@ -132,10 +132,10 @@ def plotting_with(options: Options, ax: Axes | None) -> Iterator[Plot]:
         _PLOT.reset(token)
 
 
-def in_words(name: str) -> str:
-    """A name as `labels` has it."""
+def in_words(name: str, words: str | None = None) -> str:
+    """A name as `labels` has it, or else `words`, by default the name itself."""
     plot().shown.add(name)
-    return str((plot().options.labels or {}).get(name, name))
+    return str((plot().options.labels or {}).get(name, name if words is None else words))
 
 
 def place_of(name: str) -> int:

@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.display import brief
 from igpt_lab.core.provenance import STORED, atomic_write, digest, made_by, named
 from igpt_lab.core.storage import Place, readable
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -46,7 +47,7 @@ def tokenize(images, processor, *, batch_size: int = 256, progress: bool = True)
         return images.encoded(*fits)
     check_palette(images, processor)
     tokens = []
-    with tqdm(total=len(images), desc=f"tokens of {images.name} {images.split}", disable=not progress) as bar:
+    with tqdm(total=len(images), desc=f"tokens, {brief(images.split)}", disable=not progress) as bar:
         for start in range(0, len(images), batch_size):
             batch = range(start, min(start + batch_size, len(images)))
             tokens.append(processor.encode(images[position] for position in batch).astype(np.uint16))

@@ -12,7 +12,7 @@ import torch
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth, plain_layer
-from igpt_lab.core.display import say_once, span
+from igpt_lab.core.display import card, say_once, span
 from igpt_lab.core.values import check_finite, did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
@@ -65,6 +65,18 @@ class Features:
     def __repr__(self) -> str:
         classes = f"{len(self.names or np.unique(self.labels))} classes"
         return f"<Features: {len(self.labels):,} rows, {classes}, layers {span(list(self.layers))}>"
+
+    def _repr_html_(self) -> str:
+        known = self.names or np.unique(self.labels).tolist()
+        widths = {values.shape[1] for values in self.layers.values()} if isinstance(self.layers, dict) else set()
+        facts = {
+            "rows": f"{len(self.labels):,}",
+            "classes": f"{len(known)}: {', '.join(map(str, known[:10]))}{', ...' * (len(known) > 10)}",
+            "layers": span(list(self.layers)),
+            "features": " to ".join(f"{width:,}" for width in sorted({min(widths), max(widths)})) if widths else "",
+            "read": "" if widths else "from the store, layer by layer",
+        }
+        return card("Features", facts)
 
     @classmethod
     @checked

@@ -27,7 +27,7 @@ from igpt_lab.core.choice import Choice, choice_of, compare_choice
 from igpt_lab.core.chosen import difference_in_words
 from igpt_lab.core.depth import in_depth, layers_of
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import MODEL, card, line, shown_control, span, spark
+from igpt_lab.core.display import MODEL, Summary, card, line, percent, shown_control, span, spark
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.probing.choosing import Fold, choose_C, folds_of
 from igpt_lab.probing.features import Features, check_known, check_same_layers, say_same_rows, stacks, test_layers
@@ -37,6 +37,7 @@ from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FIRST = ("layer", "test_accuracy", "low", "high", "validation_accuracy", "C", "learning_rate")  # columns of a table
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of a layer: row, labels of test (N,), fold accuracies, and features (N, D) -> logits (N, K) where there are any.
 Probed = tuple[dict, np.ndarray, np.ndarray, Callable[[np.ndarray], Tensor] | None]
@@ -74,6 +75,17 @@ class ProbeResult:
         values, facts = self.table.test_accuracy.tolist(), self._facts()
         curve = spark(values, self.table.layer.tolist().index(self.chosen), words="test accuracy over layers")
         return card("ProbeResult", facts, below=curve if len(values) > 1 else "")
+
+    def summary(self) -> Summary:
+        """Test accuracy of the chosen, the first and the last layer in percent, as `85.5 [84.4, 86.6]`; `to_latex`."""
+        table = self.table.set_index("layer")
+        depth = in_depth(table.index)
+        places = {"chosen layer": self.chosen}
+        places |= {"first layer": depth[0], "last layer": depth[-1]} if len(depth) > 1 else {}
+        rows = {name: table.loc[layer] for name, layer in places.items()}
+        words = [percent(row.test_accuracy, row.low, row.high) for row in rows.values()]
+        named = {"": list(rows), "layer": list(places.values()), "test accuracy (%), 95% interval": words}
+        return Summary(pd.DataFrame(named))
 
     def plot(self, **options) -> Axes:
         """The layer curve, as `lab.figures.layer_curve` plots it: `options` are its arguments, such as `ax`."""
@@ -137,15 +149,14 @@ def probe_layers(
         progress: Show a bar.
 
     Returns:
-        `ProbeResult`, whose `table` has a row per layer: `control`, `layer`, `C`; `validation_accuracy` over the
-        `n_validation` held-out rows; `iterations`, `objective` and `gradient`, the certificate of the last fit (passes,
-        mean nats, largest derivative), and `converged`, False where it, or a fit that chose its C, missed its
-        tolerance; `seed`, `folds`, `n_validation`, `n_train`, `n_test`, `n_features`; `chosen`; `within_error` (within
-        one standard error of the highest validation accuracy); `in_peak_set` (may be the best,
-        `significance.peak_set`); `test_accuracy` with `low` and `high`, exact 95% over test images; `log_loss`,
-        held-out bits: the mean of -log2 of the probability of an image's class, with `log_loss_low` and
-        `log_loss_high`, 95% over test images (infinite where test has a class that train has not). Accuracies are
-        fractions.
+        `ProbeResult`, whose `table` has a row per layer: `layer`; `test_accuracy` with `low` and `high`, exact 95% over
+        test images; `validation_accuracy` over the `n_validation` held-out rows; `C`; `control`; `iterations`,
+        `objective` and `gradient`, the certificate of the last fit (passes, mean nats, largest derivative), and
+        `converged`, False where it, or a fit that chose its C, missed its tolerance; `seed`, `folds`, `n_validation`,
+        `n_train`, `n_test`, `n_features`; `chosen`; `within_error` (within one standard error of the highest validation
+        accuracy); `in_peak_set` (may be the best, `significance.peak_set`); `log_loss`, held-out bits: the mean of
+        -log2 of the probability of an image's class, with `log_loss_low` and `log_loss_high`, 95% over test images
+        (infinite where test has a class that train has not). Accuracies are fractions.
 
     Raises:
         ValueError: Fewer than two classes, other layers in test than in train, values that are not finite, a C that is
@@ -238,6 +249,15 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return card("Comparison", self._facts())
+
+    def summary(self) -> Summary:
+        """Both accuracies in percent, and their difference in points with its interval; `to_latex`."""
+        rows = {
+            f"layer {self.chosen_layer} (%)": f"{100 * self.chosen_accuracy:.1f}",
+            f"layer {self.last_layer} (%)": f"{100 * self.last_accuracy:.1f}",
+            "difference (points), 95% interval": percent(self.difference, self.low, self.high, sign="+"),
+        }
+        return Summary(pd.DataFrame({"": list(rows), "value": list(rows.values())}))
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -352,4 +372,6 @@ def result_of(
         row |= {"chosen": layer == choice.layer, "within_error": layer in choice.within_error}
         row |= {"in_peak_set": layer in peak, **accuracy(correct[layer])}
         row |= log_loss_columns(log_loss[layer]) if layer in log_loss else {}
-    return ProbeResult(pd.DataFrame(rows), correct, choice.layer, predictions, folds, log_loss)
+    table = pd.DataFrame(rows)
+    table = table[[*(name for name in FIRST if name in table), *(name for name in table if name not in FIRST)]]
+    return ProbeResult(table, correct, choice.layer, predictions, folds, log_loss)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.display import card, line
 from igpt_lab.features.hooks import evaluating
 from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens
@@ -31,7 +32,7 @@ TIE = 1e-4  # of a logit; those of one image in two batches differ by about 1e-5
 MEMORY = 2 << 30  # bytes of a default batch's keys and values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawn:
     """Images: `tokens` int64 (S, T) or (S, completions, T), and of the same shape up to T what made them.
 
@@ -47,6 +48,23 @@ class Drawn:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return line("Drawn", self._facts())
+
+    def _repr_html_(self) -> str:
+        return card("Drawn", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        *shape, pixels = self.tokens.shape
+        side, nats = math.isqrt(pixels), self.log_p[np.isfinite(self.log_p)]
+        unfinished = int((self.rows < side).sum())
+        return {
+            "images": f"{' x '.join(f'{count:,}' for count in shape)} of {pixels:,} pixels",
+            "seeds": f"{self.seeds.flat[0]}{', ...' * (self.seeds.size > 1)}" if self.seeds.size else "",
+            "mean surprise": f"{-nats.mean():.3f} nats a pixel" if nats.size else "",
+            "not finished": f"{unfinished:,}" if unfinished else "",
+        }
 
     def table(self):
         """A pandas table of the tokens, a row for each image, its seed as the index: `data` of `save_figure`."""

@@ -98,10 +98,10 @@ def classify(
     """
     model = load_classifier(model) if isinstance(model, str | Path) else model
     names = tuple((model.config.id2label or {}).values())
-    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))  # finetune names them
-    if unnamed and not model.score.weight.any():
+    if not model.score.weight.any():  # which gives every class the same probability
         raise ValueError(
-            f"{getattr(model, 'name', 'this model')} has no class head that was trained; expected what finetune wrote"
+            f"{getattr(model, 'name', 'this model')} has no class head that was trained; expected what finetune wrote, "
+            "as `igpt-lab finetune MODEL IMAGES --out DIR` does"
         )
     labels: np.ndarray | None = None
     files: tuple[str, ...] = ()

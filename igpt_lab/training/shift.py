@@ -98,7 +98,7 @@ def probe_shift(
     checkpoints = {name: checkpoints_of(source).popitem() for name, source in runs.items()}
     versions = _versions(test_images, corruptions)
     tables, steps = [], len(runs) * (len(versions) + len(points))
-    with tqdm(total=steps, desc="image sets and points of all runs", disable=not progress) as bar:
+    with tqdm(total=steps, desc="image sets", disable=not progress) as bar:
         for name, (step, folder) in checkpoints.items():
             model = load_model(folder).to(best_device(device))
             reading: dict[str, Any] = {"store": store, "points": points, "device": device, "progress": False}

@@ -277,3 +277,25 @@ def test_the_tour(page, folder):
         page.locator(".igx[data-settled]").last.wait_for()
         shot(page.locator(".igx").last, "tour-explorer")
     assert page.errors == [] and page.elsewhere == []
+
+
+NETWORKS = """\
+import numpy as np, igpt_lab as lab
+draws, labels = np.random.default_rng(0), np.arange(80) % 2
+split = lambda depth: lab.Features({i: draws.normal(size=(80, 4)) + i * labels[:, None] for i in range(depth)}, labels)
+nets = [lab.probe_layers(split(n), split(n), Cs=[0.1], folds=2, progress=False) for n in (3, 5)]
+axes = lab.figures.layer_curves({"fashion-xs": nets[0], "my ViT": nets[1]}, relative=True)
+print([text.get_text().split(":")[0] for text in axes.get_legend().get_texts()])
+axes.figure"""
+
+
+def test_two_networks_in_one_figure_from_a_cell(page):
+    add_cell(page, NETWORKS)
+    finish(page, 120)
+    output = page.locator(".jp-Notebook .jp-Cell").nth(-1).locator(".jp-OutputArea")
+    if not output.count():  # Shift+Enter adds an empty cell behind it
+        output = page.locator(".jp-Notebook .jp-Cell").nth(-2).locator(".jp-OutputArea")
+    assert "['fashion-xs', 'my ViT', 'chosen on validation']" in output.inner_text()
+    assert output.locator("img").evaluate("it => it.complete && it.naturalWidth") > 500
+    shot(output, "two-networks")
+    assert page.errors == [] and page.elsewhere == []

@@ -24,7 +24,7 @@ import igpt_lab as lab
 from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
 from igpt_lab.core.display import MODEL
-from igpt_lab.features.hooks import POOLS
+from igpt_lab.features.hooks import POOLINGS
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of
@@ -121,7 +121,7 @@ def test_extract_at_chosen_positions(tiny_folder, tiny_images, tmp_path, capsys)
     with pytest.raises(SystemExit):
         cli.main(["extract", "--help"])
     text = capsys.readouterr().out
-    assert [pool for pool in POOLS if pool not in text] == []
+    assert [pool for pool in POOLINGS if pool not in text] == []
 
 
 def test_a_bert_model_is_extracted_and_its_loss_is_told_apart(tiny, tmp_path, capsys):
@@ -286,7 +286,9 @@ def test_stores_are_listed_verified_repaired_and_pruned(tiny_folder, tiny_images
     path = Path(capsys.readouterr().out.strip())
     assert cli.main(["stores"]) == cli.main(["prune"]) == cli.main(["verify", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert f"{path.name[-8:]} complete" in printed and "test 10" in printed and "ln_1 4" in printed
+    name, facts = printed.splitlines()[:2]
+    assert name.startswith(path.name) and name.endswith(" MB  complete")
+    assert facts == "    test 10; ln_1 4 layers; sos, mean" and max(map(len, printed.splitlines()[:2])) <= 80
     assert "nothing to prune in stores" in printed and "whole, every digest as listed" in printed
     part = path / "test/part-00000-of-00001.parquet"
     good = part.read_bytes()

@@ -49,7 +49,7 @@ ARGUMENTS = {
     "download-openai": "--size --step=1000000 --bert --datasets --cache",
     "paper": "--size --step=1000000 --bert --images --limit --plan --cache --out --device",
     "figures": "folder --style=paper --out",
-    "report": "run --out --no-pdf",
+    "report": "run --out --no-pdf --paper=A4",
     "plan": "model images --devices=1xH100 --revision",
     "stores": "root=stores",
     "verify": "store --repair --yes",

@@ -1,12 +1,18 @@
 """A folder of the user's own: what is copied into it, what is left alone, and how JupyterLab is opened on it."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
+import sys
+import time
 import tomllib
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -90,7 +96,42 @@ def test_the_command_copies_and_opens(tmp_path, monkeypatch, capsys):
     assert names == sorted(path.name for path in workbench.notebooks().glob("*.ipynb"))
     assert opened.pop("folder") == tmp_path / "mine"
     assert opened == {"first": f"notebooks/{workbench.NOTEBOOKS[0]}.ipynb", "port": 8123, "browser": False}
-    assert f"{len(names)} notebooks copied, 0 left" in capsys.readouterr().out
+    assert list((tmp_path / "mine/photos").iterdir()) == [] and not capsys.readouterr().out
+    readme = tmp_path / "mine/README.md"
+    assert all(f"`{place}" in readme.read_text() for place in ("notebooks/", "photos/", "results/mine/"))
+    readme.write_text("mine")
+    assert cli.main(["lab", str(tmp_path / "mine"), "--no-browser"]) == 0 and readme.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_jupyterlab_says_its_address_in_one_line_and_nothing_else(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    command = [sys.executable, "-m", "igpt_lab", "lab", "mine", "--no-browser", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=tmp_path, env=os.environ | own | {"PYTHONPATH": paths}
+        )
+    try:
+        address = None
+        while server.poll() is None and not address:
+            time.sleep(0.1)
+            address = re.match(
+                rf"(http://127.0.0.1:{port}/lab/tree/\S+\?token=\w{{48}}) is ", (tmp_path / "log").read_text()
+            )
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(address[1]) as page:
+                assert page.status == 200
+                break
+            time.sleep(0.1)
+        (line,) = (tmp_path / "log").read_text().splitlines()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+    assert line.endswith("is JupyterLab on mine; Ctrl-C stops it")
 
 
 def git(*arguments) -> subprocess.CompletedProcess:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import tomllib
 import warnings
@@ -118,17 +119,92 @@ def test_the_page_says_what_the_files_say(run):
     assert page.open == [] and words.startswith("tiny <1> on shades tiny <1> on shades ")
     assert "80.0% chosen layer, 1 of 0..2 [79.0%, 81.0%]" in words and "70.0% last layer, 2" in words
     assert "45.0% random network, its highest" in words and "60.0% raw pixels" in words
-    assert "layer_curve : 1 of 8 probes: the model: 1 of 3, layers 2" in words.replace("layer_curve:", "layer_curve :")
+    assert "Accuracy over depth: a <title>: 1 of 8 probes: the model: 1 of 3, layers 2" in words
     assert "chosen layer 1 against last layer 2: +10.0 points [2.0, 18.0], p = 0.2" in words
     assert "2 of 3 layers may be the best: 1, 2" in words
-    assert "protocol: sos against raw, chosen layer: +0.0 points [-2.0, 1.0]" in words
-    assert "protocol: ours against transformers, drop: -1.0 points [-3.0, 0.0]" in words
+    assert "What the protocol changes: sos against raw, chosen layer: +0.0 points [-2.0, 1.0]" in words
+    assert "What the protocol changes: ours against transformers, drop: -1.0 points [-3.0, 0.0]" in words
     assert (
-        "ln_1" not in words[words.index("Not significant") : words.index("Figures Layer curve")]
+        "ln_1" not in words[words.index("Not significant") : words.index("Figures Accuracy over depth")]
     )  # single pairs are not listed
     assert "samples and real images are not told apart by palette" in words and "by palette, patches" not in words
     assert "Files differed from the commit" in words and "Figures come from 3 commits" in words
-    assert "abababab" in words and "ln_1: 0..2" in words and "log" not in [text.strip() for text in page.texts[:3]]
+    assert "tiny <1> (weights abababab) on shades; 9 test images; layers ln_1: 0..2; mean" in words
+    assert "log" not in [text.strip() for text in page.texts[:3]]
+
+
+def test_figures_are_drawn_again_in_a_style_of_the_user(run, tmp_path, capsys):
+    style = tmp_path / "ours.mplstyle"
+    style.write_text("lines.linewidth: 4\nfigure.figsize: 5, 4\n")
+    (run / "log.json").unlink()  # of no figure
+    assert cli.main(["figures", str(run), "--style", str(style)]) == 0
+    assert (run / "ours/layer_curve.svg").is_file()
+    drawing = json.loads((run / "ours/layer_curve.json").read_text())["drawing"]
+    assert drawing["style"] == "paper" and drawing["settings"]["lines.linewidth"] == 4.0
+    capsys.readouterr()
+    assert cli.main(["figures", str(run), "--style", "papre"]) == 1
+    error = capsys.readouterr().err
+    assert "there is no style 'papre'" in error and "did you mean 'paper'?" in error and len(error.splitlines()) == 1
+
+
+def test_headings_and_columns_are_words_and_each_figure_has_its_own(run):
+    for name in ("tour_curve", "again"):
+        for ending in ("json", "csv", "svg", "png"):
+            shutil.copy(run / f"layer_curve.{ending}", run / f"{name}.{ending}")
+    page = Page(report.write_report(run, pdf=False)[0].read_text(encoding="utf-8"))
+    heads = [text for text in page.texts if text.startswith("Accuracy over depth: a <title>") and "layer" not in text]
+    first = "Accuracy over depth: a <title>"
+    assert set(heads) == {first, f"{first} (Again)", f"{first} (Tour curve)"}
+    assert "test accuracy" in page.texts and "95% from" in page.texts and "test images" in page.texts
+    raw = ("test_accuracy", "n_test", "in_peak_set", "layer_curve", "floor_low")
+    assert not set(raw) & {text for text in page.texts if text != "layer_curve"}
+    assert page.texts.count("layer_curve") == 2  # the file, below the figure and in its row of the provenance
+
+
+def of_run(folder: Path, model: str, images: str, **more) -> None:
+    """A layer curve of a model on an image set, in a folder."""
+    config = {"store": STORE | {"model": model, "images": images}, "comparison": BEST} | more
+    record = lab.RunRecord("layer_curve", config, 0, "c1", {})
+    save_figure(layer_curve(layer_table()), folder / f"{model}_{images}", data=layer_table(), record=record)
+
+
+def test_two_runs_in_one_folder_have_a_part_each_and_a_line_on_top(tmp_path, capsys):
+    for model, images in (("big", "dogs"), ("small", "dogs")):
+        of_run(tmp_path, model, images)
+    record = lab.RunRecord("samples", {"model": "small"}, 0, "c1", {})  # says nothing of images
+    save_figure(gallery(np.zeros((2, 3, 3), np.uint8)), tmp_path / "samples", data=np.zeros((2, 9)), record=record)
+    assert cli.main(["report", str(tmp_path), "--no-pdf"]) == 0
+    line = "Results of 2 runs, of several models or image sets: big on dogs; small on dogs. Compare within a run."
+    assert capsys.readouterr().err.strip() == f"igpt-lab: {line}"
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert f"Several runs. {line} big on dogs , 1 figures small on dogs , 2 figures" in page.words
+    first, second = page.words.split("small on dogs ")[-2:]
+    assert page.words.count("What to be careful about") == 2 and "File samples" in second and "samples" not in first
+    assert {address for address in page.addresses if address.startswith("#")} == {"#run-0", "#run-1"}
+    assert cli.main(["figures", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    names = [Path(path).stem for path in printed.out.split()]
+    assert names == ["big_dogs", "samples", "small_dogs"] or names == ["big_dogs", "small_dogs", "samples"]
+    assert line in printed.err
+
+
+def test_a_folder_of_runs_and_studies_is_one_page(tmp_path, capsys):
+    of_run(tmp_path / "big-dogs", "big", "dogs")
+    of_run(tmp_path / "small-cats", "small", "cats")
+    of_run(tmp_path / "studies", "seeds", "dogs", models=["big-0", "big-1"])
+    (tmp_path / "empty").mkdir()
+    pages = [report.write_report(tmp_path, tmp_path / f"{name}.html", pdf=False)[0].read_bytes() for name in "ab"]
+    assert pages[0] == pages[1]
+    words = Page(pages[0].decode()).words
+    assert "big on dogs , 1 figures small on cats , 1 figures Studies , 1 figures" in words
+    assert cli.main(["figures", str(tmp_path), "--style", "talk"]) == 0
+    assert (tmp_path / "big-dogs/talk/big_dogs.png").is_file() and (tmp_path / "studies/talk/seeds_dogs.png").is_file()
+    capsys.readouterr()
+    assert cli.main(["figures", str(tmp_path), "--out", str(tmp_path / "drawn")]) == 0
+    assert (tmp_path / "drawn/small-cats/small_cats.svg").is_file()
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path / "studies"), "--no-pdf"]) == 0
+    assert not capsys.readouterr().err  # a study sets models beside each other
 
 
 def test_controls_of_several_draws_are_told_by_their_mean_and_range(tmp_path):
@@ -162,7 +238,7 @@ def test_a_poor_choice_and_both_intervals_are_told_whatever_the_age_of_the_names
     (tmp_path / "summary.json").write_text('{"best_layer": 1}')
     words = Page(report.write_report(tmp_path, pdf=False)[0].read_text()).words
     drop = "+10.0 points [2.0, 18.0] over test images, [-5.0, 21.0] with the choice, p = 0.004"
-    assert f"Chosen layer 1 against last layer 2: {drop}." in words and "chosen_layer 1" in words
+    assert f"Chosen layer 1 against last layer 2: {drop}." in words and "chosen layer 1" in words[-30:]
     assert "A poor choice: one standard error is 4.2 points on 90 held-out images" in words
     assert "best layer" not in words
 
@@ -237,9 +313,18 @@ def test_the_command_says_where_the_page_is_and_what_is_missing(run, tmp_path, c
 
 @pytest.mark.browser
 @pytest.mark.skipif(report.chromium() is None, reason="no Chromium is installed")
-def test_a_browser_makes_a_pdf_with_the_page_s_words(run):
-    _, pdf = report.write_report(run)
-    assert pdf == run / "report.pdf" and pdf.read_bytes().startswith(b"%PDF-") and pdf.stat().st_size > 10_000
+@pytest.mark.parametrize(("paper", "points"), [("A4", (595, 842)), ("letter", (612, 792))])
+def test_a_browser_makes_a_pdf_of_the_paper_that_is_asked_for(run, paper, points):
+    _, pdf = report.write_report(run, paper=paper)
+    content = pdf.read_bytes()
+    assert pdf == run / "report.pdf" and content.startswith(b"%PDF-") and len(content) > 10_000
+    boxes = re.findall(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", content)
+    assert boxes and all(np.allclose([float(side) for side in box], points, atol=1) for box in boxes)
+
+
+def test_another_paper_is_refused(run):
+    with pytest.raises(ValueError, match="paper='A5'; expected one of A4, letter"):
+        report.write_report(run, pdf=False, paper="A5")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the browser is a shell script")

@@ -64,6 +64,53 @@ def test_a_comparison_has_both_intervals():
     assert "with the choice" not in repr(replace(drop, choice_low=float("nan")))
 
 
+def test_a_summary_is_in_percent_and_latex_is_escaped():
+    table = probe_table().assign(layer=["in_put", "mid%", "out"])
+    lines = repr(ProbeResult(table, {}, "mid%").summary()).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["chosen", "layer", "mid%", "80.0", "[75.0,", "85.0]"],
+        ["first", "layer", "in_put", "50.0", "[45.0,", "55.0]"],
+        ["last", "layer", "out", "70.0", "[65.0,", "75.0]"],
+    ]
+    latex = ProbeResult(table, {}, "mid%").summary().to_latex()
+    rows = [row.split(" & ") for row in latex.splitlines() if " & " in row]
+    assert rows[1] == ["chosen layer", r"mid\%", r"80.0 [75.0, 85.0] \\"] and rows[2][1] == r"in\_put"
+    assert not re.search(r"(?<!\\)[%_#$]", latex) and latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
+    one = ProbeResult(probe_table()[1:2].assign(control="raw pixels"), {}, 1)
+    assert len(one.summary().table) == 1 and "80.0 [75.0, 85.0]" in one.summary()._repr_html_()
+    ends = {"low": 0.0302, "high": 0.051, "choice_low": 0.026, "choice_high": 0.053}
+    drop = Comparison(12, 20, 0.8545, 0.814, 0.0405, **ends, only_chosen=312, only_last=150, n_test=4000, p_value=3e-13)
+    assert "+4.0 [3.0, 5.1]" in repr(drop.summary()) and r"layer 12 (\%) & 85.5" in drop.summary().to_latex()
+
+
+def test_features_a_peak_set_and_a_paired_difference_have_cards():
+    features = lab.Features({0: np.eye(4), 1: np.ones((4, 2))}, [0, 1, 1, 0], names=("<b>", "dog"))
+    text, page, facts = shown(features)
+    assert facts == {"rows": "4", "classes": "2: <b>, dog", "layers": "0, 1", "features": "2 to 4"}
+    assert text == "<Features: 4 rows, 2 classes, layers 0, 1>" and page.startswith("Features")
+    many = lab.Features({0: np.eye(12)}, np.arange(12))
+    assert shown(many)[2]["classes"] == "12: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." and shown(many)[2]["features"] == "12"
+    correct = {layer: np.arange(400) < count for layer, count in enumerate((100, 300, 310, 120))}
+    text, _, facts = shown(lab.peak_set(correct))
+    assert facts["may be the best"] == "2 of 0..3" and facts["level"] == "95% for all layers together, 400 test images"
+    paired = lab.compare(correct[2], correct[0])
+    text, _, facts = shown(paired)
+    assert facts["accuracy"] == "77.5% of a, 25.0% of b" and facts["only one right"] == "210 images a, 0 b"
+    assert facts["difference"].startswith("+52.5 points [") and text.startswith("<PairedDifference: accuracy 77.5%")
+
+
+def test_drawn_images_and_a_processor_have_cards(tiny):
+    drawn = lab.sample(tiny, 3, seed=1, progress=False)
+    text, _, facts = shown(drawn)
+    assert facts["images"] == "3 of 16 pixels" and text.startswith("<Drawn: images 3 of 16 pixels; seeds ")
+    assert facts["mean surprise"] == f"{-drawn.log_p.mean():.3f} nats a pixel" and "not finished" not in facts
+    stopped = replace(drawn, rows=np.array([4, 2, 0]), log_p=np.full_like(drawn.log_p, np.nan))
+    assert shown(stopped)[2]["not finished"] == "2" and "mean surprise" not in shown(stopped)[2]
+    text, _, facts = shown(tiny.processor)
+    assert facts == {"images": "4 x 4 pixels, bilinear, squash", "palette": "8 colours", "gives": "palette indices"}
+    assert text.startswith(f"<{type(tiny.processor).__name__}: images 4 x 4 pixels")
+
+
 def test_a_spark_has_the_values_and_a_ring_at_the_best():
     drawn = ElementTree.fromstring(spark([0.5, 0.8, 0.7], 1, words='"a" < b'))
     points = [tuple(map(float, each.split(","))) for each in drawn.find(".//polyline").get("points").split()]
@@ -98,6 +145,9 @@ def test_a_store_says_what_is_in_it_and_whether_it_is_whole(tiny, train, test, t
     assert facts["images"] == "shades: 60 train, 40 test" and facts["layers"] == "ln_1 0..3"
     assert facts["complete"] == "yes" and facts["model"].startswith("tiny, weights ") and text == repr(store)
     assert facts["size"] == f"{store.size / 1e6:,.1f} MB in 2 parts"
+    assert "new" not in facts
+    other = shown(lab.extract(tiny, [train, test], store=tmp_path, pool="max", progress=False))[2]
+    assert other["new"] == f'pool is "max", there "mean" in {store.path.name}'
     part = FeatureStore(store.path, store.manifest | {"splits": store.manifest["splits"] | {"test": [None]}})
     assert shown(part)[2]["complete"] == "no: 1 of 2 parts; extract again to continue"
 

@@ -7,6 +7,7 @@ import torch
 
 import igpt_lab as lab
 from igpt_lab.app import cli
+from igpt_lab.app.commands.unlabelled import _drawn
 from igpt_lab.explaining.scores import RULES, SCORES, regret, score_layers
 from igpt_lab.explaining.trajectories import MEASURES, curvature, entropy_of_images, measure_states
 from igpt_lab.models.losses import align
@@ -158,3 +159,22 @@ def test_the_command_writes_scores_and_with_labels_regret(tiny_folder, tiny_imag
     expected = regret(scores, probe_layers(*features, **QUIET))
     np.testing.assert_allclose(lost.regret, expected.regret)
     assert set(lost.model) == {"tiny"} and set(lost.images) == {"shades"}
+
+
+def test_the_command_loads_training_images_once(tiny_folder, tiny_images, tmp_path, monkeypatch, capsys):
+    asked, load = [], lab.load_images
+    few, whole = load(tiny_images, "train", limit=40), load(tiny_images, "train")
+
+    def counted(source, *rest, **how):
+        asked.append((source, *rest))
+        return load(source, *rest, **how)
+
+    monkeypatch.setattr(lab, "load_images", counted)
+    options = ["--store", str(tmp_path / "stores"), "--out", str(tmp_path)]
+    assert cli.main(["scores", str(tiny_folder), str(tiny_images), "--scored", "40", *options]) == 0
+    assert [one for one in asked if isinstance(one[0], str)] == [
+        (str(tiny_images), split) for split in ("train", "test")
+    ]
+    drawn = _drawn(whole, 40)
+    assert drawn.index.tolist() == few.index.tolist() and drawn.source == few.source
+    assert drawn.fingerprint == few.fingerprint

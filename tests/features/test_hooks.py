@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from igpt_lab.features import hooks
 from igpt_lab.features.hooks import POINTS, layers_of, pooling, record
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
@@ -86,6 +87,14 @@ def test_a_layer_that_does_not_run_exactly_once_is_an_error(tiny):
     again.mlp.forward = lambda x: again.mlp.c_proj(x.repeat(1, 1, 4)) + 0 * again.ln_2(x)
     with record(tiny, ["ln_2"]), pytest.raises(RuntimeError, match="ln_2 of layer 2 ran twice"):
         tiny(TOKENS)
+
+
+def test_a_misspelt_pooling_gets_the_closest_one_also_of_those_that_were_added(monkeypatch):
+    with pytest.raises(ValueError, match=r"no pooling 'maen'; expected one of mean, last, .*; did you mean 'mean'\?"):
+        pooling("maen")
+    monkeypatch.setitem(hooks.POOLINGS, "std", ("std", lambda name: hooks.Pooling(name, 1, lambda x: x.std(dim=1))))
+    with pytest.raises(ValueError, match=r"did you mean 'std'\?"):
+        pooling("sdt")
 
 
 def test_poolings_by_hand():

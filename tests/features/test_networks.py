@@ -395,6 +395,13 @@ def test_what_cannot_be_is_refused_in_a_line_before_any_work(options, words, twe
     assert not any(module._forward_hooks for module in twelve.modules())
 
 
+def test_a_network_that_does_not_take_images_as_they_are_asks_for_a_preprocess(test, tmp_path):
+    network = nn.Sequential(nn.Linear(5, 2), nn.ReLU())
+    words = r"Sequential fails on images as they are, float32 \(2, 3, .*; give preprocess=, from a picture to what"
+    with pytest.raises(ValueError, match=words):
+        extract(network, test, modules=["0", "1"], store=tmp_path, **OPTIONS)
+
+
 def test_options_of_an_imagegpt_are_refused(twelve, test, tmp_path):
     for options in ({"points": ["mlp_out"]}, {"layers": [1]}, {"alignment": "sos"}, {"engine": "dask"}):
         with pytest.raises(TypeError, match=f"{next(iter(options))}= is of an ImageGPT; .* modules="):

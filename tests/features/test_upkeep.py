@@ -197,6 +197,7 @@ def test_stores_are_listed(store, tmp_path):
     (tmp_path / "stores/notes").mkdir()
     whole, bad = upkeep.list_stores(tmp_path / "stores").iloc[::-1].to_dict("records")
     assert (whole["rows"], whole["layers"], whole["state"]) == ("train 60", "ln_1 4", "complete")
+    assert (whole["alignment"], whole["pool"]) == (store.key["alignment"], store.key["pool"])
     assert whole["key8"] == store.path.name[-8:] and whole["MB"] == store.size / 1e6
     assert "is not a manifest" in bad["state"]
     store.part("train", 2).unlink()

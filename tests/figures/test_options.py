@@ -116,6 +116,7 @@ def test_labels_are_the_words_of_names_and_of_anything_else_in_the_figure():
     assert {"ViT, 95 % interval", "Rohpixel", "random network"} <= set(lines(ax)) and ax.get_xlabel() == "Schicht"
     with pytest.raises(ValueError, match="labels has 'raw pixel', which is not in the figure; did you mean 'raw pixel"):
         figures.layer_curve(layer_table(), labels={"raw pixel": "x"})
+    assert "model, 95% CI" in lines(figures.layer_curve(layer_table(), labels={"interval": "95% CI"}))
 
 
 def test_a_palette_is_colours_by_name_in_a_row_or_a_colormap():

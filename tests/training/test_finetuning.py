@@ -302,15 +302,20 @@ def test_confusion_and_mistakes_by_hand():
     assert found.table().predicted.tolist() == ["a", "b", "a", "b"] and found.table()["index"].tolist()[0] == 10
 
 
-def test_a_model_without_a_trained_class_head_classifies_nothing(tiny, tiny_folder, train):
+def test_a_model_without_a_trained_class_head_classifies_nothing(tiny, tiny_folder, train, tmp_path, capsys):
     bare = lab.ImageGPTForImageClassification(TINY)
+    named = lab.ImageGPTForImageClassification(replace(TINY, id2label={0: "cat", 1: "dog"}))
     with pytest.warns(UserWarning, match="this head starts at zero"):
         loaded = load_classifier(tiny_folder)
     with pytest.raises(TypeError, match="expected a classifier as lab.load_classifier"):
         classify(tiny, train, progress=False)
-    for model in (bare, loaded):
+    for model in (bare, named, loaded):
         with pytest.raises(ValueError, match="has no class head that was trained; expected what finetune wrote"):
             classify(model, train, progress=False)
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    assert cli.main(["classify", str(tiny_folder), str(tmp_path / "x.png")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"igpt-lab: {tiny_folder.name} has no class head that was trained")
 
 
 def test_images_reach_a_classifier_by_one_door(tiny, train, tmp_path, capsys):

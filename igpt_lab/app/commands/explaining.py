@@ -66,14 +66,16 @@ def explain(
     Each figure is written as soon as its instrument is done, with its table beside it. The table of the refitted
     probes is refit.csv, that of the answers answers.csv.
     """
+    from igpt_lab.core.devices import best_device
     from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds
 
     train, test = train_and_test(images, limit=limit, label=label, config=config)
     loaded = lab.load_model(model, revision=revision)
     check_explainable(loaded, chosen)
     folder = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE))
-    seconds = estimated_seconds(loaded, train, test, chosen)
-    print(f"about {max(1, round(seconds / 60))} min on the CPU", flush=True)
+    where = best_device(device)
+    seconds = estimated_seconds(loaded.to(where), train, test, chosen)
+    print(f"about {max(1, round(seconds / 60))} min on {where}", flush=True)
     options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device}
     facts = {"images": train.name, "limit": limit, "model": model}
     measured, files = explain_into(folder, loaded, train, test, facts, options)

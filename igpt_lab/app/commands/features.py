@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from typing import Any
 
 import igpt_lab as lab
@@ -168,11 +169,22 @@ def plan(model: str, images: str, devices: str, revision: str | None) -> None:
     examples=("", "results/mine/fashion-xs-fashion-mini/stores"),
 )
 def stores(root: str) -> None:
-    """List the feature stores in a folder: size, rows, layers, key and completeness."""
+    """List the feature stores in a folder: completeness and size; rows, layers, alignment and pooling."""
     from igpt_lab.features import upkeep
 
     table = upkeep.list_stores(root)
-    print(table.to_string(index=False, float_format="{:,.1f}".format) if len(table) else f"no stores in {root}")
+    print("\n".join(map(_listed, table.to_dict("records"))) or f"no stores in {root}")
+
+
+def _listed(store: dict[str, Any]) -> str:
+    """A store in two lines that fit into 80 columns, of a name of usual length."""
+    name = _shown(store["store"])
+    if not store["rows"]:  # it cannot be read, and its state says why
+        return "\n".join([name, *textwrap.wrap(store["state"], 76, initial_indent="    ", subsequent_indent="    ")])
+    how = "" if store["alignment"] == "none" else f"{store['alignment']}, "
+    facts = f"{store['rows']}; {store['layers']} layers; {how}{store['pool']}"
+    lines = textwrap.wrap(facts, 80, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join([f"{name}  {store['MB']:,.1f} MB  {store['state']}", *lines])
 
 
 @command(

@@ -6,20 +6,21 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import igpt_lab as lab
 from igpt_lab.app import notebooks, runs
+from igpt_lab.app.by_run import folders_of, grouped, warning_of
 from igpt_lab.app.commands.options import IMAGES, LIST, MODEL, argument, command
 from igpt_lab.core.arguments import local
 
 
 @command(
-    argument("folder", help="folder of results"),
+    argument("folder", help="folder of results, or one whose folders are"),
     argument(
         "--style",
         default="paper",
-        choices=["paper", "wide", "talk"],
-        help="size of the figures: one column, two columns, or slides",
+        help="paper (one column), wide (two) or talk (slides); or a style of matplotlib, or the path of an mplstyle",
     ),
     argument("--out", help="folder for the figures; FOLDER itself replaces them (default: FOLDER/STYLE)"),
     examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --style talk --out slides"),
@@ -27,51 +28,85 @@ from igpt_lab.core.arguments import local
 def figures(folder: str, style: str, out: str | None) -> int:
     """Draw every figure of a results folder again, from its table, in a style: seconds, and no model is needed."""
     from igpt_lab.app import saved
+    from igpt_lab.figures.style import resolved
 
-    source = local(folder)
-    own, odd = saved.own_files(source)
-    files = [file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own]
-    target = local(out) if out else source / style
-    if not out and not target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{target} is a link to a folder outside {source}; give --out")
-    for file in files:
-        try:
-            picture = lab.figures.redraw(file, target / file.stem, style=style)[1]
-        except (ValueError, OSError) as error:
-            odd[file.name] = str(error)
-        else:
-            print(picture)
-    _tell(odd.values())
-    if not files:
+    source, name = local(folder), Path(style).stem
+    resolved(style)  # a wrong one is told once, before any figure
+    folders = folders_of(source)
+    odd: dict[str, str] = {}
+    found = []
+    for run in folders:
+        target = (local(out) if out else run / name) if len(folders) == 1 or not out else local(out) / run.name
+        if not out and not target.resolve().is_relative_to(run.resolve()):
+            raise ValueError(f"{target} is a link to a folder outside {run}; give --out")
+        own, wrong = saved.own_files(run)
+        files = {file.stem: file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own}
+        odd |= {f"{run}/{file}": words for file, words in wrong.items()}
+        for title, names in _by_run(files).items():
+            found.append(title)
+            odd |= _drawn_again([files[stem] for stem in names], target, style)
+    warning = warning_of(list(dict.fromkeys(found)))
+    _tell([*odd.values(), *filter(None, [warning])])
+    if not found:
         raise ValueError(
             f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of figures that igpt-lab wrote"
         )
     return int(bool(odd))
 
 
+def _by_run(files: dict[str, Path]) -> dict[str, list[str]]:
+    """Names of figures by the title of their run."""
+    from igpt_lab.figures.saving import read_json
+
+    configs: dict[str, object] = {}
+    for name, file in files.items():
+        try:
+            facts = read_json(file)
+        except (ValueError, OSError):  # `redraw` says what is wrong with it
+            facts = {}
+        configs[name] = facts.get("config") if isinstance(facts, dict) else {}
+    return {str(run): names for run, names in grouped(configs).items()}
+
+
+def _drawn_again(files: list[Path], target: Path, style: str) -> dict[str, str]:
+    """Draw figures into a folder and print where; why one cannot be drawn, by its file."""
+    odd = {}
+    for file in files:
+        try:
+            picture = lab.figures.redraw(file, target / file.stem, style=style)[1]
+        except (ValueError, OSError) as error:
+            odd[str(file)] = str(error)
+        else:
+            print(picture)
+    return odd
+
+
 @command(
-    argument("run", help="folder of results"),
+    argument("run", help="folder of results, or one whose folders are"),
     argument("--out", metavar="FILE", help="file of the page (default: RUN/report.html)"),
     argument("--no-pdf", dest="pdf", action="store_false", help="write the page only"),
+    argument("--paper", default="A4", choices=["A4", "letter"], help="size of a page of the pdf"),
     examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --no-pdf --out page.html"),
 )
-def report(run: str, out: str | None, pdf: bool) -> int:
+def report(run: str, out: str | None, pdf: bool, paper: str) -> int:
     """One HTML page of a results folder: figures, tables, provenance, doubts; and a pdf where there is a Chromium.
 
-    Exit code 1 where a file is passed over; the page says so, too.
+    Of a folder that has several runs the page has a part for each, and a line on top says so. Exit code 1 where a file
+    is passed over; the page says so, too.
     """
-    from igpt_lab.app.report import read, write_report
+    from igpt_lab.app.report import read, titles, write_report
 
-    results = read(run)
-    _tell(results.odd.values())
+    results = [read(path) for path in folders_of(local(run))]
+    odd = [words for one in results for words in one.odd.values()]
+    _tell([*odd, *filter(None, [warning_of(titles(results))])])
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: _tell([str(message)])
-        written = write_report(results, out, pdf=pdf)
+        written = write_report(results, out, pdf=pdf, paper=paper)
     print(*written, sep="\n")
     if pdf and len(written) == 1:
         _tell(["no Chromium is installed, so there is no pdf; print the page from any browser"])
-    return int(bool(results.odd))
+    return int(bool(odd))
 
 
 @command(
@@ -118,17 +153,16 @@ def reproduce(
 
 
 @command(
-    argument("folder", nargs="?", default="workbench", help="folder for notebooks/ and results/"),
+    argument("folder", nargs="?", default="workbench", help="folder for notebooks/, photos/ and results/"),
     argument("--port", type=int, default=8888, help="port of the server; the next free one where it is taken"),
     argument("--no-browser", action="store_false", dest="browser", help="print the address, and open no browser"),
     name="lab",
     examples=("", "workbench --no-browser --port 9000"),
 )
 def open_lab(folder: str, port: int, browser: bool) -> None:
-    """Open JupyterLab on FOLDER, with a copy of the notebooks in it; your edits are never overwritten."""
+    """Open JupyterLab on FOLDER, with a copy of the notebooks and room for photos; your edits are never overwritten."""
     home = local(folder)
-    copied, there = notebooks.copy_notebooks(notebooks.notebooks(), home / "notebooks")
-    print(f"{home / 'notebooks'}: {len(copied)} notebooks copied, {len(there)} left as they are", flush=True)
+    notebooks.begin_workbench(home)
     notebooks.open_lab(home, first=f"notebooks/{notebooks.NOTEBOOKS[0]}.ipynb", port=port, browser=browser)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -176,7 +177,9 @@ def _meet(
 def classify(folder: str, files: list[str], top: int, device: str | None, revision: str | None) -> int:
     """Print the most probable labels of picture files, by a model that `finetune` wrote; 1 where one cannot be read."""
     read: list[str] = []
-    model = lab.load_classifier(folder, revision=revision, device=device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*this head starts at zero")  # `lab.classify` refuses it in a line
+        model = lab.load_classifier(folder, revision=revision, device=device)
     pictures = _pictures(files, read)
     first = next(pictures, None)
     if first is None:

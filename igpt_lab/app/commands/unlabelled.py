@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,14 @@ def scores(
     with labels NAME_regret.csv: accuracy of the layer that labels choose, less that of the layer that a score picks.
     --limit is of the images that are probed.
     """
-    few = lab.load_images(images, "train", limit=scored, label=label, config=config)
+    whole = lab.load_images(images, "train", label=label, config=config)
+    few = _drawn(whole, scored)
     loaded = lab.load_model(model, revision=revision)
     table = lab.score_layers(loaded, few, store=store, device=device)
     stem = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE)) / name
     files = [_save(table, stem, loaded, few)]
     if few.labels is not None:
-        splits = train_and_test(images, limit=limit, label=label, config=config)
+        splits = [_drawn(whole, limit), lab.load_images(images, "test", limit=limit, label=label, config=config)]
         features = lab.extract(loaded, splits, store=store, device=device)
         train, test = (lab.Features.from_store(features, split.split) for split in splits)
         lost = lab.regret(table, lab.probe_layers(train, test, device=device))
@@ -101,6 +103,13 @@ def scores(
         files.append(_save(lost, stem.with_name(f"{name}_regret"), loaded, few))
         print(*map(_pick, lost.to_dict("records")), sep="\n")
     print(*files, sep="\n")
+
+
+def _drawn(images: Any, limit: int | None) -> Any:
+    """What `load_images` gives with this limit, of images that it has given whole."""
+    if limit is None:
+        return images
+    return replace(lab.load_images(images, limit=limit), source=images.source | {"limit": limit})
 
 
 def _save(table: Any, stem: Path, model: Any, images: Any) -> Path:

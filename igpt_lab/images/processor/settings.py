@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from igpt_lab.core import hub
+from igpt_lab.core.display import card, line
 from igpt_lab.core.joining import Plain, also_called, join, peer
 from igpt_lab.core.values import check
 
@@ -68,6 +69,21 @@ class Settings(Plain):
             raise ValueError(f"crop={self.crop!r}; expected 'squash' (as transformers) or 'center' (as the paper)")
         if self._centres is not None and self.do_rescale:  # without, pixels may have any range
             self._check_range(self._centres)
+
+    def __repr__(self) -> str:
+        return line(type(self).__name__, self._facts())
+
+    def _repr_html_(self) -> str:
+        return card(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        height, width = self.size.values()
+        how = f"{self.resample.name.lower()}, {self.crop}" if self.do_resize else "not resized"
+        palette = (
+            "none: token sets are all that can be fed" if self._centres is None else f"{len(self._centres)} colours"
+        )
+        gives = "palette indices" if self.do_color_quantize else "pixel values"
+        return {"images": f"{height} x {width} pixels, {how}", "palette": palette, "gives": gives}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """An argument set anew is checked as in a new processor, and counts from the next call on."""
