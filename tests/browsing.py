@@ -59,6 +59,8 @@ def page(address, folder, request):
         )  # fmt: skip
         page = browser.new_page()
         page.set_default_timeout(60 * SECOND)
+        asked = page.locator(".jp-Dialog", has_text="Select Kernel")  # where a cell runs before its kernel has started
+        page.add_locator_handler(asked, lambda: asked.locator(".jp-mod-accept").click())
         page.elsewhere, page.errors = [], []
         page.on("request", lambda it: None if _local(it.url) else page.elsewhere.append(it.url))
         page.on("pageerror", lambda error: page.errors.append(str(error)))

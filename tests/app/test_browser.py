@@ -244,7 +244,7 @@ def test_the_dark_theme(page):
     )
     assert ground < 60 and ink > 180
     bright = (
-        "it => it.getContext('2d').getImageData(0, 0, it.width, it.height).data.filter((v, i) => i % 4 == 0 && v > 200)"
+        "it => it.getContext('2d').getImageData(0, 0, it.width, it.height).data.filter((v, i) => i % 4 == 0 && v > 180)"
     )
     assert page.locator(".igx .cells").evaluate(f"it => ({bright})(it).length") > 100  # light letters
     shot(page.locator(".igx"), "explorer-dark")

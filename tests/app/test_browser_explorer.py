@@ -117,7 +117,8 @@ def test_a_view_is_saved_to_the_results_of_the_run(opened, folder):
         place = opened.locator(".igx .status").inner_text().split(" files in ")[1]
         assert place.startswith(str((folder / "results/mine/fashion-xs-photos/explorer").resolve()))
         assert file in {path.name for path in Path(place).iterdir()}
-    opened.keyboard.press("Control+s")
+    opened.locator(".lm-MenuBar-item", has_text="File").first.click()
+    opened.locator(".lm-Menu [data-command='docmanager:save']").click()
     for _ in range(100):
         opened.wait_for_timeout(SECOND / 10)
         if "igx-still" in (folder / "notebooks/walk.ipynb").read_text():

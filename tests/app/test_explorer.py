@@ -458,7 +458,7 @@ def test_ten_explorers_take_less_than_twice_the_memory_of_one(tmp_path):
 
 
 def test_an_explorer_that_cannot_begin_leaves_nothing(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "survey", lambda layers, progress: 1 / 0)
+    monkeypatch.setattr(rows, "survey", lambda layers: 1 / 0)
     before = len(widget._instances)
     with pytest.raises(ZeroDivisionError):
         explore(store, out=tmp_path, progress=False)

@@ -79,7 +79,8 @@ function kernelListeners(state, { header, plane, confusion, image, network }, re
       confusion.draw();
     },
     "change:busy": () => {
-      if (model.get("busy")) status.wait(model.get("busy"));
+      if (model.get("busy")) status.wait(model.get("busy"), false);
+      else if (!model.get("problem")) status.ready();
     },
     "change:problem": () => {
       if (!model.get("problem")) return;

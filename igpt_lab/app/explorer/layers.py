@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
-from tqdm.auto import tqdm
 
 from igpt_lab.core.chosen import about_choice
 from igpt_lab.core.significance import accuracy
@@ -111,7 +110,7 @@ def by_number(features: Features) -> Features:
     return replace(features, layers=Renumbered(features.layers))
 
 
-def survey(layers: Mapping[int, np.ndarray], progress: bool = False) -> Spaces:
+def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
     """Places, shares of the variance and neighbours of the images in layers of features (N, D).
 
     Features are standardised over these rows, as a probe's are. Places are the two leading principal components at a
@@ -120,7 +119,7 @@ def survey(layers: Mapping[int, np.ndarray], progress: bool = False) -> Spaces:
     are by Euclidean distance, nearest first.
     """
     places, explained, near = [], [], []
-    for features in tqdm(layers.values(), "places and neighbours", disable=not progress):
+    for features in layers.values():
         x = _standardise(features)
         components, share = _two_components(x)
         turn = orthogonal_procrustes(components, places[-1])[0] if places else np.eye(2)

@@ -42,7 +42,7 @@ def explore(
             test}.
         out: Folder of what is saved; by default `explorer` in the folder of the run that the store lies in, else here.
         limit: Images of a split that are shown, at most, a seeded draw; every number is of these. None: all.
-        progress: Show a bar until it opens.
+        progress: Show a bar while probes are fitted for Python, as by `fit()`; the browser has a line of its own.
         remote: Read images from an address that the store names.
         model: The one that the features are of, for what it expects of an image and where its heads look; by default it
             is loaded when that is first asked, from the package or from the folder that the store names.

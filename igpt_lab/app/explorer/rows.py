@@ -31,6 +31,7 @@ class Rows:
     _computed: Computed | None
     _sources: Mapping[str, Source | str]
     _progress: bool
+    busy: str  # what the browser is told meanwhile
 
     @property
     def splits(self) -> list[str]:
@@ -77,8 +78,7 @@ class Rows:
     @property
     def spaces(self) -> Spaces:
         """Places float32 (L, N, 2), shares of the variance (L, 2) and neighbours int (L, N, k) of the rows shown."""
-        key = ("spaces", self.point, self.split, self.limit)
-        return self._once(key, lambda: survey(self.shown.layers, progress=self._progress))
+        return self._once(("spaces", self.point, self.split, self.limit), lambda: survey(self.shown.layers))
 
     @property
     def classes(self) -> list[str]:
@@ -139,7 +139,7 @@ class Rows:
             return ask_few(self.train, self.shown, self.count)
         if self.split == HELD:
             return ask_held(self.train, self.shown, self._once(("whole", self.point), self._probe_held).table)
-        result = probe_layers(self.train, self.shown, progress=self._progress)
+        result = probe_layers(self.train, self.shown, progress=self._progress and not self.busy)
         self._once(("whole", self.point), lambda: result)
         return Answers(result.table, result.chosen, np.stack(list(result.predicted.values())))
 
@@ -147,4 +147,4 @@ class Rows:
         """C of every layer, and the layer, as all of train chooses them; nothing else is used of the result."""
         train = self._stored("train")
         held = take_rows(train, stratified_split(train.labels, 0.1, seed=0)[1])
-        return probe_layers(train, held, progress=self._progress)
+        return probe_layers(train, held, progress=self._progress and not self.busy)

@@ -19,8 +19,7 @@ ROWS = 10
 # while the widget is there, and the widget's place goes while it is not.
 COVER = """<style>
 .jp-OutputArea-child:has(.igx-still):has(+ .jp-OutputArea-child .igx) { display: none; }
-.jp-OutputArea-child:has(.igx-still) + .jp-OutputArea-child:has([data-mime-type$="widget-view+json"]):not(:has(.igx)) {
-  display: none; }
+.jp-OutputArea-child:has(.igx-still) + .jp-OutputArea-child:not(:has(.igx, [data-mime-type])) { display: none; }
 </style>"""
 
 

@@ -64,7 +64,7 @@ class Explorer(Rows, AnyWidget):
         store: With a split `train` and labels.
         out: Folder of what is saved.
         limit: Images of a split that are shown, at most; None: all.
-        progress: Show a bar until it opens.
+        progress: Show a bar while probes are fitted for Python.
         remote: Read images from an address that the store names.
         network: The store's model, by default the one that it names.
         images: Splits whose images were in memory, by name.
@@ -123,7 +123,6 @@ class Explorer(Rows, AnyWidget):
         except BaseException:
             self.close()
             raise
-        self._progress = False  # from now on the browser shows it
         self.observe(self._on_choice, ["point", "split", "count"])
         self.on_msg(self._on_message)
 
@@ -172,7 +171,7 @@ class Explorer(Rows, AnyWidget):
         if change.new not in choices:
             setattr(self, change.name, change.old)
             raise ValueError(f"{change.name} {change.new!r}; expected one of {', '.join(map(str, choices))}")
-        self.busy = f"{len(self.store.layers[self.point])} probes are being fitted, neighbours searched ..."
+        self.busy = self._busy_fitting()
         try:
             self._send_view(self.answers)
         except BaseException as error:
@@ -268,13 +267,18 @@ class Explorer(Rows, AnyWidget):
 
     def _fit_as_asked(self) -> None:
         """Fit for the browser, which is told where that fails."""
-        self.problem = ""
+        self.problem, self.busy = "", self._busy_fitting()
         try:
             self.fit()
         except BaseException as error:
             self.problem = f"The probes are not fitted: {error or type(error).__name__}"
             if not isinstance(error, ValueError | OSError | MemoryError):  # such as an interrupt of the kernel
                 raise
+        finally:
+            self.busy = ""
+
+    def _busy_fitting(self) -> str:
+        return f"{len(self.store.layers[self.point])} probes are being fitted ..."
 
     def save(self) -> list[Path]:
         """Write what is in view as figures: png, pdf, svg, csv and json each, in a folder that names the choice."""
