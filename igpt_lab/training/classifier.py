@@ -98,7 +98,8 @@ def classify(
     """
     model = load_classifier(model) if isinstance(model, str | Path) else model
     names = tuple((model.config.id2label or {}).values())
-    if not model.score.weight.any():  # which gives every class the same probability
+    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))  # finetune names them
+    if unnamed and not model.score.weight.any():  # one that finetune wrote may be zero, where its first step was best
         raise ValueError(
             f"{getattr(model, 'name', 'this model')} has no class head that was trained; expected what finetune wrote, "
             "as `igpt-lab finetune MODEL IMAGES --out DIR` does"

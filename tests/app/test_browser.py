@@ -130,6 +130,7 @@ def test_from_a_folder_of_images_to_a_figure(page, folder):
     add_cell(page, "lab.explore(store)")  # step 5
     finish(page, 120)
     page.locator(".igx[data-settled]").wait_for()
+    page.locator(".igx .accuracy svg").wait_for()  # the probes are fitted
     assert "60 test images" in page.locator(".igx .of").inner_text()
     assert page.errors == [] and page.elsewhere == []
 

@@ -507,22 +507,21 @@ def test_a_corrupt_image_is_named_or_left_out(twelve, tmp_path):
     assert store.index("train").tolist() == [0, 1, 3] and store.skipped("train").row.tolist() == [2]
 
 
-def test_the_bar_has_the_bytes_of_the_store(twelve, train, tmp_path, capsys):
+def test_the_bar_has_the_bytes_of_the_store_and_a_miss_is_explained(twelve, train, tmp_path, capsys):
     store = extract(twelve, train, store=tmp_path, device="cpu", progress=True)
     said = capsys.readouterr().err
     megabytes = float(said.partition(" MB, about")[0].rpartition(", ")[2])
     numbers = 60 * (16 + 4 * 3 * 8) / 1e6
     assert megabytes == pytest.approx(numbers, rel=0.01) and store.layer("modules", 0, "train").shape == (60, 8)
-    extract(twelve, train, pool="last", store=tmp_path, device="cpu")
-    assert f'the nearest is {store.path}: pool is "last", there "mean"' in capsys.readouterr().err
-    extract(twelve, train, modules=["embed", "blocks.0", "blocks.1"], store=tmp_path, device="cpu")
-    assert 'modules is ["embed", "blocks.0", "blocks.1"], there ["blocks.0"' in capsys.readouterr().err
+    other = extract(twelve, train, pool="last", store=tmp_path, device="cpu")
+    assert f"pool is &quot;last&quot;, there &quot;mean&quot; in {store.path.name}" in other._repr_html_()
+    other = extract(twelve, train, modules=["embed", "blocks.0", "blocks.1"], store=tmp_path, device="cpu")
+    assert "modules is [&quot;embed&quot;, &quot;blocks.0&quot;, &quot;blocks.1&quot;], there" in other._repr_html_()
 
 
-def test_a_store_of_an_imagegpt_explains_no_miss(twelve, tiny, train, tmp_path, capsys):
+def test_a_store_of_an_imagegpt_explains_no_miss(twelve, tiny, train, tmp_path):
     extract(tiny, train, store=tmp_path, **OPTIONS)
-    extract(twelve, train, store=tmp_path, device="cpu")
-    assert "the nearest" not in capsys.readouterr().err
+    assert extract(twelve, train, store=tmp_path, device="cpu").beside == ""
 
 
 # What is made of the store
