@@ -274,7 +274,7 @@ class _Run:
     ) -> _Run:
         """The probe of each layer, and c."""
         splits = [train.some(TRAIN["probe"]).images, test.some(TEST["probe"]).images]
-        shares = min(SHARES, model.config.n_positions)
+        shares = _shares(model)
         store = extract(model, splits, pool=f"prefix:{shares}", **of_store)
         options = {"seed": seed, "progress": of_store["progress"]}
         parts = [Features.from_store(store, split.split) for split in splits]
@@ -287,10 +287,6 @@ class _Run:
     def last(self) -> int:
         return self.model.config.n_layer
 
-    @property
-    def shares(self) -> int:
-        return min(SHARES, self.model.config.n_positions)
-
     def few(self) -> _Images:
         return self.test.some(TEST["few"])
 
@@ -300,7 +296,8 @@ class _Run:
 
     def of_probe(self) -> dict[str, Any]:
         """The probe at c with its layer, and the labels of few images."""
-        features = slice_of(self.prefix_means[0], self.shares - 1, self.shares)
+        shares = _shares(self.model)
+        features = slice_of(self.prefix_means[0], shares - 1, shares)
         probe = LinearProbe(C=self.strength(self.chosen)).fit(features.layers[self.chosen], features.labels)
         return {"probe": probe, "probe_layer": self.chosen, "labels": self.few().labels}
 
@@ -336,7 +333,8 @@ class _Run:
         train, test = (
             replace(part, layers={n: part.layers[n] for n in self.few_layers()}) for part in self.prefix_means
         )
-        seen = [i / self.shares for i in range(1, self.shares + 1)]
+        shares = _shares(self.model)
+        seen = [i / shares for i in range(1, shares + 1)]
         return probe_slices(train, test, seen, name="share", device=self.of_store["device"], **self.options)
 
     def few_layers(self) -> list[int]:
@@ -377,6 +375,11 @@ class _Run:
         options: dict[str, Any] = {"layers": layers, "queries": math.gcd(4, self.model.config.n_embd)}
         options["progress"] = self.options["progress"]
         return probe_attentive(self.model, train.tokens, train.labels, test.tokens, test.labels, **options)
+
+
+def _shares(model: ImageGPTForCausalImageModeling) -> int:
+    """How many prefixes: SHARES, or one for each position where there are fewer."""
+    return min(SHARES, model.config.n_positions)
 
 
 def _between_ends(chosen: int, last: int) -> int:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import igpt_lab as lab
-from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, LIST, MODEL, REVISION, SPLIT, argument, command
+from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, LIST, MODEL, REVISION, SPLIT, STEP, argument, command
 
 
 @command(
@@ -63,13 +63,7 @@ def convert_openai(folder: str, out: str, palette: str | None, step: int | None,
 
 @command(
     argument("--size", choices=["s", "m", "l"], help="size of the checkpoint (default: no checkpoint is fetched)"),
-    argument(
-        "--step",
-        type=int,
-        default=1_000_000,
-        choices=[131_000, 262_000, 524_000, 1_000_000],
-        help="step of pretraining",
-    ),
+    argument("--step", **STEP, help="step of pretraining"),
     argument("--bert", action="store_true", help="the BERT model in place of the autoregressive one"),
     argument("--datasets", **LIST, choices=["cifar10", "imagenet"], help="32 x 32 images as tokens (default: none)"),
     argument(

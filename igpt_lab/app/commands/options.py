@@ -108,6 +108,7 @@ def config_arguments(config: type) -> list[Argument]:
 
 # Lists are spelt --layers 0 6 12 everywhere; "extend" takes --layers 0 --layers 6 too.
 LIST: dict[str, Any] = {"nargs": "+", "action": "extend"}
+STEP: dict[str, Any] = {"type": int, "default": 1_000_000, "choices": [131_000, 262_000, 524_000, 1_000_000]}
 
 MODEL = argument("model", help="bundled name, folder or Hub name of a model")
 IMAGES = argument("images", help="bundled name, folder, Parquet file or Hub name of images")

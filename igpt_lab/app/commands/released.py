@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from igpt_lab.app import runs
-from igpt_lab.app.commands.options import DEVICE, LIMIT, argument, command
+from igpt_lab.app.commands.options import DEVICE, LIMIT, STEP, argument, command
 from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import atomic_write
 
@@ -14,13 +14,7 @@ SIZE = argument("--size", required=True, choices=["s", "m", "l"], help="size of 
 
 @command(
     SIZE,
-    argument(
-        "--step",
-        type=int,
-        default=1_000_000,
-        choices=[131_000, 262_000, 524_000, 1_000_000],
-        help="step of pretraining; numbers were published of the last one",
-    ),
+    argument("--step", **STEP, help="step of pretraining; numbers were published of the last one"),
     argument("--bert", action="store_true", help="the BERT model, of which there is no loss to compare"),
     argument(
         "--images",
