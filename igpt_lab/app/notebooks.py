@@ -11,6 +11,7 @@ import site
 import sys
 from pathlib import Path
 
+from igpt_lab.core.progress import MARK as BAR
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.values import did_you_mean
 
@@ -139,6 +140,7 @@ def _tidy(notebook) -> None:
             output
             for output in cell.outputs
             if widget not in output.get("data", {})
+            and output.get("metadata") != BAR
             and not (output.get("name") == "stderr" and "%|" in output.get("text", ""))
         ]
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import digest, made_by, unlike
 
 DEATHS = 5  # of workers at one task, after which it is thought to kill them

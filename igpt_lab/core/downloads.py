@@ -23,8 +23,8 @@ from typing import Any
 
 import google_crc32c
 import requests
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.storage import lock_of, unlink
 
 ATTEMPTS = 5  # in a row without a new byte

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import beta, binomtest, norm
 from scipy.stats import t as student
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import in_depth
 from igpt_lab.core.display import card, line, span
+from igpt_lab.core.progress import tqdm
 
 
 @dataclass(frozen=True, repr=False)

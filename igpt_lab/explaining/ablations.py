@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from sklearn.base import clone
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, mean_interval
 from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement

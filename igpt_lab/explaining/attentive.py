@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
 from igpt_lab.explaining.measurement import Measurement

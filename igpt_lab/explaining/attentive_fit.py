@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.solvers.objective import scale_of
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.ablations import leave_out, refit_after, windows
 from igpt_lab.explaining.attention import AttentionSummary, attention_from, attention_maps
 from igpt_lab.explaining.attentive import probe_attentive

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.edits import Edits, Function, Place
 from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch

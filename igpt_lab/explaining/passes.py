@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.parts import derangement
 from igpt_lab.features.hooks import record
 from igpt_lab.features.settings import default_batch

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.linear_readout import Readout, interval_over_images, linear_readout
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.depth import in_depth
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.trajectories import MEASURES, measure_states
 from igpt_lab.features.extraction import extract

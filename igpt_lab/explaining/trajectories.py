@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import mean_interval
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import check_eval, layers_of, record

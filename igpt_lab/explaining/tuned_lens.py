@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.devices import widened
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.explaining.lenses import head_logits, images_at_once, lens_table, lens_tokens, over_colours
 from igpt_lab.features.hooks import record

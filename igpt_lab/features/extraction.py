@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import brief
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.storage import Place, Remote, place
 from igpt_lab.features.hooks import evaluating
 from igpt_lab.features.manifest import FeatureKey, cut_at, explain_miss

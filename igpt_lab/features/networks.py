@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.progress import tqdm
 from igpt_lab.features.extraction import ROWS, Computed, Extraction, Read, by_split, root_of
 from igpt_lab.features.fingerprints import digest_of_function, digest_of_network, fingerprint_of
 from igpt_lab.features.hooks import check_eval, evaluating

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import brief
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.storage import Place
 from igpt_lab.features.extraction import (
     Extraction,

@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.features.hooks import check_eval, pooling, record
 from igpt_lab.features.settings import ExtractionSettings, default_batch, width_at
 from igpt_lab.models.cost import inner_width

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import brief
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import STORED, atomic_write, digest, made_by, named
 from igpt_lab.core.storage import Place, readable
 from igpt_lab.images.image_sets import ImageSet, TokenSet

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core import hub
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.downloads import fetch
 from igpt_lab.core.hub import CheckpointError
+from igpt_lab.core.progress import tqdm
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.images.token_files import TOKEN_SPLITS, mapped
 from igpt_lab.models.config import SIZES, ImageGPTConfig

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, mean_difference
 from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
 from igpt_lab.probing.labels import bits_of, log_loss_columns, matched, meet_test

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from pandas.core.groupby import DataFrameGroupBy
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import Spread, spread
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, folds_inside

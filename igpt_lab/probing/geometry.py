@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.values import check_finite
 from igpt_lab.features.store import StoredLayers
 from igpt_lab.probing.features import Features, as_layers

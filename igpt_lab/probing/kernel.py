@@ -9,11 +9,11 @@ import numpy as np
 from joblib import Parallel, delayed
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.svm import SVC
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.display import MODEL
+from igpt_lab.core.progress import tqdm
 from igpt_lab.probing.choosing import Fold, folds_of
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.probes import Probed, ProbeResult, facts_of, layer_by_layer

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
+from igpt_lab.core.progress import tqdm
 from igpt_lab.probing.choosing import folds_of
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.probes import Probed, ProbeResult, facts_of, layer_by_layer

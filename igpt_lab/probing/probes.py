@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import Choice, choice_of, compare_choice
@@ -28,6 +27,7 @@ from igpt_lab.core.chosen import difference_in_words
 from igpt_lab.core.depth import in_depth, layers_of
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, Summary, card, line, percent, shown_control, span, spark
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.probing.choosing import Fold, choose_C, folds_of
 from igpt_lab.probing.features import Features, check_known, check_same_layers, say_same_rows, stacks, test_layers

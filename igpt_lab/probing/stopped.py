@@ -9,8 +9,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.labels import bits_of, matched, meet_test
 from igpt_lab.probing.solvers.logistic import fit_logistic, fit_sklearn

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core import cluster
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.store import FeatureStore

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import MODEL, card, line, shown_control
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.values import check_finite
 from igpt_lab.probing.features import Features, as_array, as_layers
 

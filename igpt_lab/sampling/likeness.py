@@ -11,9 +11,9 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.hooks import record
 from igpt_lab.images.tokens import checked_tokens

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import card, line
+from igpt_lab.core.progress import tqdm
 from igpt_lab.features.hooks import evaluating
 from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy
 from igpt_lab.features.hooks import evaluating
 from igpt_lab.images.loading import images_of

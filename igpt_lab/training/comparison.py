@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, spread
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device, drawing
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.images.tokens import checked_tokens

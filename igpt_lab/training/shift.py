@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import compare_choice, middle_of_best
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.seeds import OVER_IMAGES, families_of, group_by_seed, summarise_runs, summarise_seeds
 from igpt_lab.core.significance import holm, layer_table, mean_difference
 from igpt_lab.features.extraction import extract

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.compiling import Compiled
 from igpt_lab.core.devices import drawing, memory_kept
 from igpt_lab.core.hub import CheckpointError
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.training import parallel

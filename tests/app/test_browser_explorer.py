@@ -19,7 +19,7 @@ from igpt_lab.app.printing import chromium
 NOTEBOOK = """import igpt_lab as lab
 model = lab.load_model("fashion-xs")
 images = [lab.load_images("../photos", split) for split in ("train", "test")]
-store = lab.extract(model, images, store="../results/mine/fashion-xs-photos/stores", progress=False)
+store = lab.extract(model, images, store="../results/mine/fashion-xs-photos/stores")
 lab.explore(store)"""
 pytest_plugins = ["browsing"]  # address and page
 pytestmark = [
@@ -145,4 +145,5 @@ def test_a_notebook_that_is_opened_again_shows_the_page(opened):
     assert "chosen" in still.inner_text() and "90 test images" in still.inner_text()  # the probes are fitted
     opened.get_by_text("model not found").wait_for(state="attached")  # JupyterLab has given the widget up
     assert not opened.get_by_text("model not found").is_visible() and opened.locator(".igx").count() == 0
+    assert opened.get_by_text(re.compile(r"features, .*100%")).is_visible()  # the bar stays as text
     shot(opened, "explorer-reopened")

@@ -356,6 +356,7 @@ def test_tidy_drops_progress_only():
         nbformat.v4.new_output("stream", name="stderr", text="a:  50%|##  | 1/2"),
         nbformat.v4.new_output("stream", name="stderr", text="Warning: mind this"),
         nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+        nbformat.v4.new_output("display_data", {"text/plain": "a: 100%"}, metadata={"progress": True}),
         nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=1),
     ]
     workbench._tidy(nbformat.v4.new_notebook(cells=[cell]))

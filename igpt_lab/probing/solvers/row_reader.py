@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from igpt_lab.core.progress import tqdm
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing.solvers.objective import scale_of
 

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from igpt_lab.core.hub import CheckpointError
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.probing.solvers.row_reader import Rows, Shuffled
 
