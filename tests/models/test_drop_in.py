@@ -309,6 +309,41 @@ def test_a_configuration_may_ask_for_gradient_checkpointing_as_theirs():
     assert not model.is_gradient_checkpointing
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_blocks_checkpoint_themselves_and_their_hooks_run_once_as_theirs():
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    tokens, counts, gradients = CASE.tokens(), [], []
+    for model in pair():
+        model.train().gradient_checkpointing_enable()
+        calls = Counter()
+        for name, part in model.named_modules():
+            assert getattr(part, "gradient_checkpointing", True), name
+            if isinstance(part, GradientCheckpointingLayer):
+                part.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["block"]))
+                part.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["inside"]))
+        model(tokens, labels=tokens).loss.backward()
+        counts.append(calls)
+        gradients.append(model.transformer.wte.weight.grad)
+        model.gradient_checkpointing_disable()
+        assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    assert counts[0] == counts[1] == {"block": CONFIG.n_layer, "inside": 2 * CONFIG.n_layer}
+    same(*gradients)
+
+
+def test_a_block_of_another_class_is_computed_twice_and_no_more_as_theirs():
+    """FSDP2 makes such a class of every block."""
+    tokens, counts = CASE.tokens(), []
+    for model in pair():
+        block, calls = model.transformer.h[0], Counter()
+        block.__class__ = type("Sharded", (type(block),), {})
+        block.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["inside"]))
+        model.train().activation_checkpointing_enable()
+        model(tokens, labels=tokens).loss.backward()
+        counts.append(calls)
+    assert counts[0] == counts[1] == {"inside": 2}
+
+
 def test_a_head_once_made_is_not_drawn_again_by_post_init_as_theirs():
     for model in pair():
         before = model.lm_head.weight.clone()
