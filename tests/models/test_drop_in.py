@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_map
-from transformers_peer import Case, same, same_output, twin
+from transformers_peer import CLASSES, Case, same, same_output, twin
 
 import igpt_lab as lab
 from igpt_lab.features.settings import digest_of_weights
@@ -376,7 +376,7 @@ def test_rows_are_padded_to_a_multiple_as_theirs(rows, multiple):
 
 def test_rows_are_padded_to_a_whole_number_alone_as_theirs():
     for model in pair():
-        with pytest.raises(ValueError, match="1.3"):
+        with pytest.raises(ValueError, match="Asking to pad the embedding matrix to a multiple of `1.3`"):
             model.resize_token_embeddings(20, pad_to_multiple_of=1.3)
 
 
@@ -423,4 +423,16 @@ def test_what_generate_was_asked_for_by_an_earlier_model_goes_when_another_is_sa
     model.save_pretrained(tmp_path)
     model.generation_config.top_k = None
     model.save_pretrained(tmp_path)
+    assert Causal.from_pretrained(tmp_path).generation_config.top_k is None
+    CASE.model(lab.ImageGPTModel).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_files_of_a_model_that_can_generate_say_so_as_theirs(tmp_path, cls):
+    names = []
+    for model, folder in zip(pair(cls), ("ours", "theirs"), strict=True):
+        model.save_pretrained(tmp_path / folder)
+        names.append({path.name for path in (tmp_path / folder).iterdir()})
+        assert type(twin(CASE.model(cls))).from_pretrained(tmp_path / folder).can_generate() == model.can_generate()
+    assert names[0] == names[1]
