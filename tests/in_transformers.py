@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import igpt_lab as lab
+from igpt_lab.models.outputs import Generated, GeneratedBeams
 
 NAMES = (
     "ImageGPTConfig",
@@ -32,6 +33,9 @@ for place in (package, *(import_module(f"{package.__name__}.{file}") for file in
     for name in NAMES if os.environ.get("IGPT_LAB_CLASSES") != "theirs" else ():
         if place is package or name in vars(place):
             setattr(place, name, getattr(lab, name))
+if os.environ.get("IGPT_LAB_CLASSES") != "theirs":
+    generation = import_module("transformers.generation")
+    generation.GenerateDecoderOnlyOutput, generation.GenerateBeamDecoderOnlyOutput = Generated, GeneratedBeams
 
 
 def pytest_runtest_setup():
