@@ -29,10 +29,24 @@ class Generates(nn.Module):
         self, fed: Tensor, cache: KeyValueCache | None, *, plain: bool = False, kept: dict[str, list] | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Logits (N, V) of the token after int64 (N, t), of `token_type_ids` (N, t), behind what `cache` holds.
+        """Logits (N, V) of the token after int64 (N, t).
 
-        A `plain` model, see `is_plain`, makes them of the last position alone. `kept` gets what its names say, of this
-        pass: "attentions", "hidden_states".
+        Args:
+            fed: int64 (N, t), behind what `cache` holds.
+            cache: Of the tokens before; it is changed in place.
+            plain: The model is so, see `is_plain`, and makes logits of the last position alone.
+            kept: Gets what its names say, of this pass: "attentions", "hidden_states".
+            token_type_ids: int64 (N, t), as of a forward pass.
+
+        Returns:
+            (N, V).
+
+        Raises:
+            ValueError: As of a forward pass.
+
+        Example:
+            >>> model.next_logits(ids, None).shape
+            torch.Size([2, 8])
         """
         how: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
         how |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
