@@ -294,7 +294,5 @@ DIFFERS = {
     "configuration: a misspelt argument": "there it is kept and changes nothing; here TypeError names the field",
     "parameters and embeddings: causal masks as buffers": "a square of positions in every layer; here none",
     "generation: no length": "20 tokens, a default for text; here a length must be given",
-    "generation: beams": "for text; the paper samples, and here TypeError says so",
-    "generation: a penalty": "for text; an image repeats colours, and here TypeError says so",
     "images: an argument of one's own": "there a misspelt argument is kept and changes nothing; here TypeError",
 }

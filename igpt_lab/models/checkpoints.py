@@ -193,7 +193,7 @@ def write(
 ) -> Path:  # fmt: skip
     """Write `config.json` and `model.safetensors`, or its shards and their index, each whole or absent.
 
-    What is not None of `asked` goes into `generation_config.json`. Returns the folder.
+    What is not None of `asked` goes into `generation_config.json`, for a model that has it. Returns the folder.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -209,9 +209,8 @@ def write(
     if index is not None:
         write_json(folder / ("model.safetensors" + INDEX), index)
         (folder / "model.safetensors").unlink(missing_ok=True)  # of an earlier run, which would be read in their place
-    asked = {name: value for name, value in (asked or {}).items() if value is not None}
-    if asked:
-        write_json(folder / GENERATION, asked)
+    if asked is not None:
+        write_json(folder / GENERATION, {name: value for name, value in asked.items() if value is not None})
     else:
         (folder / GENERATION).unlink(missing_ok=True)  # of an earlier model
     write_json(folder / "config.json", config)

@@ -50,6 +50,11 @@ class Embeddings:
         """
         old: Any = self.get_input_embeddings()
         if pad_to_multiple_of is not None:
+            if not isinstance(pad_to_multiple_of, int):  # in the words of transformers
+                raise ValueError(
+                    f"Asking to pad the embedding matrix to a multiple of `{pad_to_multiple_of}`, which is not and "
+                    "integer. Please make sure to pass an integer"
+                )
             check("pad_to_multiple_of", pad_to_multiple_of, "int", 1)
             rows = len(old.weight) if new_num_tokens is None else new_num_tokens
             new_num_tokens = -(-rows // pad_to_multiple_of) * pad_to_multiple_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from igpt_lab.models.beams import Beams
 from igpt_lab.models.fast import is_plain
 from igpt_lab.models.generation_config import KEPT, all_asked
-from igpt_lab.models.outputs import Generated, KeyValueCache
+from igpt_lab.models.outputs import Generated, GeneratedBeams, KeyValueCache
+from igpt_lab.models.scores import shaped
 
 
 class Generates(nn.Module):
@@ -25,14 +26,30 @@ class Generates(nn.Module):
     generation_config: Any
 
     def next_logits(
-        self, fed: Tensor, cache: KeyValueCache | None, *, plain: bool = False, kept: dict[str, list] | None = None
-    ) -> Tensor:
-        """Logits (N, V) of the token after int64 (N, t), behind what `cache` holds.
+        self, fed: Tensor, cache: KeyValueCache | None, *, plain: bool = False, kept: dict[str, list] | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits (N, V) of the token after int64 (N, t).
 
-        A `plain` model, see `is_plain`, makes them of the last position alone. `kept` gets what its names say, of this
-        pass: "attentions", "hidden_states".
+        Args:
+            fed: int64 (N, t), behind what `cache` holds.
+            cache: Of the tokens before; it is changed in place.
+            plain: The model is so, see `is_plain`, and makes logits of the last position alone.
+            kept: Gets what its names say, of this pass: "attentions", "hidden_states".
+            token_type_ids: int64 (N, t), as of a forward pass.
+
+        Returns:
+            (N, V).
+
+        Raises:
+            ValueError: As of a forward pass.
+
+        Example:
+            >>> model.next_logits(ids, None).shape
+            torch.Size([2, 8])
         """
         how: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+        how |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if plain and not kept:
             states = self.transformer(fed, cache, **how).last_hidden_state[:, -1]
             return self.lm_head(states)[:, : self.config.n_colours]
@@ -55,9 +72,10 @@ class Generates(nn.Module):
         *,
         inputs: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
         **asked,
-    ) -> Tensor | Generated:
+    ) -> Tensor | Generated | GeneratedBeams:
         """Continue int64 (N, t), the given tokens in front; arguments are transformers'.
 
         The most probable token each time, or one drawn with `do_sample`. By default nothing is left out, as in the
@@ -69,22 +87,28 @@ class Generates(nn.Module):
                 has the others.
             inputs: Another name of `input_ids`.
             attention_mask: Ones alone (N, t), as every pixel of an image counts.
+            token_type_ids: int64 (N, t), as of a forward pass; tokens that are added have the last one.
             generator: Of the draws; by default torch's own.
             **asked: `max_length`, tokens in the end, or `max_new_tokens`, tokens that are added; `do_sample`;
                 `temperature`, by which logits are divided; `top_k` largest logits and the most probable that together
                 reach `top_p`, from which is drawn; `num_return_sequences` of each row; `eos_token_id`, at which a row
-                ends, and `pad_token_id`, which fills it (by default the configuration's); `use_cache`. With
-                `return_dict_in_generate` also `output_scores`, `output_logits`, `output_attentions` and
-                `output_hidden_states`. Other arguments of transformers where their value changes nothing.
+                ends, and `pad_token_id`, which fills it (by default the configuration's); `use_cache`.
+                `repetition_penalty` by which scores of tokens that are there are divided, `bad_words_ids` that do not
+                come, `remove_invalid_values`. `num_beams` that are kept of each row, see `Beams`, and `length_penalty`
+                of their scores. With `return_dict_in_generate` also `output_scores`, `output_logits`,
+                `output_attentions` and `output_hidden_states`. Other arguments of transformers where their value
+                changes nothing.
 
         Returns:
             int64 (N, max_length), or fewer columns where all rows reached their end. With `return_dict_in_generate`
-            `sequences`, and a tuple over tokens of each output that is asked for.
+            `sequences`, a tuple over tokens of each output that is asked for, and of beams `sequences_scores`, mean log
+            probabilities, and `beam_indices`.
 
         Raises:
             ValueError: Both or none of `input_ids` and `inputs`, or of `max_length` and `max_new_tokens`; a length that
-                adds nothing or is above n_positions + 1; a temperature, `top_k` or `top_p` out of range; a mask that
-                hides tokens; several sequences without `do_sample`; a bidirectional model.
+                adds nothing or is above n_positions + 1; a temperature, a penalty, `top_k` or `top_p` out of range; a
+                mask that hides tokens; several sequences without `do_sample` or beams, or more than beams; beams with
+                `eos_token_id`; words that are no tokens; a bidirectional model.
             TypeError: An argument that transformers has not, or a value that would change something.
 
         Example:
@@ -99,16 +123,21 @@ class Generates(nn.Module):
         if attention_mask is not None and not attention_mask.all():
             raise ValueError("attention_mask hides given tokens; expected ones, as every pixel of an image counts")
         how = all_asked(asked, generation_config, self.generation_config)
-        length, copies = self._length(begun.shape[1], how), how["num_return_sequences"] or 1
-        if copies > 1 and not how["do_sample"]:
-            raise ValueError(f"num_return_sequences={copies} without do_sample; they would all be the same")
+        ends, pad = self._ends(how)
+        length, times = self._length(begun.shape[1], how), max(how["num_beams"], how["num_return_sequences"])
+        more = length - begun.shape[1]
         # Made outside of inference mode, so that what is returned may be trained on.
-        tokens = F.pad(begun.repeat_interleave(copies, 0), (0, length - begun.shape[1]), value=self.config.sos_token_id)
+        tokens = F.pad(begun.repeat_interleave(times, 0), (0, more), value=self.config.sos_token_id)
+        types = token_type_ids
+        if types is not None:
+            types = torch.cat([types, types[:, -1:].expand(-1, more)], dim=1).repeat_interleave(times, 0)
         kept: dict[str, list] = {name: [] for name in KEPT if how[f"output_{name}"] and how["return_dict_in_generate"]}
-        pick = self._ending(_picker(how, generator, kept), how)
-        tokens = self.continue_(tokens, begun.shape[1], pick, use_cache=how["use_cache"] is not False, kept=kept)
-        found = {name: tuple(values) for name, values in kept.items()}
-        return Generated({"sequences": tokens} | found) if how["return_dict_in_generate"] else tokens
+        score, draw = _scorer(how, tokens, kept), _drawer(how, generator)
+        search = Beams(tokens.view(len(begun), -1, length), score, draw) if how["num_beams"] > 1 else None
+        pick = search or _until(lambda logits, column: draw(score(logits, column), 1), ends, pad)
+        cached = how["use_cache"] is not False
+        tokens = self.continue_(tokens, begun.shape[1], pick, use_cache=cached, kept=kept, token_type_ids=types)
+        return _returned(tokens, kept, search, how)
 
     def _length(self, given: int, how: dict) -> int:
         """How many tokens there are in the end."""
@@ -119,27 +148,32 @@ class Generates(nn.Module):
             raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
         return length
 
-    def _ending(self, pick: Callable, how: dict) -> Callable:
-        """`pick` that ends rows at the tokens that end them, where there are any."""
+    def _ends(self, how: dict) -> tuple[list[int], int]:
+        """The tokens that end a row, which are no forbidden words, and the one that fills it then."""
         ends = self.config.eos_token_id if how["eos_token_id"] is None else how["eos_token_id"]
-        ends = [ends] if isinstance(ends, int) else ends
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+        if ends and how["num_beams"] > 1:
+            raise ValueError(f"eos_token_id={ends} with num_beams; expected none, as beams end at one length here")
+        how["bad_words_ids"] = [word for word in how["bad_words_ids"] or () if word not in [[end] for end in ends]]
         pad = self.config.pad_token_id if how["pad_token_id"] is None else how["pad_token_id"]
-        return _until(pick, ends, ends[0] if pad is None else pad) if ends else pick
+        return ends, ends[0] if ends and pad is None else pad
 
     @torch.inference_mode()
     def continue_(
-        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Tensor | None], progress=range, *,
-        use_cache: bool = True, kept: dict[str, list] | None = None,
+        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Any], progress=range, *,
+        use_cache: bool = True, kept: dict[str, list] | None = None, token_type_ids: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Fill columns from `given` on, in place: one pass over what is given, then a token a step.
 
         Args:
             tokens: int64 (N, length), whose columns before `given` hold what is given.
             given: Number of those columns, 1 or more.
-            pick: `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None to end.
+            pick: `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None to end, or the tokens and the
+                rows (N,) of `tokens` that they continue.
             progress: Wraps the range of columns, such as `tqdm.trange`.
             use_cache: Keep keys and values. Without, each step passes over all tokens again.
             kept: Lists "attentions" and "hidden_states", to which those of every pass are added.
+            token_type_ids: int64 (N, length), as of a forward pass.
 
         Returns:
             `tokens`; where `pick` gave None, the columns before that.
@@ -164,29 +198,46 @@ class Generates(nn.Module):
         self.eval()
         try:
             for column in progress(given, length):
-                fed = tokens[:, (0 if cache is None else cache.filled) : column]
-                picked = pick(self.next_logits(fed, cache, plain=plain, kept=of_passes), column)
+                new = slice(0 if cache is None else cache.filled, column)
+                types = None if token_type_ids is None else token_type_ids[:, new]
+                logits = self.next_logits(tokens[:, new], cache, plain=plain, kept=of_passes, token_type_ids=types)
+                picked = pick(logits, column)
                 if picked is None:
                     return tokens[:, :column]
+                if isinstance(picked, tuple):
+                    picked, continued = picked
+                    tokens[:, :column] = tokens[continued, :column]
+                    if cache is not None:
+                        cache.reorder_cache(continued)
                 tokens[:, column, None] = picked
         finally:
             self.train(was_training)
         return tokens
 
 
-def _picker(how: dict, generator: torch.Generator | None, kept: dict[str, list]) -> Callable[[Tensor, int], Tensor]:
-    """What picks tokens (N, 1) by logits (N, V), and puts these, and what it made of them, into `kept`."""
+def _scorer(how: dict, tokens: Tensor, kept: dict[str, list]) -> Callable[[Tensor, int], Tensor]:
+    """What makes scores of logits (N, V) by the `tokens` before their column, and puts both into `kept`."""
 
-    def pick(logits: Tensor, _: int) -> Tensor:
-        scores = cut(logits.float() / how["temperature"], how["top_k"], how["top_p"]) if how["do_sample"] else logits
+    def score(logits: Tensor, column: int) -> Tensor:
+        scores = logits.float().log_softmax(-1) if how["num_beams"] > 1 else logits
+        scores = shaped(scores, tokens[:, :column], how)
         for name, values in (("logits", logits), ("scores", scores)):
             if name in kept:
                 kept[name].append(values.clone())
-        if not how["do_sample"]:
-            return logits.argmax(-1, keepdim=True)
-        return torch.multinomial(scores.softmax(-1), 1, generator=generator)
+        return scores
 
-    return pick
+    return score
+
+
+def _drawer(how: dict, generator: torch.Generator | None) -> Callable[[Tensor, int], Tensor]:
+    """What takes `count` columns of each row of scores (N, M), the largest ones or drawn ones: int64 (N, count)."""
+
+    def draw(scores: Tensor, count: int) -> Tensor:
+        if how["do_sample"]:
+            return torch.multinomial(scores.softmax(-1), count, generator=generator)
+        return scores.argmax(-1, keepdim=True) if count == 1 else scores.topk(count).indices
+
+    return draw
 
 
 def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> Callable[[Tensor, int], Tensor | None]:
@@ -203,24 +254,15 @@ def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> 
         over |= torch.isin(picked, torch.tensor(ends, device=picked.device))
         return picked
 
-    return ending
+    return ending if ends else pick
 
 
-def cut(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits (N, V) with minus infinity outside the `top_k` largest, then outside the nucleus of `top_p`.
-
-    Ties with the k-th stay. The nucleus is the smallest set of the most probable tokens whose sum reaches `top_p`
-    (Holtzman et al., 2020); the most probable one always stays.
-    """
-    if top_k:  # 0 leaves nothing out, as in transformers
-        if top_k < 0:
-            raise ValueError(f"top_k={top_k}; expected a whole number above 0, or None to leave nothing out")
-        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}; expected a fraction above 0 and at most 1, or None to leave nothing out")
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
-    return logits
+def _returned(
+    tokens: Tensor, kept: dict[str, list], search: Beams | None, how: dict
+) -> Tensor | Generated | GeneratedBeams:
+    """What `generate` gives, of the tokens and of what was kept on the way."""
+    kind = Generated if search is None else GeneratedBeams
+    found: dict[str, Any] = {"sequences": tokens} | {name: tuple(values) for name, values in kept.items()}
+    found |= {} if search is None else search.best(tokens, how)
+    in_order = kind({name: found[name] for name in kind.fields if name in found})
+    return in_order if how["return_dict_in_generate"] else in_order.sequences

@@ -26,6 +26,11 @@ class GenerationConfig:
     pad_token_id: int | None = None
     use_cache: bool | None = None
     num_return_sequences: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    repetition_penalty: float | None = None
+    bad_words_ids: list[list[int]] | None = None
+    remove_invalid_values: bool | None = None
     return_dict_in_generate: bool | None = None
     output_scores: bool | None = None
     output_logits: bool | None = None
@@ -54,12 +59,11 @@ KEPT = "scores", "logits", "attentions", "hidden_states"
 ASKED = {f.name for f in fields(GenerationConfig)}
 # Arguments of transformers' `generate` with the values, besides None, that change nothing here.
 NEUTRAL: dict[str, tuple] = {
-    "num_beams": (1,), "num_beam_groups": (1,), "repetition_penalty": (1,), "length_penalty": (1,),
-    "diversity_penalty": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1,), "min_length": (0,), "min_new_tokens": (0,), "early_stopping": (False,),
-    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "min_p": (0,), "penalty_alpha": (),
-    "guidance_scale": (1,), "renormalize_logits": (False,), "remove_invalid_values": (False,), "synced_gpus": (False,),
-    "bad_words_ids": (), "force_words_ids": (), "constraints": (), "suppress_tokens": (), "forced_bos_token_id": (),
+    "num_beam_groups": (1,), "diversity_penalty": (0,), "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,), "min_length": (0,),
+    "min_new_tokens": (0,), "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "min_p": (0,),
+    "penalty_alpha": (), "guidance_scale": (1,), "renormalize_logits": (False,), "synced_gpus": (False,),
+    "force_words_ids": (), "constraints": (), "suppress_tokens": (), "forced_bos_token_id": (),
     "forced_eos_token_id": (), "begin_suppress_tokens": (), "sequence_bias": (), "prefix_allowed_tokens_fn": (),
     "logits_processor": ([],), "stopping_criteria": ([],), "max_time": (), "stop_strings": (), "streamer": (),
     "assistant_model": (), "cache_implementation": (), "prompt_lookup_num_tokens": (), "watermarking_config": (),
@@ -67,7 +71,15 @@ NEUTRAL: dict[str, tuple] = {
     "negative_prompt_ids": (), "negative_prompt_attention_mask": (), "tokenizer": (), "return_legacy_cache": (False,),
     "trust_remote_code": (False,), "top_h": (), "custom_generate": (),
 }  # fmt: skip
-ANYTHING = {"bos_token_id", "decoder_start_token_id", "transformers_version", "compile_config", "disable_compile"}
+# And those that change nothing here whatever they are: `early_stopping`, as all beams end at one length.
+ANYTHING = {
+    "bos_token_id", "decoder_start_token_id", "transformers_version", "compile_config", "disable_compile",
+    "early_stopping",
+}  # fmt: skip
+# What is meant by None.
+DEFAULTS: dict[str, Any] = {
+    "temperature": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "num_beams": 1, "num_return_sequences": 1,
+}  # fmt: skip
 
 
 def all_asked(asked: dict, *before: Any) -> dict:
@@ -81,10 +93,27 @@ def all_asked(asked: dict, *before: Any) -> dict:
             known = name in ASKED and found[name] is None
             if known and not (name in LENGTHS and any(lengths)):  # a length that is given rules out one from before
                 found[name] = value
-    temperature = 1.0 if found["temperature"] is None else found["temperature"]
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}; expected a number above 0")
-    return found | {"temperature": temperature}
+    found |= {name: value for name, value in DEFAULTS.items() if found[name] is None}
+    _check(found)
+    return found
+
+
+def _check(asked: dict) -> None:
+    """ValueError for a value out of range, or of the wrong kind."""
+    for name in ("temperature", "repetition_penalty"):
+        if not asked[name] > 0:
+            raise ValueError(f"{name}={asked[name]}; expected a number above 0")
+    for name in ("num_beams", "num_return_sequences"):
+        check(name, asked[name], "int", 1, words="a whole number above 0")
+    words = asked["bad_words_ids"]
+    check("bad_words_ids", words, "list[list[int]] | None", 0, words="lists of tokens")
+    if words is not None and not (words and all(words)):
+        raise ValueError(f"bad_words_ids={words}; expected one word or more, each of one token or more")
+    copies, beams = asked["num_return_sequences"], asked["num_beams"]
+    if beams > 1 and copies > beams:
+        raise ValueError(f"num_return_sequences={copies} of num_beams={beams}; expected at most as many")
+    if beams == 1 and copies > 1 and not asked["do_sample"]:
+        raise ValueError(f"num_return_sequences={copies} without do_sample or beams; they would all be the same")
 
 
 def _refuse(name: str, value: Any, strict: bool) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -138,8 +139,15 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(fast.activation(self.act, inner, self.c_fc, Linear)))
 
 
+@peer("modeling_layers", "GradientCheckpointingLayer")
 class Block(nn.Module):
     """One pre-norm block: (N, T, D) -> (N, T, D), and its attention weights where they are asked for."""
+
+    gradient_checkpointing = False  # in training, keep the input alone and compute the rest again
+    _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))  # transformers' name
+
+    def __init_subclass__(cls, **_):
+        """Nothing: that of transformers' class, once joined, would checkpoint a second time."""
 
     def __init__(self, config: ImageGPTConfig, layer: int):
         super().__init__()
@@ -152,6 +160,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
+        self, x: Tensor, *, cache: KeyValueCache | None = None, **how
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self.gradient_checkpointing and self.training and cache is None:
+            return self._gradient_checkpointing_func(partial(self._through, **how), x)
+        return self._through(x, cache=cache, **how)
+
+    def _through(
         self, x: Tensor, *, encoder: Tensor | None = None, encoder_bias: Tensor | None = None, explicit: bool = False,
         **how,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
@@ -186,6 +201,16 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     @property
     def backbone(self) -> ImageGPTModel:
         return self
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training keeps the input alone of any block."""
+        return any(block.gradient_checkpointing for block in self.h)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, asked: bool) -> None:
+        for block in self.h:
+            block.gradient_checkpointing = asked  # type: ignore[assignment]
 
     def forward(
         self,
@@ -274,7 +299,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         states, attentions, crossed = [], [], []
         for block in self.h:
             states.append(x if keep else None)
-            x, *weights = checkpoint(block, x, use_reentrant=False, **options) if checkpointing else block(x, **options)
+            x, *weights = block(x, **options)
             attentions.append(weights[0])
             crossed.append(weights[1])
         if cache is not None:

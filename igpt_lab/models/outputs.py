@@ -62,6 +62,14 @@ class Generated(Output):
     fields = ("sequences", "scores", "logits", "attentions", "hidden_states")
 
 
+class GeneratedBeams(Output):
+    """The same of a search with beams."""
+
+    fields = (
+        "sequences", "sequences_scores", "scores", "logits", "beam_indices", "attentions", "hidden_states",
+    )  # fmt: skip
+
+
 def output_of(values: dict, return_dict: bool) -> Output | tuple:
     """`values` without those that are None, as `Output` or as a tuple."""
     given = Output({name: value for name, value in values.items() if value is not None})
@@ -117,6 +125,13 @@ class KeyValueCache:
         self.room[layer, 0, :, :, self.filled : end] = key
         self.room[layer, 1, :, :, self.filled : end] = value
         return self.room[layer, 0, :, :, :end], self.room[layer, 1, :, :, :end]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take those of other images, int64 (N,), in place of those of each one; the name is transformers'."""
+        self.states = {layer: (key[beam_idx], value[beam_idx]) for layer, (key, value) in self.states.items()}
+        if self.room is not None:
+            held = self.room[..., : self.filled, :]
+            held.copy_(held[:, :, beam_idx])
 
 
 def _named(cache: KeyValueCache) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
     ) -> Path:  # fmt: skip
         """Write `config.json` and `model.safetensors` in transformers' layout.
 
-        Where `generation_config` has any attribute set, it goes into `generation_config.json`.
+        Of a model that can generate, what is set in `generation_config` goes into `generation_config.json`.
 
         Args:
             folder: Where to; it is made.
@@ -331,5 +331,5 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         tied = {TIED} if self.config.tie_word_embeddings else set()
         state = self.state_dict() if state_dict is None else state_dict
         state = {n: tensor.to(dtype or tensor.dtype) for n, tensor in state.items() if n not in tied}
-        asked = self.generation_config.to_dict() if self.can_generate() else {}
+        asked = self.generation_config.to_dict() if self.can_generate() else None
         return checkpoints.write(folder, config, state, max_shard_size, asked)

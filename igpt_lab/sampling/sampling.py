@@ -22,10 +22,10 @@ from igpt_lab.core.progress import tqdm
 from igpt_lab.features.hooks import evaluating
 from igpt_lab.images.loading import images_of
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.generation import cut
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import align
+from igpt_lab.models.scores import cut
 from igpt_lab.sampling.decoding import Decoder
 
 TIE = 1e-4  # of a logit; those of one image in two batches differ by about 1e-5 (fashion-xs, float32)

@@ -70,10 +70,10 @@ def pretrain(
         progress: Show a bar.
 
     Returns:
-        `out`, a folder in the layout of transformers: `config.json`, `model.safetensors` (float32),
-        `preprocessor_config.json`, `log.csv` (a row every `log_every` steps: losses in nats per token and bits per
-        pixel, tokens per second; in `tensorboard/` too, where TensorBoard is installed), `training.json`, `README.md`
-        (a model card), `checkpoints/step-*/` (float16) and `state.safetensors`.
+        `out`, a folder in the layout of transformers: `config.json`, `generation_config.json`, `model.safetensors`
+        (float32), `preprocessor_config.json`, `log.csv` (a row every `log_every` steps: losses in nats per token and
+        bits per pixel, tokens per second; in `tensorboard/` too, where TensorBoard is installed), `training.json`,
+        `README.md` (a model card), `checkpoints/step-*/` (float16) and `state.safetensors`.
 
     Raises:
         ValueError: Other arguments than those of the run in `out`, which are named; a folder that another run works in,

@@ -127,6 +127,32 @@ def test_returns_what_transformers_returns(cls):
 
 
 @BOTH
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_without_conversion_an_image_that_is_not_rgb_is_an_error_as_in_transformers(cls, mode):
+    image = Image.fromarray(noise(9, 5, 4)).convert(mode)
+    theirs = transformers().ImageGPTImageProcessorPil(clusters=PALETTE, size={"height": 4, "width": 4})
+    for one in (image, np.asarray(image)):
+        if mode == "RGB":
+            np.testing.assert_array_equal(
+                cls(PALETTE, 4, do_convert_rgb=False).encode(one), cls(PALETTE, 4).encode(one)
+            )
+            continue
+        with pytest.raises(ValueError):
+            theirs(one, do_convert_rgb=False)
+        with pytest.raises(ValueError, match="with do_convert_rgb=False; expected RGB"):
+            cls(PALETTE, 4)(one, do_convert_rgb=False)
+
+
+def test_a_file_says_that_a_processor_does_not_convert_to_both(tmp_path):
+    port = transformers().ImageGPTImageProcessorPil
+    for asked, of_theirs in ((False, False), (True, None)):
+        ImageGPTImageProcessorPil(PALETTE, 4, do_convert_rgb=asked).save_pretrained(tmp_path)
+        assert ImageGPTImageProcessorPil.from_pretrained(tmp_path).do_convert_rgb is asked
+        assert port.from_pretrained(tmp_path).do_convert_rgb is of_theirs
+    assert "do_convert_rgb" not in ImageGPTImageProcessorPil(PALETTE, 4).arguments()
+
+
+@BOTH
 def test_arguments_of_a_call_change_that_call_only(cls):
     processor, image = cls(PALETTE, 4), Image.fromarray(noise(9, 5, 3))
     plain = processor(image, return_tensors="np").input_ids

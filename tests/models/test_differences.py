@@ -210,12 +210,21 @@ def test_the_port_hides_a_colour_that_is_its_padding_and_ours_reads_it():
         assert torch.equal(model.generate(start, max_length=17, **how), plain)
 
 
-def test_the_port_has_beams_and_penalties_and_ours_refuses_them():
+def test_the_port_has_more_constraints_of_text_and_ours_refuses_them():
     model, start = case_of().model(Causal), torch.tensor([[16]])
-    for name, value in {"num_beams": 2, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2}.items():
+    for name, value in {"no_repeat_ngram_size": 2, "suppress_tokens": [3], "min_p": 0.5}.items():
         assert twin(model).generate(start, max_new_tokens=3, do_sample=False, **{name: value}).shape == (1, 4)
         with pytest.raises(TypeError, match=rf"generate\(\) has no {name}="):
             model.generate(start, max_new_tokens=3, **{name: value})
+
+
+def test_beams_of_the_port_may_end_at_a_token_and_ours_end_at_one_length():
+    model, start, ends = case_of().model(Causal), torch.tensor([[16]]), list(range(14))
+    how = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False}
+    assert twin(model).generate(start, eos_token_id=ends, pad_token_id=0, **how).shape[1] < 4
+    with pytest.raises(ValueError, match="with num_beams; expected none, as beams end at one length here"):
+        model.generate(start, eos_token_id=ends, **how)
+    assert torch.equal(model.generate(start, **how), twin(model).generate(start, **how))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_map
-from transformers_peer import Case, same, same_output, twin
+from transformers_peer import CLASSES, Case, same, same_output, twin
 
 import igpt_lab as lab
 from igpt_lab.features.settings import digest_of_weights
@@ -309,6 +309,41 @@ def test_a_configuration_may_ask_for_gradient_checkpointing_as_theirs():
     assert not model.is_gradient_checkpointing
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_blocks_checkpoint_themselves_and_their_hooks_run_once_as_theirs():
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    tokens, counts, gradients = CASE.tokens(), [], []
+    for model in pair():
+        model.train().gradient_checkpointing_enable()
+        calls = Counter()
+        for name, part in model.named_modules():
+            assert getattr(part, "gradient_checkpointing", True), name
+            if isinstance(part, GradientCheckpointingLayer):
+                part.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["block"]))
+                part.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["inside"]))
+        model(tokens, labels=tokens).loss.backward()
+        counts.append(calls)
+        gradients.append(model.transformer.wte.weight.grad)
+        model.gradient_checkpointing_disable()
+        assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    assert counts[0] == counts[1] == {"block": CONFIG.n_layer, "inside": 2 * CONFIG.n_layer}
+    same(*gradients)
+
+
+def test_a_block_of_another_class_is_computed_twice_and_no_more_as_theirs():
+    """FSDP2 makes such a class of every block."""
+    tokens, counts = CASE.tokens(), []
+    for model in pair():
+        block, calls = model.transformer.h[0], Counter()
+        block.__class__ = type("Sharded", (type(block),), {})
+        block.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.update(["inside"]))
+        model.train().activation_checkpointing_enable()
+        model(tokens, labels=tokens).loss.backward()
+        counts.append(calls)
+    assert counts[0] == counts[1] == {"inside": 2}
+
+
 def test_a_head_once_made_is_not_drawn_again_by_post_init_as_theirs():
     for model in pair():
         before = model.lm_head.weight.clone()
@@ -341,7 +376,7 @@ def test_rows_are_padded_to_a_multiple_as_theirs(rows, multiple):
 
 def test_rows_are_padded_to_a_whole_number_alone_as_theirs():
     for model in pair():
-        with pytest.raises(ValueError, match="1.3"):
+        with pytest.raises(ValueError, match="Asking to pad the embedding matrix to a multiple of `1.3`"):
             model.resize_token_embeddings(20, pad_to_multiple_of=1.3)
 
 
@@ -388,4 +423,16 @@ def test_what_generate_was_asked_for_by_an_earlier_model_goes_when_another_is_sa
     model.save_pretrained(tmp_path)
     model.generation_config.top_k = None
     model.save_pretrained(tmp_path)
+    assert Causal.from_pretrained(tmp_path).generation_config.top_k is None
+    CASE.model(lab.ImageGPTModel).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_files_of_a_model_that_can_generate_say_so_as_theirs(tmp_path, cls):
+    names = []
+    for model, folder in zip(pair(cls), ("ours", "theirs"), strict=True):
+        model.save_pretrained(tmp_path / folder)
+        names.append({path.name for path in (tmp_path / folder).iterdir()})
+        assert type(twin(CASE.model(cls))).from_pretrained(tmp_path / folder).can_generate() == model.can_generate()
+    assert names[0] == names[1]

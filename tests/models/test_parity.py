@@ -15,7 +15,6 @@ from hypothesis import assume, given
 from transformers_peer import CLASSES, Case, cases, few, same, same_output, same_value, transformers, twin
 
 from igpt_lab.models.config import ImageGPTConfig
-from igpt_lab.models.generation import cut
 from igpt_lab.models.imagegpt import (
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
@@ -23,6 +22,7 @@ from igpt_lab.models.imagegpt import (
     KeyValueCache,
 )
 from igpt_lab.models.losses import masked_pixel_loss, next_pixel_loss
+from igpt_lab.models.scores import cut
 
 FLOATING = ("inputs_embeds", "encoder_hidden_states")
 each_class = pytest.mark.parametrize("cls", CLASSES)

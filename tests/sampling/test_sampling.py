@@ -10,9 +10,9 @@ from scipy.stats import chisquare
 import igpt_lab as lab
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
-from igpt_lab.models.generation import cut
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import align
+from igpt_lab.models.scores import cut
 from igpt_lab.sampling import sampling
 from igpt_lab.sampling.sampling import choose, complete, prime_rows, sample
 

@@ -95,6 +95,19 @@ def read_pixels(
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
 
+def check_rgb(image: Image.Image | np.ndarray | torch.Tensor, layout: str | None) -> None:
+    """ValueError for what `read_pixels` would convert to RGB."""
+    if isinstance(image, Image.Image):
+        kind = "" if image.mode == "RGB" else f"mode {image.mode}"
+    elif isinstance(image, np.ndarray | torch.Tensor):
+        channels = _channels_last(image, layout).shape[-1]
+        kind = "" if channels == 3 else f"{channels} channels"
+    else:
+        return
+    if kind:
+        raise ValueError(f"an image of {kind} with do_convert_rgb=False; expected RGB")
+
+
 def _channels_last(array: np.ndarray | torch.Tensor, layout: str | None) -> np.ndarray | torch.Tensor:
     """(H, W), (H, W, C), (C, H, W), or several of the latter two -> (n, H, W, C), C in 1, 3, 4."""
     shape = tuple(array.shape)

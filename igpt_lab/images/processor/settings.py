@@ -22,7 +22,7 @@ LARGEST_SIDE = 4096  # pixels of an image that a file may ask for
 DEFAULTS: dict[str, Any] = {
     "do_resize": True, "size": 256, "resample": Image.Resampling.BILINEAR, "do_rescale": True,
     "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": 0.5, "image_std": 0.5, "do_color_quantize": True,
-    "crop": "squash",
+    "crop": "squash", "do_convert_rgb": True,
 }  # fmt: skip
 KINDS = {  # of arguments in a file
     "clusters": "list[list[float]]", "resample": "int", "rescale_factor": "float", "crop": "str",
@@ -45,6 +45,7 @@ class Settings(Plain):
     image_std: tuple[float, float, float]
     do_color_quantize: bool
     crop: str
+    do_convert_rgb: bool
     _centres: np.ndarray | None
     model_input_names: ClassVar = ["input_ids"]
 
@@ -52,7 +53,7 @@ class Settings(Plain):
         self, clusters=None, size: int | dict | tuple | None = None, *, do_resize: bool | None = None,
         resample: int | None = None, do_rescale: bool | None = None, rescale_factor: float | None = None,
         do_normalize: bool | None = None, image_mean=None, image_std=None, do_color_quantize: bool | None = None,
-        crop: str | None = None,
+        crop: str | None = None, do_convert_rgb: bool | None = None,
     ):  # fmt: skip
         arguments = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
         join()
@@ -125,8 +126,12 @@ class Settings(Plain):
         return self.resample.name.lower()
 
     def arguments(self) -> dict:
-        """The arguments that make an equal processor: `type(it)(**it.arguments())`."""
-        return {"clusters": self._centres} | {name: getattr(self, name) for name in DEFAULTS}
+        """The arguments that make an equal processor: `type(it)(**it.arguments())`.
+
+        `do_convert_rgb` is among them where it is False, so that digests of older processors stay.
+        """
+        names = [name for name in DEFAULTS if name != "do_convert_rgb" or not self.do_convert_rgb]
+        return {"clusters": self._centres} | {name: getattr(self, name) for name in names}
 
     def __reduce__(self):  # without the table of colours
         return partial(type(self), **self.arguments()), ()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from igpt_lab.images.palette import ColourTable, nearest_of
 from igpt_lab.images.processor.batch import Batch
-from igpt_lab.images.processor.pixels import LAYOUTS, covering, flat, read_pixels
+from igpt_lab.images.processor.pixels import LAYOUTS, check_rgb, covering, flat, read_pixels
 from igpt_lab.images.processor.settings import QUANTISERS, Settings, check_within
 
 Pixels = Any  # an array of NumPy here, a tensor in the class with torch, which inherits these methods
@@ -36,6 +36,7 @@ class ImageGPTImageProcessorPil(Settings):
         do_color_quantize: Return palette indices; True. Else pixel values.
         crop: "squash" resizes an image of another shape straight to `size`, as transformers does; "center", the paper's
             way, resizes its short side and keeps the centre. The default is "squash".
+        do_convert_rgb: Convert images of other modes and channels to RGB; True. Else they are a ValueError.
 
     Raises:
         ValueError: A palette that is not (V, 3) or lies outside the range of scaled pixels, a size that is no number of
@@ -151,6 +152,8 @@ class ImageGPTImageProcessorPil(Settings):
         size = (height, width) if self.do_resize else None
 
         def fit(image: Any) -> Pixels:
+            if not self.do_convert_rgb:
+                check_rgb(image, layout)
             return self._fit(read_pixels(image, layout, rescale=self.do_rescale, size=size), device)
 
         groups = list(map(fit, flat(images)))  # a loop would hold an image while the next one is made
