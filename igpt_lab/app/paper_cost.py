@@ -29,6 +29,7 @@ PASSES = 200  # over the training rows, of a probe's fit: about what 10,000 imag
 RECIPE = 1_000  # of the fit by transformers' recipe, which is stopped there
 SECONDS = 0.3  # for which products are timed
 WIDTH = 1_024
+FEWER = "fewer     --limit N takes at most N images of a split, whose accuracies are not compared"
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def describe(table: pd.DataFrame, device: torch.device) -> str:
     """What `estimate` returned, in a line for each stage, and what was assumed."""
     lines = [f"{row.stage:<9} {row.hours:>9,.2f} h  {row.gigabytes:>8,.2f} GB" for row in table.itertuples()]
     assumed = f"{SHARE:.0%} of the rate that products reach on {device}; tokens of {TOKEN} bytes"
-    words = "about, before anything is begun; what the network takes is not counted:"
-    return "\n".join([words, *lines, f"assumed   {assumed}, no more than weights in the checkpoint"])
+    words = "about, before anything is begun; the time that downloads take is not counted:"
+    heads = f"{'stage':<9} {'hours':>9}    {'on the disk':>11}"
+    return "\n".join([words, heads, *lines, f"assumed   {assumed}, no more than weights in the checkpoint", FEWER])
 
 
 def _counts(paper: Paper) -> tuple[int, int]:

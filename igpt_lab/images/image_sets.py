@@ -32,6 +32,8 @@ from igpt_lab.images.opening import decode, read_inside
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.images.tables import as_parquet
 
+SHORT = 40  # letters that the names of the classes may have in a line about the set
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Rows:
@@ -53,6 +55,8 @@ class _Rows:
 
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(self.label_names)} classes"
+        names = ", ".join(self.label_names)
+        classes += f": {names}" if self.labels is not None and len(names) <= SHORT else ""
         return f"<{type(self).__name__} {self.name} {self.split}: {len(self):,} images, {classes}>"
 
     def __getitem__(self, position: Any) -> Any:
@@ -113,7 +117,7 @@ class _Rows:
             low, high = counts.min(), counts.max()
             sizes = f"{low:,}" if low == high else f"{low:,} to {high:,}"
             names = ", ".join(self.label_names[:10]) + (", ..." if len(counts) > 10 else "")
-            facts["classes"] = f"{len(counts)} of {sizes} images: {names}"
+            facts["classes"] = f"{len(counts)}, each of {sizes} images: {names}"
         return facts
 
     def _title(self) -> str:

@@ -65,7 +65,7 @@ def load_images(
 
     Example:
         >>> lab.load_images(np.zeros((3, 8, 8), "uint8"), "train", labels=["cat", "dog", "cat"], name="pets")
-        <ImageSet pets train: 3 images, 2 classes>
+        <ImageSet pets train: 3 images, 2 classes: cat, dog>
     """
     if split == "":
         raise ValueError("split is empty; expected a name such as 'train' or 'test', or none")

@@ -725,7 +725,7 @@ def tokens(tmp_path) -> Path:
 def test_a_token_set_goes_where_images_go(tokens, tiny, tmp_path):
     for name in (tokens, tokens.parent, tokens.with_name("shades_trX.npy")):
         train = lab.load_images(name, "train")
-        assert repr(train) == "<TokenSet shades train: 30 images, 3 classes>"
+        assert repr(train) == "<TokenSet shades train: 30 images, 3 classes: 0, 1, 2>"
     assert train.labels.tolist() == [0, 1, 2] * 10
     given = np.load(tokens.with_name("shades_trX.npy"))
     found = lab.tokenize(train, tiny.processor)
