@@ -40,8 +40,8 @@ def paper(size: str, step: int, bert: bool, out: str | None, plan: bool, **optio
     every number with the published one, its source and a verdict; paper.txt is what the command prints.
 
     A number agrees where its 95% interval, made wider by the published standard deviation and half a unit of the last
-    digit printed, holds the published value; of a loss, by 0.001 nats per token. Accuracies of fewer images (--limit)
-    are not compared.
+    digit printed, holds the published value; of a loss, by 0.001 nats per token. Accuracies of fewer images (--limit),
+    and of images of which there are not as many as in the published set, are not compared.
     """
     from igpt_lab.app import paper_cost
     from igpt_lab.app.paper import Paper
@@ -57,6 +57,7 @@ def paper(size: str, step: int, bert: bool, out: str | None, plan: bool, **optio
     tables = asked.measured()
     files = asked.curves(tables)
     text, rows = asked.summary(tables)
+    text = in_lines(text)
     files.append(atomic_write(asked.out / "paper.csv", rows.to_csv(index=False)))
     files.append(atomic_write(asked.out / "paper.txt", text + "\n"))
-    print(in_lines(text), *files, sep="\n")
+    print(text, *files, sep="\n")
