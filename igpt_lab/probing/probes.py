@@ -37,7 +37,10 @@ from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIRST = ("layer", "test_accuracy", "low", "high", "validation_accuracy", "C", "learning_rate")  # columns of a table
+FIRST = (  # columns of a table; pandas shows the first ten and the last ten, which leaves out the certificate
+    "layer", "test_accuracy", "low", "high", "validation_accuracy", "C", "learning_rate", "chosen", "in_peak_set",
+    "within_error", "log_loss", "iterations", "objective", "gradient", "control",
+)  # fmt: skip
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of a layer: row, labels of test (N,), fold accuracies, and features (N, D) -> logits (N, K) where there are any.
 Probed = tuple[dict, np.ndarray, np.ndarray, Callable[[np.ndarray], Tensor] | None]
@@ -150,13 +153,13 @@ def probe_layers(
 
     Returns:
         `ProbeResult`, whose `table` has a row per layer: `layer`; `test_accuracy` with `low` and `high`, exact 95% over
-        test images; `validation_accuracy` over the `n_validation` held-out rows; `C`; `control`; `iterations`,
-        `objective` and `gradient`, the certificate of the last fit (passes, mean nats, largest derivative), and
-        `converged`, False where it, or a fit that chose its C, missed its tolerance; `seed`, `folds`, `n_validation`,
-        `n_train`, `n_test`, `n_features`; `chosen`; `within_error` (within one standard error of the highest validation
-        accuracy); `in_peak_set` (may be the best, `significance.peak_set`); `log_loss`, held-out bits: the mean of
-        -log2 of the probability of an image's class, with `log_loss_low` and `log_loss_high`, 95% over test images
-        (infinite where test has a class that train has not). Accuracies are fractions.
+        test images; `validation_accuracy` over the `n_validation` held-out rows; `C`; `chosen`; `in_peak_set` (may be
+        the best, `significance.peak_set`); `within_error` (within one standard error of the highest validation
+        accuracy); `log_loss`, held-out bits: the mean of -log2 of the probability of an image's class, with
+        `log_loss_low` and `log_loss_high`, 95% over test images (infinite where test has a class that train has not);
+        `iterations`, `objective` and `gradient`, the certificate of the last fit (passes, mean nats, largest
+        derivative), and `converged`, False where it, or a fit that chose its C, missed its tolerance; `control`;
+        `seed`, `folds`, `n_validation`, `n_train`, `n_test`, `n_features`. Accuracies are fractions.
 
     Raises:
         ValueError: Fewer than two classes, other layers in test than in train, values that are not finite, a C that is
@@ -251,13 +254,15 @@ class Comparison:
         return card("Comparison", self._facts())
 
     def summary(self) -> Summary:
-        """Both accuracies in percent, and their difference in points with its interval; `to_latex`."""
+        """Both accuracies in percent, their difference in points with its interval, p and images; `to_latex`."""
         rows = {
             f"layer {self.chosen_layer} (%)": f"{100 * self.chosen_accuracy:.1f}",
             f"layer {self.last_layer} (%)": f"{100 * self.last_accuracy:.1f}",
             "difference (points), 95% interval": percent(self.difference, self.low, self.high, sign="+"),
+            "p (McNemar's exact test)": f"{self.p_value:.2g}",
+            "test images": f"{self.n_test:,}",
         }
-        return Summary(pd.DataFrame({"": list(rows), "value": list(rows.values())}))
+        return Summary(pd.DataFrame({"": list(rows), "test accuracy": list(rows.values())}))
 
     def _facts(self) -> dict[str, str]:
         return {
