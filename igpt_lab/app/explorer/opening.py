@@ -54,8 +54,8 @@ def explore(
         `Explorer`, a widget.
 
     Raises:
-        ValueError: A store without labels or without training images, another model, or a result of other layers or
-            images.
+        ValueError: A store without labels or without training images, another model, or a result of other layers,
+            images or features.
 
     Example:
         >>> explorer = lab.explore(store, limit=50)

@@ -65,7 +65,7 @@ class Rows:
         """The same where the probes were fitted before, in an earlier explorer too; else None."""
         if self._computed is None or self._asked in self._computed:
             return self.answers
-        found = kept(self.store, self._asked, self.shown.labels)
+        found = kept(self.store, self._asked, self.shown, self.train)
         return found and self._once(self._asked, lambda: found)
 
     @property
@@ -99,7 +99,9 @@ class Rows:
 
     def _take(self, result: ProbeResult) -> None:
         """Let a result of the point and split that are chosen answer for them."""
-        answers = answers_of(result, self._stored(self._store_split), self.shown)
+        if self.split == HELD:
+            raise ValueError(f"{self.store.path.name} has no split but train, so that no result answers for it")
+        answers = answers_of(result, self._stored("train"), self._stored(self.split), self.shown)
         if self._computed is not None:
             self._computed[self._asked] = answers
 
@@ -128,7 +130,7 @@ class Rows:
         return replace(features, layers=dict(features.layers))
 
     def _fit_probes(self) -> Answers:
-        if (found := kept(self.store, self._asked, self.shown.labels)) is not None:
+        if (found := kept(self.store, self._asked, self.shown, self.train)) is not None:
             return found
         answers = self._fitted()
         keep(self.store, self._asked, answers)

@@ -71,7 +71,7 @@ class Explorer(Rows, AnyWidget):
         result: Of the point and split that open.
 
     Raises:
-        ValueError: A store without labels, or a result of other layers or images.
+        ValueError: A store without labels, or a result of other layers, images or features.
         KeyError: A store without a split `train`.
 
     Example:
