@@ -88,6 +88,17 @@ class Rows:
         names = sources[0].images.label_names if sources else self.store.classes
         return [names[i] if i < len(names) else str(i) for i in range(highest + 1)]
 
+    def check(self, name: str, value) -> None:
+        """ValueError where `value` is no layer (`layer`, `other`), image or classes (`alone`) of what is shown."""
+        layers, count, classes = list(self.shown.layers), len(self.shown.labels), range(len(self.classes))
+        if name in ("layer", "other") and value not in layers:
+            raise ValueError(f"{name} {value}; expected one of {', '.join(map(str, layers))}")
+        if name == "image" and not 0 <= value < count:
+            raise ValueError(f"image {value}; expected a position among those shown, 0 to {count - 1}")
+        is_pair = name == "alone" and set(value) in ({"label"}, {"label", "predicted"})
+        if name == "alone" and value and not (is_pair and all(label in classes for label in value.values())):
+            raise ValueError(f"alone {value}; expected a label, or a label and predicted, from 0 to {classes[-1]}")
+
     @property
     def _asked(self) -> tuple:
         return ("answers", self.point, self.split, self.count, self.limit)
