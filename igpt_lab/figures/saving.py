@@ -106,13 +106,13 @@ def _unfit(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file} cannot be plotted: {words}")
 
 
-def read_regular(file: Path) -> bytes:
-    """The bytes of a regular file of at most LARGEST; ValueError for a folder, a pipe, a device, or a larger one."""
+def read_regular(file: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a regular file of at most `largest`; ValueError for a folder, a pipe, a device, or a larger one."""
     facts = file.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise ValueError(f"{file} is no regular file")
-    if facts.st_size > LARGEST:
-        raise ValueError(f"{file} has {facts.st_size:,} bytes; expected at most {LARGEST:,}")
+    if facts.st_size > largest:
+        raise ValueError(f"{file} has {facts.st_size:,} bytes; expected at most {largest:,}")
     return file.read_bytes()
 
 
