@@ -139,9 +139,7 @@ def probe_attentive(
     return Measurement(_table(rows, correct, bits, sizes), of_images, KEYS)
 
 
-def states_of(
-    model: nn.Module, tokens: np.ndarray, place: tuple[str, list[int], str], dtype: torch.dtype
-) -> Tensor:
+def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, list[int], str], dtype: torch.dtype) -> Tensor:
     """States (layers, N, T, D) of palette indices (N, T) at a place: point, layers and alignment."""
     kept: Tensor | None = None
     start = 0
@@ -155,7 +153,10 @@ def states_of(
 
 @torch.no_grad()
 def _passes(
-    model: nn.Module, tokens: np.ndarray, place: tuple[str, list[int], str], reduce: Callable[[Tensor, str, int], Tensor]
+    model: nn.Module,
+    tokens: np.ndarray,
+    place: tuple[str, list[int], str],
+    reduce: Callable[[Tensor, str, int], Tensor],
 ) -> Iterator[Tensor]:
     """What `reduce` makes of a batch's states (B, T, D) of each layer, layers first; blocks above them do not run."""
     point, layers, alignment = place
