@@ -71,14 +71,16 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """A picture file that the user named -> mode RGB, see `decode`; ValueError where it is no regular file."""
+    """A picture file that the user named -> mode RGB, see `decode`; FileNotFoundError, or ValueError for no file."""
     file = Path(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder; expected a picture file, such as one of {file / '*'}")
     try:
         data = read_named(file)
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file} is not there; expected a picture file") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return decode(data, str(file))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from igpt_lab.core.arguments import checked
@@ -62,17 +64,21 @@ def few_per_class(labels: np.ndarray, k: int, *, seed: int = 0, draw: int = 0, d
     return np.sort(np.concatenate(chosen))
 
 
-def stratified_split(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    labels: np.ndarray, fraction: float, *, seed: int, names: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """(rest, held out): sorted int64 positions, disjoint and together all; `fraction` of each class is held out.
 
-    Of a class with n rows that is `fraction * n` rounded, at least 1 and at most n - 1. Raises ValueError for n = 1.
+    Of a class with n rows that is `fraction * n` rounded, at least 1 and at most n - 1. Raises ValueError for n = 1,
+    with the class by its name where there are `names`.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction}; expected a number between 0 and 1")
     held = np.zeros(len(labels), bool)
     for label, rows in _classes(labels).items():
         if len(rows) < 2:
-            raise ValueError(f"class {label} has 1 row; a split needs at least 2 of each class")
+            named = repr(names[label]) if names else label
+            raise ValueError(f"class {named} has 1 row; a split needs at least 2 of each class")
         count = min(max(int(fraction * len(rows) + 0.5), 1), len(rows) - 1)
         held[np.random.default_rng([seed, label]).permutation(rows)[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)

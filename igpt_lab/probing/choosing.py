@@ -31,17 +31,17 @@ class ChosenC(NamedTuple):
         return float(np.mean(self.folds)) if len(self.folds) else math.nan
 
 
-def folds_of(labels: np.ndarray, folds: int, seed: int) -> list[Fold]:
+def folds_of(labels: np.ndarray, folds: int, seed: int, names: Sequence[str] = ()) -> list[Fold]:
     """Stratified folds of labels int (N,), at most as many as the smallest class has rows; of 1, a tenth is held out.
 
     Cross-validation of that many folds is what Kohavi (1995) found best for choosing a model; a tenth is what the paper
-    holds out. ValueError where a class has a single row.
+    holds out. ValueError where a class has a single row, with its name where there are `names` of the labels.
     """
     if folds < 1:
         raise ValueError(f"folds={folds}; expected 1 for a tenth that is held out, or the number of folds")
     smallest = np.unique(labels, return_counts=True)[1].min()
     if folds == 1 or smallest < 2:
-        return [stratified_split(labels, 0.1, seed=seed)]
+        return [stratified_split(labels, 0.1, seed=seed, names=names)]
     splitter = StratifiedKFold(min(folds, int(smallest)), shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(labels)), labels))
 

@@ -64,7 +64,7 @@ def probe_svm(
         3      3  1.0    1.0     100
     """
     classes, y = np.unique(train.labels, return_inverse=True)
-    splits = folds_of(train.labels, folds, seed)
+    splits = folds_of(train.labels, folds, seed, train.names)
     held = np.array([len(rows) for _, rows in splits])
     grid = list(product(sorted(Cs), sorted(gammas)))
 

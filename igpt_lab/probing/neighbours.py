@@ -132,7 +132,7 @@ def probe_neighbours(
         3      3  5      200     100
     """
     classes, y = np.unique(train.labels, return_inverse=True)
-    splits = folds_of(train.labels, folds, seed)
+    splits = folds_of(train.labels, folds, seed, train.names)
     ks = [k for k in sorted(ks) if k <= min(len(fit) for fit, _ in splits)]
     device = best_device(device)
 

@@ -192,7 +192,7 @@ def probe_layers(
         known = [f"class {train.names[label]!r}" if train.names else f"class {label}" for label in classes]
         alone = known[0] if known else "no class"
         raise ValueError(f"the rows of train are of {alone} alone; a probe needs two classes or more")
-    splits = folds_of(train.labels, folds, seed)
+    splits = folds_of(train.labels, folds, seed, train.names)
     fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
 
     def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[Probed]:

@@ -138,7 +138,7 @@ def _data(
     names = images.label_names or tuple(map(str, range(labels.max() + 1)))
     train, held_out = np.arange(len(labels)), np.zeros(0, np.int64)
     if tuning.holdout:
-        train, held_out = stratified_split(labels, tuning.holdout, seed=tuning.seed)
+        train, held_out = stratified_split(labels, tuning.holdout, seed=tuning.seed, names=names)
     return _Data(images, tokens, labels, names, train, held_out)
 
 

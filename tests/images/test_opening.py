@@ -110,6 +110,8 @@ def test_a_picture_larger_than_the_limit_is_named(monkeypatch, tmp_path):
 def test_a_folder_in_place_of_a_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match="is a folder; expected a picture file, such as one of"):
         read_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^\S*absent.png is not there; expected a picture file$"):
+        read_image(tmp_path / "absent.png")
 
 
 def test_too_little_memory_is_no_damage(monkeypatch):

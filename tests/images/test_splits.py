@@ -89,5 +89,7 @@ def test_stratified_split():
     assert set(held) != set(stratified_split(labels, 0.1, seed=4)[1])
     with pytest.raises(ValueError, match="class 7 has 1 row"):
         stratified_split(np.array([7, 8, 8]), 0.5, seed=0)
+    with pytest.raises(ValueError, match="class 'dog' has 1 row"):
+        stratified_split(np.array([1, 0, 0]), 0.5, seed=0, names=("cat", "dog"))
     with pytest.raises(ValueError, match="fraction=1"):
         stratified_split(labels, 1, seed=0)

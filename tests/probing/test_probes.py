@@ -80,6 +80,8 @@ def test_folds_are_as_many_as_the_smallest_class_has_rows():
         assert set(labels[fit]) == set(labels[held]) == {0, 1, 2} and not set(fit) & set(held)
     with pytest.raises(ValueError, match="class 1 has 1 row"):
         choosing.folds_of(np.repeat([0, 1], [5, 1]), 10, seed=0)
+    with pytest.raises(ValueError, match="class 'dog' has 1 row"):
+        choosing.folds_of(np.repeat([0, 1], [5, 1]), 10, seed=0, names=("cat", "dog"))
     with pytest.raises(ValueError, match="folds=0; expected 1"):
         choosing.folds_of(labels, 0, seed=0)
 

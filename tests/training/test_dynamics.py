@@ -139,7 +139,7 @@ def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, c
     drawn = pd.read_csv(tmp_path / "training_dynamics.csv")
     np.testing.assert_allclose(drawn.test_accuracy, table.test_accuracy)
     np.testing.assert_allclose(drawn.loss, table.loss)
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.replace("\n    ", " ").splitlines()  # lines of 80 columns, joined
     doubts, lines = ([line for line in printed if line.startswith("  ") == is_doubt] for is_doubt in (True, False))
     assert [line.split(":")[0] for line in lines[:4]] == [f"{run.name}, step {step}" for step in (0, 2, 4, 6)]
     assert len(lines) == 4 + 5 and all(Path(each).is_file() for each in lines[4:])
