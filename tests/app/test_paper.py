@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from original import AR, BERT, DATA, original_graph, serving
 from scipy.special import log_softmax
 from scipy.stats import binomtest
@@ -179,3 +180,13 @@ def test_what_was_published_is_of_the_last_step_and_of_the_images():
 def test_accuracies_of_fewer_images_are_not_compared():
     row = paper._row("a", (0.9, 0.8, 1.0), "fraction", asked_for(size="l").published("linear probe"), 2_000)
     assert row["verdict"] == "not compared: at most 2,000 images of a split" and row["published"] == 0.963
+
+
+def test_products_that_tell_an_accelerator_s_rate_fill_it(monkeypatch):
+    """Those that fill a CPU take a GPU less time than to begin them."""
+    widths, randn = set(), torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: widths.add(shape) or randn(2, 2))
+    monkeypatch.setattr(paper_cost, "SECONDS", 0.01)
+    for device in ("cpu", "cuda"):
+        assert paper_cost._rate(torch.device(device), torch.float32) > 0
+    assert widths == {(1024, 1024), (8192, 8192)}
