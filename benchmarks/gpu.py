@@ -22,6 +22,7 @@ from benchmarks import extract, harness, sample, train
 from benchmarks.harness import matmul, race, rate, row
 from igpt_lab.core.devices import best_device
 from igpt_lab.features.planning import flops
+from igpt_lab.features.runner import is_out_of_memory
 
 DEVICE = str(best_device(os.environ.get("IGPT_LAB_DEVICE") or None))
 BATCHES = (16, 32, 64, 128, 256, 512, 1024)
@@ -83,12 +84,10 @@ def at_best_batch(make: Callable, folder: Path, quick: bool) -> Callable:
     """
     seconds: dict[int, float] = {}
     for batch in (2, 4) if quick else BATCHES:
-        try:
-            trial = make(folder, "bfloat16", 2 * batch, batch=batch, device=DEVICE)
-            trial()
-            seconds[batch] = harness.in_turns({"trial": trial}, 1)["trial"].seconds / batch
-        except torch.OutOfMemoryError:
+        taken = _seconds(partial(make, folder, "bfloat16", 2 * batch, batch=batch, device=DEVICE))
+        if taken is None:
             break
+        seconds[batch] = taken / batch
         if seconds[batch] > 1.1 * min(seconds.values()):
             break
     if not seconds:
@@ -104,6 +103,18 @@ def at_best_batch(make: Callable, folder: Path, quick: bool) -> Callable:
         return best
 
     return measured
+
+
+def _seconds(make: Callable) -> float | None:
+    """Of a call that is made and then dropped, so that the next one has all memory; None where memory runs out."""
+    try:
+        trial = make()
+        trial()
+        return harness.in_turns({"trial": trial}, 1)["trial"].seconds
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def sampling(config: lab.ImageGPTConfig, quick: bool) -> Iterator[dict]:

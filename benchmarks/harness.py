@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from igpt_lab.core.devices import product
+from igpt_lab.core.devices import best_device, product
 from igpt_lab.core.provenance import atomic_write
 
 COLUMNS = ["case", "metric", "unit", "ours", "peer", "peer_name", "ratio", "runs"]
@@ -169,8 +169,16 @@ class _Contestant:
         self.process.join()
 
 
+def use_device() -> None:
+    """Make the accelerator that IGPT_LAB_DEVICE names the current one: what waits and what measures memory is of it."""
+    device = best_device(os.environ.get("IGPT_LAB_DEVICE") or None)
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+
+
 def _serve(make: Callable, pipe) -> None:
     try:
+        use_device()
         call = make()
         while pipe.recv():
             pipe.send(_timed(call))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import igpt_lab as lab
-from benchmarks import explaining, harness
+from benchmarks import explaining, gpu, harness
 from benchmarks import explaining_peers as peers
 from igpt_lab.features.planning import flops
 
@@ -53,6 +54,33 @@ def test_contestants_have_their_own_process(capfd):
     assert 150 < results["large"].peak - results["small"].peak < 450
     with pytest.raises(RuntimeError, match="(?s)broken: .*no such setting"):
         harness.race({"broken": failing}, 1)
+
+
+def test_one_model_at_a_time_has_the_memory_while_the_best_batch_is_looked_for():
+    class Call:
+        def __call__(self):
+            pass
+
+    made, alive = [], []
+
+    def make(folder, dtype, count, batch, device):
+        alive.append(sum(call() is not None for call in made))
+        if batch == 256:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")
+        call = Call()
+        made.append(weakref.ref(call))
+        return call
+
+    assert gpu.at_best_batch(make, None, False)() in gpu.BATCHES and set(alive) == {0}
+
+
+def test_the_device_that_is_named_is_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setenv("IGPT_LAB_DEVICE", "cuda:1")
+    monkeypatch.setattr(harness, "best_device", torch.device)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    harness.use_device()
+    assert chosen == [1]
 
 
 def test_ratio_is_above_one_where_we_are_better():

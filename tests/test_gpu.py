@@ -1,11 +1,16 @@
-"""Every path on one device against the CPU: what `make gpu` runs.
+"""What runs on a device against the same on the CPU: what `make gpu` runs.
 
 The device is the accelerator of this machine, or the CPU where there is none, or what IGPT_LAB_DEVICE names. Float32 is
-held against float64 on the CPU, with TF32 off; bfloat16 has a bound of its own, as it keeps eight bits.
+held against float64 on the CPU, with TF32 off; bfloat16 keeps eight bits, so it is held to be near, and to differ.
+
+The paths: the network, its gradients, compiled, with its cache and in shares; sampling; extraction, of other networks
+too; probes, with few labels and by neighbours; two instruments; training, in bfloat16 and compiled too, stopped, and on
+classes.
 """
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -58,12 +63,12 @@ def inputs(device=DEVICE):
     return align(pixels(), "sos", SHAPE).to(device)
 
 
-def assert_near(values, expected, bound):
-    """Within a share of the largest expected number."""
-    expected = torch.as_tensor(expected).double().cpu()
+def assert_near(values, expected, bound, least=-1.0):
+    """Within a share of the largest expected number, and further off than another one."""
+    expected = torch.as_tensor(expected).cpu().double()  # where some devices have no such numbers
     assert expected.std() > 1e-3
-    distance = (torch.as_tensor(values).double().cpu() - expected).abs().max()
-    assert distance <= bound * expected.abs().max(), f"{distance / expected.abs().max():.1e}"
+    distance = (torch.as_tensor(values).cpu().double() - expected).abs().max() / expected.abs().max()
+    assert least < distance <= bound, f"{distance:.1e}"
 
 
 @contextmanager
@@ -87,9 +92,10 @@ def test_logits_and_states_at_every_point(expected, low):
     with torch.no_grad(), autocast(low), lab.record(model, POINTS) as pooled:
         logits = model(inputs(), use_cache=False).logits
         states = {point: pooled[point] for point in POINTS}
-    assert_near(logits, expected[0], LOW if low else EXACT)
+    bounds = (LOW, EXACT) if low else (EXACT,)  # what is as near as float32 was not in bfloat16
+    assert_near(logits, expected[0], *bounds)
     for point, values in expected[1].items():
-        assert_near(states[point], values, LOW if low else EXACT)
+        assert_near(states[point], values, *bounds)
 
 
 def test_gradients():
@@ -101,7 +107,7 @@ def test_gradients():
     largest = max(gradient.abs().max() for gradient in exact.values())
     assert ours.keys() == exact.keys()
     for name, gradient in exact.items():
-        assert (ours[name].double().cpu() - gradient).abs().max() <= EXACT * largest, name
+        assert (ours[name].cpu().double() - gradient).abs().max() <= EXACT * largest, name
 
 
 @pytest.mark.slow
@@ -124,6 +130,25 @@ def test_the_cache(expected):
     assert_near(torch.cat(logits, 1), expected[0], EXACT)
 
 
+def captured(advance):
+    """The same step, captured once and played again and again."""
+    with torch.cuda.device(DEVICE):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up, which cannot be captured
+            advance()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = advance()
+
+    def play():
+        graph.replay()
+        return output
+
+    return play
+
+
 def steps_of(decoder, tokens):
     """Logits (T - 5, N, V) of the pixels from the sixth on; on CUDA one captured step is played again and again."""
     decoder.fill(tokens[:, :5].numpy())
@@ -133,18 +158,7 @@ def steps_of(decoder, tokens):
         return decoder.step(fed, place)
 
     if DEVICE.type == "cuda":
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):  # libraries set themselves up, which cannot be captured
-            advance()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = advance()
-
-        def advance():
-            graph.replay()
-            return output
-
+        advance = captured(advance)
     for position in range(5, SHAPE.n_positions):
         fed.copy_(tokens[:, position - 1])
         place.fill_(position)
@@ -165,18 +179,31 @@ def test_samples_have_the_probability_that_the_cpu_gives_them():
     assert (drawn.tokens == here.tokens).all(1).mean() > 0.8  # rounding decides where two colours are level
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", EXACT), ("bfloat16", LOW)])
-def test_stored_features_are_those_of_the_cpu(tiny_folder, train, tmp_path, dtype, bound):
+@pytest.mark.parametrize(("dtype", "bounds"), [("float32", (EXACT,)), ("bfloat16", (LOW, EXACT))])
+def test_stored_features_are_those_of_the_cpu(tiny_folder, train, tmp_path, dtype, bounds):
     there, here = (
         lab.extract(lab.load_model(tiny_folder), train, store=tmp_path / name, device=device, dtype=kind,
                     progress=False)
         for name, device, kind in (("there", DEVICE, dtype), ("here", "cpu", "float32"))
     )  # fmt: skip
     for layer in here.layers["ln_1"]:
-        assert_near(there.layer("ln_1", layer, "train"), here.layer("ln_1", layer, "train"), bound)
+        of_layer = bounds if layer else (EXACT,)  # before the first block there are no products
+        assert_near(there.layer("ln_1", layer, "train"), here.layer("ln_1", layer, "train"), *of_layer)
 
 
-def test_probes_choose_and_score_as_on_the_cpu():
+@pytest.mark.parametrize(("dtype", "bounds"), [("float32", (EXACT,)), ("bfloat16", (LOW, EXACT))])
+def test_stored_states_of_another_network(train, tmp_path, dtype, bounds):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 32), torch.nn.Tanh(), torch.nn.Linear(32, 16))
+    options = {"modules": ["1", "3"], "progress": False}
+    here = lab.extract(network, train, store=tmp_path / "here", device="cpu", **options)
+    there = lab.extract(network, train, store=tmp_path / "there", device=DEVICE, dtype=dtype, **options)
+    for name in here.names:
+        assert_near(there.layer("modules", name, "train"), here.layer("modules", name, "train"), *bounds)
+
+
+def halves():
+    """Features of two halves: 300 images of three classes, of which the middle layer tells most."""
     generator = np.random.default_rng(0)
     labels = np.arange(300) % 3
     layers = {
@@ -184,11 +211,31 @@ def test_probes_choose_and_score_as_on_the_cpu():
         for layer, strength in enumerate((0.5, 2.0, 1.0))
     }
     parts = slice(200), slice(200, 300)
-    halves = [lab.Features({n: values[part] for n, values in layers.items()}, labels[part]) for part in parts]
-    there, here = (lab.probe_layers(*halves, device=device, progress=False) for device in (DEVICE, "cpu"))
+    return [lab.Features({n: values[part] for n, values in layers.items()}, labels[part]) for part in parts]
+
+
+@pytest.mark.parametrize("probe", [lab.probe_layers, partial(lab.probe_neighbours, ks=[1, 3, 10], folds=3)])
+def test_probes_choose_and_score_as_on_the_cpu(probe):
+    there, here = (probe(*halves(), device=device, progress=False) for device in (DEVICE, "cpu"))
     assert there.chosen == here.chosen == 1
-    for layer in layers:
+    for layer in here.correct:
         assert (there.correct[layer] != here.correct[layer]).sum() <= 1  # an image that lies between two classes
+
+
+def test_probes_with_few_labels_score_as_on_the_cpu():
+    options = {"ks": [4, 16], "draws": 2, "progress": False}
+    there, here = (lab.probe_few_labels(*halves(), device=device, **options).table for device in (DEVICE, "cpu"))
+    assert (there.test_accuracy - here.test_accuracy).abs().max() <= 0.02
+
+
+def test_instruments_measure_as_on_the_cpu():
+    there, here = model_of(), model_of(device="cpu")
+    measures = {
+        "lens": lambda model: lab.logit_lens(model, pixels().numpy(), progress=False).nats,
+        "attention": lambda model: lab.attention_maps(model, pixels().numpy(), progress=False).table.distance,
+    }
+    for measure in measures.values():
+        assert_near(measure(there).tolist(), measure(here).tolist(), EXACT)
 
 
 def training_losses(out):
@@ -205,6 +252,31 @@ def test_training_steps(tmp_path):
     weights = [load_file(out / "model.safetensors") for out in (there, here)]
     for name, values in weights[1].items():
         assert (weights[0][name] - values).abs().max() < 1e-3, name
+
+
+ELSEWHERE = pytest.mark.skipif(
+    DEVICE.type == "cpu", reason="tests/training/test_compiled.py has it, and takes a minute"
+)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, pytest.param({"compile": True}, marks=ELSEWHERE)])
+def test_training_steps_in_bfloat16_and_compiled(tmp_path, options):
+    try:
+        there = training_losses(pretrain(tmp_path / "there", replace(RECIPE, **options)))
+    finally:
+        torch.compiler.reset()
+    here = training_losses(pretrain(tmp_path / "here", device="cpu"))
+    np.testing.assert_allclose(there, here, rtol=1e-2 if "dtype" in options else 1e-4)
+    assert "dtype" not in options or np.abs(there / here - 1).max() > 1e-5
+
+
+def test_fine_tuning_steps(tiny_folder, train, tmp_path):
+    tuning = lab.FinetuneConfig(steps=4, batch_size=8, holdout=0, pad=1, log_every=1, dtype="float32")
+    there, here = (
+        lab.finetune(tiny_folder, train, tuning, tmp_path / name, device=device, progress=False)
+        for name, device in (("there", DEVICE), ("here", "cpu"))
+    )
+    np.testing.assert_allclose(training_losses(there), training_losses(here), rtol=1e-4)
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ TOKEN = 8  # bytes, at most
 PASSES = 200  # over the training rows, of a probe's fit: about what 10,000 images of the bundled model take
 RECIPE = 1_000  # of the fit by transformers' recipe, which is stopped there
 SECONDS = 0.3  # for which products are timed
-WIDTH = 1_024
+WIDTH, WIDE = 1_024, 8_192  # of those products, on a CPU and on an accelerator, which smaller ones do not fill
 FEWER = "fewer     --limit N takes at most N images of a split, whose accuracies are not compared"
 
 
@@ -48,12 +48,15 @@ def rates(device: torch.device) -> Rates:
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of products of square matrices, by the fastest of them."""
-    x, best, begun = torch.randn(WIDTH, WIDTH, device=device).to(dtype), math.inf, time.perf_counter()
+    width = WIDTH if device.type == "cpu" else WIDE
+    x = torch.randn(width, width, device=device).to(dtype)
+    product(x, x)[0, 0].item()  # the library that multiplies sets itself up
+    best, begun = math.inf, time.perf_counter()
     while time.perf_counter() - begun < SECONDS:
         before = time.perf_counter()
-        product(x, x).sum().item()
+        product(x, x)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - before)
-    return 2 * WIDTH**3 / best
+    return 2 * width**3 / best
 
 
 def estimate(paper: Paper, rate: Rates) -> pd.DataFrame:

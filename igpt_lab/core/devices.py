@@ -37,6 +37,11 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """float64, and float32 on MPS, which has no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def best_device(asked: str | torch.device | None = None, *, here: bool = True) -> torch.device:
     """The device that is asked for by name, or else the accelerator of this machine (CUDA, MPS, ...), or the CPU.
 
@@ -79,12 +84,32 @@ def drawing(device: torch.device, *seed: int) -> Iterator[None]:
     One thread at a time is in such a block: torch draws for all of them from one generator.
     """
     number = int(np.random.default_rng(seed).integers(2**63))
-    others = [] if device.type == "cpu" else [device]
-    with _drawing, torch.random.fork_rng(others, device_type=device.type if others else None):
+    with _drawing, torch.random.fork_rng([]), _forked(device):
         torch.default_generator.manual_seed(number)
-        if others:
-            torch.get_device_module(device).manual_seed(number)
+        if device.type != "cpu":
+            _seed(device, number)
         yield
+
+
+@contextmanager
+def _forked(device: torch.device) -> Iterator[None]:
+    """A block behind which an accelerator's generator is as it was; MPS has one device, which nobody names."""
+    if device.type == "cpu":
+        yield
+        return
+    module, which = torch.get_device_module(device), [] if device.type == "mps" else [device]
+    state = module.get_rng_state(*which)
+    try:
+        yield
+    finally:
+        module.set_rng_state(state, *which)
+
+
+def _seed(device: torch.device, number: int) -> None:
+    """Seed the generator of this device, which need not be the current one."""
+    module = torch.get_device_module(device)
+    with nullcontext() if device.type == "mps" else module.device(device):
+        module.manual_seed(number)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.devices import exact_dtype
 from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.edits import Edits, Function, Place
 from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
@@ -204,7 +205,7 @@ def means_of(
     if not len(tokens):
         raise ValueError(f"tokens {tokens.shape}; expected one training image or more")
     points = {"block": ("resid_pre", "resid_post")} | {part: (point,) for part, point in ADDED.items()}
-    exact = torch.float32 if model.device.type == "mps" else torch.float64
+    exact = exact_dtype(model.device)
     wide = torch.promote_types(model.dtype, torch.float32)
     sums: dict[Place, Tensor] = {}
 

@@ -41,7 +41,7 @@ class Batches:
             try:
                 return run()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self.batch_size == 1:
                     raise MemoryError(f"no memory for {one} on {self.device}") from error
@@ -52,8 +52,8 @@ class Batches:
     def _halve(self) -> None:
         self.batch_size //= 2
         tqdm.write(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).empty_cache()
 
 
 class Runner(Batches):
@@ -139,6 +139,7 @@ class Runner(Batches):
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA says so by its class, a CPU's allocator in words alone."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """CUDA says so by its class, MPS and a CPU's allocator in words alone."""
+    said = any(words in str(error) for words in ("can't allocate memory", "MPS backend out of memory"))
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)

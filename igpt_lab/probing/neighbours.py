@@ -14,7 +14,7 @@ from torch import Tensor
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
-from igpt_lab.core.devices import best_device
+from igpt_lab.core.devices import best_device, exact_dtype
 from igpt_lab.core.display import MODEL
 from igpt_lab.core.progress import tqdm
 from igpt_lab.probing.choosing import folds_of
@@ -148,9 +148,11 @@ def probe_neighbours(
     return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
 
 
-def _vote(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ks: Sequence[int], device) -> np.ndarray:
+def _vote(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ks: Sequence[int], device: torch.device) -> np.ndarray:
     """int64 (len(ks), Q): what the nearest of x (N, D) with labels y in [0, K) say of queries (Q, D)."""
-    rows, asked = (torch.as_tensor(values, device=device) for values in (x, queries))
+    exact = exact_dtype(device)
+    narrowed = (torch.as_tensor(values) for values in (x, queries))
+    rows, asked = (values.to(device, exact if values.dtype == torch.float64 else values.dtype) for values in narrowed)
     deviation, mean = torch.std_mean(rows, 0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1)
     rows, asked = (rows - mean) / deviation, (asked - mean) / deviation

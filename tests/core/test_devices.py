@@ -2,6 +2,8 @@
 
 import threading
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import igpt_lab as lab
 from igpt_lab.app import cli
 from igpt_lab.core.devices import best_device, drawing, precision, without_autocast
+from igpt_lab.features.runner import is_out_of_memory
 from igpt_lab.models.losses import losses_of
 
 
@@ -106,3 +109,56 @@ def test_what_is_measured_does_not_depend_on_the_user_s_autocast(tiny, train, te
             inside = measure()
         told = [value.tolist() if isinstance(value, np.ndarray) else value.to_csv() for value in (alone, inside)]
         assert told[0] == told[1], name
+
+
+class TwoDevices:
+    """As `torch.cuda` has them: `manual_seed` is of the current device."""
+
+    def __init__(self):
+        self.current, self.generators = 0, [torch.Generator().manual_seed(number) for number in range(2)]
+
+    def get_rng_state(self, device):
+        return self.generators[device.index].get_state()
+
+    def set_rng_state(self, state, device):
+        self.generators[device.index].set_state(state)
+
+    def manual_seed(self, number):
+        self.generators[self.current].manual_seed(number)
+
+    @contextmanager
+    def device(self, device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+
+def test_draws_on_a_device_that_is_not_the_current_one_follow_from_the_seed(monkeypatch):
+    module, drawn = TwoDevices(), []
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    before = [generator.get_state() for generator in module.generators]
+    for _ in range(2):
+        with drawing(torch.device("cuda", 1), 5):
+            drawn.append(torch.rand(3, generator=module.generators[1]))
+    assert torch.equal(*drawn)
+    for generator, state in zip(module.generators, before, strict=True):
+        assert torch.equal(generator.get_state(), state)
+
+
+def test_mps_draws_without_naming_its_device(monkeypatch):
+    generator = torch.Generator()
+    module = SimpleNamespace(
+        get_rng_state=generator.get_state, set_rng_state=generator.set_state,
+        manual_seed=generator.manual_seed,
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    before = generator.get_state()
+    with drawing(torch.device("mps"), 5):
+        assert not torch.equal(generator.get_state(), before)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_words_of_an_accelerator_without_memory():
+    full = "MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB). Tried to allocate 512.00 MB."
+    assert is_out_of_memory(RuntimeError(full)) and is_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

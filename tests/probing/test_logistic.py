@@ -271,3 +271,16 @@ def test_a_fit_that_begins_at_the_solution_stays_there():
     torch.testing.assert_close(again.weights, done.weights, atol=1e-5, rtol=1e-5)
     few = fit_logistic(x[:300], y[:300], [0.1], start=done)  # other rows, other mean, another strength
     torch.testing.assert_close(few.weights, fit_logistic(x[:300], y[:300], [0.1]).weights, atol=1e-3, rtol=1e-2)
+
+
+def test_a_device_without_float64_is_asked_for_none(monkeypatch):
+    def double(self, *_):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    generator, y = np.random.default_rng(0), np.arange(600) % 2
+    x = (generator.standard_normal((600, 4)) + y[:, None]).astype(np.float32)
+    expected = fit_logistic(x, y, [0.1, 1.0])
+    monkeypatch.setattr(objective, "exact_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    found = fit_logistic(x, y, [0.1, 1.0])
+    torch.testing.assert_close(found.weights.to(expected.weights), expected.weights, rtol=1e-3, atol=1e-3)

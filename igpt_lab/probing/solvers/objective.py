@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from igpt_lab.core.devices import mkl_is_slow, product
+from igpt_lab.core.devices import exact_dtype, mkl_is_slow, product
 
 LOGITS = 2**19  # of a step through the rows on a CPU: they stay in its caches
 CACHED = 2**18  # values of features, in float64, that do
@@ -38,7 +38,7 @@ class StandardisedRows:
 
     def __init__(self, x: Tensor, y: Tensor, standardise: bool, device: str | torch.device):
         self.device = torch.device(device)
-        self.exact = torch.float32 if self.device.type == "mps" else torch.float64
+        self.exact = exact_dtype(self.device)
         self.x, self.y = x, y.to(self.device)
         self.class_sizes = self.y.bincount()
         self.mean = self._total(part.sum(1) for part in self._parts()) / x.shape[1]
@@ -247,7 +247,7 @@ def _drawn(z: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     if count >= len(z):
         return z, p, torch.ones_like(p[0])
     variance = (p * (1 - p)).sum(0)
-    share = (variance / variance.sum() + 1 / len(z)).double() / 2
+    share = (variance / variance.sum() + 1 / len(z)).to(exact_dtype(z.device)) / 2
     positions = (torch.arange(count, device=z.device, dtype=share.dtype) + 0.5) / count
     chosen = torch.searchsorted(share.cumsum(0), positions).clamp_max(len(z) - 1)
     return z[chosen], p[:, chosen], (1 / (count * share[chosen])).to(z.dtype)

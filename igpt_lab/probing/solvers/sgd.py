@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from igpt_lab.core.devices import exact_dtype
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import atomic_write
@@ -145,7 +146,7 @@ def accuracy(rows: Rows, heads: Heads, size: int) -> np.ndarray:
 
 def certificate(rows: Rows, heads: Heads, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean of -log p over all rows and its largest derivative by a weight or intercept, (B,) for one head a layer."""
-    exact = torch.float32 if heads.weights.device.type == "mps" else torch.float64
+    exact = exact_dtype(heads.weights.device)
     gradient = torch.zeros_like(heads.weights, dtype=exact)
     value = gradient.new_zeros(len(gradient))
     for x, y in rows.scan(size):
