@@ -23,8 +23,15 @@ STUDY = Run("", "several models")  # of figures that set models beside each othe
 
 
 def folders_of(folder: Path) -> list[Path]:
-    """The folder itself where it has figures, else the folders in it that have some, or itself where none has."""
-    if _has_figures(folder) or not folder.is_dir():
+    """The folder itself where it has figures, else the folders in it that have some, or itself where none has.
+
+    Raises ValueError for a folder that is not there, or is a file.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is a file; expected its folder" if folder.exists() else f"there is no folder {folder}"
+        )
+    if _has_figures(folder):
         return [folder]
     inside = (path for path in sorted(folder.glob("[!.]*")) if path.is_dir() and not path.is_symlink())
     return [path for path in inside if _has_figures(path)] or [folder]
@@ -86,8 +93,12 @@ def _may_be(run: Run, other: Run) -> bool:
     return all(name in ("", theirs) for name, theirs in zip(run, other, strict=True))
 
 
-def warning_of(titles: list[str]) -> str:
-    """What to be careful about where results of several runs are together; '' of one."""
+def warning_of(titles: list[str], *, alike: bool = False) -> str:
+    """What to be careful about where results of several runs are together, `alike` of one model and image set.
+
+    '' of one run.
+    """
     if len(titles) < 2:
         return ""
-    return f"Results of {len(titles)} runs, of several models or image sets: {'; '.join(titles)}. Compare within a run."
+    of = "all of one model and image set" if alike else "of several models or image sets"
+    return f"Results of {len(titles)} runs, {of}: {'; '.join(titles)}. Compare within a run."

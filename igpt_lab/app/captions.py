@@ -14,6 +14,11 @@ CAPTIONS = {  # by the function that drew a figure, in the order in which they a
         "validation chose. Bar below: the layers that may be the best. Of controls with several draws the mean and "
         "the range.",
     ),
+    "layer_curves": (
+        "Accuracy over depth of several networks",
+        "Test accuracy of a linear probe on each layer of several networks, with 95% intervals over test images. "
+        "Rings: the layers that validation chose.",
+    ),
     "bits_curve": (
         "What each layer knows, in bits",
         "What a linear readout of a state says about each target, in bits: the target's entropy H less the log loss "
@@ -171,7 +176,8 @@ COLUMNS = {
     "n_validation": "held-out images", "n_features": "features", "n_images": "images",
     "p_value": "p", "layer_rule": "layer by", "k": "labels per class", "in_peak_set": "may be the best",
     "within_error": "within one standard error", "test_r2": "test R²", "validation_r2": "validation R²",
-    "log_loss": "held-out bits",
+    "log_loss": "held-out bits", "minus_chosen": "less the chosen layer", "minus_last": "less the last layer",
+    "peak": "may be the best",
 }  # fmt: skip
 
 
@@ -216,7 +222,12 @@ def table_name(name: str) -> str:
 
 def column_name(name: str) -> str:
     """The name of a column in words."""
-    for ending, words in (("_low", ", 95% from"), ("_high", ", 95% to")):
+    for ending, words in (
+        ("_low", ", 95% from"),
+        ("_high", ", 95% to"),
+        ("_p", ", p"),
+        ("_all", " (all layers together)"),
+    ):
         if name.endswith(ending) and name != ending:
             return column_name(name.removesuffix(ending)) + words
     return COLUMNS.get(name, name.replace("_", " "))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from igpt_lab.core.display import MODEL, control_names, span
+from igpt_lab.core.display import MODEL, control_names, p_number, span
 
 SAME, WITHIN, DIFFERS = VERDICTS = ("the same", "within its interval", "differs")
 THRESHOLDS = (0.0, 0.001, 0.05, 1.0)  # a p-value is within its interval where it is between the same two
@@ -115,4 +115,4 @@ def _words(allowed: pd.Interval | frozenset) -> str:
 def _short(number: str, value: float) -> str:
     if number == "chosen layer":
         return f"{value:.0f}"
-    return f"{value:.2g}" if number.startswith("p,") else f"{value:.4f}"
+    return p_number(value) if number.startswith("p,") else f"{value:.4f}"

@@ -10,7 +10,8 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,33 @@ from igpt_lab.app.printing import chromium, print_page
 from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.arguments import local
 from igpt_lab.core.chosen import about_choice
-from igpt_lab.core.display import span
+from igpt_lab.core.display import p_number, span
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.figures.controls import over_draws
 
-PERCENT = {"test_accuracy", "validation_accuracy", "low", "high", "label_overlap"}
+PERCENT = {"test_accuracy", "validation_accuracy", "control_accuracy", "label_overlap"}
+LAYERS_APART = {"minus_chosen", "minus_last"}
+P_VALUES = {
+    "p_value",
+    "p_holm",
+    "drop_p",
+    "peak_p",
+    *(f"{name}_p{end}" for name in LAYERS_APART for end in ("", "_all")),
+}
+LESS = {
+    "control",
+    "iterations",
+    "objective",
+    "gradient",
+    "seed",
+    "folds",
+    "n_validation",
+    "n_train",
+    "n_features",
+    "n",
+    "peak_p",
+}
 SHOWN = 200  # rows of a table
 BROAD = 40  # columns of a table: more are pixels, and are not shown
 LINKED = 1_000_000  # bytes of a csv that is put into the page
@@ -39,10 +61,14 @@ PAPERS = ("A4", "letter")  # sizes of a page of the pdf
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the page shows it: names of the columns, and rows of cells in words."""
+    """A table as the page shows it: names of the columns, and rows of cells in words.
+
+    `kinds` are classes of the columns: "number" where digits are below each other, "less" where paper has no room.
+    """
 
     names: list[str]
     rows: list[list[str]]
+    kinds: list[str]
 
 
 def write_report(
@@ -69,11 +95,22 @@ def write_report(
             f"{folder} has no figures of its own (NAME.json beside NAME.csv); expected what `igpt-lab reproduce` writes"
         )
     target = local(out) if out else folder / "report.html"
+    _check_target(target, pdf)
     path = atomic_write(
         target, page(runs, paper).encode(errors="replace")
     )  # a name that is not UTF-8 has question marks
     browser = chromium() if pdf else None
     return [path, print_page(browser, path)] if browser else [path]
+
+
+def _check_target(target: Path, pdf: bool) -> None:
+    """ValueError where a page must not be written: over a folder, another kind of file, or the pdf of a figure."""
+    if target.suffix.lower() not in (".html", ".htm") or target.is_dir():
+        raise ValueError(f"the page would be {target}; expected a file whose name ends in .html")
+    if pdf and target.with_suffix(".csv").exists():
+        raise ValueError(
+            f"{target.with_suffix('.pdf')} is of a figure; give the page another name, or leave out the pdf"
+        )
 
 
 def read(run: str | os.PathLike) -> Results:
@@ -103,9 +140,24 @@ def _can_be_shown(results: Results, name: str, **alone) -> bool:
     return True
 
 
-def titles(runs: list[Results]) -> list[str]:
-    """The title of every run of which there are results, in the order of the page."""
-    return [str(section["title"]) for results in runs for section in _sections(results)]
+def warning_about(runs: list[Results]) -> str:
+    """What to be careful about where results of several runs are together; '' of one."""
+    return _warning(_all_sections(runs))
+
+
+def _warning(sections: list[dict[str, Any]]) -> str:
+    return warning_of([section["title"] for section in sections], alike=len({it["run"] for it in sections}) == 1)
+
+
+def _all_sections(runs: list[Results]) -> list[dict[str, Any]]:
+    """The sections of all folders; those whose titles would be the same are told by their folders."""
+    sections = [section | {"folder": one.folder.resolve().name} for one in runs for section in _sections(one)]
+    times = Counter(section["title"] for section in sections)
+    for number, section in enumerate(sections):
+        section |= {"id": f"run-{number}", "run": section["title"]}
+        if times[section["run"]] > 1:
+            section["title"] = f"{section['run']} ({section['folder']})"
+    return sections
 
 
 def page(results: Results | list[Results], paper: str = "A4") -> str:
@@ -121,13 +173,11 @@ def page(results: Results | list[Results], paper: str = "A4") -> str:
         keep_trailing_newline=True,
     )
     runs = [results] if isinstance(results, Results) else results
-    sections = [section for one in runs for section in _sections(one)]
-    for number, section in enumerate(sections):
-        section["id"] = f"run-{number}"
+    sections = _all_sections(runs)
     folder = (runs[0].folder if len(runs) == 1 else runs[0].folder.parent).resolve().name
     return environment.get_template("report.html").render(
         title=sections[0]["title"] if len(sections) == 1 else f"{folder}: {len(sections)} runs",
-        warning=warning_of([str(section["title"]) for section in sections]),
+        warning=_warning(sections),
         folder=folder,
         sections=sections,
         paper=paper,
@@ -168,6 +218,7 @@ def _section(results: Results, run: Run) -> dict[str, Any]:
         "stores": [_store(key8[:8], key) for key8, key in stores.items()],
         "versions": _versions(figures),
         "summary": _in_words(results.summary),
+        "views": [path.relative_to(results.folder).as_posix() for path in sorted(results.folder.glob("explorer/*/*"))],
     }
 
 
@@ -227,7 +278,7 @@ def _headline(figures: list[SavedFigure]) -> dict | None:
     tiles = [_tile(f"chosen layer, {chosen.name} of 0..{last}", chosen), _tile("first layer, 0", layers.iloc[0])]
     tiles.append(_tile(f"last layer, {last}", layers.loc[last]))
     for control, rows in over_draws(curve.table[~is_model]).groupby("control", sort=False):
-        name = f"{control}, its highest" if len(rows) > 1 else str(control)
+        name = f"{control}, its highest on test" if len(rows) > 1 else str(control)
         name += f" (mean and range of {rows.draws.max()})" if rows.draws.max() > 1 else ""
         tiles.append(_tile(name, rows.loc[rows.test_accuracy.idxmax()]))
     compared = saved.comparisons(curve.facts["config"].get("comparison"))
@@ -243,20 +294,31 @@ def _tile(name: str, row: pd.Series) -> dict[str, str]:
 def _table(frame: pd.DataFrame) -> Table:
     """The first rows of a table; of one with too many columns, how many there are."""
     if frame.shape[1] > BROAD:
-        return Table(["rows", "columns"], [list(map(str, frame.shape))])
+        return Table(["rows", "columns"], [list(map(str, frame.shape))], ["number"] * 2)
     names = list(map(str, frame.columns))
     rows = frame.head(SHOWN).itertuples(index=False)
+    shares = PERCENT | ({"low", "high"} if "test_accuracy" in names else set())
     return Table(
         list(map(captions.column_name, names)),
-        [[_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows],
+        [[_cell(name, value, shares) for name, value in zip(names, row, strict=True)] for row in rows],
+        [" ".join(_kinds(name, column)) for name, column in zip(names, frame.dtypes, strict=True)],
     )
 
 
-def _cell(name: str, value: object) -> str:
+def _kinds(name: str, dtype: Any) -> list[str]:
+    return ["number"] * (dtype.kind in "if") + ["less"] * (name in LESS or name.endswith("_all"))
+
+
+def _cell(name: str, value: object, shares: Set[str] = PERCENT) -> str:
+    """A value in words: as percent in a column of `shares`, or of a difference of shares."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, float):
-        return f"{value:.4f}" if name in PERCENT else f"{value:.4g}"
+        if name in shares:
+            return f"{value:.2%}"
+        if name.removesuffix("_all").removesuffix("_low").removesuffix("_high") in LAYERS_APART:
+            return f"{value:+.2%}"
+        return p_number(value) if name in P_VALUES else f"{value:.4g}"
     return str(value)
 
 
@@ -267,7 +329,7 @@ def _origins(figures: list[SavedFigure]) -> Table:
         commit, seed = figure.facts.get("commit", ""), _cell("seed", figure.facts.get("seed"))
         changed = " and changes" * commit.endswith("+changes")
         rows.append([figure.heading, figure.name, commit[:8] + changed or "none", seed, digest(figure.csv)[:16]])
-    return Table(["figure", "file", "commit", "seed", "SHA-256 of the csv begins"], rows)
+    return Table(["figure", "file", "commit", "seed", "SHA-256 of the csv begins"], rows, [""] * 5)
 
 
 def _store(key8: str, key: Mapping) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from igpt_lab.app import notebooks
 from igpt_lab.core.arguments import checked, local
-from igpt_lab.core.display import MODEL, control_names
+from igpt_lab.core.display import MODEL, control_names, p_number
 from igpt_lab.core.provenance import atomic_write
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def about_curve(rows: pd.DataFrame, comparison: dict) -> str:
     """A layer curve's drop with its intervals, and how sure the choice of the layer is, a line each."""
     from igpt_lab.core.chosen import about_choice, difference_in_words
 
-    p = f"p = {comparison['p_value']:.2g} (McNemar's exact test)"
+    p = f"p {p_number(comparison['p_value'], '= ')} (McNemar's exact test)"
     return "\n".join([f"chosen less last: {difference_in_words(comparison)}, {p}", *about_choice(rows)])
 
 

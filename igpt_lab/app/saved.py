@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from igpt_lab.core.chosen import difference_in_words, with_new_names
-from igpt_lab.core.display import MODEL, span
+from igpt_lab.core.display import MODEL, p_number, span
 from igpt_lab.figures import read_figure, read_table
 from igpt_lab.figures.saving import read_json, read_regular
 
@@ -95,13 +96,18 @@ def own_files(run: Path) -> tuple[list[Path], dict[str, str]]:
     for file in sorted(run.glob("*")):
         if file.suffix not in READ or file.name.startswith("."):
             continue
-        if not file.resolve().is_relative_to(file.parent.resolve()):
+        if not is_inside(file, run):
             odd[file.name] = f"{file.name} is a link to a file outside this folder."
         elif not file.is_file():
             odd[file.name] = f"{file.name} is no regular file."
         else:
             own.append(file)
     return own, odd
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, with all its links followed, lies in a folder; of links in a circle the last one counts."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def passed_over(name: str, error: Exception) -> str:
@@ -150,7 +156,7 @@ def significant(comparison: Mapping) -> bool:
 def in_words(name: str, comparison: Mapping) -> str:
     """A difference of accuracies in percentage points, with its interval or intervals and its p value."""
     p = _p_value(comparison)
-    end = "" if p is None or np.isnan(p) else f", p = {p:.2g}"
+    end = "" if p is None or np.isnan(p) else f", p {p_number(p, '= ')}"
     return f"{name}: {difference_in_words(comparison)}{end}"
 
 

@@ -41,6 +41,16 @@ def percent(value: float, low: float, high: float, *, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def p_number(p: float, equals: str = "") -> str:
+    """A p value in the one form that figures, cards, reports and commands have: `0.012`, `4e-14` or `< 1e-300`.
+
+    `equals` stands before a number, as in "= 0.012".
+    """
+    if p < 1e-300:
+        return "< 1e-300"
+    return equals + (f"{p:.1g}".replace("e-0", "e-") if p < 0.001 else f"{p:.3f}")
+
+
 @dataclass(frozen=True, eq=False)
 class Summary:
     """The main numbers of a result with their 95% intervals, in words: `table` is what a cell shows of it."""

@@ -19,7 +19,7 @@ from scipy.stats import t as student
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import in_depth
-from igpt_lab.core.display import card, line, span
+from igpt_lab.core.display import card, line, p_number, span
 from igpt_lab.core.progress import tqdm
 
 
@@ -51,7 +51,7 @@ class PairedDifference:
             "accuracy": f"{self.accuracy_a:.1%} of a, {self.accuracy_b:.1%} of b",
             "difference": f"{100 * self.difference:+.1f} points [{100 * self.low:.1f}, {100 * self.high:.1f}]",
             "only one right": f"{self.only_a:,} images a, {self.only_b:,} b",
-            "p": f"{self.p_value:.2g} (McNemar's exact test, {self.n_test:,} test images)",
+            "p": f"{p_number(self.p_value)} (McNemar's exact test, {self.n_test:,} test images)",
         }
 
     def to_dict(self) -> dict:

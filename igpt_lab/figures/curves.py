@@ -13,7 +13,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from igpt_lab.core.chosen import about_choice, difference_in_words, with_new_names
-from igpt_lab.core.display import MODEL
+from igpt_lab.core.display import MODEL, p_number
 from igpt_lab.figures.controls import mark_chance, near_chance, over_draws, plot_control, plot_published
 from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.networks import is_of_several, plot_several
@@ -207,7 +207,7 @@ def _sentence(comparison: Mapping, n_test: int) -> str:
     chosen, last, p = (comparison[name] for name in ("chosen_layer", "last_layer", "p_value"))
     if chosen == last:
         return f"the chosen layer, {chosen}, is the last"
-    value = "p < 1e-300" if p < 1e-300 else f"p = {p:.1g}".replace("e-0", "e-") if p < 0.001 else f"p = {p:.3f}"
+    value = f"p {p_number(p, '= ')}"
     gain = difference_in_words(comparison)
     if "with the choice" in gain:  # two intervals, which need a line of their own
         gain = gain.replace(" points ", " points\n")

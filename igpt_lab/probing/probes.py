@@ -26,7 +26,7 @@ from igpt_lab.core.choice import Choice, choice_of, compare_choice
 from igpt_lab.core.chosen import difference_in_words
 from igpt_lab.core.depth import in_depth, layers_of
 from igpt_lab.core.devices import best_device
-from igpt_lab.core.display import MODEL, Summary, card, line, percent, shown_control, span, spark
+from igpt_lab.core.display import MODEL, Summary, card, line, p_number, percent, shown_control, span, spark
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.probing.choosing import Fold, choose_C, folds_of
@@ -282,7 +282,7 @@ class Comparison:
             "last layer": f"{self.last_layer}: {self.last_accuracy:.1%}",
             "difference": difference_in_words(self.to_dict()),
             "only one right": f"{self.only_chosen:,} images the chosen, {self.only_last:,} the last",
-            "p": f"{self.p_value:.2g} (McNemar's exact test, {self.n_test:,} test images)",
+            "p": f"{p_number(self.p_value)} (McNemar's exact test, {self.n_test:,} test images)",
         }
 
     def to_dict(self) -> dict:

@@ -115,6 +115,14 @@ def test_only_regular_files_are_read(run, capsys, make, name):
     assert without_layer_curve(both(run, capsys, name))
 
 
+def test_a_link_to_itself_is_passed_over(run, capsys):
+    (run / "one.csv").symlink_to("two.csv")
+    (run / "two.csv").symlink_to("one.csv")
+    assert cli.main(["report", str(run), "--no-pdf"]) == cli.main(["figures", str(run)]) == 1
+    assert capsys.readouterr().err.count("is no regular file") == 4
+    assert (run / "report.html").is_file() and (run / "paper" / "samples.png").is_file()
+
+
 def test_nothing_is_written_through_a_link(run, tmp_path, capsys):
     (run / "paper").symlink_to(tmp_path)
     assert cli.main(["figures", str(run)]) == 1 and "is a link to a folder outside" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def test_a_run_s_summary_has_the_drop_with_the_choice_and_says_that_it_is_poor(t
     (folder / "layer_curve.json").write_text(json.dumps({"config": {"store": STORE, "comparison": wide}}))
     text = runs.conclude(folder, {"model": "fashion-xs", "images": "photos", "quick": False, "seconds": 1.0})
     assert "chosen layer 1 of 0..3: 80.0% [75.0%, 85.0%]\n" in text and "best" not in text
-    assert "+20.0 points [10.0, 30.0] over test images, [5.0, 35.0] with the choice, p = 1e-05 (McNemar" in text
+    assert "+20.0 points [10.0, 30.0] over test images, [5.0, 35.0] with the choice, p = 1e-5 (McNemar" in text
     assert "\na poor choice: one standard error is 4.2 points on 90 held-out images; about " in text
 
 

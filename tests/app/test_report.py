@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 import igpt_lab as lab
-from igpt_lab.app import cli, report, saved
+from igpt_lab.app import captions, cli, report, saved
 from igpt_lab.figures import gallery, layer_curve, protocol_curves, save_figure
+from igpt_lab.figures.plotting import FIGURES
 from tables import RECORD, drawn_table, layer_table, protocol_tables
 
 BEST = {"chosen_layer": 1, "last_layer": 2, "difference": 0.1, "low": 0.02, "high": 0.18, "p_value": 0.004}
@@ -118,9 +119,9 @@ def test_the_page_says_what_the_files_say(run):
     words = page.words
     assert page.open == [] and words.startswith("tiny <1> on shades tiny <1> on shades ")
     assert "80.0% chosen layer, 1 of 0..2 [79.0%, 81.0%]" in words and "70.0% last layer, 2" in words
-    assert "45.0% random network, its highest" in words and "60.0% raw pixels" in words
+    assert "45.0% random network, its highest on test" in words and "60.0% raw pixels" in words
     assert "Accuracy over depth: a <title>: 1 of 8 probes: the model: 1 of 3, layers 2" in words
-    assert "chosen layer 1 against last layer 2: +10.0 points [2.0, 18.0], p = 0.2" in words
+    assert "chosen layer 1 against last layer 2: +10.0 points [2.0, 18.0], p = 0.200" in words
     assert "2 of 3 layers may be the best: 1, 2" in words
     assert "What the protocol changes: sos against raw, chosen layer: +0.0 points [-2.0, 1.0]" in words
     assert "What the protocol changes: ours against transformers, drop: -1.0 points [-3.0, 0.0]" in words
@@ -177,7 +178,7 @@ def test_two_runs_in_one_folder_have_a_part_each_and_a_line_on_top(tmp_path, cap
     line = "Results of 2 runs, of several models or image sets: big on dogs; small on dogs. Compare within a run."
     assert capsys.readouterr().err.strip() == f"igpt-lab: {line}"
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert f"Several runs. {line} big on dogs , 1 figures small on dogs , 2 figures" in page.words
+    assert f"Several runs. {line} big on dogs , 1 figure small on dogs , 2 figures" in page.words
     first, second = page.words.split("small on dogs ")[-2:]
     assert page.words.count("What to be careful about") == 2 and "File samples" in second and "samples" not in first
     assert {address for address in page.addresses if address.startswith("#")} == {"#run-0", "#run-1"}
@@ -196,7 +197,7 @@ def test_a_folder_of_runs_and_studies_is_one_page(tmp_path, capsys):
     pages = [report.write_report(tmp_path, tmp_path / f"{name}.html", pdf=False)[0].read_bytes() for name in "ab"]
     assert pages[0] == pages[1]
     words = Page(pages[0].decode()).words
-    assert "big on dogs , 1 figures small on cats , 1 figures Studies , 1 figures" in words
+    assert "big on dogs , 1 figure small on cats , 1 figure Studies , 1 figure" in words
     assert cli.main(["figures", str(tmp_path), "--style", "talk"]) == 0
     assert (tmp_path / "big-dogs/talk/big_dogs.png").is_file() and (tmp_path / "studies/talk/seeds_dogs.png").is_file()
     capsys.readouterr()
@@ -207,12 +208,58 @@ def test_a_folder_of_runs_and_studies_is_one_page(tmp_path, capsys):
     assert not capsys.readouterr().err  # a study sets models beside each other
 
 
+def test_two_runs_of_one_model_and_set_are_told_by_their_folders(tmp_path, capsys):
+    for folder in ("full", "quick"):
+        of_run(tmp_path / folder, "big", "dogs")
+    assert cli.main(["report", str(tmp_path), "--no-pdf"]) == 0
+    line = "Results of 2 runs, all of one model and image set: big on dogs (full); big on dogs (quick)."
+    assert line in capsys.readouterr().err
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.texts.count("big on dogs (full)") == page.texts.count("big on dogs (quick)") == 2
+
+
+def test_the_page_is_written_over_nothing_that_it_reads(run, capsys):
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    for out, words in (
+        (run / "layer_curve.csv", "expected a file whose name ends in .html"), (run, "ends in .html"),
+        (run / "page.pdf", "ends in .html"), (run / "layer_curve.html", "layer_curve.pdf is of a figure"),
+    ):  # fmt: skip
+        assert cli.main(["report", str(run), "--out", str(out)]) == 1 and words in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+    for command in ("report", "figures"):
+        assert cli.main([command, str(run / "none")]) == 1 and "there is no folder" in capsys.readouterr().err
+        assert cli.main([command, str(run / "log.csv")]) == 1 and "expected its folder" in capsys.readouterr().err
+    assert cli.main(["report", str(run), "--no-pdf", "--paper", "a4"]) == 0
+
+
+def test_tables_have_percentages_and_one_form_of_p(run):
+    (run / "explorer" / "store" / "ln_1-test").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    correct = {layer: generator.random(200) < share for layer, share in enumerate((0.3, 0.9, 0.7))}
+    table = lab.layer_table(correct, chosen=1)
+    table.to_csv(run / "probe_layers.csv", index=False)
+    text = report.write_report(run, pdf=False)[0].read_text()
+    words = Page(text).words
+    assert "less the last layer less the last layer, 95% from less the last layer, 95% to" in words
+    row = table.iloc[0]
+    ends = [f"{100 * row[f'minus_last{end}']:+.2f}%" for end in ("", "_low", "_high")]
+    assert f"{row.test_accuracy:.2%} {row.low:.2%} {row.high:.2%} " in words and " ".join(ends) in words
+    assert row.minus_last_p < 0.001 and re.search(r" [1-9]e-[1-9]\d? ", words) and "minus_" not in words
+    (grid,) = re.findall(r"<table[^>]*><thead>(?:(?!</table>).)*less the last.*?</thead>", text, re.DOTALL)
+    assert "broad" not in grid and grid.count('"number"') + grid.count('""') <= 13  # columns that are printed
+    assert "Saved by the explorer explorer/store/ln_1-test" in words
+
+
+def test_every_figure_of_the_package_has_a_caption():
+    assert set(FIGURES) <= set(captions.CAPTIONS)
+
+
 def test_controls_of_several_draws_are_told_by_their_mean_and_range(tmp_path):
     save_figure(layer_curve(drawn_table()), tmp_path / "layer_curve", data=drawn_table(), record=RECORD)
     (path,) = report.write_report(tmp_path, pdf=False)
     words = Page(path.read_text(encoding="utf-8")).words
-    assert "55.0% random network, its highest (mean and range of 2) [50.0%, 60.0%]" in words
-    assert "22.0% permuted labels, its highest (mean and range of 3) [20.0%, 24.0%]" in words
+    assert "55.0% random network, its highest on test (mean and range of 2) [50.0%, 60.0%]" in words
+    assert "22.0% permuted labels, its highest on test (mean and range of 3) [20.0%, 24.0%]" in words
 
 
 def test_it_is_one_file_that_reads_nothing_else_and_twice_the_same(run, tmp_path):
@@ -281,7 +328,7 @@ def test_a_link_out_of_the_folder_is_not_followed(run, tmp_path):
     for name in outside:
         assert f"Left out. {name} is a link to a file outside this folder." in page.words
     assert "secret" not in page.words and "told apart" not in page.words and "again" in page.texts
-    assert "1 figures." in page.words and not any("image/" in address for address in page.addresses)
+    assert "1 figure." in page.words and not any("image/" in address for address in page.addresses)
     shutil.move(run / "layer_curve.csv", tmp_path)
     (run / "layer_curve.csv").symlink_to(tmp_path / "layer_curve.csv")
     with pytest.raises(ValueError, match="no figures of its own"):

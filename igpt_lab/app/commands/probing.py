@@ -352,5 +352,5 @@ def _chosen_layer(rows: Any) -> list[str]:
     if "drop" in row:
         drop = {name.removeprefix("drop_"): row[name] for name in row.index if name.startswith("drop_")}
         difference = chosen.difference_in_words(drop | {"difference": row["drop"]})
-        line += f", less the last {difference}, p = {row.drop_p:.2g}"
+        line += f", less the last {difference}, p {display.p_number(row.drop_p, '= ')}"
     return [line, *(f"  {words}" for words in chosen.about_choice(rows))]

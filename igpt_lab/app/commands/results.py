@@ -37,7 +37,7 @@ def figures(folder: str, style: str, out: str | None) -> int:
     found = []
     for run in folders:
         target = (local(out) if out else run / name) if len(folders) == 1 or not out else local(out) / run.name
-        if not out and not target.resolve().is_relative_to(run.resolve()):
+        if not out and not saved.is_inside(target, run):
             raise ValueError(f"{target} is a link to a folder outside {run}; give --out")
         own, wrong = saved.own_files(run)
         files = {file.stem: file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own}
@@ -81,11 +81,16 @@ def _drawn_again(files: list[Path], target: Path, style: str) -> dict[str, str]:
     return odd
 
 
+def _paper(name: str) -> str:
+    """A size of paper, in whatever case it was written."""
+    return "A4" if name.lower() == "a4" else name.lower()
+
+
 @command(
     argument("run", help="folder of results, or one whose folders are"),
     argument("--out", metavar="FILE", help="file of the page (default: RUN/report.html)"),
     argument("--no-pdf", dest="pdf", action="store_false", help="write the page only"),
-    argument("--paper", default="A4", choices=["A4", "letter"], help="size of a page of the pdf"),
+    argument("--paper", default="A4", type=_paper, choices=["A4", "letter"], help="size of a page of the pdf"),
     examples=("results/mine/fashion-xs-fashion-mini", "results/mine/photos --no-pdf --out page.html"),
 )
 def report(run: str, out: str | None, pdf: bool, paper: str) -> int:
@@ -94,11 +99,11 @@ def report(run: str, out: str | None, pdf: bool, paper: str) -> int:
     Of a folder that has several runs the page has a part for each, and a line on top says so. Exit code 1 where a file
     is passed over; the page says so, too.
     """
-    from igpt_lab.app.report import read, titles, write_report
+    from igpt_lab.app.report import read, warning_about, write_report
 
     results = [read(path) for path in folders_of(local(run))]
     odd = [words for one in results for words in one.odd.values()]
-    _tell([*odd, *filter(None, [warning_of(titles(results))])])
+    _tell([*odd, *filter(None, [warning_about(results)])])
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: _tell([str(message)])
