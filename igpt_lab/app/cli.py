@@ -137,7 +137,7 @@ def _check_name(parser: argparse.ArgumentParser, name: str) -> None:
     """End with exit code 2 and the closest command where there is no command `name`."""
     names = [command.name for command in COMMANDS]
     if not name.startswith("-") and name not in names:
-        parser.exit(2, f"igpt-lab: no command {name!r}; {did_you_mean(name, names)}\n")
+        parser.exit(2, f"igpt-lab: no command {name!r}; {did_you_mean(name, names, 'igpt-lab --help lists them')}\n")
 
 
 def build_parser(chosen: str = "") -> argparse.ArgumentParser:

@@ -43,7 +43,8 @@ WORKBENCH = """# Your workbench
 
 - `notebooks/` has copies of the tutorials, which are yours: none is overwritten, and a deleted one is copied anew.
 - `photos/` is for your images: `photos/train/CLASS/` and `photos/test/CLASS/`, a folder for each class.
-- `results/mine/MODEL-IMAGES/` gets the figures, tables and feature stores of each model and image set.
+- `results/mine/MODEL-IMAGES/` gets the figures, tables and feature stores of each model and image set. What the
+  explorer saves is in its folder `explorer/`, or in `notebooks/explorer/` for a store that is elsewhere.
 
 Open `notebooks/02_layer_probe.ipynb`, write `images = "../photos"` into its first cell, then Run > Run All Cells.
 Ctrl-C in the terminal stops JupyterLab, and `igpt-lab lab` with this folder opens it again.

@@ -6,7 +6,6 @@ this package: nobody has run it with the released weights yet.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 import igpt_lab as lab
+from igpt_lab.app import paper_files
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL
-from igpt_lab.core.provenance import atomic_write
-from igpt_lab.core.published import verdict
+from igpt_lab.core.published import SETS, plain, verdict
 from igpt_lab.explaining.predictions import describe
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.sources import title_of
@@ -31,7 +30,6 @@ from igpt_lab.models.loading import tokens_of
 from igpt_lab.models.losses import losses_of
 from igpt_lab.probing.ablation import probe_as_transformers
 from igpt_lab.probing.few_labels import PAPER_DRAWS, PAPER_KS
-from igpt_lab.probing.probes import ProbeResult
 
 ROWS = 1_000  # images of a part of the loss
 PUBLISHED_STEP = 1_000_000  # of the checkpoints whose numbers were published
@@ -59,11 +57,11 @@ class Paper:
 
     def begin(self) -> None:
         """Note in the folder what is asked for; ValueError where it is of something else."""
-        note, asked = self.out / "paper.json", {k: v for k, v in asdict(self).items() if k not in NOT_SETTINGS}
-        if note.is_file() and (noted := json.loads(note.read_bytes())) != asked:
-            differs = ", ".join(f"{name} {noted.get(name)}" for name in asked if noted.get(name) != asked[name])
-            raise ValueError(f"{self.out} has results of {differs}; choose another folder with --out")
-        atomic_write(note, json.dumps(asked, indent=2) + "\n")
+        asked = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        asked["version"] = lab.__version__
+        if self.images is not None:  # the published tokens are always the same
+            asked["fingerprints"] = [split.fingerprint for split in self.splits]
+        paper_files.note_once(self.out, asked)
 
     @property
     def name(self) -> str:
@@ -74,6 +72,28 @@ class Paper:
     def title(self) -> str:
         """The name of the images."""
         return "CIFAR-10" if self.images is None else title_of(self.images)
+
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Images of train and test, whatever the limit."""
+        if self.images is None:
+            return SETS["cifar10"]
+        train, test = (len(lab.load_images(self.images, split)) for split in ("train", "test"))
+        return train, test
+
+    @property
+    def has_published_images(self) -> bool:
+        """Whether there are as many images as in the set of their name, before the limit."""
+        return self.counts == SETS.get(plain(self.title))
+
+    @property
+    def not_compared(self) -> str:
+        """Why accuracies are not compared with published ones: fewer images, or another set of that name; else ''."""
+        if self.limit is not None:
+            return f"not compared: at most {self.limit:,} images of a split"
+        if self.has_published_images:
+            return ""
+        return "not compared: {:,} and {:,} images are not those of the published set".format(*self.counts)
 
     @property
     def has_loss(self) -> bool:
@@ -134,15 +154,13 @@ class Paper:
 
     def _part_of_loss(self, tokens: Any, start: int) -> np.ndarray:
         """Nats of each of ROWS images, from a file of their own where they are done."""
-        file = self.out / "loss" / f"{start:06d}.npy"
-        if not file.is_file():
-            some = tokens.select(np.arange(start, min(start + ROWS, len(tokens))))
+        some = tokens.select(np.arange(start, min(start + ROWS, len(tokens))))
+
+        def measure() -> np.ndarray:
             model = self.model.to(best_device(self.device))
-            nats = losses_of(model, tokens_of(model, some), progress=True)
-            buffer = io.BytesIO()
-            np.save(buffer, nats)
-            atomic_write(file, buffer.getvalue())
-        return np.load(file)
+            return losses_of(model, tokens_of(model, some), progress=True)
+
+        return paper_files.kept_losses(self.out / "loss" / f"{start:06d}.npy", len(some), measure)
 
     def probe(self, protocol: str) -> pd.DataFrame:
         """A row per layer: `ProbeResult.table`, with the difference of each to the chosen layer and to the last."""
@@ -152,7 +170,8 @@ class Paper:
             result = probe_as_transformers(normed, unnormed, self.model.config.n_layer, device=self.device)
         else:
             result = lab.probe_layers(*self.features(), folds=FOLDS[protocol], device=self.device)
-        return _with_differences(result)
+        differences = lab.layer_table(result, chosen=result.chosen).filter(regex="^layer$|^minus_")
+        return result.table.merge(differences, on="layer")
 
     def few_labels(self) -> pd.DataFrame:
         """A row per number of labels a class and rule of the layer: `FewLabelResult.summary`."""
@@ -175,19 +194,15 @@ class Paper:
         return explain_into(self.out / "explain", self.model, train, test, facts, options)[0]["answers"]
 
     def kept(self, name: str, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The table of a stage, measured where its csv is not in the folder."""
-        file = self.out / f"{name}.csv"
-        if not file.is_file():
-            print(f"stage {name}", flush=True)
-            atomic_write(file, measure().to_csv(index=False))
-        return pd.read_csv(file, keep_default_na=False, na_values=[""])
+        """The table of a stage, measured where it is not in the folder."""
+        return paper_files.kept_table(self.out, name, measure)
 
     def measured(self) -> dict[str, pd.DataFrame]:
         """Every stage's table by its name."""
         tables: dict[str, pd.DataFrame] = {}
         if self.has_loss:
             tables["loss"] = self.kept("loss", self.loss)
-        for protocol in [*FOLDS, *[TRANSFORMERS] * self.has_recipe]:
+        for protocol in [*FOLDS, *[TRANSFORMERS] * (self.has_recipe and self.has_published_images)]:
             tables[f"probe_{protocol}"] = self.kept(f"probe_{protocol}", partial(self.probe, protocol))
         tables["few_labels"] = self.kept("few_labels", self.few_labels)
         if self.has_loss:  # the predictions are of models that predict the next pixel
@@ -203,7 +218,7 @@ class Paper:
             reach = 0 if of_loss.n == of_loss.n_all else 1.96 * of_loss.standard_error
             numbers = (of_loss.nats, of_loss.nats - reach, of_loss.nats + reach)
             name = f"loss, {LOSS_IMAGES} test tokens, {of_loss.n:,.0f} of {of_loss.n_all:,.0f} images"
-            yield _row(name, numbers, "nats", self.published("loss", LOSS_IMAGES), None)
+            yield _row(name, numbers, "nats", self.published("loss", LOSS_IMAGES), "")
         for protocol in FOLDS:
             yield from self._of_probe(protocol, tables[f"probe_{protocol}"])
         few = tables["few_labels"]
@@ -212,12 +227,12 @@ class Paper:
             theirs = theirs[theirs.setting == f"{row.k} labels a class"]
             over_draws = pd.notna(row.low_all)  # of draws of the same images there is no such interval
             numbers = (row.mean, *((row.low_all, row.high_all) if over_draws else (row.low, row.high)))
-            yield _row(f"{row.k} labels a class, chosen layer", numbers, "fraction", theirs, self.limit)
+            yield _row(f"{row.k} labels a class, chosen layer", numbers, "fraction", theirs, self.not_compared)
         for row in tables.get(f"probe_{TRANSFORMERS}", pd.DataFrame()).itertuples():
             theirs = self.published("linear probe")
             numbers = (row.test_accuracy, row.low, row.high)
             name = f"linear probe as in transformers' notebook, layer {row.layer}"
-            yield _row(name, numbers, "fraction", theirs[theirs.layer == row.layer], self.limit)
+            yield _row(name, numbers, "fraction", theirs[theirs.layer == row.layer], self.not_compared)
 
     def _of_probe(self, protocol: str, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
         """The chosen layer's accuracy, and what it has more than the last layer."""
@@ -226,10 +241,10 @@ class Paper:
         theirs = self.published("linear probe")
         numbers = (chosen.test_accuracy, chosen.low, chosen.high)
         name = f"linear probe, {words}, chosen layer {chosen.layer}"
-        yield _row(name, numbers, "fraction", theirs[theirs.layer.isna()], self.limit)
+        yield _row(name, numbers, "fraction", theirs[theirs.layer.isna()], self.not_compared)
         numbers = (chosen.minus_last, chosen.minus_last_low, chosen.minus_last_high)
         theirs = self.published("best layer less last")
-        yield _row(f"chosen layer less last, {words}", numbers, "fraction", theirs, self.limit)
+        yield _row(f"chosen layer less last, {words}", numbers, "fraction", theirs, self.not_compared)
 
     def summary(self, tables: dict[str, pd.DataFrame]) -> tuple[str, pd.DataFrame]:
         """`rows` in words and as a table, and the answers to the predictions."""
@@ -243,7 +258,9 @@ class Paper:
         drawn = [tables[f"probe_{p}"].assign(control=name) for p, name in names.items() if f"probe_{p}" in tables]
         data, theirs = pd.concat(drawn, ignore_index=True), self.published("linear probe")
         title = f"{self.name} on {self.title}"
-        curve = lab.figures.layer_curve(data, title=title, published=None if theirs.empty else theirs)
+        curve = lab.figures.layer_curve(
+            data, title=title, published=theirs if self.has_published_images and len(theirs) else None
+        )
         record = lab.RunRecord("paper", json.loads((self.out / "paper.json").read_bytes()), seed=0)
         return lab.figures.save_figure(curve, self.out / "layer_curve", data=data, record=record)
 
@@ -265,14 +282,8 @@ def _joined(*parts: TokenSet) -> TokenSet:
     return TokenSet(first.name, first.split, np.arange(len(tokens)), labels, first.label_names, tokens)
 
 
-def _with_differences(result: ProbeResult) -> pd.DataFrame:
-    """Its table, with each layer less the chosen one and less the last."""
-    differences = lab.layer_table(result.correct, chosen=result.chosen).filter(regex="^layer$|^minus_")
-    return result.table.merge(differences, on="layer")
-
-
 def _row(
-    quantity: str, numbers: tuple[float, float, float], unit: str, theirs: pd.DataFrame, limit: int | None
+    quantity: str, numbers: tuple[float, float, float], unit: str, theirs: pd.DataFrame, not_compared: str
 ) -> dict[str, Any]:
     """A number with its interval beside the published one, the only row of `theirs`, which may have none."""
     ours = dict(zip(("ours", "low", "high"), map(float, numbers), strict=True))
@@ -280,7 +291,6 @@ def _row(
         beside = {"published": np.nan, "published_std": np.nan, "source": "", "verdict": "nothing published"}
     else:
         row = theirs.iloc[0]
-        judged = verdict(ours["ours"], ours["low"], ours["high"], row)
-        judged = judged if limit is None else f"not compared: at most {limit:,} images of a split"
+        judged = not_compared or verdict(ours["ours"], ours["low"], ours["high"], row)
         beside = {"published": row.value, "published_std": row["std"], "source": row.source, "verdict": judged}
     return {"quantity": quantity, "unit": unit, **ours, **beside}

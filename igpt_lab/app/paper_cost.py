@@ -14,21 +14,22 @@ import torch
 
 import igpt_lab as lab
 from igpt_lab.app.paper import FOLDS, Paper
+from igpt_lab.core.arguments import local
 from igpt_lab.core.devices import best_device, product
+from igpt_lab.core.published import SETS, plain
 from igpt_lab.explaining.explain import FITS, image_passes, readout_flops
 from igpt_lab.features.planning import SHARE
-from igpt_lab.images.sources import title_of
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights, flops
 from igpt_lab.probing.probes import CS
 
-IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of train and test
 CLASSES = 10
 TOKEN = 8  # bytes, at most
 PASSES = 200  # over the training rows, of a probe's fit: about what 10,000 images of the bundled model take
 RECIPE = 1_000  # of the fit by transformers' recipe, which is stopped there
 SECONDS = 0.3  # for which products are timed
 WIDTH = 1_024
+FEWER = "fewer     --limit N takes at most N images of a split, whose accuracies are not compared"
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,19 @@ def estimate(paper: Paper, rate: Rates) -> pd.DataFrame:
     The time of a download is not counted. Of images that are not known by their name the number is read off the set.
     """
     config = lab.SIZES[paper.size.upper()]
-    train, test = _counts(paper)
+    whole = _counts(paper)
+    train, test = (count if paper.limit is None else min(count, paper.limit) for count in whole)
+    has_recipe = paper.has_recipe and whole == SETS.get(plain(paper.title))
     rows = [("download", 0.0, _downloaded(paper, config)), ("convert", 0.0, _weights(config))]
     if paper.has_loss:
-        images = min(paper.limit or IMAGES["imagenet"][1], IMAGES["imagenet"][1])
+        images = min(paper.limit or SETS["imagenet"][1], SETS["imagenet"][1])
         rows.append(("loss", images * flops(config, head=True) / rate.float32, 8e-9 * images))
-    alignments, points = (2, 3) if paper.has_recipe else (1, 1)
+    alignments, points = (2, 3) if has_recipe else (1, 1)
     layers = config.n_layer + 1
     stores = points * (train + test) * layers * 4 * config.n_embd / 1e9
     rows.append(("features", alignments * (train + test) * flops(config) / rate.extraction, stores))
     of_pass = 4.0 * train * config.n_embd * CLASSES  # of one fit over all training rows
-    passes = PASSES * sum(folds * len(CS) + 1 for folds in FOLDS.values()) + RECIPE * paper.has_recipe
+    passes = PASSES * sum(folds * len(CS) + 1 for folds in FOLDS.values()) + RECIPE * has_recipe
     rows.append(("probes", layers * of_pass * passes / rate.float32, 0.0))
     if paper.has_loss:
         work = FITS * image_passes(config, train, test) * flops(config) + readout_flops(config, train)
@@ -85,15 +88,15 @@ def describe(table: pd.DataFrame, device: torch.device) -> str:
     """What `estimate` returned, in a line for each stage, and what was assumed."""
     lines = [f"{row.stage:<9} {row.hours:>9,.2f} h  {row.gigabytes:>8,.2f} GB" for row in table.itertuples()]
     assumed = f"{SHARE:.0%} of the rate that products reach on {device}; tokens of {TOKEN} bytes"
-    words = "about, before anything is begun; what the network takes is not counted:"
-    return "\n".join([words, *lines, f"assumed   {assumed}, no more than weights in the checkpoint"])
+    words = "about, before anything is begun; the time that downloads take is not counted:"
+    heads = f"{'stage':<9} {'hours':>9}    {'on the disk':>11}"
+    return "\n".join([words, heads, *lines, f"assumed   {assumed}, no more than weights in the checkpoint", FEWER])
 
 
 def _counts(paper: Paper) -> tuple[int, int]:
-    """Images of train and test, as `limit` has them."""
-    known = IMAGES.get("cifar10" if paper.images is None else title_of(paper.images))
-    train, test = known or [len(lab.load_images(paper.images, split)) for split in ("train", "test")]
-    return (train, test) if paper.limit is None else (min(train, paper.limit), min(test, paper.limit))
+    """Images of train and test, before the limit: of a known name that is not on this disk as many as it says."""
+    absent = paper.images is not None and not local(paper.images).exists()
+    return SETS.get(plain(paper.title) if absent else "") or paper.counts
 
 
 def _weights(config: ImageGPTConfig) -> float:
@@ -104,7 +107,7 @@ def _weights(config: ImageGPTConfig) -> float:
 
 def _downloaded(paper: Paper, config: ImageGPTConfig) -> float:
     """Gigabytes of weights and token sets."""
-    images = IMAGES["imagenet"][1] * paper.has_loss + sum(IMAGES["cifar10"]) * (paper.images is None)
+    images = SETS["imagenet"][1] * paper.has_loss + sum(SETS["cifar10"]) * (paper.images is None)
     return _weights(config) + images * TOKEN * config.n_positions / 1e9
 
 

@@ -1,7 +1,8 @@
-"""Arguments of public functions, held to their annotations in one place.
+"""What all public functions do: hold arguments to their annotations, and compute outside of the user's autocast.
 
 What a notebook passes is rarely what an annotation says to the letter: `np.int64(3)` for 3, `layers=8` for [8], an
-array for a list. `checked` makes these plain values, and refuses in one line what cannot be meant.
+array for a list. `checked` makes these plain values, and refuses in one line what cannot be meant. What is measured
+must not depend on a `torch.autocast` that is on around the call: it is off inside.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import functools
 import inspect
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -49,7 +52,7 @@ F = TypeVar("F", bound=Callable)
 
 
 def checked(function: F) -> F:
-    """The same function, but that its arguments are held to its annotations by `plain`, and to LEAST."""
+    """The same function outside of autocast, its arguments held to its annotations by `plain`, and to LEAST."""
     signature = inspect.signature(function)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     names = [name for name, parameter in signature.parameters.items() if parameter.kind not in several]
@@ -65,13 +68,23 @@ def checked(function: F) -> F:
                 value = bound.arguments[name] = plain(bound.arguments[name], annotations()[name], name)
                 if isinstance(value, int) and value < LEAST.get(name, value):
                     raise ValueError(f"{name}={value}; expected at least {LEAST[name]}")
-        return function(*bound.args, **bound.kwargs)
+        with _outside_autocast():
+            return function(*bound.args, **bound.kwargs)
 
     @functools.cache
     def annotations() -> dict[str, Any]:  # when first called: the names in them may be of modules still to come
         return {name: _annotation(function, name) for name in names}
 
     return typing.cast(F, call)
+
+
+def _outside_autocast() -> AbstractContextManager:
+    """A block in which the user's `torch.autocast` is off; nothing where torch is not in use, as with figures."""
+    if "torch" not in sys.modules:
+        return nullcontext()
+    from igpt_lab.core.devices import without_autocast
+
+    return without_autocast()
 
 
 def _annotation(function: Callable, name: str) -> Any:

@@ -11,13 +11,14 @@ import numpy as np
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import plain_layer
+from igpt_lab.core.display import card, line, span
 from igpt_lab.core.significance import check_level, check_right
 
 NAMED = 0.025  # the standard error of a validation accuracy above which it names no layer
 ROUNDING = 1e-12  # of a mean of fold accuracies; less is a tie
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choice:
     """The `layer`, a number or a name, that validation chose, and how sure that is, from `n` held-out images.
 
@@ -34,6 +35,22 @@ class Choice:
     error: float
     n: int
     enough: int | None
+
+    def __repr__(self) -> str:
+        return line("Choice", self._facts())
+
+    def _repr_html_(self) -> str:
+        return card("Choice", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        near = span(self.within_error) if len(self.within_error) > 1 else ""
+        return {
+            "layer": f"{self.layer} of {self.n_layers} layers",
+            "validation accuracy": f"{self.accuracy:.1%}, standard error {self.error:.1%}, {self.n:,} held-out images",
+            "tied": span(self.tied) if len(self.tied) > 1 else "",
+            "within one standard error": near,
+            "beware": self.words(),
+        }
 
     @property
     def poor(self) -> bool:

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
@@ -53,6 +53,23 @@ def best_device(asked: str | torch.device | None = None, *, here: bool = True) -
         if device.type == "cpu" or not here or f"{device.type}:{device.index or 0}" in there:
             return device
     raise ValueError(f"there is no device {str(asked)[:40]!r}; expected one of this machine: {', '.join(there)}")
+
+
+def precision(device: torch.device, *, bfloat16: bool = False) -> AbstractContextManager:
+    """A block in which matrix products are in bfloat16, or as wide as what they are of, whatever is on around it."""
+    if not bfloat16 and not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A block, or a function, in which the user's `torch.autocast` is off on every device."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(precision(torch.device(kind)))
+        yield
 
 
 @contextmanager

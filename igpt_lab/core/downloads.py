@@ -119,6 +119,13 @@ def _held(path: Path) -> int:
     return _part(path).stat().st_size if _part(path).is_file() else 0
 
 
+def _is_there(path: Path, about: Announced) -> bool:
+    """Whether `FILE.part` has all bytes of this version, and was stopped while it was checked."""
+    mark = _mark(path)
+    version = mark.read_text("latin-1") if mark.is_file() else ""
+    return bool(version) and version == about.version and _part(path).is_file() and _held(path) == about.size
+
+
 def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
@@ -145,7 +152,8 @@ def _fetch(session: requests.Session, url: str, path: Path, about: Announced, ba
     bar.update(_held(path))
     while not _is_whole(path, about.size):  # it may be by now: another process held the lock
         try:
-            _stream(session, url, path, about, bar)
+            if not _is_there(path, about):
+                _stream(session, url, path, about, bar)
             _finish(path, about)
         except requests.RequestException as error:
             failures, best = (0, _held(path)) if _held(path) > best else (failures + 1, best)

@@ -10,8 +10,11 @@ import os
 import platform
 import re
 import secrets
+import signal
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,23 +52,52 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> Path:
     Text is UTF-8. The parent folder is created. The bytes go to a temporary file beside the target, with the
     permissions that the umask leaves, are flushed to the disk and renamed over it.
     """
-    if isinstance(data, str):
-        data = data.encode()
     if hasattr(path, "put"):  # an object is whole or absent by itself
-        return path.put(data)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        return path.put(data.encode() if isinstance(data, str) else data)
+    return write_together({Path(path): data})[0]
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> list[Path]:
+    """`atomic_write` of files that belong together; returns their paths.
+
+    All are on the disk under temporary names before the first is renamed, and a Ctrl-C waits until the last one is:
+    a program that is stopped leaves all as they were, or all new.
+    """
+    temporary: dict[Path, Path] = {}
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, data in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path] = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+            with temporary[path].open("xb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+        with _uninterrupted():
+            for path, written in temporary.items():
+                os.replace(written, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
         raise
-    return path
+    return list(contents)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A block for whose end Ctrl-C and SIGTERM wait; they reach the main thread alone."""
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if here}
+    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not of Python
+    for number in ours:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():  # Ctrl-C last: it may end this block
+            signal.signal(number, handler)
+    for arrived in came:
+        signal.raise_signal(arrived)
 
 
 def digest(value: bytes | Path | object) -> str:

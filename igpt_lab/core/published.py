@@ -15,6 +15,9 @@ from igpt_lab.core.arguments import checked
 
 FILE = Path(__file__).with_name("published.csv")
 UNITS = {"percent": (0.01, "fraction"), "points": (0.01, "fraction"), "nats": (1.0, "nats")}  # printed -> factor, ours
+SETS = {  # images of train and test, by `plain` names
+    "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (5_000, 8_000), "imagenet": (1_281_167, 50_000),
+}  # fmt: skip
 LOSS_TOLERANCE = 0.001  # nats per token: what another order of summation or another precision may change
 
 
@@ -43,7 +46,7 @@ def published(size: str | None = None, images: str | None = None, experiment: st
     asked = {"size": size, "images": images, "experiment": experiment}
     for column, name in asked.items():
         if name is not None:
-            table = table[table[column].map(_plain) == _plain(name)]
+            table = table[table[column].map(plain) == plain(name)]
     factors = table.unit.map(lambda unit: UNITS[unit][0]).astype(float)
     decimals = table.value.map(lambda text: len(text.partition(".")[2]))
     tolerance = (0.5 * 10.0 ** -decimals.astype(float) * factors).where(table.unit != "nats", LOSS_TOLERANCE)
@@ -52,7 +55,7 @@ def published(size: str | None = None, images: str | None = None, experiment: st
     return table.assign(**numbers, unit=units, tolerance=tolerance).reset_index(drop=True)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name without capitals and marks: cifar10 of CIFAR-10."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 

@@ -234,10 +234,13 @@ def _outcomes(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
 
 
 @checked
-def peak_set(correct: Mapping[Any, np.ndarray], *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0) -> PeakSet:
+def peak_set(
+    correct: Mapping[Any, np.ndarray] | Any, *, alpha: float = 0.05, n_boot: int = 10_000, seed: int = 0
+) -> PeakSet:
     """The layers that may be the best one: the best of all is among them with probability 1 - alpha or more.
 
-    `correct`: layer -> bool (N,), all on the same test images; nothing needs to be chosen beforehand. A layer is out if
+    `correct`: layer -> bool (N,), all on the same test images, or a result that has it, as of `probe_layers`; nothing
+    needs to be chosen beforehand. A layer is out if
     some other layer beats it by more than chance, corrected for taking the strongest of all others: the subset
     selection of Gupta (1965) and Hsu (1984), in which each layer in turn is compared with all others. The statistic is
     the largest of McNemar's z; what chance makes of it comes from flipping, for each test image, the sign of all its
@@ -245,7 +248,7 @@ def peak_set(correct: Mapping[Any, np.ndarray], *, alpha: float = 0.05, n_boot: 
     more it keeps their correlation over images, and is exact in the limit of many discordant images. As what was seen
     counts among the cases, p is never 0. Of several equal best layers, each by itself has that probability.
     """
-    (layers, right), alpha = _stacked(correct), check_level(alpha)
+    (layers, right), alpha = _stacked(getattr(correct, "correct", correct)), check_level(alpha)
     wins = _wins(right)
     sums = _flipped_sums(right[:, right.any(0) & ~right.all(0)], n_boot, seed)  # an image all agree on is a 0
     p_values = {}
@@ -258,7 +261,7 @@ def peak_set(correct: Mapping[Any, np.ndarray], *, alpha: float = 0.05, n_boot: 
 
 @checked
 def layer_table(
-    correct: Mapping[Any, np.ndarray],
+    correct: Mapping[Any, np.ndarray] | Any,
     *,
     chosen: int | str,
     last: int | str | None = None,
@@ -269,7 +272,7 @@ def layer_table(
     """Accuracy of every layer, its difference to the layers `chosen` and `last`, and whether it may be the peak.
 
     Args:
-        correct: Layer -> bool (N,), right or wrong on the same test images.
+        correct: Layer -> bool (N,), right or wrong on the same test images, or a result that has it.
         chosen: A layer that was chosen without these images, on validation. For the best layer on them: `peak_set`.
         last: The layer to compare with besides, by default the last one.
         alpha: Chance that an interval misses: 0.05 for 95%.
@@ -294,7 +297,7 @@ def layer_table(
         1      1            0.8           0.0         True
         2      2            0.7          -0.1        False
     """
-    layers, right = _stacked(correct)
+    layers, right = _stacked(getattr(correct, "correct", correct))
     last = layers[-1] if last is None else last
     if unknown := [layer for layer in (chosen, last) if layer not in layers]:
         raise ValueError(f"layer {unknown[0]} is not in `correct`; expected one of {layers}")

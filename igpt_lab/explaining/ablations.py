@@ -280,7 +280,7 @@ def _variants(
             for head in range(model.config.n_head) if part == "head" else (None,):
                 columns = {"part": part, "layer": layer, "head": head, "kind": kind}
                 block = _Without(model, part, layer, head, kind, means.get((part, layer)))
-                variants.append(Variant(columns, layer, block))
+                variants.append(Variant(columns, layer, block, skipped=(part, kind) == ("block", "skip")))
     return variants
 
 

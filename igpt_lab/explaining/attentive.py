@@ -1,6 +1,6 @@
 """Is a layer poor, or only its mean? A probe that attends to its un-pooled states, beside one of their mean.
 
-`attentive_fit` has the two readouts and says how they are fitted. States of one layer at a time are kept.
+`attentive_fit` has the two readouts and says how they are fitted. States of as many layers are kept as memory holds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def probe_attentive(
         queries: M, a divisor of the width of the states.
         epochs, patience, batch_size, learning_rate: Of both fits, see `Training`.
         dtype: In which the training states of a layer are kept, `float32` or `bfloat16`.
-        memory: GB that they may take; those of one layer at a time are kept, and none of test images.
+        memory: GB that they may take; the more layers' fit in, the fewer passes the model makes. None of test images
+            are kept.
         alignment: "sos", or "raw" for a bidirectional model.
         progress: Show a bar.
 
@@ -102,7 +103,7 @@ def probe_attentive(
     width = width_at(point, config)
     if queries < 1 or width % queries:
         raise ValueError(f"queries={queries}; expected a divisor of the width {width} of the states at {point}")
-    _check_memory(tokens[0], width, dtype, memory)
+    at_once = _layers_at_once(tokens[0], width, dtype, memory)
     known = list(dict.fromkeys(layers_of(point, config.n_layer, layers)))
     if layers is None:
         known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, LAYERS).round().astype(int))]
@@ -114,18 +115,20 @@ def probe_attentive(
     logits: dict[tuple, Tensor] = {}
     rows = []
     with tqdm(total=len(known) * (2 * epochs + 2), desc="attentive probe", unit="pass", disable=not progress) as bar:
-        for layer in known:
-            place = (point, layer, alignment)
+        for some in (known[start : start + at_once] for start in range(0, len(known), at_once)):
+            place = (point, some, alignment)
             states = states_of(model, tokens[0], place, DTYPES[dtype])
-            bar.update()
-            fits = fit_both(states, y, held, seeds, queries, training, bar)
+            bar.update(len(some))
+            fits = [fit_both(of_layer, y, held, seeds, queries, training, bar) for of_layer in states]
             del states
-            of_layer = _predict(model, tokens[1], place, [readout for readout, _ in fits])
-            bar.update()
-            for probe, (_, fitted), of_probe in zip(PROBES, fits, of_layer, strict=True):
-                for s, seed in enumerate(seeds):
-                    logits[layer, probe, seed] = of_probe[s]
-                    rows.append({"layer": layer, "probe": probe, "seed": seed} | _facts(fitted, s))
+            readouts = {layer: [readout for readout, _ in both] for layer, both in zip(some, fits, strict=True)}
+            predicted = _predict(model, tokens[1], place, readouts)
+            bar.update(len(some))
+            for layer, both, of_layer in zip(some, fits, predicted, strict=True):
+                for probe, (_, fitted), of_probe in zip(PROBES, both, of_layer, strict=True):
+                    for s, seed in enumerate(seeds):
+                        logits[layer, probe, seed] = of_probe[s]
+                        rows.append({"layer": layer, "probe": probe, "seed": seed} | _facts(fitted, s))
     say_unseen(test_labels, classes, ())
     places = np.searchsorted(classes, test_labels).clip(max=len(classes) - 1)
     places = np.where(classes[places] == test_labels, places, -1)
@@ -136,42 +139,47 @@ def probe_attentive(
     return Measurement(_table(rows, correct, bits, sizes), of_images, KEYS)
 
 
-def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], dtype: torch.dtype) -> Tensor:
-    """States (N, T, D) of palette indices (N, T) at a place: point, layer and alignment."""
+def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, list[int], str], dtype: torch.dtype) -> Tensor:
+    """States (layers, N, T, D) of palette indices (N, T) at a place: point, layers and alignment."""
     kept: Tensor | None = None
     start = 0
-    for states in _passes(model, tokens, place, lambda states: states.to(dtype)):
-        kept = states.new_empty(len(tokens), *states.shape[1:]) if kept is None else kept
-        kept[start : start + len(states)] = states
-        start += len(states)
+    for states in _passes(model, tokens, place, lambda states, *_: states.to(dtype)):
+        kept = states.new_empty(len(states), len(tokens), *states.shape[2:]) if kept is None else kept
+        kept[:, start : start + states.shape[1]] = states
+        start += states.shape[1]
     assert kept is not None
     return kept
 
 
 @torch.no_grad()
 def _passes(
-    model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], reduce: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    tokens: np.ndarray,
+    place: tuple[str, list[int], str],
+    reduce: Callable[[Tensor, str, int], Tensor],
 ) -> Iterator[Tensor]:
-    """What `reduce` makes of the states (B, T, D) of each batch; blocks above the place do not run."""
-    point, layer, alignment = place
+    """What `reduce` makes of a batch's states (B, T, D) of each layer, layers first; blocks above them do not run."""
+    point, layers, alignment = place
     config: Any = model.config
     size = default_batch(config, next(model.parameters()).device)
-    recording = record(model, [point], layers=[layer], pool=lambda states, *_: reduce(states), alignment=alignment)
-    with recording as pooled:
+    with record(model, [point], layers=layers, pool=reduce, alignment=alignment) as pooled:
         for start in range(0, len(tokens), size):
             pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
-            yield pooled[point][:, 0]
+            yield pooled[point].transpose(0, 1)
 
 
 def _predict(
-    model: nn.Module, tokens: np.ndarray, place: tuple[str, int, str], readouts: Sequence[Callable[[Tensor], Tensor]]
+    model: nn.Module,
+    tokens: np.ndarray,
+    place: tuple[str, list[int], str],
+    readouts: dict[int, list[Callable[[Tensor], Tensor]]],
 ) -> Tensor:
-    """Logits (P, S, N, K) that P readouts see in images, batch by batch."""
+    """Logits (layers, P, S, N, K) that each layer's P readouts see in images, batch by batch."""
 
-    def reduce(states: Tensor) -> Tensor:
-        return torch.stack([readout(states.float()) for readout in readouts]).permute(2, 0, 1, 3)  # images first
+    def reduce(states: Tensor, point: str, layer: int) -> Tensor:
+        return torch.stack([readout(states.float()) for readout in readouts[layer]]).permute(2, 0, 1, 3)  # images first
 
-    return torch.cat([some.cpu() for some in _passes(model, tokens, place, reduce)]).permute(1, 2, 0, 3)
+    return torch.cat([some.cpu() for some in _passes(model, tokens, place, reduce)], 1).permute(0, 2, 3, 1, 4)
 
 
 def _facts(fitted: Fitted, s: int) -> dict:
@@ -217,8 +225,8 @@ def _check_labels(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray]) ->
             )
 
 
-def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> None:
-    """MemoryError where the states of one layer take more than `memory` GB."""
+def _layers_at_once(tokens: np.ndarray, width: int, dtype: str, memory: float) -> int:
+    """How many layers' states `memory` GB hold; MemoryError where it is none."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     needed = tokens.size * width * DTYPES[dtype].itemsize / 1e9
@@ -228,3 +236,4 @@ def _check_memory(tokens: np.ndarray, width: int, dtype: str, memory: float) -> 
             f"a layer's states of {len(tokens):,} images are {needed:,.1f} GB in {dtype}, and memory={memory:g}: give "
             f"fewer training images{other}, or more memory"
         )
+    return int(memory / needed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import best_device
+from igpt_lab.core.devices import best_device, precision
 from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining import laws
 from igpt_lab.features.hooks import record
@@ -79,7 +79,7 @@ def _checks(
     yield "cached decoding against uncached", measured, ROUNDING, RELATIVE if causal else both_ways
     singly = torch.cat([_features(model, tokens[i : i + 1]) for i in range(many)], dim=1)
     yield f"batch of 1 against {many}", _distance(singly, features), ROUNDING, RELATIVE
-    with torch.autocast(device.type, torch.bfloat16):
+    with precision(device, bfloat16=True):
         low = _features(model, tokens)
     yield "bfloat16 against float32", _distance(low, features), 0.1, RELATIVE
     if device == cpu:

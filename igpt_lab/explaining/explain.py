@@ -50,7 +50,7 @@ STEPS = 100  # of the tuned lens
 RADII = (1, RADIUS, 7)
 MEMORY = 2e9  # bytes of the states that the attentive probe keeps
 FITS = 2.0  # all of the time but that of the readouts, over that of the forward passes
-PASSES = 1000  # over the training states, that the readouts of a layer take, in passes with as many classes as colours
+PASSES = 700  # over the training states, that the readouts of a layer take, in passes with as many classes as colours
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,7 +208,8 @@ def image_passes(config: ImageGPTConfig, n_train: int, n_test: int, chosen: int 
     late = 1 - (blocks // 2 if chosen is None else chosen) / blocks
     test = {name: min(count, n_test) for name, count in TEST.items()}
     both = {name: min(count, n_train) + test[name] for name, count in TRAIN.items()}
-    passes: float = 2 * both["probe"] + both["bits"] + 3 * both["attentive"] + 2 * test["lens"]
+    at_once = max(1, int(MEMORY // (_state_bytes(config) * max(1, min(TRAIN["attentive"], n_train)))))
+    passes: float = 2 * both["probe"] + both["bits"] + max(1, 3 / at_once) * both["attentive"] + 2 * test["lens"]
     passes += both["refit"] * (1 + blocks * late**2 / 2)
     passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2)
     return passes + test["heads"] * config.n_head * blocks / 2
@@ -368,13 +369,17 @@ class _Run:
         return refit_after(self.model, train.tokens, train.labels, test.tokens, test.labels, **options, **self.options)
 
     def attentive(self) -> Measurement:
-        of_image = 4 * self.model.config.n_positions * self.model.config.n_embd  # bytes
-        train = self.train.some(min(TRAIN["attentive"], int(MEMORY // of_image)))
+        train = self.train.some(min(TRAIN["attentive"], int(MEMORY // _state_bytes(self.model.config))))
         test = self.test.some(TEST["attentive"])
         layers = sorted({0, self.chosen // 2, self.chosen, (self.chosen + self.last) // 2, self.last})
         options: dict[str, Any] = {"layers": layers, "queries": math.gcd(4, self.model.config.n_embd)}
         options["progress"] = self.options["progress"]
         return probe_attentive(self.model, train.tokens, train.labels, test.tokens, test.labels, **options)
+
+
+def _state_bytes(config: ImageGPTConfig) -> int:
+    """Of the states of an image at one layer."""
+    return 4 * config.n_positions * config.n_embd
 
 
 def _shares(model: ImageGPTForCausalImageModeling) -> int:

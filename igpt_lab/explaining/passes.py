@@ -28,11 +28,15 @@ MEMORY = 1 << 30  # bytes of a default batch's states
 
 @dataclass(frozen=True)
 class Variant:
-    """A changed model: its columns of the table, its first changed block, and the `with` block for a batch of n."""
+    """A changed model: its columns of the table, its first changed block, and the `with` block for a batch of n.
+
+    `skipped`: that block does nothing, so it does not run.
+    """
 
     columns: dict[str, Any]
     first: int
     changed: Callable[[int], AbstractContextManager]
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Passes:
             for place, variant in enumerate(self.variants):
                 if variant.first == layer:
                     with variant.changed(count):
-                        results[place] = self._onwards(x, layer, own)
+                        results[place] = self._onwards(x, layer + variant.skipped, own)
                     bar.update(count)
             x = self._block(x, layer)
         nats, features = self._onwards(x[:count], end, own)

@@ -5,6 +5,7 @@ Which end of a score is the better one was fixed from the literature before any 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.depth import in_depth
+from igpt_lab.core.display import say_once
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.trajectories import MEASURES, measure_states
@@ -69,7 +71,8 @@ def score_layers(
 
     Args:
         model: A model, or what `load_model` takes.
-        images: One split, of images and not of tokens; labels are not read. More of them than a layer is wide.
+        images: One split, of images and not of tokens; labels are not read. LiDAR takes more of them than a layer is
+            wide; of fewer it is left out, as stderr says, and its column is NaN.
         store: Folder of the stores.
         of_states: Images, at most, from the first on, of whose single states `measure_states` reckons.
         shift: Of the second view, in pixels.
@@ -84,7 +87,7 @@ def score_layers(
         `tokens_changed`, the share of tokens that differ between the views; `n` images and `n_states` of these.
 
     Raises:
-        ValueError: Tokens for images, images that do not fit the model, or no more images than a layer has features.
+        ValueError: Tokens for images, or images that do not fit the model.
 
     Example:
         >>> table = lab.score_layers(model, train_images, of_states=20)
@@ -107,18 +110,32 @@ def score_layers(
         for layer in tqdm(layers, desc="scores", unit="layer", disable=not progress)
     ]
     states = measure_states(model, tokens[:of_states], progress=progress).table
-    table = table.join(pd.DataFrame(rows)).join(_wide(states), on="layer")
+    table = table.join(_whole(rows)).join(_wide(states), on="layer")
     return table.assign(tokens_changed=float((tokens != others).mean()), n_states=len(tokens[:of_states]))
 
 
 def _scores(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, float]:
-    """Of two views (N, D) of a layer."""
-    return {
-        "matrix_entropy": matrix_entropy(first),
-        "info_nce": info_nce(first, second),
-        "lidar": lidar(first, second),
-        "dime": dime(first, second, seed=seed),
+    """Of two views (N, D) of a layer; NaN for one that they are too few for, which stderr names."""
+    scores: dict[str, Callable[[], float]] = {
+        "matrix_entropy": lambda: matrix_entropy(first),
+        "info_nce": lambda: info_nce(first, second),
+        "lidar": lambda: lidar(first, second),
+        "dime": lambda: dime(first, second, seed=seed),
     }
+    values = {}
+    for name, score in scores.items():
+        try:
+            values[name] = score()
+        except ValueError as error:
+            say_once(f"igpt-lab: {name} is left out: {error}")
+            values[name] = np.nan
+    return values
+
+
+def _whole(rows: list[dict[str, float]]) -> pd.DataFrame:
+    """Scores of the layers, a column of NaN for one that some layer lacks: layers are compared by it."""
+    table = pd.DataFrame(rows)
+    return table.assign(**{name: np.nan for name in table if table[name].isna().any()})
 
 
 def _wide(states: pd.DataFrame) -> pd.DataFrame:
@@ -136,7 +153,7 @@ def regret(scores: pd.DataFrame, result: ProbeResult, *, n_boot: int = 10_000, s
 
     Args:
         scores: A row per layer, as `score_layers` gives them, or `measure_layers` of any network; `layer` and any
-            columns of SCORES.
+            columns of SCORES, of which those without any value are left out.
         result: Probes of the same layers, of which labels chose one.
         n_boot: Draws of the bootstrap over test images (`significance.compare`).
         seed: Of these.
@@ -162,7 +179,7 @@ def regret(scores: pd.DataFrame, result: ProbeResult, *, n_boot: int = 10_000, s
         2      last layer                      3     100
     """
     layers = in_depth(result.correct)
-    names = [name for name in SCORES if name in scores]
+    names = [name for name in SCORES if name in scores and scores[name].notna().any()]
     if "layer" not in scores or len(scores) != len(layers) or set(scores.layer) != set(layers) or not names:
         raise ValueError(
             f"scores with columns {list(scores)}; expected a row for each of the layers {layers}, and one or more of "

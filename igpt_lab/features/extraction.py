@@ -80,7 +80,7 @@ def extract(
             "first" (also "cls") or "last" token, or a function from what a module gives to (N, D).
         alignment: "sos" by default, and "raw" for a bidirectional model, which has no SOS.
         dtype: Of the matrix products, "float32" or "bfloat16"; by default bfloat16 on CUDA alone, and for any other
-            network that of its weights.
+            network that of its weights. Weights are float32. A `torch.autocast` around the call changes nothing.
         batch_size: Images at a time, by default what suits the device; it is halved where memory runs out.
         on_bad_image: "skip" leaves out images that cannot be read, and the store lists them; "error" raises ValueError.
         device: Where the model runs, by default the accelerator where there is one.
@@ -97,8 +97,8 @@ def extract(
         The store, complete.
 
     Raises:
-        ValueError: An unknown point, layer, pooling, alignment, dtype or module, a module that does not run once, or
-            images that do not fit the model; nothing is computed then.
+        ValueError: An unknown point, layer, pooling, alignment, dtype or module, a module that does not run once,
+            weights of another dtype, or images that do not fit the model; nothing is computed then.
         StoreError: Other versions of code or packages began this store.
 
     Example:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igpt_lab.core.devices import best_device
+from igpt_lab.core.devices import best_device, precision
 from igpt_lab.core.progress import tqdm
 from igpt_lab.features.extraction import ROWS, Computed, Extraction, Read, by_split, root_of
-from igpt_lab.features.fingerprints import digest_of_function, digest_of_network, fingerprint_of
+from igpt_lab.features.fingerprints import digest_of_function, digest_of_network, fingerprint_of, probe_picture
 from igpt_lab.features.hooks import check_eval, evaluating
 from igpt_lab.features.manifest import FeatureKey, cut_at
 from igpt_lab.features.modules import (
@@ -115,13 +115,15 @@ def prepare_network(
     picture = first_picture(splits[min(splits)])
     fingerprint = fingerprint_of(reader.read, picture)
     own, device = own_dtype(network), device_of(network, device)
-    if settings.dtype == "float32" and own != torch.float32:
+    if settings.dtype not in (None, _short(own)) and own != torch.float32:  # autocast leaves float64 as it is
         raise ValueError(
-            f"the network's weights are {_short(own)}; network.float() makes them float32, or leave dtype out"
+            f"the network's weights are {_short(own)}, and dtype={settings.dtype!r} is of float32 weights; "
+            "network.float() makes them so, or leave dtype out"
         )
     dtype = settings.dtype or _short(own)
     trial = Passes(network.to(device), names, pooling, dtype, device, settings.batch_size)
-    names = trial.try_out(reader.read(picture), is_plain=settings.preprocess is None)
+    pair = reader.read(picture), reader.read(probe_picture(picture.size))
+    names = trial.try_out(*pair, is_plain=settings.preprocess is None)
     key = FeatureKey(
         model=_title(network), weights=digest_of_network(network), palette="none", size=0, resample="none", crop="none",
         **images_in_key(list(splits.values())), layers={POINT: list(range(len(names)))}, pool=pooling.name,
@@ -189,27 +191,33 @@ class Passes(Batches):
         self.one: Inputs = {}  # what one image becomes
         self.widths: dict[str, int] = {}  # of each module's features, in the order of depth
 
-    def try_out(self, one: Inputs, *, is_plain: bool = False) -> list[str]:
-        """A whole pass of one image twice, and one beside another; returns the modules' names in the order of depth.
+    def try_out(self, one: Inputs, other: Inputs, *, is_plain: bool = False) -> list[str]:
+        """Passes of one image twice, of another, and of both; returns the modules' names in the order of depth.
 
-        `is_plain`: there is no `preprocess`.
+        `other` is of other pixels, whatever the first image is. `is_plain`: there is no `preprocess`.
 
         ValueError for modules that cannot be layers, and for states that are not finite, or not of the image alone.
         """
         for name, x in one.items():
             if x.is_floating_point() and not x.isfinite().all():
                 raise ValueError(f"preprocess gives {name or 'values'} that are not finite")
+        if described(other) != described(one):
+            what = f"{described(other)} for a generated picture, and {described(one)} for the first image"
+            raise ValueError(f"preprocess gives {what}, of the same size; let it resize")
         with evaluating(self.network), torch.no_grad(), self._precision(), self.states.hooked():
             names = self.states.try_out(self._moved(_beside(one, one)), is_plain=is_plain)
-            alone = {name: self.states.values[name] for name in names}
+            alone = dict(self.states.values)
             for name, value in alone.items():
                 if not value.isfinite().all() or self.states.stats[name][0][2]:
                     what = f"{described(one)}, weights {_short(self.weights)}"
                     raise ValueError(f"{name} gives values that are not finite for the first image ({what})")
                 self._check_same(name, value[0], value[1], AT_RANDOM)
-            self.states.run(self._moved(_beside(one, _another(one))))
-            for name, value in alone.items():
-                self._check_same(name, value[0], self.states.values[name][0], OF_THE_BATCH)
+            self.states.run(self._moved(_beside(other, other)))
+            others = dict(self.states.values)
+            self.states.run(self._moved(_beside(one, other)))
+            for name, (first, second) in self.states.values.items():
+                self._check_same(name, alone[name][0], first, OF_THE_BATCH)
+                self._check_same(name, others[name][0], second, OF_THE_BATCH)
         self.one, self.widths = one, {name: value.shape[1] for name, value in alone.items()}
         return names
 
@@ -263,9 +271,7 @@ class Passes(Batches):
 
     def _precision(self) -> AbstractContextManager:
         """A block in which matrix products have the dtype that is asked for."""
-        if self.dtype == "bfloat16" and self.weights != torch.bfloat16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        return precision(self.device, bfloat16=self.dtype == "bfloat16" and self.weights != torch.bfloat16)
 
     def estimate(self, rows: int) -> str:
         """What `rows` images will take: bytes by arithmetic, seconds by a batch, without those of `preprocess`."""
@@ -289,12 +295,6 @@ class Passes(Batches):
 def _beside(one: Inputs, other: Inputs) -> Inputs:
     """A batch of two images."""
     return {name: torch.stack([x, other[name]]) for name, x in one.items()}
-
-
-def _another(one: Inputs) -> Inputs:
-    """What another image may become: floats, or else tokens, in another order, and floats of another size."""
-    floating = any(x.is_floating_point() for x in one.values())
-    return {name: x.flip(-1) / 2 if x.is_floating_point() else x if floating else x.flip(-1) for name, x in one.items()}
 
 
 def _summary(stats: list[Tensor], count: int) -> list[float]:

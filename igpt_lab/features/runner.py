@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_lab.core.devices import precision
 from igpt_lab.core.progress import tqdm
 from igpt_lab.features.hooks import check_eval, pooling, record
 from igpt_lab.features.settings import ExtractionSettings, default_batch, width_at
@@ -85,7 +85,7 @@ class Runner(Batches):
         recording = record(
             self.model, settings.points, layers=settings.layers, pool=settings.pool, alignment=settings.alignment
         )
-        with self._precision(), recording as pooled:
+        with precision(device, bfloat16=settings.dtype == "bfloat16"), recording as pooled:
             for batch in pixels.split(self.batch_size):
                 pooled.run(batch.to(device).long(), use_cache=False)
                 for point, batches in values.items():
@@ -94,12 +94,6 @@ class Runner(Batches):
                 if bar is not None:
                     bar.update(len(batch))
         return self._by_layer(values, stats, pooled.layers, tokens.size)
-
-    def _precision(self) -> AbstractContextManager:
-        """A block in which matrix products have the dtype that the settings ask for."""
-        if self.settings.dtype == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
     def _by_layer(
         self, values: dict[str, list[Tensor]], stats: dict[str, list[Tensor]], layers: dict[str, list[int]], states: int

@@ -132,10 +132,16 @@ def extraction_key(
     """The key of an extraction with settled settings, weights and palette by their content.
 
     Raises ValueError for a point or layer that the model has not, for splits of several image sets or of equal images,
-    and inside an `edit` of the model.
+    for weights that are not float32, and inside an `edit` of the model.
     """
     if getattr(model.transformer, "edits", 0):
         raise ValueError("a model inside an `edit` block has other features than its key says; use `record` there")
+    if odd := {weights.dtype for weights in model.transformer.parameters()} - {torch.float32}:
+        own = str(odd.pop()).removeprefix("torch.")
+        raise ValueError(
+            f"the model's weights are {own}, and dtype={settings.dtype!r} is of float32 weights; model.float() makes "
+            "them so"
+        )
     layers, images_of = settings.layers_at(model.config), images_in_key(splits)
     if settings.alignment is None or settings.dtype is None:
         raise ValueError(f"{settings} leaves alignment or dtype open; expected what `settled` returns")

@@ -249,7 +249,7 @@ class FeatureStore(StoreFolder):
         rows = {split: sum(part["rows"] for part in self.listed(split) if part) for split in self.splits}
         layers = {point: len(layers) for point, layers in self.layers.items()}
         made = f"pool {self.key['pool']}" if self.names else f"{self.key['alignment']}, {self.key['pool']}"
-        return f"FeatureStore {self.path.name}: rows {rows}, layers {layers}, {made}"
+        return f"<FeatureStore {self.path.name}: rows {rows}, layers {layers}, {made}>"
 
     def _repr_html_(self) -> str:
         key, listed = self.key, [part for parts in self.manifest["splits"].values() for part in parts]

@@ -2,7 +2,7 @@
 
 Each function that plots takes the `Options`, such as `style`: `paper` (one column of a page, the default), `wide` (two
 columns) or `talk`.
-In a notebook, end the cell with `ax.figure`: it shows the bytes that `save_figure` writes as png.
+A notebook shows what they return, Axes or a figure, as the png that `save_figure` writes.
 
 A new figure touches two places: its function, under `@plotting`, in a file such as `curves`; its name in the imports
 and `__all__` below. From there on `save_figure` and `redraw` know it.

@@ -16,7 +16,7 @@ from matplotlib.path import Path
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures.parts import check_columns, check_once, check_room, figure_of, head, layer_axis
 from igpt_lab.figures.plotting import plotting
-from igpt_lab.figures.style import Figure, Keywords, inches, look, points
+from igpt_lab.figures.style import Figure, FigureAxes, Keywords, inches, look, points
 
 OFFSET_COLUMNS = ("layer", "head", "dy", "dx", "share", "n", "weighting")
 FROM_COLUMNS = ("layer", "head", "row", "column", "weight", "sos", "weighting")
@@ -132,7 +132,7 @@ def _framed(ax: Axes | None, corners: pd.DataFrame, width: int, height: int, gap
     if ax is None:
         across, unit = inches(1.1)
         figure = Figure(figsize=(across, 0.96 * across * bottom / right + unit), layout="constrained")
-        ax = figure.add_subplot()
+        ax = figure.add_subplot(axes_class=FigureAxes)
         scale["ax"] = ax
     else:
         scale = {"cax": ax.inset_axes((0, -0.06, 1, 0.03)), "orientation": "horizontal"}

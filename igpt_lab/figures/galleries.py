@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from igpt_lab.figures.names import as_label, letters
 from igpt_lab.figures.plotting import plotting
-from igpt_lab.figures.style import DPI, STYLES, Figure, check_pixels, points
+from igpt_lab.figures.style import DPI, STYLES, Figure, FigureAxes, check_pixels, points
 
 STRIP = 20  # png pixels above an image for a line of its title
 LETTER = 12  # png pixels that a letter beside an image may take
@@ -294,7 +294,7 @@ def _show(array: np.ndarray, titles: Iterable[tuple[float, float, str]], title: 
     if ax is None:  # the hundredth keeps int(width / DPI * DPI) from losing a pixel
         times = 2 if rcParams["figure.figsize"][0] > STYLES["paper"].width else 1
         width, height = ((side * times + 0.01) / DPI for side in array.shape[1::-1])
-        ax = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))
+        ax = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1), axes_class=FigureAxes)
         if title:
             ax.text(0, -above + 4, title, va="top", fontsize=points(7), fontweight="bold")
     elif title:

@@ -24,7 +24,7 @@ from matplotlib.style import context
 
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import control_names
-from igpt_lab.core.provenance import RunRecord, atomic_write, digest
+from igpt_lab.core.provenance import RunRecord, digest, write_together
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.figures.style import FIGURES, STYLES, UNDATED, Figure, is_kept, render
 
@@ -42,9 +42,9 @@ def save_figure(
     """Write stem.png, .pdf, .svg, .csv (`data`: what is plotted) and .json (`record`, and how it was plotted).
 
     `data` may also be a dict of columns or a 2-D array, such as tokens (N, T). The same figure, data and record give
-    the same bytes. Each file is whole or absent; none is written when one cannot be made. Returns the five paths. The
-    json has the csv's SHA-256 and, of a figure by one of FIGURES, what `redraw` needs. A stem that ends in the suffix
-    of one of the files, such as curve.png, is taken without it.
+    the same bytes. The files belong together: where one cannot be made, or Ctrl-C stops this, all stay as they were.
+    Returns the five paths. The json has the csv's SHA-256 and, of a figure by one of FIGURES, what `redraw` needs. A
+    stem that ends in the suffix of one of the files, such as curve.png, is taken without it.
     """
     whole = cast(matplotlib.figure.Figure, figure.get_figure(root=True))
     try:
@@ -106,13 +106,13 @@ def _unfit(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file} cannot be plotted: {words}")
 
 
-def read_regular(file: Path) -> bytes:
-    """The bytes of a regular file of at most LARGEST; ValueError for a folder, a pipe, a device, or a larger one."""
+def read_regular(file: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a regular file of at most `largest`; ValueError for a folder, a pipe, a device, or a larger one."""
     facts = file.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise ValueError(f"{file} is no regular file")
-    if facts.st_size > LARGEST:
-        raise ValueError(f"{file} has {facts.st_size:,} bytes; expected at most {LARGEST:,}")
+    if facts.st_size > largest:
+        raise ValueError(f"{file} has {facts.st_size:,} bytes; expected at most {largest:,}")
     return file.read_bytes()
 
 
@@ -174,7 +174,7 @@ def _contents(figure: matplotlib.figure.Figure, csv: bytes, facts: dict) -> dict
 
 
 def _write(stem: Path, contents: dict[str, bytes]) -> list[Path]:
-    return [atomic_write(f"{stem}.{kind}", content) for kind, content in contents.items()]
+    return write_together({Path(f"{stem}.{kind}"): content for kind, content in contents.items()})
 
 
 def _origin(figure: matplotlib.figure.Figure, csv: bytes) -> dict:

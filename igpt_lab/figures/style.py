@@ -91,7 +91,19 @@ class Figure(matplotlib.figure.Figure):
     fonts: tuple[str, ...] = ()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/plain": repr(self), "image/png": base64.b64encode(render(self, "png")).decode()}
+        return _shown(self, self)
+
+
+class FigureAxes(Axes):
+    """Axes that are all of a `Figure`, which a notebook shows in their place; Axes of others stay as they are."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        figure = self.get_figure(root=True)
+        return {"text/plain": repr(self)} if figure is None else _shown(self, figure)
+
+
+def _shown(value: Any, figure: matplotlib.figure.Figure) -> dict[str, str]:
+    return {"text/plain": repr(value), "image/png": base64.b64encode(render(figure, "png")).decode()}
 
 
 def look(name: str, place: int | None = None, *, others: tuple[Keywords, ...] = CYCLE) -> Keywords:
@@ -189,7 +201,7 @@ def narrow() -> bool:
 
 def axes(height: float) -> Axes:
     """The only Axes of a new figure, `height` inches tall on paper."""
-    return Figure(figsize=inches(height), layout="constrained").add_subplot()
+    return Figure(figsize=inches(height), layout="constrained").add_subplot(axes_class=FigureAxes)
 
 
 def check_pixels(width: float, height: float) -> None:

@@ -31,6 +31,10 @@ class NoPicture(ValueError):
     """What is held in memory for an image is none; the message goes on after the name of its row."""
 
 
+class BadItem(NoPicture):
+    """The user's own code fails on an item."""
+
+
 class Held(Protocol):
     """Images of a split in memory: `[row]` gives an encoded picture as bytes, or as {"bytes", "path"}."""
 

@@ -27,10 +27,12 @@ from igpt_lab.core.arguments import local
 from igpt_lab.core.display import card, picture
 from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.storage import Remote
-from igpt_lab.images.columns import LABEL_COLUMNS, Held, NoPicture, fixed
-from igpt_lab.images.opening import decode, read_inside
+from igpt_lab.images.columns import LABEL_COLUMNS, BadItem, Held, NoPicture, fixed
+from igpt_lab.images.opening import BadImage, decode, read_inside
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.images.tables import as_parquet
+
+SHORT = 40  # letters that the names of the classes may have in a line about the set
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +55,8 @@ class _Rows:
 
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(self.label_names)} classes"
+        names = ", ".join(self.label_names)
+        classes += f": {names}" if self.labels is not None and len(names) <= SHORT else ""
         return f"<{type(self).__name__} {self.name} {self.split}: {len(self):,} images, {classes}>"
 
     def __getitem__(self, position: Any) -> Any:
@@ -113,7 +117,7 @@ class _Rows:
             low, high = counts.min(), counts.max()
             sizes = f"{low:,}" if low == high else f"{low:,} to {high:,}"
             names = ", ".join(self.label_names[:10]) + (", ..." if len(counts) > 10 else "")
-            facts["classes"] = f"{len(counts)} of {sizes} images: {names}"
+            facts["classes"] = f"{len(counts)}, each of {sizes} images: {names}"
         return facts
 
     def _title(self) -> str:
@@ -152,6 +156,8 @@ class ImageSet(_Rows):
             cell = cell.as_py() if isinstance(cell, pa.Scalar) else cell
         except UnicodeDecodeError as error:
             raise ValueError(f"{self._name_of(row)} has a path that is not UTF-8; write the path anew") from error
+        except BadItem as error:
+            raise BadImage(f"{self._name_of(row)} {error}") from error
         except NoPicture as error:  # of what is in memory
             raise ValueError(f"{self._name_of(row)} {error}") from error
         if not isinstance(cell, dict):
@@ -202,7 +208,10 @@ class ImageSet(_Rows):
         """SHA-256 over the encoded images, the labels and the row numbers, in order: the content, not the files."""
         sha = hashlib.sha256()
         for position in range(len(self)):
-            data, _ = self._encoded(position)
+            try:
+                data, _ = self._encoded(position)
+            except BadImage as error:  # the set's own code fails on it
+                data = str(error).encode()
             sha.update(len(data).to_bytes(8, "little") + data)
         sha.update(self._hashed())
         return sha.hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from igpt_lab.images.columns import NoPicture
+from igpt_lab.images.columns import BadItem, NoPicture
 from igpt_lab.images.opening import first_line, formats, read_named
 
 KINDS = "Pillow images, paths, arrays (H, W) or (H, W, C), tensors (C, H, W), or pairs of one of these and a label"
@@ -82,7 +82,7 @@ class Items:
         try:
             item = self.items[row]
         except Exception as error:  # the user's own code
-            raise NoPicture(f"cannot be read: {type(error).__name__}: {first_line(error)}") from error
+            raise BadItem(f"cannot be read: {type(error).__name__}: {first_line(error)}") from error
         if isinstance(item, tuple | list):
             if len(item) != 2:
                 raise NoPicture(f"has {len(item)} parts; expected an image, or an image and its label")
@@ -305,5 +305,7 @@ def label_array(labels: Any, count: int, title: str) -> pa.Array:
         return pa.array([plain_label(label) for label in labels], from_pandas=True)
     except NoPicture as error:
         raise ValueError(f"{title}: an image {error}".removesuffix("; or give labels=")) from error
+    except OverflowError as error:
+        raise ValueError(f"{title}: a label has more than 64 bits; expected numbers of classes, or words") from error
     except pa.ArrowException as error:
         raise ValueError(f"{title}: labels of several types, numbers and words; expected one of them") from error

@@ -14,7 +14,7 @@ from PIL import Image
 from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.display import say_once
 from igpt_lab.images import dataset_objects, in_memory
-from igpt_lab.images.columns import Fact, NoPicture, Opened, fixed
+from igpt_lab.images.columns import BadItem, Fact, NoPicture, Opened, fixed
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.sources import Source, bundled, number_labels, read, title_of
 from igpt_lab.images.token_files import read_tokens, token_sets
@@ -65,7 +65,7 @@ def load_images(
 
     Example:
         >>> lab.load_images(np.zeros((3, 8, 8), "uint8"), "train", labels=["cat", "dog", "cat"], name="pets")
-        <ImageSet pets train: 3 images, 2 classes>
+        <ImageSet pets train: 3 images, 2 classes: cat, dog>
     """
     if split == "":
         raise ValueError("split is empty; expected a name such as 'train' or 'test', or none")
@@ -158,6 +158,9 @@ def _in_memory(
     try:
         held = in_memory.hold(source)
         listed = in_memory.listed_labels(held) if isinstance(held, in_memory.Items) and not has_labels else None
+    except BadItem as error:
+        advice = "without it there is no label; give labels=, and on_bad_image='skip' leaves such images out"
+        raise ValueError(f"{title} {split}: an item {error}; {advice}") from error
     except NoPicture as error:
         raise ValueError(f"{title} {split}: {error}") from error
     if isinstance(held, in_memory.Items):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import widened
+from igpt_lab.core.devices import widened, without_autocast
 from igpt_lab.core.progress import tqdm
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.config import ImageGPTConfig
@@ -68,6 +68,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Te
     return F.cross_entropy(widened(logits.flatten(0, -2)), labels.flatten(), reduction=reduction)
 
 
+@without_autocast()
 def losses_of(
     model: ImageGPTForCausalImageModeling,
     tokens: np.ndarray,
@@ -91,6 +92,7 @@ def losses_of(
     return losses.mean() if reduction == "all" else losses
 
 
+@without_autocast()
 def masked_loss_of(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, masked: np.ndarray, *, batch_size: int = 64
 ) -> float:

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import re
+import shutil
 import struct
 import tempfile
 import warnings
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from igpt_lab.core.arguments import checked, local
 from igpt_lab.core.downloads import fetch
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.storage import Lock, NoLock, lock_of, unlink
 from igpt_lab.images.processor import CONFIG, ImageGPTImageProcessorPil
 from igpt_lab.images.token_files import TOKEN_SPLITS, mapped
 from igpt_lab.models.config import SIZES, ImageGPTConfig
@@ -208,17 +211,28 @@ def convert_openai(
     if "model/clf/wclf" in bundle.entries:
         shapes["score.weight"] = (config.num_labels, config.n_embd)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
-        _write(bundle, shapes, Path(made, "model.safetensors"), progress)
-        if processor is not None:
-            processor.save_pretrained(made)
-        hub.write_json(Path(made, "config.json"), config.to_dict())
-        out.mkdir(exist_ok=True)
-        for name in ("config.json", CONFIG):
-            (out / name).unlink(missing_ok=True)
-        for path in sorted(Path(made).iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, out / path.name)
+    with lock_of(out) as lock:
+        _remove_stale(out, lock)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+            _write(bundle, shapes, Path(made, "model.safetensors"), progress)
+            if processor is not None:
+                processor.save_pretrained(made)
+            hub.write_json(Path(made, "config.json"), config.to_dict())
+            out.mkdir(exist_ok=True)
+            for name in ("config.json", CONFIG):
+                (out / name).unlink(missing_ok=True)
+            for path in sorted(Path(made).iterdir(), key=lambda path: path.name == "config.json"):
+                os.replace(path, out / path.name)
+        unlink(lock)
     return out
+
+
+def _remove_stale(out: Path, lock: Lock | NoLock) -> None:
+    """Remove what conversions to `out` left beside it when they were killed: who holds the lock is the only one."""
+    if lock.is_locked:
+        for folder in out.parent.glob(f".{escape(out.name)}.{'[a-z0-9_]' * 8}"):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _processor(bundle: Bundle, palette: str | Path | None, config: ImageGPTConfig) -> ImageGPTImageProcessorPil | None:

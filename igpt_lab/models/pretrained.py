@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import warnings
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.core import hub
+from igpt_lab.core.display import card
 from igpt_lab.core.joining import also_called, join, peer
 from igpt_lab.models import checkpoints, fast
 from igpt_lab.models.config import ImageGPTConfig
@@ -110,8 +110,8 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
                 "with its palette" if self.processor is not None else "without a palette: takes token sets only"
             )
         plain = f"<{name}: {'; '.join(facts)}>"
-        lines = "<br/>".join(html.escape(fact) for fact in facts)
-        return {"text/plain": plain, "text/html": f"<b>{html.escape(name)}</b><br/>{lines}"}
+        named = dict(zip(("network", "images", "weights", "palette"), facts, strict=False))
+        return {"text/plain": plain, "text/html": card(name, named)}
 
     def gradient_checkpointing_enable(self, *_, **__) -> None:
         """In training, keep only every block's input and compute the rest again in the backward pass.

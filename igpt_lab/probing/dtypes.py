@@ -77,8 +77,9 @@ def compare_dtypes(
 
 
 def _distance(low: np.ndarray, wide: np.ndarray) -> float:
-    """The largest difference, over the largest number."""
-    return float(np.abs(low - wide).max() / np.abs(wide).max())
+    """The largest difference, over the largest number; 0 where there is no difference, of zeros too."""
+    largest = np.abs(low - wide).max()
+    return float(largest / np.abs(wide).max()) if largest else 0.0
 
 
 def _against(low: ProbeResult, wide: ProbeResult, layer: int) -> dict:

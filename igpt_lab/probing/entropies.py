@@ -55,7 +55,7 @@ def lidar(first: np.ndarray, second: np.ndarray) -> float:
     except LinAlgError as error:
         raise ValueError(
             f"the two views of {len(first)} images differ in fewer than all {first.shape[1]} features; expected more "
-            "images, or views that differ more"
+            f"images, at least {first.shape[1] + 1:,}, or views that differ more"
         ) from error
 
 

@@ -13,6 +13,7 @@ import torch
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth, plain_layer
 from igpt_lab.core.display import card, say_once, span
+from igpt_lab.core.provenance import digest
 from igpt_lab.core.values import check_finite, did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
@@ -194,6 +195,22 @@ def check_same_layers(train: Features, test: Features) -> None:
             f"layers of train: {list(train.layers)}, of test: {list(test.layers)}; "
             "expected the same layers, at least one"
         )
+
+
+def digest_of_rows(train: Features, test: Features, digests: Mapping[Layer, str] | None = None) -> str:
+    """SHA-256 of the rows of test in every layer, and of the rows and the labels that train has.
+
+    `digests` are those of the layers of test, by `digest_of_layer`, where they were read before.
+    """
+    digests = digests or {layer: digest_of_layer(x) for layer, x in test.layers.items()}
+    numbers = [np.ascontiguousarray(part, "<i8") for part in (test.index, train.index, train.labels)]
+    return digest([*(digest(part.tobytes()) for part in numbers), *(digests[layer] for layer in in_depth(digests))])
+
+
+def digest_of_layer(x: np.ndarray) -> str:
+    """SHA-256 of a layer's values (N, D) in float32."""
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite
+        return digest(np.ascontiguousarray(x, "<f4").tobytes())
 
 
 def stacks(features: Features) -> Iterator[tuple[list[Any], np.ndarray]]:

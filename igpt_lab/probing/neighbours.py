@@ -43,7 +43,7 @@ def scaled(x: np.ndarray) -> np.ndarray:
     """float32 (N, D), columns centred, of mean square 1: the same neighbours and ratios of distances, no overflow."""
     centred = x - x.mean(0, dtype=np.float64).astype(x.dtype)
     size = np.sqrt(np.einsum("nd,nd->", centred, centred, dtype=np.float64) / x.size)
-    return (centred / size.astype(x.dtype)).astype(np.float32, copy=False)
+    return (centred / x.dtype.type(size or 1)).astype(np.float32, copy=False)  # 0 of rows that are all the same
 
 
 def _blocks(rows: int, numbers: int, progress: bool) -> Iterator[slice]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,26 @@ from igpt_lab.core.display import MODEL, Summary, card, line, percent, shown_con
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, peak_set
 from igpt_lab.probing.choosing import Fold, choose_C, folds_of
-from igpt_lab.probing.features import Features, check_known, check_same_layers, say_same_rows, stacks, test_layers
+from igpt_lab.probing.features import (
+    Features,
+    check_known,
+    check_same_layers,
+    digest_of_layer,
+    digest_of_rows,
+    say_same_rows,
+    stacks,
+    test_layers,
+)
 from igpt_lab.probing.labels import Losses, MatchedLabels, bits_of, log_loss_columns, matched, meet_test
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIRST = ("layer", "test_accuracy", "low", "high", "validation_accuracy", "C", "learning_rate")  # columns of a table
+FIRST = (  # columns of a table; pandas shows the first ten and the last ten, which leaves out the certificate
+    "layer", "test_accuracy", "low", "high", "validation_accuracy", "C", "learning_rate", "chosen", "in_peak_set",
+    "within_error", "log_loss", "iterations", "objective", "gradient", "control",
+)  # fmt: skip
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of a layer: row, labels of test (N,), fold accuracies, and features (N, D) -> logits (N, K) where there are any.
 Probed = tuple[dict, np.ndarray, np.ndarray, Callable[[np.ndarray], Tensor] | None]
@@ -51,7 +63,8 @@ class ProbeResult:
 
     `predicted`: layer -> labels (N_test,), what the probe says. `folds`: float64 (K, L), accuracies of the layers, in
     the table's order, on the rows that each of K folds held out. `log_loss`: layer -> float64 (N_test,), -log2 of the
-    probability that the probe gives to the image's class, in bits; none of a probe without probabilities.
+    probability that the probe gives to the image's class, in bits; none of a probe without probabilities. `rows`: the
+    digest of the features and training labels that it is of, "" where that is not known.
     """
 
     table: pd.DataFrame
@@ -60,6 +73,7 @@ class ProbeResult:
     predicted: dict[Any, np.ndarray] = field(default_factory=dict)
     folds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     log_loss: dict[Any, np.ndarray] = field(default_factory=dict)
+    rows: str = ""
 
     @property
     def choice(self) -> Choice:
@@ -150,13 +164,13 @@ def probe_layers(
 
     Returns:
         `ProbeResult`, whose `table` has a row per layer: `layer`; `test_accuracy` with `low` and `high`, exact 95% over
-        test images; `validation_accuracy` over the `n_validation` held-out rows; `C`; `control`; `iterations`,
-        `objective` and `gradient`, the certificate of the last fit (passes, mean nats, largest derivative), and
-        `converged`, False where it, or a fit that chose its C, missed its tolerance; `seed`, `folds`, `n_validation`,
-        `n_train`, `n_test`, `n_features`; `chosen`; `within_error` (within one standard error of the highest validation
-        accuracy); `in_peak_set` (may be the best, `significance.peak_set`); `log_loss`, held-out bits: the mean of
-        -log2 of the probability of an image's class, with `log_loss_low` and `log_loss_high`, 95% over test images
-        (infinite where test has a class that train has not). Accuracies are fractions.
+        test images; `validation_accuracy` over the `n_validation` held-out rows; `C`; `chosen`; `in_peak_set` (may be
+        the best, `significance.peak_set`); `within_error` (within one standard error of the highest validation
+        accuracy); `log_loss`, held-out bits: the mean of -log2 of the probability of an image's class, with
+        `log_loss_low` and `log_loss_high`, 95% over test images (infinite where test has a class that train has not);
+        `iterations`, `objective` and `gradient`, the certificate of the last fit (passes, mean nats, largest
+        derivative), and `converged`, False where it, or a fit that chose its C, missed its tolerance; `control`;
+        `seed`, `folds`, `n_validation`, `n_train`, `n_test`, `n_features`. Accuracies are fractions.
 
     Raises:
         ValueError: Fewer than two classes, other layers in test than in train, values that are not finite, a C that is
@@ -171,13 +185,14 @@ def probe_layers(
         2      2  0.1      200     100           8
         3      3  0.1      200     100           8
     """
-    labels = np.random.default_rng([seed, 7]).permutation(train.labels) if permute_labels else train.labels
-    classes, y = np.unique(labels, return_inverse=True)
+    if permute_labels:
+        train = replace(train, labels=np.random.default_rng([seed, 7]).permutation(train.labels))
+    classes, y = np.unique(train.labels, return_inverse=True)
     if len(classes) < 2:
         known = [f"class {train.names[label]!r}" if train.names else f"class {label}" for label in classes]
         alone = known[0] if known else "no class"
         raise ValueError(f"the rows of train are of {alone} alone; a probe needs two classes or more")
-    splits = folds_of(labels, folds, seed)
+    splits = folds_of(train.labels, folds, seed)
     fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
 
     def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[Probed]:
@@ -251,13 +266,15 @@ class Comparison:
         return card("Comparison", self._facts())
 
     def summary(self) -> Summary:
-        """Both accuracies in percent, and their difference in points with its interval; `to_latex`."""
+        """Both accuracies in percent, their difference in points with its interval, p and images; `to_latex`."""
         rows = {
             f"layer {self.chosen_layer} (%)": f"{100 * self.chosen_accuracy:.1f}",
             f"layer {self.last_layer} (%)": f"{100 * self.last_accuracy:.1f}",
             "difference (points), 95% interval": percent(self.difference, self.low, self.high, sign="+"),
+            "p (McNemar's exact test)": f"{self.p_value:.2g}",
+            "test images": f"{self.n_test:,}",
         }
-        return Summary(pd.DataFrame({"": list(rows), "value": list(rows.values())}))
+        return Summary(pd.DataFrame({"": list(rows), "test accuracy": list(rows.values())}))
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -333,12 +350,14 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
     """
     check_same_layers(train, test)
     rows, predictions, folds = [], {}, []
+    digests: dict[Any, str] = {}
     logits: dict[Any, Callable[[np.ndarray], Tensor]] = {}
     name = f"probe {shown_control(facts['control'])}".strip()
     with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
         for layers, x in stacks(train):
             tested = test_layers(layers, x, test)
             say_same_rows(x[0], tested[0])
+            digests |= {layer: digest_of_layer(values) for layer, values in zip(layers, tested, strict=True)}
             for layer, (row, predicted, of_folds, of_layer) in zip(layers, probe(x, tested), strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
                 first, others = {"control": facts["control"], "layer": layer}, {**facts, **sizes}
@@ -352,7 +371,8 @@ def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress
     def losses(places: np.ndarray) -> dict[Any, np.ndarray]:
         return {layer: bits_of(of_layer(test.layers[layer]), places) for layer, of_layer in logits.items()}
 
-    return result_of(rows, predictions, matched(train, test), np.stack(folds, axis=1), losses)
+    result = result_of(rows, predictions, matched(train, test), np.stack(folds, axis=1), losses)
+    return replace(result, rows=digest_of_rows(train, test, digests))
 
 
 def result_of(

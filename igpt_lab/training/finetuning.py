@@ -19,7 +19,7 @@ from torch import Tensor
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import CheckpointError, read_json, resolve
-from igpt_lab.core.progress import tqdm
+from igpt_lab.core.progress import step_line, tqdm
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -288,10 +288,8 @@ def _report(
     if validates and _best(trainer.log) == len(trainer.log) - 1:
         for name, weight in trainer.weights.items():
             trainer.kept[f"best.{name}"].copy_(weight.detach())
-    bar.write(
-        f"step {trainer.step}: {speed:,.0f} tokens/s, train {row['train_loss']:.4f}, validation "
-        f"{row['validation_loss']:.4f} nats per image, {row['validation_accuracy']:.1%} right"
-    )
+    right = (f"{row['validation_accuracy']:.1%} right",) if validates else ()
+    bar.write(step_line(trainer.step, row["train_loss"], row["validation_loss"], "nats", right, speed))
     return _is_over(trainer.log, tuning)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device, drawing
-from igpt_lab.core.progress import tqdm
+from igpt_lab.core.progress import step_line, tqdm
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.images.tokens import checked_tokens
@@ -202,10 +202,7 @@ def _report(
     })  # fmt: skip
     show(trainer.log[-1])
     if parallel.rank() == 0:
-        bar.write(
-            f"step {trainer.step}: {speed:,.0f} tokens/s, train {trained:.4f}, validation {validated:.4f} nats per "
-            f"token ({validated / math.log(2):.4f} bits per pixel)"
-        )
+        bar.write(step_line(trainer.step, trained, validated, "nats per token", speed=speed))
     return False
 
 

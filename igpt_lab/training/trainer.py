@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from igpt_lab.core.compiling import Compiled
-from igpt_lab.core.devices import drawing, memory_kept
+from igpt_lab.core.devices import drawing, memory_kept, precision
 from igpt_lab.core.hub import CheckpointError
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import atomic_write, digest
@@ -230,8 +230,7 @@ class Trainer:
         """Add the gradients of a part of the batch, or of this process's share of it; its share of the step's loss."""
         settings, world = self.settings, parallel.world()
         mine = [part.tensor_split(world)[parallel.rank()] for part in parts]
-        bfloat16 = settings.dtype == "bfloat16"
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=bfloat16):
+        with precision(self.model.device, bfloat16=settings.dtype == "bfloat16"):
             loss = self.loss(*mine) * (len(mine[0]) / len(parts[0])) / settings.accumulate
         (loss * world if self.sharded else loss).backward()  # gradients of shares are averaged, not added up
         return loss.detach()

@@ -3,6 +3,7 @@
 import base64
 import gc
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -148,6 +149,62 @@ def test_answers_are_kept_beside_the_store(seen, store, tmp_path, monkeypatch):
         content["predicted"][0][0] = 1 - content["predicted"][0][0]
         file.write_text(json.dumps(content))
     assert explore(store, out=tmp_path, progress=False).facts["curve"] == []
+
+
+def test_kept_answers_of_a_stranger_are_passed_over(seen, store, tmp_path):
+    (file,) = kept_beside(store)
+    seen.close()
+    whole = json.loads(file.read_text())
+    layer, wrong = np.argwhere(np.array(whole["predicted"]) != store.labels("test"))[0]
+    odd = [
+        *(lambda it, to=to: it["predicted"][layer].__setitem__(wrong, to) for to in (9, -1, 10**30, 0.5)),
+        lambda it: it.update(chosen=True), lambda it: it.update(chosen=2.0), lambda it: it.update(chosen=9),
+        lambda it: it["table"].update(low=[np.nan] * 4), lambda it: it["table"].update(low=[0.99] * 4, high=[5.0] * 4),
+        lambda it: it["table"].update(low=[10**400] * 4), lambda it: it["table"].update(high=it["table"]["low"]),
+        lambda it: it["table"].update(converged=[3, 1, 0, 1]), lambda it: it["table"].update(in_peak_set=[7, 8, 9, 1]),
+        lambda it: it["table"].update(n_validation=[1e300] * 4), lambda it: it["table"].update({"<b>": [1, 2, 3, 4]}),
+        lambda it: it["table"].update(validation_accuracy=[5.0] * 4), lambda it: it["table"].pop("high"),
+    ]  # fmt: skip
+    for change in odd:
+        content = json.loads(json.dumps(whole))
+        change(content)
+        file.write_text(json.dumps(content))
+        with closing(explore(store, out=tmp_path, progress=False)) as again:
+            assert again.facts["curve"] == []
+    for text in ("[" * 100_000, "[]", ""):
+        file.write_text(text)
+        explore(store, out=tmp_path, progress=False).close()
+    file.write_text(json.dumps(whole))
+    assert explore(store, out=tmp_path, progress=False).facts["curve"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are files")
+def test_kept_answers_that_are_a_pipe_or_large_are_not_read(seen, store, tmp_path):
+    (file,) = kept_beside(store)
+    seen.close()
+    with file.open("r+b") as held:
+        held.truncate(10**9)  # a hole in a file takes no disk
+    tracemalloc.start()
+    explore(store, out=tmp_path, progress=False).close()
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    file.unlink()
+    os.mkfifo(file)
+    assert explore(store, out=tmp_path, progress=False).facts["curve"] == []  # and no wait for a writer
+
+
+def test_a_result_of_other_features_is_refused(store, tmp_path):
+    splits = {split: lab.Features.from_store(store, split) for split in ("train", "test")}
+    result = lab.probe_layers(splits["train"], splits["test"], progress=False)
+    explore(splits, out=tmp_path, result=result, progress=False).close()
+    moved = splits | {"test": replace(splits["test"], layers={layer: -x for layer, x in splits["test"].layers.items()})}
+    with pytest.raises(ValueError, match="the result is of other features, such as those of another model"):
+        explore(moved, out=tmp_path, result=result, progress=False)
+    permuted = lab.probe_layers(splits["train"], splits["test"], permute_labels=True, progress=False)
+    with pytest.raises(ValueError, match="of other features"):
+        explore(store, out=tmp_path, result=permuted, progress=False)
+    with pytest.raises(ValueError, match="no split but train"):
+        explore({"train": splits["test"]}, result=result, progress=False)
 
 
 @pytest.mark.parametrize("limit", [None, 11])

@@ -189,4 +189,30 @@ def test_pairs_that_are_confused_most(page, store):
     pairs.first.click()
     assert pairs.first.get_attribute("aria-pressed") == "true"
     assert f": {numbers[0]} images" in page.locator(".igx .features .said").inner_text()
-    pairs.first.click()
+    label, guess = (int(pairs.first.get_attribute(f"data-{name}")) for name in ("label", "predicted"))
+    rows = [f"row {row}" for row in test.index[(test.labels == label) & (predicted == guess)]]
+    met, words = [], page.locator(".igx .picked .words")
+    for _ in rows:  # "next" walks through them, and comes back to the first
+        met.append(words.locator("div").first.inner_text().split(" · ")[1])
+        page.locator(".igx .walk [data-step='1']").click()
+    assert sorted(met) == sorted(rows) and met[0] in words.inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator(".igx .pairs [aria-pressed=true]").count() == 0 and not page.locator(".igx .walk").is_visible()
+
+
+def test_a_saved_page_follows_the_dark_theme_and_keeps_the_pair(browser, store, tmp_path):
+    explorer = explore(store, progress=False)
+    explorer.fit()
+    explorer.alone = {"label": 3}
+    path = explorer.export(tmp_path / "page.html")
+    explorer.close()
+    page = browser.new_page(color_scheme="dark")
+    page.goto(path.as_uri())
+    page.locator(".igx.dark[data-settled]").wait_for()
+    assert page.locator("body").evaluate("it => getComputedStyle(it).backgroundColor") == "rgb(17, 17, 17)"
+    assert page.locator(".igx .features .said").inner_text().startswith("Only class 03: 10 images")
+    assert page.locator(".igx .legend [aria-pressed=true]").inner_text() == "class 03"
+    assert not page.locator(".igx .status").is_visible()
+    page.emulate_media(color_scheme="light")
+    page.locator(".igx:not(.dark)").wait_for()
+    page.close()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest
 
 import igpt_lab as lab
-from igpt_lab.app import cli, paper, paper_cost
+from igpt_lab.app import cli, paper, paper_cost, paper_files
 from igpt_lab.core import downloads
 from igpt_lab.core import published as published_numbers
 from igpt_lab.figures import saving
@@ -141,7 +142,7 @@ def test_a_plan_computes_and_fetches_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(openai, "fetch", stopped)
     assert cli.main(["paper", "--size", "l", "--plan", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == [
+    assert [line.split()[0] for line in lines[1:] if " h " in line] == [
         "download", "convert", "loss", "features", "probes", "explain", "all",
     ]  # fmt: skip
     assert not list(tmp_path.iterdir())
@@ -177,5 +178,58 @@ def test_what_was_published_is_of_the_last_step_and_of_the_images():
 
 
 def test_accuracies_of_fewer_images_are_not_compared():
-    row = paper._row("a", (0.9, 0.8, 1.0), "fraction", asked_for(size="l").published("linear probe"), 2_000)
+    few = asked_for(size="l", limit=2_000)
+    row = paper._row("a", (0.9, 0.8, 1.0), "fraction", few.published("linear probe"), few.not_compared)
     assert row["verdict"] == "not compared: at most 2,000 images of a split" and row["published"] == 0.963
+    assert asked_for().not_compared == ""
+
+
+def test_images_that_only_have_the_name_of_a_published_set_are_not_compared(tiny_images, tmp_path):
+    folder = tmp_path / "cifar10"
+    shutil.copytree(tiny_images, folder)
+    own = asked_for(images=str(folder))
+    assert own.not_compared == "not compared: 60 and 40 images are not those of the published set"
+    assert not own.has_published_images and own.has_recipe
+    rates = paper_cost.Rates(1e12, 1e12)
+    own, published = (paper_cost.estimate(one, rates).set_index("stage") for one in (own, asked_for()))
+    assert own.gigabytes["features"] == pytest.approx(100 / 180_000 * published.gigabytes["features"])  # one alignment
+
+
+def test_results_of_other_images_or_another_version_are_refused(tiny_images, tmp_path, monkeypatch):
+    folder = tmp_path / "shades"
+    shutil.copytree(tiny_images, folder)
+    asked_for(images=str(folder), out=tmp_path).begin()
+    asked_for(images=str(folder), out=tmp_path).begin()
+    (folder / "train/dark/000.png").write_bytes((folder / "train/dark/001.png").read_bytes())
+    with pytest.raises(ValueError, match="has results of fingerprints .*choose another folder with --out"):
+        asked_for(images=str(folder), out=tmp_path).begin()
+    asked_for(out=tmp_path / "other").begin()
+    monkeypatch.setattr(lab, "__version__", "0.0.1")
+    with pytest.raises(ValueError, match=r"has results of version \d"):
+        asked_for(out=tmp_path / "other").begin()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '"x"', "\xff"])
+def test_a_damaged_note_is_named(text, tmp_path):
+    (tmp_path / "paper.json").write_text(text, encoding="latin-1")
+    with pytest.raises((ValueError, OSError), match="paper.json"):
+        asked_for(out=tmp_path).begin()
+
+
+def test_a_damaged_stage_is_named(tmp_path):
+    table = pd.DataFrame({"layer": [0, 1, 2], "test_accuracy": [0.5, 0.75, 0.625]})
+    pd.testing.assert_frame_equal(paper_files.kept_table(tmp_path, "probe", lambda: table), table)
+    pd.testing.assert_frame_equal(paper_files.kept_table(tmp_path, "probe", stopped), table)
+    whole = (tmp_path / "probe.csv").read_text()
+    for cut in ("", "layer\n", whole[:-8]):
+        (tmp_path / "probe.csv").write_text(cut)
+        with pytest.raises(ValueError, match="probe.csv is not as it was written; delete it to measure it again"):
+            paper_files.kept_table(tmp_path, "probe", stopped)
+    (tmp_path / "probe.csv").unlink()
+    assert len(paper_files.kept_table(tmp_path, "probe", lambda: table[:1])) == 1
+    file, losses = tmp_path / "loss/000000.npy", np.array([1.0, 2.0, 3.0])
+    assert paper_files.kept_losses(file, 3, lambda: losses).tolist() == [1.0, 2.0, 3.0]
+    for wrong in (b"", npy(losses[:2]), npy(losses)[:-3], npy(np.array([1.0, 2.0, np.nan])), npy(np.array([1, 2, 3]))):
+        file.write_bytes(wrong)
+        with pytest.raises(ValueError, match="000000.npy .*delete it to measure it again"):
+            paper_files.kept_losses(file, 3, stopped)

@@ -80,6 +80,7 @@ def test_a_summary_is_in_percent_and_latex_is_escaped():
     assert len(one.summary().table) == 1 and "80.0 [75.0, 85.0]" in one.summary()._repr_html_()
     ends = {"low": 0.0302, "high": 0.051, "choice_low": 0.026, "choice_high": 0.053}
     drop = Comparison(12, 20, 0.8545, 0.814, 0.0405, **ends, only_chosen=312, only_last=150, n_test=4000, p_value=3e-13)
+    assert drop.summary().table["test accuracy"].tolist()[2:] == ["+4.0 [3.0, 5.1]", "3e-13", "4,000"]
     assert "+4.0 [3.0, 5.1]" in repr(drop.summary()) and r"layer 12 (\%) & 85.5" in drop.summary().to_latex()
 
 
@@ -93,6 +94,12 @@ def test_features_a_peak_set_and_a_paired_difference_have_cards():
     correct = {layer: np.arange(400) < count for layer, count in enumerate((100, 300, 310, 120))}
     text, _, facts = shown(lab.peak_set(correct))
     assert facts["may be the best"] == "2 of 0..3" and facts["level"] == "95% for all layers together, 400 test images"
+    result = ProbeResult(probe_table(), correct, 1)
+    assert lab.peak_set(result) == lab.peak_set(correct)
+    pd.testing.assert_frame_equal(lab.layer_table(result, chosen=2), lab.layer_table(correct, chosen=2))
+    text, _, facts = shown(result.choice)
+    assert text.startswith("<Choice: layer 1 of 3 layers; validation accuracy 80.0%, standard error 1.6%, 600 held-out")
+    assert facts["layer"] == "1 of 3 layers" and "tied" not in facts
     paired = lab.compare(correct[2], correct[0])
     text, _, facts = shown(paired)
     assert facts["accuracy"] == "77.5% of a, 25.0% of b" and facts["only one right"] == "210 images a, 0 b"
@@ -154,7 +161,7 @@ def test_a_store_says_what_is_in_it_and_whether_it_is_whole(tiny, train, test, t
 
 def test_an_image_set_shows_its_first_images(test):
     text, _, facts = shown(test)
-    assert text == repr(test) and facts == {"images": "40", "classes": "2 of 20 images: dark, light"}
+    assert text == repr(test) and facts == {"images": "40", "classes": "2, each of 20 images: dark, light"}
     strip = np.asarray(Image.open(io.BytesIO(b64decode(re.search(r"base64,([^\"]+)", test._repr_html_())[1]))))
     assert strip.shape == (4, 12 * 5 - 1, 3)
     np.testing.assert_array_equal(strip[:, 10:14], np.asarray(test[2]))

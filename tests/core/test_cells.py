@@ -1,5 +1,6 @@
 """A failing cell says in one line what to do, before the traceback, in the kernel that JupyterLab runs."""
 
+import os
 import subprocess
 import sys
 
@@ -23,6 +24,9 @@ CELLS = [
     "%nothing",
     "%unload_ext igpt_lab",
     "lab.load_modl('fashion-xs')",
+    "from tables import layer_table; lab.figures.layer_curve(layer_table())",
+    "import numpy as np; lab.figures.gallery(np.zeros((2, 4, 4), np.uint8))",
+    "from matplotlib.figure import Figure; lab.figures.layer_curve(layer_table(), ax=Figure().add_subplot())",
 ]
 
 
@@ -30,7 +34,8 @@ CELLS = [
 def outputs(tmp_path_factory):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     extra = ["--log-level=ERROR", "--HistoryManager.enabled=False"]
-    NotebookClient(notebook, kernel_name="python3", allow_errors=True, extra_arguments=extra).execute()
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    NotebookClient(notebook, kernel_name="python3", allow_errors=True, extra_arguments=extra).execute(env=places)
     return [cell.outputs for cell in notebook.cells]
 
 
@@ -44,6 +49,14 @@ def test_the_line_comes_first_and_the_traceback_after_it(outputs):
         assert error.output_type == "error" and error.ename == kind
         first, *rest = error.traceback
         assert line in first and first.count("\n") == 1 and any(kind in each for each in rest)
+
+
+def test_a_cell_that_ends_in_a_figure_shows_it_once(outputs):
+    for index in (8, 9):
+        (shown,) = outputs[index]
+        assert shown.output_type == "execute_result" and shown.data["image/png"].startswith("iVBORw0KGgo")
+    (shown,) = outputs[10]  # Axes of somebody else's figure, which shows itself
+    assert list(shown.data) == ["text/plain"]
 
 
 def test_unloaded_it_says_nothing_more(outputs):

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt_lab.core import provenance
-from igpt_lab.core.provenance import RunRecord, atomic_write, commit, digest, versions
+from igpt_lab.core.provenance import RunRecord, atomic_write, commit, digest, versions, write_together
 
 PACKAGE = Path(provenance.__file__).parents[1]
 
@@ -76,6 +77,31 @@ def test_the_file_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", look)
     atomic_write(tmp_path / "file", b"whole")
     assert seen == [(b"whole", False, str(tmp_path))]
+
+
+@pytest.mark.parametrize("stopped", range(1, 4))
+def test_files_that_belong_together_are_all_old_or_all_new_where_ctrl_c_comes(tmp_path, monkeypatch, stopped):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+
+    def write_and_stop(call, text):
+        done, original = [], getattr(os, call)
+
+        def calling(*arguments):
+            done.append(original(*arguments))
+            if len(done) == stopped:
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, call, calling)
+            write_together(dict.fromkeys(paths, text))
+        assert names(tmp_path) == ["a", "b", "c"]
+        return [path.read_text() for path in paths]
+
+    handler = signal.getsignal(signal.SIGINT)
+    write_together(dict.fromkeys(paths, "old"))
+    assert write_and_stop("fsync", "new") == ["old"] * 3
+    assert write_and_stop("replace", "new") == ["new"] * 3
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_digest_is_sha256(tmp_path):

@@ -138,10 +138,20 @@ def test_the_table(tiny):
         assert rows["drop"].tolist() == pytest.approx(2 * [chosen.test_accuracy.item() - last.test_accuracy.item()])
 
 
+def test_layers_that_memory_does_not_hold_together_are_as_in_one_pass(tiny):
+    tokens, labels = tokens_and_labels()
+    images = {"layers": [3, 0, 1], "seeds": [0], **FEW}
+    want = lab.probe_attentive(tiny, tokens, labels, tokens[:24], labels[:24], **images).table
+    for layers in (1.5, 2.5):
+        memory = layers * tokens.size * 8 * 4 / 1e9
+        got = lab.probe_attentive(tiny, tokens, labels, tokens[:24], labels[:24], memory=memory, **images).table
+        pd.testing.assert_frame_equal(got, want)
+
+
 def test_held_out_bits_are_the_log_loss_of_the_readouts(tiny):
     tokens, labels = tokens_and_labels()
     rows = lab.probe_attentive(tiny, tokens, labels, tokens[5:24], labels[5:24], layers=[2], seeds=[0, 5], **FEW).table
-    states = states_of(tiny, tokens, ("ln_1", 2, "sos"), torch.float32)
+    states = states_of(tiny, tokens, ("ln_1", [2], "sos"), torch.float32)[0]
     fits = fit_both(states, labels, held_out(labels, [0, 5]), [0, 5], 2, Training(2, 5, 16, 3e-3))
     shares = [logits.softmax(-1).detach().numpy() for readout, _ in fits for logits in readout(states[5:24])]
     expected = [log_loss(labels[5:24], of_fit) / np.log(2) for of_fit in shares]
@@ -165,8 +175,9 @@ def test_states_are_those_of_both_models(tiny, tiny_folder):
     port = transformers().ImageGPTForCausalImageModeling.from_pretrained(tiny_folder).eval()
     want = tiny(lab.models.losses.align(torch.as_tensor(tokens), "sos", tiny.config), output_hidden_states=True)
     for model in (tiny, port):
-        states = states_of(model, tokens, ("resid_pre", 2, "sos"), torch.float32)
-        torch.testing.assert_close(states, want.hidden_states[2], atol=1e-5, rtol=1e-5)
+        states = states_of(model, tokens, ("resid_pre", [2, 1], "sos"), torch.float32)
+        for got, layer in zip(states, (2, 1), strict=True):
+            torch.testing.assert_close(got, want.hidden_states[layer], atol=1e-5, rtol=1e-5)
     table = lab.probe_attentive(port, tokens, labels, tokens, labels, layers=[2], seeds=[0], **FEW).table
     assert len(table) == 2
 

@@ -509,3 +509,22 @@ def test_a_store_names_its_classes_and_its_key_does_not(tiny, train, tmp_path):
     file.write_text(json.dumps(manifest | {"classes": [1]}))
     with pytest.raises(StoreError, match="is not a manifest"):
         FeatureStore.open(store.path)
+
+
+def test_features_do_not_depend_on_the_user_s_autocast(tiny, test, tmp_path):
+    stores = []
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            stores.append(extract(tiny, test, store=tmp_path / str(on), device="cpu", progress=False))
+    assert stores[0].part("test", 0).read_bytes() == stores[1].part("test", 0).read_bytes()
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("asked", [None, "float32", "bfloat16"])
+def test_weights_that_are_not_float32_are_refused(weights, asked, tiny, test, tmp_path):
+    own = str(weights).removeprefix("torch.")
+    with pytest.raises(
+        ValueError, match=rf"weights are {own}, and dtype='{asked or 'float32'}' is of float32 weights; model"
+    ):
+        extract(tiny.to(weights), test, store=tmp_path, device="cpu", dtype=asked, progress=False)
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from torch import nn
 import igpt_lab as lab
 from igpt_lab.features import networks
 from igpt_lab.features.extraction import extract
-from igpt_lab.features.fingerprints import digest_of_function, digest_of_network
+from igpt_lab.features.fingerprints import digest_of_function, digest_of_network, probe_picture
 from igpt_lab.features.manifest import StoreError
 from igpt_lab.features.modules import ModuleStates, blocks_of
 from igpt_lab.features.networks import Passes
@@ -362,7 +362,15 @@ def seldom_at_random():
 
 
 def of_any_size(image):
-    return torch.ones(3, 4, 4 + np.asarray(image)[0, 0, 0] % 2)
+    return torch.ones(3, 4, 4 + (np.asarray(image)[0, 0, 0] % 2 or is_generated(image)))
+
+
+def of_two_sizes(image):
+    return torch.ones(3, 4, 4 + is_generated(image))
+
+
+def is_generated(image):
+    return image.tobytes() == probe_picture(image.size).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -378,6 +386,7 @@ def of_any_size(image):
         ({"preprocess": lambda image: "words"}, "preprocess gives a str; expected a tensor, an array, or a dict"),
         ({"preprocess": lambda image: torch.ones(3, 4, 4, device="meta")}, r"preprocess gives a Tensor; .*meta"),
         ({"preprocess": of_any_size}, r"preprocess gives float32 \(3, 4, .\) for shades test row \d+, and float32"),
+        ({"preprocess": of_two_sizes}, r"gives float32 \(3, 4, 5\) for a generated picture, and float32 \(3, 4, 4\)"),
         ({"preprocess": lambda image: image}, "preprocess gives a Image; expected a tensor"),
         ({"preprocess": lambda _: {"x": torch.ones(3, 4, 4)}}, r"gives x \(3, 4, 4\); expected a first axis of 1"),
         ({"preprocess": lambda _: {"y": torch.ones(1, 3, 4, 4)}}, r"fails on what preprocess gives, y float32 \(2"),
@@ -452,8 +461,34 @@ def test_weights_of_bfloat16_get_inputs_of_bfloat16(twelve, test, tmp_path):
     for layer in (store.layer("modules", 2, "test"), cast.layer("modules", 2, "test")):
         assert layer.dtype == np.float32
         assert 0 < np.abs(layer - exact).max() < 0.05
-    with pytest.raises(ValueError, match=r"weights are bfloat16; network.float\(\) makes them float32"):
-        extract(twelve, test, dtype="float32", **options)
+    for weights, asked in (("bfloat16", "float32"), ("float64", "float32"), ("float64", "bfloat16")):
+        words = rf"weights are {weights}, and dtype='{asked}' is of float32 weights; network.float\(\) makes them so"
+        with pytest.raises(ValueError, match=words):
+            extract(twelve.to(getattr(torch, weights)), test, dtype=asked, **options)
+    own = extract(twelve, test, **options)
+    assert own.key["dtype"] == "float64"
+
+
+def test_states_do_not_depend_on_the_user_s_autocast(twelve, test, tmp_path):
+    stores = []
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            stores.append(extract(twelve, test, store=tmp_path / str(on), **OPTIONS))
+    assert stores[0].part("test", 0).read_bytes() == stores[1].part("test", 0).read_bytes()
+
+
+@pytest.mark.parametrize("first", [0, 128, 255])
+def test_what_looks_at_the_batch_is_refused_whatever_the_first_image_is(first, tmp_path):
+    """An image of one colour is its own mirror image, and half of black is black."""
+    flat = np.full((1, 4, 4, 3), first, np.uint8)
+    noise = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+    images = lab.load_images([Image.fromarray(pixels) for pixels in np.concatenate([flat, noise])], "test")
+    for preprocess, function in ((pixels(4), lambda x: x - x.mean(0)), (ids, lambda x: (x - x.max(0).values).float())):
+        with pytest.raises(ValueError, match="made gives something else of the same image beside another one"):
+            extract(
+                Wrapped(function), images, modules="made", pool=lambda x: x.flatten(1), preprocess=preprocess,
+                store=tmp_path, **OPTIONS,
+            )  # fmt: skip
 
 
 def test_a_dict_is_given_by_its_names(test, tmp_path):
@@ -491,7 +526,9 @@ def test_where_memory_runs_out_batches_are_halved(twelve, test, tmp_path, monkey
 
     monkeypatch.setattr(ModuleStates, "run", runs_out)
     store = extract(twelve, test, store=tmp_path / "halved", batch_size=16, **OPTIONS)
-    assert sizes[:5] == [2, 16, 8, 4, 2] and set(sizes[4:]) == {2}  # the first is the trial of an image beside another
+    assert sizes[:6] == [2, 2, 16, 8, 4, 2] and set(sizes[5:]) == {
+        2
+    }  # the first two are trials of images beside others
     assert store.part("test", 0).read_bytes() == small.part("test", 0).read_bytes()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pydoc
 import re
+import signal
 import subprocess
 import sys
 import zlib
@@ -325,3 +326,22 @@ def test_a_folder_without_figures_is_told(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("x\n1\n")
     assert cli.main(["figures", str(tmp_path)]) == 1
     assert "a.csv has changed" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_figure_is_saved_over_an_older_one_leaves_one_that_is_drawn_again(tmp_path, monkeypatch):
+    stem, replace = tmp_path / "curve", os.replace
+
+    def stopping(source, target):
+        replace(source, target)
+        if str(target).endswith(".csv"):
+            signal.raise_signal(signal.SIGINT)
+
+    table = layer_table()
+    figures.save_figure(figures.layer_curve(table), stem, data=table, record=RECORD)
+    other = table.assign(test_accuracy=table.test_accuracy / 2, low=table.low / 2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stopping)
+        figures.save_figure(figures.layer_curve(other), stem, data=other, record=RECORD)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    figures.redraw(stem.with_suffix(".json"))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files

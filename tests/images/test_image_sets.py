@@ -214,7 +214,7 @@ def test_select_images_and_batches(rows, tmp_path):
     assert len(images.select([])) == 0
     assert [len(batch) for batch in images.batches(5)] == [5, 5, 2]
     assert all(image.mode == "RGB" for image in images.images([0, 3])) and len(images.images([0, 3])) == 2
-    assert repr(images).endswith("train: 12 images, 3 classes>")
+    assert repr(images).endswith("train: 12 images, 3 classes: cat, dog, eel>")
     with pytest.raises(ValueError):
         images.labels[0] = 1
     with pytest.raises(IndexError):

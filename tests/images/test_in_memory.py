@@ -449,6 +449,33 @@ def test_a_program_that_pillow_would_run_is_refused():
         lab.load_images([Image.open(program)])
 
 
+def test_an_item_that_the_users_set_fails_on_is_left_out_where_that_is_asked_for(tiny, tmp_path):
+    class Breaks:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, row):
+            if row == 3:
+                raise RuntimeError("broken image 3")
+            return Image.fromarray(np.full((4, 4), 40 * row, np.uint8)), row % 2
+
+    with pytest.raises(ValueError, match="broken image 3; without it there is no label; give labels="):
+        lab.load_images(Breaks(), "train")
+    images = lab.load_images(Breaks(), "train", labels=[0, 1] * 3)
+    options = {"store": tmp_path, "progress": False}
+    with pytest.raises(ValueError, match=r"train row 3 cannot be read: RuntimeError: broken image 3 \(on_bad_image"):
+        lab.extract(tiny, images, **options)
+    store = lab.extract(tiny, images, on_bad_image="skip", **options)
+    assert store.index("train").tolist() == [0, 1, 2, 4, 5]
+
+
+def test_a_label_of_more_than_64_bits_is_refused():
+    picture = Image.fromarray(np.zeros((4, 4), np.uint8))
+    for label in (10**30, -(10**30), 2**64):
+        with pytest.raises(ValueError, match=r"images train: .*label"):
+            lab.load_images([(picture, label)] * 6, "train")
+
+
 def test_an_error_of_the_users_set_names_the_row():
     class Breaks(CIFAR10):
         def __getitem__(self, index):

@@ -39,7 +39,7 @@ def test_a_selection_of_a_token_set_has_its_tokens(token_set):
     assert some.index.tolist() == [4, 1] and some.require_labels().tolist() == [1, 0]
     assert tokenize(some, None).tolist() == [[16, 17, 18, 19], [4, 5, 6, 7]]
     assert tokenize(some, None).dtype == np.uint16
-    assert repr(some) == "<TokenSet counted train: 2 images, 2 classes>"
+    assert repr(some) == "<TokenSet counted train: 2 images, 2 classes: a, b>"
 
 
 def test_the_fingerprint_of_a_token_set_by_hand(token_set):

@@ -12,6 +12,8 @@ import math
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -528,6 +530,22 @@ def test_a_passing_fault_at_the_first_question_is_tried_again(server, one, tmp_p
     assert len(server.broken_heads) == 20 - downloads.ATTEMPTS
 
 
+def test_a_file_that_was_stopped_while_it_was_checked_is_not_fetched_again(server, one, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(downloads, "_finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            one()
+    assert (tmp_path / "f.part").read_bytes() == CONTENT and len(gets(server)) == 1
+    server.extra = {"Content-MD5": base64.b64encode(hashlib.md5(CONTENT).digest()).decode()}
+    assert one().read_bytes() == CONTENT and len(gets(server)) == 1
+    (tmp_path / "f").rename(tmp_path / "f.part")
+    (tmp_path / "f.version").write_text('"of another version"')
+    assert one().read_bytes() == CONTENT and len(gets(server)) > 1
+
+
 def test_what_comes_in_place_of_an_older_file_counts_as_new(server, one, tmp_path):
     (tmp_path / "f").write_bytes(b"an older version" * 20_000)
     server.drops = [16_384] * 10  # more than the attempts without a new byte
@@ -725,7 +743,7 @@ def tokens(tmp_path) -> Path:
 def test_a_token_set_goes_where_images_go(tokens, tiny, tmp_path):
     for name in (tokens, tokens.parent, tokens.with_name("shades_trX.npy")):
         train = lab.load_images(name, "train")
-        assert repr(train) == "<TokenSet shades train: 30 images, 3 classes>"
+        assert repr(train) == "<TokenSet shades train: 30 images, 3 classes: 0, 1, 2>"
     assert train.labels.tolist() == [0, 1, 2] * 10
     given = np.load(tokens.with_name("shades_trX.npy"))
     found = lab.tokenize(train, tiny.processor)
@@ -859,3 +877,19 @@ def test_the_commands(ar, published, tmp_path, monkeypatch, capsys):
     assert cli.main(["download-openai"]) == 1
     assert capsys.readouterr().err == "igpt-lab: nothing to download: give a size, token sets, or both\n"
     assert json.loads((tmp_path / "out/config.json").read_text())["n_layer"] == 2
+
+
+def test_what_a_killed_conversion_left_is_removed_at_the_next(tmp_path):
+    out = tmp_path / "imagegpt-s"
+    code = (
+        "import os, sys; from igpt_lab.models import openai\n"
+        "openai._tensor = lambda *_: os.kill(os.getpid(), 9)\n"
+        "openai.convert_openai(sys.argv[1], sys.argv[2], progress=False)"
+    )
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(AR), str(out)], check=False)
+    assert killed.returncode == -9 and len(list(tmp_path.glob(".imagegpt-s.????????"))) == 1
+    kept = [tmp_path / name for name in (".imagegpt-s.old", ".imagegpt-sm.abcdefgh", ".imagegpt-s.UPPER_42")]
+    for folder in kept:
+        folder.mkdir()
+    openai.convert_openai(AR, out, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"imagegpt-s", *(folder.name for folder in kept)}

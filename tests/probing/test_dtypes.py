@@ -28,3 +28,11 @@ def test_each_row_is_what_the_two_formats_give(tiny_folder, tiny_images, tmp_pat
         classes = [result.predicted[layer] for result in probed.values()]
         assert row.changed == pytest.approx(np.count_nonzero(classes[0] != classes[1]) / 40)
     assert (table.p_holm >= table.p_value).all()
+
+
+def test_features_that_are_all_zero_differ_by_nothing(tiny, tiny_images, tmp_path):
+    for parameter in tiny.parameters():
+        parameter.data.zero_()
+    images = [lab.load_images(tiny_images, split) for split in ("train", "test")]
+    table = lab.compare_dtypes(tiny, *images, store=tmp_path, layers=[1], folds=2, progress=False)
+    assert table.relative_error.tolist() == [0.0]

@@ -15,10 +15,12 @@ from igpt_lab.app.commands.options import (
     LABEL,
     LIMIT,
     MODEL,
+    ON_BAD_IMAGE,
     REVISION,
     STORE,
     argument,
     command,
+    in_lines,
     set_of,
     train_and_test,
 )
@@ -49,6 +51,7 @@ FIGURES = {  # an instrument -> the stem of its files, and its figure
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     argument("--chosen", type=int, help="the layer c of the predictions (default: by validation)"),
     STORE,
     argument("--out", help=f"folder for the figures and tables (default: {runs.MINE}/MODEL-IMAGES)"),
@@ -58,7 +61,8 @@ FIGURES = {  # an instrument -> the stem of its files, and its figure
     examples=("fashion-xs fashion-mini", "runs/mine photos --limit 500 --chosen 6 --out results/mine/why"),
 )
 def explain(
-    model: str, images: str, limit: int | None, label: str | None, config: str | None, chosen: int | None, store: str,
+    model: str, images: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, chosen: int | None, store: str,
     out: str | None, seed: int, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Why the middle: every instrument on a few images, the figures, and which of the seven predictions hold.
@@ -69,7 +73,7 @@ def explain(
     from igpt_lab.core.devices import best_device
     from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds
 
-    train, test = train_and_test(images, limit=limit, label=label, config=config)
+    train, test = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     loaded = lab.load_model(model, revision=revision)
     check_explainable(loaded, chosen)
     folder = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE))
@@ -79,7 +83,7 @@ def explain(
     options: dict[str, Any] = {"store": store, "chosen": chosen, "seed": seed, "device": device}
     facts = {"images": train.name, "limit": limit, "model": model}
     measured, files = explain_into(folder, loaded, train, test, facts, options)
-    print(f"{loaded.name} on {train.name}", Explanation(**measured), *files, sep="\n")
+    print(in_lines(f"{loaded.name} on {train.name}\n{Explanation(**measured)}"), *files, sep="\n")
 
 
 def explain_into(

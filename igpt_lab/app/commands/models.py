@@ -9,7 +9,21 @@ import warnings
 from pathlib import Path
 
 import igpt_lab as lab
-from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, LIST, MODEL, REVISION, SPLIT, STEP, argument, command
+from igpt_lab.app.commands.options import (
+    DEVICE,
+    IMAGES,
+    LIMIT,
+    LIST,
+    MODEL,
+    ON_BAD_IMAGE,
+    REVISION,
+    SPLIT,
+    STEP,
+    argument,
+    command,
+    in_lines,
+    loaded,
+)
 
 
 @command(
@@ -17,26 +31,28 @@ from igpt_lab.app.commands.options import DEVICE, IMAGES, LIMIT, LIST, MODEL, RE
     IMAGES,
     SPLIT,
     LIMIT,
+    ON_BAD_IMAGE,
     DEVICE,
     REVISION,
     examples=("fashion-xs fashion-mini", "runs/mine photos --split train --limit 500"),
 )
 def evaluate(
-    model: str, images: str, split: str, limit: int | None, device: str | None, revision: str | None
+    model: str, images: str, split: str, limit: int | None, on_bad_image: str, device: str | None, revision: str | None
 ) -> None:  # fmt: skip
     """A model's loss over the images of a split, start token in front, with its standard error over images."""
     from igpt_lab.core.devices import best_device
     from igpt_lab.models.loading import tokens_of
     from igpt_lab.models.losses import losses_of
 
-    loaded = lab.load_model(model, revision=revision).to(best_device(device))
-    if loaded.config.bidirectional:
+    network = lab.load_model(model, revision=revision).to(best_device(device))
+    if network.config.bidirectional:
         raise ValueError(f"{model} predicts masked pixels, so its loss needs masks: see igpt_lab.masked_pixel_loss")
-    tokens = tokens_of(loaded, lab.load_images(images, split, limit=limit), progress=True)
-    nats = losses_of(loaded, tokens, progress=True)
+    tokens = tokens_of(network, loaded(images, split, on_bad_image, limit=limit), progress=True)
+    nats = losses_of(network, tokens, progress=True)
     error = nats.std(ddof=1) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
-    print(f"{model} on {len(tokens):,} images of {images} {split}: {nats.mean():.4f} nats per token (standard error "
-          f"{error:.4f}), {nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")  # fmt: skip
+    print(in_lines(f"{model} on {len(tokens):,} images of {images} {split}:"))
+    print(f"{nats.mean():.4f} nats per token (standard error {error:.4f})")
+    print(f"{nats.mean() / math.log(2):.4f} bits per pixel ({error / math.log(2):.4f})")
 
 
 @command(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import igpt_lab as lab
 from igpt_lab.app import runs
 
+COLUMNS = 80  # of a terminal
 FIELD_TYPES = {"int": int, "float": float, "str": str}
 HEADINGS = dict.fromkeys("--out --store --name --style --no-pdf".split(), "output") | dict.fromkeys(
     "--device --dtype --workers --engine --scheduler --deadline --part --compile --recompute --shard".split(),
@@ -124,15 +127,60 @@ POOL = argument("--pool", default="mean", help="pooling over positions: mean, la
 LAYERS = argument("--layers", type=int, **LIST, help="layers to use, from 0; -1 is the last, L (default: all, 0 to L)")
 STORE = argument("--store", default="stores", help="folder in which the feature stores are kept")
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
+ON_BAD_IMAGE = argument(
+    "--on-bad-image",
+    choices=["error", "skip"],
+    default="error",
+    help="stop at an image that cannot be read, or skip it",
+)
 DEVICE = argument(
     "--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator where there is one, else cpu)"
 )
 REVISION = argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")
 
 
-def train_and_test(images: str, **how: Any) -> list:
+def train_and_test(images: str, *, on_bad_image: str = "error", **how: Any) -> list:
     """The two splits of an image set, loaded as `load_images` is told."""
-    return [lab.load_images(images, split, **how) for split in ("train", "test")]
+    return [loaded(images, split, on_bad_image, **how) for split in ("train", "test")]
+
+
+def loaded(images: str, split: str, on_bad_image: str, **how: Any) -> Any:
+    """A split, with "skip" without the images that cannot be read, which stderr counts."""
+    whole = lab.load_images(images, split, **how)
+    if on_bad_image != "skip":
+        return whole
+    good, problems = readable(whole)
+    if not problems:
+        return whole
+    if not good:
+        raise ValueError(f"{images} {split} has no image that can be read; the first: {problems[0]}")
+    rest = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
+    print(f"igpt-lab: left out {problems[0]}{rest}", file=sys.stderr)
+    return whole.select(good)
+
+
+def readable(images: Any) -> tuple[list[int], list[str]]:
+    """Positions of the images that can be read, and what is wrong with each other one; tokens can all be read."""
+    from igpt_lab.images.opening import BadImage
+
+    good, problems = [], []
+    for position in range(len(images)):
+        try:
+            if hasattr(images, "column"):
+                images[position]
+        except BadImage as error:
+            problems.append(str(error))
+        else:
+            good.append(position)
+    return good, problems
+
+
+def in_lines(text: str) -> str:
+    """Text for a terminal: lines of at most 80 columns, those that go on indented; a word stays whole."""
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "    "}
+    return "\n".join(
+        line if len(line) <= COLUMNS else textwrap.fill(line, COLUMNS, **whole) for line in text.split("\n")
+    )
 
 
 def set_of(images: str, label: str | None) -> str:

@@ -17,12 +17,14 @@ from igpt_lab.app.commands.options import (
     LIMIT,
     LIST,
     MODEL,
+    ON_BAD_IMAGE,
     OUT,
     POOL,
     REVISION,
     STORE,
     argument,
     command,
+    in_lines,
     set_of,
     train_and_test,
 )
@@ -37,6 +39,7 @@ from igpt_lab.core.provenance import atomic_write
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     LAYERS,
     POOL,
     argument(
@@ -59,7 +62,8 @@ from igpt_lab.core.provenance import atomic_write
     examples=("fashion-xs fashion-mini", "runs/mine photos --limit 2000 --untrained 0 --out results/mine/photos"),
 )
 def probe(
-    model: str, images: str, limit: int | None, label: str | None, config: str | None, layers: list[int] | None,
+    model: str, images: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, layers: list[int] | None,
     pool: str, untrained: int, permutations: int, store: str, out: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every layer, beside controls: the curve, the chosen layer against the last, and how sure the choice is.
@@ -73,7 +77,7 @@ def probe(
     for name, count in {"--untrained": untrained, "--permutations": permutations}.items():
         if count < 0:
             raise ValueError(f"{name} {count}; expected 0 or more")
-    splits = train_and_test(images, limit=limit, label=label, config=config)
+    splits = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     loaded = lab.load_model(model, revision=revision)
     options: dict[str, Any] = {"store": store, "layers": layers, "pool": pool, "device": device}
     features, train, test = _features(loaded, splits, options)
@@ -97,6 +101,7 @@ def probe(
     by_layer = lab.layer_table(result.correct, chosen=result.chosen)
     files.append(atomic_write(folder / "probe_layers.csv", by_layer.to_csv(index=False)))
     text = f"{title}, {len(train.labels):,} training images\n" + _summary(result.table, drawn, comparison, drops)
+    text = in_lines(text)
     files.append(atomic_write(folder / "probe.txt", text + "\n"))
     print(text, *files, sep="\n")
 
@@ -117,16 +122,20 @@ def _untrained(model: str, revision: str | None, seed: int, splits: list, option
 def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str, Any] | None) -> str:
     """What the probe says, and its controls among the rows `drawn`, in a few lines."""
     chosen = table[table.chosen].iloc[0]
-    accuracy = f"{chosen.test_accuracy:.1%} [{chosen.low:.1%}, {chosen.high:.1%}] of {chosen.n_test:,} test images"
-    lines = [f"chosen layer {chosen.layer}: {accuracy}", runs.about_curve(table, comparison)]
+    reached = f"{chosen.test_accuracy:.1%} [{chosen.low:.1%}, {chosen.high:.1%}] of {chosen.n_test:,} test images"
+    lines = [f"chosen layer {chosen.layer}: {reached}", runs.about_curve(table, comparison)]
+    for pixels in drawn[drawn.control == "raw pixels"].itertuples():
+        lines.append(f"raw pixels: {pixels.test_accuracy:.1%} [{pixels.low:.1%}, {pixels.high:.1%}]")
     if drops is not None:
-        theirs = f"{100 * drops['control_lowest']:.1f} to {100 * drops['control_highest']:.1f} points"
-        ends = f"[{100 * drops['low']:.1f}, {100 * drops['high']:.1f}]"
-        more = f"the trained one's less their mean: {100 * drops['difference']:+.1f} points {ends}"
+        ends = dict.fromkeys(f"{100 * drops[f'control_{end}']:.1f}" for end in ("lowest", "highest"))
+        theirs = f"{' to '.join(ends)} points"
+        interval = f"[{100 * drops['low']:.1f}, {100 * drops['high']:.1f}]"
+        more = f"the trained one's less their mean: {100 * drops['difference']:+.1f} points {interval}"
         lines.append(f"untrained networks, their chosen less last: {theirs}; {more}")
     permuted = drawn[(drawn.control == "permuted labels") & (drawn.layer == chosen.layer)].test_accuracy
     if len(permuted):
-        lines.append(f"permuted labels at the chosen layer: {permuted.min():.1%} to {permuted.max():.1%}")
+        ends = dict.fromkeys(f"{accuracy:.1%}" for accuracy in (permuted.min(), permuted.max()))
+        lines.append(f"permuted labels at the chosen layer: {' to '.join(ends)}")
     return "\n".join(lines)
 
 
@@ -136,6 +145,7 @@ def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     LAYERS,
     STORE,
     OUT,
@@ -144,11 +154,12 @@ def _summary(table: Any, drawn: Any, comparison: dict[str, Any], drops: dict[str
     examples=("fashion-xs fashion-mini --limit 600", "runs/mine photos --layers 0 6 12"),
 )
 def ablate(
-    model: str, images: str, limit: int | None, label: str | None, config: str | None, store: str, out: str | None,
+    model: str, images: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, store: str, out: str | None,
     revision: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Probe every layer under every protocol (alignment, point, scaling): a figure, its table, what it says."""
-    train, test = train_and_test(images, limit=limit, label=label, config=config)
+    train, test = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     loaded = lab.load_model(model, revision=revision)
     ablation = lab.ablate_protocol(loaded, train, test, store=store, **options)
     title = f"{loaded.name} on {train.name}"
@@ -156,7 +167,7 @@ def ablate(
     record = lab.RunRecord("protocol", ablation.to_dict(), seed=0)
     folder = runs.results_folder(model, set_of(images, label), out, under=runs.MINE)
     files = lab.figures.save_figure(curves, Path(folder) / "protocol", data=ablation.table, record=record)
-    print(ablation.describe(), *files, sep="\n")
+    print(in_lines(ablation.describe()), *files, sep="\n")
 
 
 @command(
@@ -167,6 +178,7 @@ def ablate(
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     LAYERS,
     argument(
         "--final",
@@ -184,7 +196,8 @@ def ablate(
     examples=("cifar10-xs --images photos", "runs/wide-seed-0 runs/wide-seed-1 --images photos --final"),
 )
 def dynamics(
-    models: list[str], images: str, limit: int | None, label: str | None, config: str | None, layers: list[int] | None,
+    models: list[str], images: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, layers: list[int] | None,
     final: bool, store: str, out: str | None, name: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every checkpoint of one or more pretrainings at every layer: accuracy over the loss, curves over depth.
@@ -196,7 +209,7 @@ def dynamics(
     """
     from igpt_lab.core.seeds import families_of, is_seeded
 
-    train, test = train_and_test(images, limit=limit, label=label, config=config)
+    train, test = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     folders = _by_name(models, revision)
     of_seeds = final and any(map(is_seeded, folders))
     kind = "seeds" if of_seeds else "model_comparison" if final else "training_dynamics"
@@ -218,7 +231,8 @@ def dynamics(
     record = lab.RunRecord(kind, {"images": train.name, "limit": limit, "models": list(folders)}, seed=0)
     files = lab.figures.save_figure(figure, stem, data=table, record=record)
     rows = table.groupby(["model", "step", "control"], sort=False)
-    print(*(line for _, of_one in rows for line in _chosen_layer(of_one)), *files, *tables, sep="\n")
+    lines = (line for _, of_one in rows for line in _chosen_layer(of_one))
+    print(in_lines("\n".join(lines)), *files, *tables, sep="\n")
 
 
 def _by_name(models: list[str], revision: str | None) -> dict[str, Path]:
@@ -235,6 +249,7 @@ def _by_name(models: list[str], revision: str | None) -> dict[str, Path]:
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     argument(
         "--points",
         **LIST,
@@ -249,7 +264,8 @@ def _by_name(models: list[str], revision: str | None) -> dict[str, Path]:
     examples=("runs/wide-seed-0 runs/wide-seed-1 --images photos", "runs/mine --images photos --points ln_1 mlp_out"),
 )
 def shift(
-    models: list[str], images: str, limit: int | None, label: str | None, config: str | None, points: list[str] | None,
+    models: list[str], images: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, points: list[str] | None,
     store: str, out: str | None, name: str, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe clean images at every point of the block, and score on test images of less contrast and of more blur.
@@ -258,7 +274,7 @@ def shift(
     a row for each family, point, corruption and level. Beside it are NAME_runs.csv, a row for each run, and
     NAME_layers.csv, a row for each run and layer.
     """
-    train, test = train_and_test(images, limit=limit, label=label, config=config)
+    train, test = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     folders = _by_name(models, revision)
     at = {} if points is None else {"points": points}
     layers = lab.probe_shift(folders, train, test, store=store, device=device, **at)
@@ -278,7 +294,7 @@ def shift(
     for ending, table in {"runs": of_runs, "layers": layers}.items():
         files.append(atomic_write(folder / f"{name}_{ending}.csv", table.to_csv(index=False)))
     rows = summary[summary.point == shown].to_dict("records")
-    print(*map(_of_a_level, rows), *files, sep="\n")
+    print(in_lines("\n".join(map(_of_a_level, rows))), *files, sep="\n")
 
 
 def _of_a_level(row: dict[str, Any]) -> str:
@@ -294,7 +310,7 @@ def _save_summaries(table: Any, stem: Path) -> list[Path]:
     """Print what each family says over its seeds, and write its three tables beside the figure."""
     by_run = lab.summarise_runs(table)
     summary = lab.summarise_seeds(by_run)
-    print(*map(_family, summary.to_dict("records")), sep="\n")
+    print(in_lines("\n".join(map(_family, summary.to_dict("records")))))
     files = {"runs": by_run, "summary": summary, "differences": lab.compare_families(by_run)}
     return [
         atomic_write(stem.with_name(f"{stem.name}_{ending}.csv"), rows.to_csv(index=False))

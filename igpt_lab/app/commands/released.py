@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from igpt_lab.app import runs
-from igpt_lab.app.commands.options import DEVICE, LIMIT, STEP, argument, command
+from igpt_lab.app.commands.options import DEVICE, LIMIT, STEP, argument, command, in_lines
 from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import atomic_write
 
@@ -40,8 +40,8 @@ def paper(size: str, step: int, bert: bool, out: str | None, plan: bool, **optio
     every number with the published one, its source and a verdict; paper.txt is what the command prints.
 
     A number agrees where its 95% interval, made wider by the published standard deviation and half a unit of the last
-    digit printed, holds the published value; of a loss, by 0.001 nats per token. Accuracies of fewer images (--limit)
-    are not compared.
+    digit printed, holds the published value; of a loss, by 0.001 nats per token. Accuracies of fewer images (--limit),
+    and of images of which there are not as many as in the published set, are not compared.
     """
     from igpt_lab.app import paper_cost
     from igpt_lab.app.paper import Paper
@@ -49,13 +49,15 @@ def paper(size: str, step: int, bert: bool, out: str | None, plan: bool, **optio
     name = f"paper-{size}{'-bert' if bert else ''}{f'-{step}' if step != 1_000_000 else ''}"
     asked = Paper(size=size, step=step, bert=bert, out=local(out or f"{runs.MINE}/{name}"), **options)
     device = paper_cost.device_of(asked)
-    print(paper_cost.describe(paper_cost.estimate(asked, paper_cost.rates(device)), device), flush=True)
+    estimated = paper_cost.estimate(asked, paper_cost.rates(device))
+    print(in_lines(paper_cost.describe(estimated, device)), flush=True)
     if plan:
         return
     asked.begin()
     tables = asked.measured()
     files = asked.curves(tables)
     text, rows = asked.summary(tables)
+    text = in_lines(text)
     files.append(atomic_write(asked.out / "paper.csv", rows.to_csv(index=False)))
     files.append(atomic_write(asked.out / "paper.txt", text + "\n"))
     print(text, *files, sep="\n")

@@ -18,9 +18,11 @@ from igpt_lab.app.commands.options import (
     LABEL,
     LIMIT,
     MODEL,
+    ON_BAD_IMAGE,
     REVISION,
     argument,
     command,
+    loaded,
     train_and_test,
 )
 
@@ -44,6 +46,7 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         "--bert", action="store_true", help="predict hidden pixels from all others, as the paper's BERT models do"
     ),
     LIMIT,
+    ON_BAD_IMAGE,
     DEVICE,
     REVISION,
     config="PretrainConfig",
@@ -53,7 +56,8 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ),
 )
 def pretrain(
-    images: str, out: str, init: str | None, bert: bool, limit: int | None, device: str | None, revision: str | None,
+    images: str, out: str, init: str | None, bert: bool, limit: int | None, on_bad_image: str,
+    device: str | None, revision: str | None,
     **options: Any,
 ) -> None:  # fmt: skip
     """Train an ImageGPT on the train split of an image set; the same command goes on where it stopped."""
@@ -63,7 +67,8 @@ def pretrain(
 
     chosen = {name: options.pop(name) for name in SHAPE}
     shape = {name: default if chosen[name] is None else chosen[name] for name, default in SHAPE.items()}
-    source, recipe = lab.load_images(images, "train", limit=limit), lab.PretrainConfig(**options)
+    recipe = lab.PretrainConfig(**options)
+    source = loaded(images, "train", on_bad_image, limit=limit)
     if init is not None and (bert or any(value is not None for value in chosen.values())):
         raise ValueError(f"--init {init} sets the shape of the network; leave out --bert, --{', --'.join(SHAPE)}")
     with parallel.together(), in_use(Path(out)):
@@ -111,6 +116,7 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     argument("--random", action="store_true", help="train from scratch, with random weights"),
     DEVICE,
     REVISION,
@@ -119,7 +125,8 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
     examples=("fashion-xs fashion-mini --out runs/tuned", "runs/mine photos --out runs/tuned --layer 8 --per-class 25"),
 )
 def finetune(
-    model: str, images: str, out: str, limit: int | None, label: str | None, config: str | None, random: bool,
+    model: str, images: str, out: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, random: bool,
     device: str | None, revision: str | None,
     **tuning: Any,
 ) -> None:  # fmt: skip
@@ -128,20 +135,20 @@ def finetune(
     from igpt_lab.training.resuming import in_use
 
     settings = lab.FinetuneConfig(**tuning)
-    train, test = train_and_test(images, limit=limit, label=label, config=config)
+    train, test = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     if len(train) == len(test) and train.fingerprint == test.fingerprint:
         raise ValueError(
             f"{images} gives the same images for train and test; expected images in folders train and test"
         )
-    loaded = lab.load_model(model, revision=revision, random=random)
+    network = lab.load_model(model, revision=revision, random=random)
     with parallel.together(), in_use(Path(out)):
-        lab.finetune(loaded, train, settings, out, device=device)
+        lab.finetune(network, train, settings, out, device=device)
         if not parallel.rank():
-            _meet(model, images, loaded, train, test, Path(out), device, settings.seed)
+            _meet(model, images, network, train, test, Path(out), device, settings.seed)
 
 
 def _meet(
-    model: str, images: str, loaded: Any, train: Any, test: Any, out: Path, device: str | None, seed: int
+    model: str, images: str, network: Any, train: Any, test: Any, out: Path, device: str | None, seed: int
 ) -> None:
     """Print and draw what the classifier in `out` says of the test split."""
     import numpy as np
@@ -152,14 +159,14 @@ def _meet(
     say_unseen(test.require_labels(), np.unique(train.labels), train.label_names)
     accuracy, counts = classified.accuracy(), classified.confusion()
     record = lab.RunRecord("finetune", {"model": model, "images": images, **accuracy}, seed=seed)
-    confusion = lab.figures.confusion_matrix(counts, title=f"{loaded.name}, fine-tuned on {train.name}")
+    confusion = lab.figures.confusion_matrix(counts, title=f"{network.name}, fine-tuned on {train.name}")
     files = lab.figures.save_figure(confusion, out / "confusion", data=counts, record=record)
     mistakes = classified.mistakes()
     if len(mistakes) and hasattr(test, "column"):
         table = classified.table().iloc[mistakes]
         titles = [f"{row.predicted}, not {row.label}" for row in table.itertuples()]
-        pictures = loaded.processor.resize(test.images(mistakes))
-        title = f"{loaded.name}, fine-tuned on {train.name}: mistakes"
+        pictures = network.processor.resize(test.images(mistakes))
+        title = f"{network.name}, fine-tuned on {train.name}: mistakes"
         gallery = lab.figures.gallery(pictures, columns=4, scale=12, titles=titles, title=title)
         files += lab.figures.save_figure(gallery, out / "mistakes", data=table, record=record)
     interval = f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]"

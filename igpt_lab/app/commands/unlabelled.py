@@ -16,11 +16,14 @@ from igpt_lab.app.commands.options import (
     LAYERS,
     LIMIT,
     MODEL,
+    ON_BAD_IMAGE,
     OUT,
     REVISION,
     STORE,
     argument,
     command,
+    in_lines,
+    loaded,
     set_of,
     train_and_test,
 )
@@ -32,6 +35,7 @@ from igpt_lab.core.provenance import atomic_write
     IMAGES,
     LIMIT,
     CONFIG,
+    ON_BAD_IMAGE,
     LAYERS,
     STORE,
     OUT,
@@ -40,23 +44,24 @@ from igpt_lab.core.provenance import atomic_write
     examples=("fashion-xs fashion-mini", "cifar10-xs photos --limit 2000 --layers 0 6 12"),
 )
 def properties(
-    model: str, images: str, limit: int | None, config: str | None, layers: list[int] | None, store: str,
-    out: str | None, device: str | None, revision: str | None,
+    model: str, images: str, limit: int | None, config: str | None, on_bad_image: str,
+    layers: list[int] | None, store: str, out: str | None, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Probe every layer for colour, brightness, contrast, frequencies, orientation and symmetry: no labels are needed.
 
     Written is the figure of R² over depth, with its table: properties.csv.
     """
-    splits = train_and_test(images, limit=limit, config=config)
-    loaded = lab.load_model(model, revision=revision)
-    features = lab.extract(loaded, splits, store=store, layers=layers, device=device)
-    numbers = [lab.image_properties(split, loaded.processor) for split in splits]
+    splits = train_and_test(images, limit=limit, config=config, on_bad_image=on_bad_image)
+    network = lab.load_model(model, revision=revision)
+    features = lab.extract(network, splits, store=store, layers=layers, device=device)
+    numbers = [lab.image_properties(split, network.processor) for split in splits]
     result = lab.probe_targets(*(lab.StoredLayers(features, split.split) for split in splits), *numbers)
-    curves = lab.figures.target_curves(result.table, title=f"{loaded.name} on {splits[0].name}")
+    curves = lab.figures.target_curves(result.table, title=f"{network.name} on {splits[0].name}")
     record = lab.RunRecord("properties", {"store": features.key}, seed=0)
     folder = Path(runs.results_folder(model, images, out, under=runs.MINE))
     files = lab.figures.save_figure(curves, folder / "properties", data=result.table, record=record)
-    print(*map(_in_words, result.table[result.table.chosen].to_dict("records")), *files, sep="\n")
+    lines = map(_in_words, result.table[result.table.chosen].to_dict("records"))
+    print(in_lines("\n".join(lines)), *files, sep="\n")
 
 
 def _in_words(row: dict[str, Any]) -> str:
@@ -70,6 +75,7 @@ def _in_words(row: dict[str, Any]) -> str:
     LIMIT,
     LABEL,
     CONFIG,
+    ON_BAD_IMAGE,
     argument("--scored", type=int, default=1000, help="number of training images that are scored"),
     STORE,
     argument("--out", help=f"folder for the tables (default: {runs.MINE}/MODEL-IMAGES)"),
@@ -79,7 +85,8 @@ def _in_words(row: dict[str, Any]) -> str:
     examples=("fashion-xs fashion-mini", "runs/mine photos --scored 2000 --limit 4000"),
 )
 def scores(
-    model: str, images: str, limit: int | None, label: str | None, config: str | None, scored: int, store: str,
+    model: str, images: str, limit: int | None, label: str | None, config: str | None,
+    on_bad_image: str, scored: int, store: str,
     out: str | None, name: str, device: str | None, revision: str | None,
 ) -> None:  # fmt: skip
     """Score every layer without labels; where there are labels, say what the layer that each score picks loses.
@@ -88,20 +95,21 @@ def scores(
     with labels NAME_regret.csv: accuracy of the layer that labels choose, less that of the layer that a score picks.
     --limit is of the images that are probed.
     """
-    whole = lab.load_images(images, "train", label=label, config=config)
+    how = {"label": label, "config": config}
+    whole = loaded(images, "train", on_bad_image, **how)
     few = _drawn(whole, scored)
-    loaded = lab.load_model(model, revision=revision)
-    table = lab.score_layers(loaded, few, store=store, device=device)
+    network = lab.load_model(model, revision=revision)
+    table = lab.score_layers(network, few, store=store, device=device)
     stem = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE)) / name
-    files = [_save(table, stem, loaded, few)]
+    files = [_save(table, stem, network, few)]
     if few.labels is not None:
-        splits = [_drawn(whole, limit), lab.load_images(images, "test", limit=limit, label=label, config=config)]
-        features = lab.extract(loaded, splits, store=store, device=device)
+        splits = [_drawn(whole, limit), loaded(images, "test", on_bad_image, limit=limit, **how)]
+        features = lab.extract(network, splits, store=store, device=device)
         train, test = (lab.Features.from_store(features, split.split) for split in splits)
         lost = lab.regret(table, lab.probe_layers(train, test, device=device))
         lost = lost.assign(n_scored=len(few), n_train=len(train.labels), tokens_changed=table.tokens_changed[0])
-        files.append(_save(lost, stem.with_name(f"{name}_regret"), loaded, few))
-        print(*map(_pick, lost.to_dict("records")), sep="\n")
+        files.append(_save(lost, stem.with_name(f"{name}_regret"), network, few))
+        print(in_lines("\n".join(map(_pick, lost.to_dict("records")))))
     print(*files, sep="\n")
 
 

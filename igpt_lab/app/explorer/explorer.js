@@ -30,9 +30,12 @@ function render({ model, el }) {
     draw();
   });
 
-  state.lost = panels.header.status.lose;
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && state.only) panels.plane.see(null);
+  });
+  state.lost = panels.header.lose;
   const forget = listen(model, kernelListeners(state, panels, renew, draw));
-  const leave = watchKernel(model, state.lost);
+  const leave = watchKernel(model, panels.header.lose);
   renew();
   const unwatch = watchPage(state, panels, dress);
   return () => {
@@ -55,8 +58,8 @@ function createPanels(state) {
   state.root.append(
     header.top, header.status.element, sliders.element,
     make("div", { class: "grid" },
-      make("div", { class: "column" }, curve.element, plane.element),
-      make("div", { class: "column" }, confusion.element, image.element),
+      make("div", { class: "column first" }, curve.element, plane.element),
+      make("div", { class: "column second" }, confusion.element, image.element),
       changes.element, network.element),
     header.note);
   const filled = [sliders, curve, confusion, image, changes, plane];
@@ -74,9 +77,10 @@ function kernelListeners(state, { header, plane, confusion, image, network }, re
     "change:image": draw,
     "change:alone": () => {
       if (!state.data) return;
-      state.only = "label" in model.get("alone") ? model.get("alone") : null;
+      state.readAlone();
       plane.show();
       confusion.draw();
+      image.draw();
     },
     "change:busy": () => {
       if (model.get("busy")) status.wait(model.get("busy"), false);
@@ -99,7 +103,7 @@ function kernelListeners(state, { header, plane, confusion, image, network }, re
       }
       status.ready();
       if (message.failed) status.say(message.failed, true);
-      else if (message.saved) status.say(`Saved ${message.files.length} files in ${message.saved}`);
+      else if (message.saved) status.say(`Saved ${counted(message.files.length, "file")} in ${message.saved}`);
     },
   };
 }
@@ -140,6 +144,8 @@ function watchPage(state, panels, dress) {
     dress();
   });
   size.observe(state.root);
+  const scheme = window.matchMedia("(prefers-color-scheme: dark)"); // which a saved page follows
+  scheme.addEventListener("change", dress);
   const theme = new MutationObserver(() => {
     dress();
     setTimeout(() => state.root.isConnected && dress(), 300); // its colours may come late
@@ -148,6 +154,7 @@ function watchPage(state, panels, dress) {
   return () => {
     size.disconnect();
     theme.disconnect();
+    scheme.removeEventListener("change", dress);
   };
 }
 

@@ -130,7 +130,12 @@ def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
 
 
 def _two_components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two leading principal components (N, 2) of x (N, D) at size 1, and their shares of the variance (2,)."""
+    """The two leading principal components (N, 2) of x (N, D) at size 1, and their shares of the variance (2,).
+
+    All are 0 where the rows are all the same.
+    """
+    if not x.any():
+        return np.zeros((len(x), 2)), np.zeros(2)
     pca = PCA(min(2, *x.shape), random_state=0)
     components = pca.fit_transform(x)
     missing = 2 - pca.n_components_
@@ -145,8 +150,12 @@ def _standardise(x: np.ndarray) -> np.ndarray:
 
 
 def nearest(x: np.ndarray) -> np.ndarray:
-    """The NEAR nearest other rows of each row of x (N, D), nearest first: int64 (N, k), k less for few rows."""
-    return nearest_others(x, min(NEAR, max(len(x) - 2, 0)), device=None, progress=False)[0]
+    """The NEAR nearest other rows of each row of x (N, D), nearest first: int64 (N, k), of few rows all others."""
+    if len(x) > NEAR + 1:
+        return nearest_others(x, NEAR, device=None, progress=False)[0]
+    distances = np.linalg.norm(x[:, None] - x, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    return distances.argsort(axis=1, kind="stable")[:, :-1]
 
 
 def ask_few(train: Features, shown: Features, count: int) -> Answers:

@@ -54,14 +54,16 @@ def explore(
         `Explorer`, a widget.
 
     Raises:
-        ValueError: A store without labels or without training images, another model, or a result of other layers or
-            images.
+        ValueError: A limit below 1, a store without labels or without training images, another model, or a result of
+            other layers, images or features.
 
     Example:
         >>> explorer = lab.explore(store, limit=50)
         >>> explorer.point, explorer.split, explorer.splits
         ('ln_1', 'test', ['test', 'held out'])
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; expected at least 1 image, or None for all")
     store = store_of(store) if isinstance(store, Mapping) else store
     store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     if "train" not in store.splits:

@@ -65,7 +65,7 @@ class Rows:
         """The same where the probes were fitted before, in an earlier explorer too; else None."""
         if self._computed is None or self._asked in self._computed:
             return self.answers
-        found = kept(self.store, self._asked, self.shown.labels)
+        found = kept(self.store, self._asked, self.shown, self.train)
         return found and self._once(self._asked, lambda: found)
 
     @property
@@ -88,6 +88,17 @@ class Rows:
         names = sources[0].images.label_names if sources else self.store.classes
         return [names[i] if i < len(names) else str(i) for i in range(highest + 1)]
 
+    def check(self, name: str, value) -> None:
+        """ValueError where `value` is no layer (`layer`, `other`), image or classes (`alone`) of what is shown."""
+        layers, count, classes = list(self.shown.layers), len(self.shown.labels), range(len(self.classes))
+        if name in ("layer", "other") and value not in layers:
+            raise ValueError(f"{name} {value}; expected one of {', '.join(map(str, layers))}")
+        if name == "image" and not 0 <= value < count:
+            raise ValueError(f"image {value}; expected a position among those shown, 0 to {count - 1}")
+        is_pair = name == "alone" and set(value) in ({"label"}, {"label", "predicted"})
+        if name == "alone" and value and not (is_pair and all(label in classes for label in value.values())):
+            raise ValueError(f"alone {value}; expected a label, or a label and predicted, from 0 to {classes[-1]}")
+
     @property
     def _asked(self) -> tuple:
         return ("answers", self.point, self.split, self.count, self.limit)
@@ -99,7 +110,9 @@ class Rows:
 
     def _take(self, result: ProbeResult) -> None:
         """Let a result of the point and split that are chosen answer for them."""
-        answers = answers_of(result, self._stored(self._store_split), self.shown)
+        if self.split == HELD:
+            raise ValueError(f"{self.store.path.name} has no split but train, so that no result answers for it")
+        answers = answers_of(result, self._stored("train"), self._stored(self.split), self.shown)
         if self._computed is not None:
             self._computed[self._asked] = answers
 
@@ -128,7 +141,7 @@ class Rows:
         return replace(features, layers=dict(features.layers))
 
     def _fit_probes(self) -> Answers:
-        if (found := kept(self.store, self._asked, self.shown.labels)) is not None:
+        if (found := kept(self.store, self._asked, self.shown, self.train)) is not None:
             return found
         answers = self._fitted()
         keep(self.store, self._asked, answers)

@@ -17,7 +17,10 @@ ROWS = 10
 
 # JupyterLab shows "model not found" for a widget of a kernel that is gone. The page lies before the widget: it goes
 # while the widget is there, and the widget's place goes while it is not.
+# Its ground is light in every theme, as its picture is.
 COVER = """<style>
+.igx-still { padding: 12px 16px; border-radius: 8px; background: #fff; }
+.igx-still, .igx-still :is(tr, td, th) { background: #fff !important; color: #1f1f1f !important; }
 .jp-OutputArea-child:has(.igx-still):has(+ .jp-OutputArea-child .igx) { display: none; }
 .jp-OutputArea-child:has(.igx-still) + .jp-OutputArea-child:not(:has(.igx, [data-mime-type])) { display: none; }
 </style>"""

@@ -124,6 +124,7 @@ def layer_curve(view: View) -> tuple[Axes, pd.DataFrame]:
         table, place = table.assign(layer=list(view.called)), view.positions[0]
     ax = figures.layer_curve(table, title=view.title)
     ax.axvline(place, color="black", linewidth=0.6, zorder=0.5)
+    ax.set_xlabel(f"{ax.get_xlabel()} (thin line: the one in view)")
     ax.set_ylabel(as_label(f"accuracy on {view.of} (%)", room=60))
     return ax, table
 

@@ -71,7 +71,7 @@ class Explorer(Rows, AnyWidget):
         result: Of the point and split that open.
 
     Raises:
-        ValueError: A store without labels, or a result of other layers or images.
+        ValueError: A store without labels, or a result of other layers, images or features.
         KeyError: A store without a split `train`.
 
     Example:
@@ -82,6 +82,7 @@ class Explorer(Rows, AnyWidget):
     """
 
     _esm = front_end()
+    _arrays = SENT  # `close` is called when the interpreter ends, too, which may have taken names of the module away
     _css = Path(__file__).with_name("explorer.css").read_text(encoding="utf-8")  # a Path would be watched for ever
     point = traitlets.Unicode().tag(sync=True)
     split = traitlets.Unicode().tag(sync=True)
@@ -124,6 +125,7 @@ class Explorer(Rows, AnyWidget):
             self.close()
             raise
         self.observe(self._on_choice, ["point", "split", "count"])
+        self.observe(self._on_place, ["layer", "other", "image", "alone"])
         self.on_msg(self._on_message)
 
     def _begin(self, result: ProbeResult | None) -> None:
@@ -145,9 +147,10 @@ class Explorer(Rows, AnyWidget):
         if self.comm is not None:
             self.layout.close()
         super().close()
+        vars(self).pop("_repr_mimebundle_", None)  # of ipywidgets, which puts None there
         self.unobserve_all()
         self.on_msg(self._on_message, remove=True)
-        for name in SENT:
+        for name in self._arrays:
             setattr(self, name, b"")  # sent to nobody any more
         self._computed, self.network = None, None
         self._sources, self._stills = {}, []
@@ -181,6 +184,13 @@ class Explorer(Rows, AnyWidget):
             self.problem = str(error) or type(error).__name__
         finally:
             self.busy = ""
+
+    def _on_place(self, change) -> None:
+        try:
+            self.check(change.name, change.new)
+        except ValueError:
+            setattr(self, change.name, change.old)
+            raise
 
     def _send_view(self, answers: Answers | None) -> None:
         """Compute the view of what is chosen, and send it in one message; without answers while they are None."""
@@ -239,9 +249,10 @@ class Explorer(Rows, AnyWidget):
         """The images shown, in words."""
         shown = len(self.shown.labels)
         total = self.store.key["splits"][self._store_split][1]
+        images = "image" if total == 1 else "images"
         if self.split == HELD:
-            return f"{shown:,} of the {total:,} training images, held out"
-        return f"{shown:,} {self.split} images" if shown == total else f"{shown:,} of {total:,} {self.split} images"
+            return f"{shown:,} of the {total:,} training {images}, held out"
+        return f"{shown:,}{'' if shown == total else f' of {total:,}'} {self.split} {images}"
 
     def _on_message(self, _, message: dict, __) -> None:
         if self.is_closed:  # the browser asked before it knew
@@ -327,6 +338,8 @@ class Explorer(Rows, AnyWidget):
 
     def _page(self) -> dict[str, str]:
         """What there is to see where no widget is shown, as text and as HTML."""
+        if self.is_closed:
+            return {"text/plain": self.describe()}
         html = page(self.view) if self.facts["curve"] else first_page(self.facts, self.seen, self.shown.labels)
         return {"text/plain": self.describe(), "text/html": html}
 
@@ -341,6 +354,8 @@ class Explorer(Rows, AnyWidget):
 
     def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
         """The widget, and where none can be shown a page and a line of text."""
+        if self.is_closed:
+            return self._page(), {}
         data, metadata = super()._repr_mimebundle_(**options)
         return data | self._page(), metadata
 

@@ -52,7 +52,7 @@ def minimise(
         if len(going) < len(state.columns):
             result[:, state.columns] = state.weights
             state = state.only(going)
-        if passes >= problem.price():
+        if passes >= problem.price() and not problem.apart:
             state.factors, passes = problem.factors(state.weights, state.columns), 0
         taken[:, state.columns] += state.active
         state.step(problem)

@@ -116,23 +116,32 @@ def fit_logistic(
 
 
 def fit_path(
-    x: Tensor, y: np.ndarray, Cs: Sequence[float], *, tol: float, device: str | torch.device = "cpu"
-) -> Iterator[Fits]:
-    """`fit_logistic` of one layer x (N, D), one strength after another, in float32.
+    x: Tensor, y: np.ndarray, Cs: Sequence[float], *, tol: float, start: Fits | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[Fits]:  # fmt: skip
+    """`fit_logistic` of one layer x (N, D), one strength after another.
 
-    All share their standardised rows, and each begins where the two before it point to: that is close where the
-    strengths have equal ratios.
+    All share their standardised rows. The first begins at `start`, as there, and each other where the two before it
+    point to: that is close where the strengths have equal ratios. From there on the first guess of the Hessian is that
+    of each class by itself at the start, where it costs fewer passes than it saves. To make it again on the way takes
+    more passes.
     """
     features, labels, strengths = _checked(x, y, Cs)
     rows = StandardisedRows(features, labels, True, device)
-    problem = Problem(rows, strengths, torch.float32)
+    problem = Problem(rows, strengths, torch.float32, apart=True)
     weights = problem.start()
+    if start is not None:
+        weights[:, :1] = problem.to_eigenbasis(*_moved(start, rows))
     for column in range(len(Cs)):
         if column:
             weights[:, column] = 2 * weights[:, column - 1] - weights[:, max(0, column - 2)]
-        weights, taken = minimise(problem, weights, np.arange(len(Cs))[None] == column, tol, 1000)
-        one = slice(column, column + 1)
-        yield _certified(rows, strengths[:, one], problem.from_eigenbasis(weights[:, one]), taken[:, one], tol)
+        one, now = slice(column, column + 1), np.arange(len(Cs))[None] == column
+        factors = None
+        if (column or start is not None) and problem.price() < SAVED:
+            factors = len(Cs) * problem.factors(weights[:, one], torch.tensor([column], device=weights.device))
+        weights, taken = minimise(problem, weights, now, tol, 1000, factors)
+        fits = _certified(rows, strengths[:, one], problem.from_eigenbasis(weights[:, one]), taken[:, one], tol)
+        yield _finished(fits, rows, tol, 1000)
 
 
 def fit_folds(

@@ -71,11 +71,20 @@ class Problem:
 
     There the Hessian at weights of zero is diagonal. `z` are rows (B, N, R + 1) with R = min(N, D), the last feature a
     constant 1; `penalty` (B, S, 1, R + 1) is 1 / (C N) for each weight and 0 for the intercept. Another `basis`
-    (B, D, D), orthonormal, may be given: that of nearly the same rows.
+    (B, D, D), orthonormal, may be given: that of nearly the same rows. With `apart` each class is a block of
+    the Hessian, which is then made only where it is asked for.
     """
 
-    def __init__(self, rows: StandardisedRows, Cs: np.ndarray, dtype: torch.dtype, basis: Tensor | None = None):
+    def __init__(
+        self,
+        rows: StandardisedRows,
+        Cs: np.ndarray,
+        dtype: torch.dtype,
+        basis: Tensor | None = None,
+        apart: bool = False,
+    ):
         self.rows, self.dtype = rows, dtype
+        self.apart = apart
         standard = torch.cat([step[..., :-1].to(dtype) for step in rows.steps()], dim=1)
         if basis is None:
             spectrum, basis = _eigenbasis(standard)
@@ -90,6 +99,8 @@ class Problem:
         self.spectrum = functional.pad(spectrum.to(rows.device).clamp_min(0), (0, 1), value=1.0)
         self.penalty = penalties(Cs, len(rows), like=self.z)
         self.prior = (rows.class_sizes / len(rows)).to(dtype)
+        vectors = len(self.prior) if len(self.prior) > 2 else 1
+        self.together = min(1 if apart else vectors, UNKNOWNS // self.z.shape[2])  # classes of a block, at most
 
     def start(self) -> Tensor:
         """Weights of zero, and the intercepts that are best with them: (B, S, M, R + 1)."""
@@ -130,9 +141,7 @@ class Problem:
 
     def unknowns(self) -> int:
         """Of the largest block of a Hessian; 0 where those of one class are too many."""
-        r = self.z.shape[2]
-        m = len(self.prior) if len(self.prior) > 2 else 1
-        return min(m, UNKNOWNS // r) * r
+        return self.together * self.z.shape[2]
 
     def price(self) -> float:
         """What a Hessian costs, in passes over the rows."""
@@ -146,7 +155,7 @@ class Problem:
         Rows are drawn by how much they weigh in the Hessian, at equal steps of the running sum of their weights.
         """
         _, s, m, r = weights.shape
-        size = next(g for g in range(min(m, UNKNOWNS // r), 0, -1) if m % g == 0)
+        size = next(g for g in range(self.together, 0, -1) if m % g == 0)
         sample, factors = min(ROWS * r, self.z.shape[1]), []
         layers = list(zip(weights, self.z, strict=True))
         p = torch.stack([_probabilities((w.flatten(0, 1) @ z.T).view(s, m, -1)) for w, z in layers])
@@ -246,13 +255,13 @@ def _drawn(z: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _hessian(z: Tensor, p: Tensor, weight: Tensor, size: int) -> Tensor:
     """Blocks (G, size R, size R) of the sum over rows of weight (diag(p) - p p') x z z', for `size` classes each."""
-    m, r = len(p), z.shape[1]
+    m, r, across = len(p), z.shape[1], z.T.contiguous()
     blocks = z.new_empty(m // size, size, r, size, r)
     for g, block in enumerate(blocks):
         for i in range(size):
             for j in range(i + 1):
                 a, b = p[g * size + i], p[g * size + j]
-                both = (z * (weight * (a * (i == j) - a * b))[:, None]).T @ z
+                both = product(across * (weight * (a * (i == j) - a * b)), z)
                 block[i, :, j], block[j, :, i] = both, both.T
     return blocks.flatten(3, 4).flatten(1, 2)
 

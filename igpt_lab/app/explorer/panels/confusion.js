@@ -53,7 +53,9 @@ function confusedPairs(state, see) {
 
   element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-predicted]");
-    if (button) toggleCell([+button.dataset.label, +button.dataset.predicted], state, see);
+    if (!button) return;
+    button.focus(); // not every browser does so, and Escape is heard where the focus is
+    toggleCell([+button.dataset.label, +button.dataset.predicted], state, see);
   });
   return { title, element, draw };
 }
@@ -86,7 +88,6 @@ function addMatrixKeys(matrix, state, see, draw) {
     if (event.key === "Enter" && matrix.cell) toggleCell(matrix.cell, state, see);
     if (event.key === "Escape") {
       matrix.cell = null;
-      see(null);
       tip.hide();
       draw();
     }

@@ -47,6 +47,11 @@ function grouped(number) {
   return number.toLocaleString("en");
 }
 
+// "1 image", "2 images".
+function counted(number, thing) {
+  return `${grouped(number)} ${thing}${number === 1 ? "" : "s"}`;
+}
+
 function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }

@@ -16,6 +16,11 @@ function headerPanel(state) {
     make("div", {}, title, images),
     make("div", { class: "choices" }, ...Object.values(choices).map((select) => select.parentElement), buttons));
   const status = statusLine([save, keep]);
+  const lose = () => {
+    top.classList.add("gone");
+    for (const select of Object.values(choices)) select.disabled = true;
+    status.lose();
+  };
   const note = make("p", { class: "note" });
 
   // Shows the choices that what is in view was computed for, whatever was asked of the kernel since.
@@ -23,7 +28,7 @@ function headerPanel(state) {
   const fill = () => {
     const { data } = state;
     title.textContent = data.title;
-    if (state.model.offline) top.lastElementChild.hidden = true; // there is no kernel to answer
+    if (state.model.offline) top.lastElementChild.hidden = status.element.hidden = true; // there is no kernel to answer
     images.textContent = `${data.of}, ${data.at.point}, probes fitted on ${grouped(data.n_train)} · ${data.told}`;
     note.textContent = data.note + (data.no_pictures ? ` No pictures: ${data.no_pictures}.` : "");
     for (const [key, values] of Object.entries(data.choices))
@@ -46,7 +51,7 @@ function headerPanel(state) {
   };
   save.addEventListener("click", () => write("save", "writing figures ..."));
   keep.addEventListener("click", () => write("export", "writing a page ..."));
-  return { top, status, note, fill, restore };
+  return { top, status, note, fill, restore, lose };
 }
 
 // What goes on, in words. While a kernel is waited for, the buttons do nothing, and keep the focus.
@@ -70,7 +75,10 @@ function statusLine(buttons) {
   };
   const ready = () => {
     clearTimeout(late);
-    for (const button of buttons) button.removeAttribute("aria-disabled");
+    for (const button of buttons) {
+      if (gone) button.setAttribute("aria-disabled", "true");
+      else button.removeAttribute("aria-disabled");
+    }
     say(gone ? GONE : "", gone);
   };
   const lose = () => {

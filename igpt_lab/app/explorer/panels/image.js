@@ -2,6 +2,7 @@
 
 function imagePanel(state) {
   const picked = pickedImage(state);
+  const walk = walkButtons(state);
   const original = originalPanel(state);
   const verdicts = layerVerdicts(state);
   const layerTitle = make("h4", { class: "like" });
@@ -10,7 +11,7 @@ function imagePanel(state) {
   const pixelStrip = thumbnailStrip(state, "strip in-pixels");
   const words = caption();
   words.textContent = "Click a point or a picture. Solid frame: same class as this image; dashed: another.";
-  const element = card("image", "One image", words, picked.element, original.element, verdicts.title, verdicts.element,
+  const element = card("image", "One image", words, walk.element, picked.element, original.element, verdicts.title, verdicts.element,
     layerTitle, layerStrip.element, pixelTitle, pixelStrip.element);
 
   const draw = () => {
@@ -21,6 +22,7 @@ function imagePanel(state) {
     const near = state.nearest();
     const nearInPixels = state.nearestInPixels();
     picked.draw();
+    walk.draw();
     original.draw();
     verdicts.draw();
     layerTitle.textContent = `Nearest in layer ${called[state.at]}${share(near)}`;
@@ -48,6 +50,30 @@ function pickedImage(state) {
         make("div", {}, `${state.prediction(image)} (${state.isRight(image) ? "right" : "wrong"})`),
         make("div", { class: "soft" }, `right in ${timesRight} of ${data.layers.length} layers`)] : []));
   };
+  return { element, draw };
+}
+
+// Buttons that walk through the images that are seen alone.
+function walkButtons(state) {
+  const button = (step, text) => make("button", { type: "button", class: "plain", "data-step": step }, text);
+  const words = make("span", { class: "soft" });
+  const element = make("div", { class: "buttons walk", hidden: "" }, button(-1, "previous"), button(1, "next"), words);
+
+  const draw = () => {
+    const images = state.only ? state.keptImages() : [];
+    const at = images.indexOf(state.image);
+    element.hidden = !images.length;
+    words.textContent = at < 0 ? `${grouped(images.length)} seen alone` : `${grouped(at + 1)} of ${grouped(images.length)} seen alone`;
+  };
+
+  element.addEventListener("click", (event) => {
+    const pressed = event.target.closest("[data-step]");
+    if (!pressed) return;
+    const images = state.keptImages();
+    const at = images.indexOf(state.image);
+    const next = at < 0 ? 0 : (at + +pressed.dataset.step + images.length) % images.length;
+    state.choose("image", images[next]);
+  });
   return { element, draw };
 }
 

@@ -15,9 +15,12 @@ function planePanel(state) {
   const points = () => drawPlane(plane, state);
   const glide = createGlide(plane, points, () => { state.root.dataset.settled = state.data.layers[state.at]; });
 
-  // The images of a class, of a class and a prediction, or all of them (null).
+  // The images of a class, of a class and a prediction, or all of them (null); the chosen image is one of them.
   function see(only) {
     state.choose("alone", only || {});
+    if (!only || state.isKept(state.image)) return;
+    const [first] = state.keptImages();
+    if (first !== undefined) state.choose("image", first);
   }
   const show = () => {
     legend.draw();
@@ -35,16 +38,17 @@ function planePanel(state) {
     dress();
   };
   const draw = () => {
-    if (!state.only) words.textContent = planeWords(state);
+    words.textContent = planeWords(state);
+    legend.draw();
     delete state.root.dataset.settled;
     glide.start(placesIn(state.data, state.at));
   };
 
-  addPlaneEvents(plane, state, tip, see);
+  addPlaneEvents(plane, state, tip);
   return { element, fill, dress, draw, points, see, show, stop: glide.stop };
 }
 
-function addPlaneEvents(plane, state, tip, see) {
+function addPlaneEvents(plane, state, tip) {
   const { canvas } = plane;
   const showTip = (image) => tip.show(...placeOf(plane, image), ...tipContent(state, image));
   canvas.addEventListener("mousemove", (event) => {
@@ -57,7 +61,6 @@ function addPlaneEvents(plane, state, tip, see) {
     if (image >= 0) state.choose("image", image);
   });
   canvas.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") see(null);
     if (!ARROWS[event.key]) return;
     event.preventDefault();
     state.choose("image", imageTowards(plane, state, ...ARROWS[event.key]));
@@ -83,10 +86,10 @@ function planeWords(state) {
     return `Two leading principal components, ${explained} of the variance; turned to follow the layer before.` +
       (isFaded ? " The class of the chosen image is drawn full." : "");
   }
-  const kept = Array.from(data.labels.keys()).filter((i) => state.isKept(i)).length;
+  const kept = counted(state.keptImages().length, "image");
   const name = state.nameOf(only.label);
-  if (only.predicted === undefined) return `Only ${name}: ${grouped(kept)} images. Press it again for all.`;
-  return `Only ${name} taken for ${state.nameOf(only.predicted)}: ${grouped(kept)} images. Escape, or the cell again, for all.`;
+  if (only.predicted === undefined) return `Only ${name}: ${kept}. Press it again for all.`;
+  return `Only ${name} taken for ${state.nameOf(only.predicted)}: ${kept}. Escape, or the same again, for all.`;
 }
 
 // Moves plane.shown to the places of another layer, with draw() for each frame and end() after the last.
@@ -156,7 +159,7 @@ function classSprite([colour, shape], n) {
 
 function drawPlane(plane, state) {
   if (!plane.canvas.clientWidth || !plane.shown) return;
-  const height = Math.min(0.8 * plane.canvas.clientWidth, 420);
+  const height = Math.min(0.8 * plane.canvas.clientWidth, 540);
   const [context, width] = clearCanvas(plane.canvas, height);
   const [wide, tall] = plane.reach.map(([low, high]) => high - low || 1);
   plane.layout = { width, height, scale: Math.min((width - 24) / wide, (height - 24) / tall) };

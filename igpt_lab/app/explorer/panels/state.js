@@ -18,8 +18,14 @@ class State {
   read() {
     if (!this.model.get("facts").layers) return false;
     this.data = readData(this.model);
-    this.only = null;
+    this.readAlone();
     return true;
+  }
+
+  // What is seen alone, as it was chosen in the browser or in the kernel.
+  readAlone() {
+    const alone = this.model.get("alone");
+    this.only = "label" in alone ? alone : null;
   }
 
   // What was chosen, in the browser or in the kernel.
@@ -65,6 +71,11 @@ class State {
     if (!this.only) return true;
     const { label, predicted } = this.only;
     return label === this.data.labels[image] && (predicted === undefined || predicted === this.predicted(this.at, image));
+  }
+
+  // The images that are not faded.
+  keptImages() {
+    return Array.from(this.data.labels.keys()).filter((i) => this.isKept(i));
   }
 
   // Whether this class, whatever is predicted of it, is seen alone.
