@@ -1,5 +1,6 @@
 """Probes against scikit-learn's own pipeline, tests of significance against cases solved by hand."""
 
+import math
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -97,6 +98,20 @@ def test_folds_fitted_together_are_the_folds_fitted_alone(monkeypatch, shared):
         assert fits.converged.all()
         np.testing.assert_allclose(fits.objective, alone.objective, rtol=1e-6)
         np.testing.assert_allclose(fits.logits(x[0][held]), alone.logits(x[0][held]), atol=2e-3)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("rows", [120, 400])
+def test_folds_know_nothing_of_what_they_hold_out(monkeypatch, shared, rows):
+    """Labels drawn at random are predicted at chance, however weak the penalty and separable the rows."""
+    monkeypatch.setattr(logistic, "SAVED", 1e9 if shared else 0)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1, rows, 100)).astype(np.float32), rng.integers(3, size=rows)
+    for strengths in ([0.1, 100.0], [1e4], [1e6]):
+        folds = choosing.folds_of(y, 10, seed=0)
+        fits = fit_folds(x, y, folds, np.array([strengths]), tol=choosing.CHOOSING)
+        right = [fit.predict(x[0][held]) == y[held] for (_, held), fit in zip(folds, fits, strict=True)]
+        assert np.abs(np.concatenate(right, 1).mean(1) - 1 / 3).max() < 4 * math.sqrt(2 / 9 / rows)
 
 
 def test_test_labels_choose_nothing(monkeypatch):

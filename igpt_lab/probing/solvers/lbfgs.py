@@ -25,21 +25,27 @@ DECREASE = 1e-4  # the share of the promised decrease that a step must keep (Noc
 
 
 def minimise(
-    problem: Problem, start: Tensor, todo: np.ndarray, tol: float, max_iter: int, factors: list[Tensor] | None = None
+    problem: Problem,
+    start: Tensor,
+    todo: np.ndarray,
+    tol: float | Tensor,
+    max_iter: int,
+    factors: list[Tensor] | None = None,
 ) -> tuple[Tensor, np.ndarray]:
     """Weights (B, S, M, R + 1) from `start`, and the steps int (B, S) that each fit took.
 
-    Only fits of `todo`, bool (B, S), move. One is done when no derivative is above `tol`, or at the end of its
-    precision (`IDLE`). After `max_iter` passes all are left as they are. `factors` of all strengths, as of
-    `Problem.factors` near the start, are the first guess of the Hessian.
+    Only fits of `todo`, bool (B, S), move. One is done when no derivative is above `tol`, one number or (B, S), or at
+    the end of its precision (`IDLE`). After `max_iter` passes all are left as they are. `factors` of all strengths, as
+    of `Problem.factors` near the start, are the first guess of the Hessian.
     """
     result, taken = start.clone(), torch.zeros(todo.shape, dtype=torch.long, device=start.device)
     state = _begin(problem, start, torch.as_tensor(todo, device=start.device))
+    bounds = torch.as_tensor(tol, dtype=start.dtype, device=start.device).expand(todo.shape)
     if factors is not None:
         state.factors = [factors[column] for column in state.columns.tolist()]
     passes = 0  # since the last Hessian
     for count in range(max_iter + 1):
-        state.stop_finished(problem.largest_derivative(state.gradient), tol)
+        state.stop_finished(problem.largest_derivative(state.gradient), bounds[:, state.columns])
         going = state.active.any(0).nonzero()[:, 0]
         if not len(going) or count == max_iter:
             break
@@ -89,8 +95,8 @@ class _State:
             None if self.factors is None else [self.factors[place] for place in going.tolist()],
         )
 
-    def stop_finished(self, largest: Tensor, tol: float) -> None:
-        """Note which fits are done, by their largest derivative (B, S)."""
+    def stop_finished(self, largest: Tensor, tol: Tensor) -> None:
+        """Note which fits are done, by their largest derivative (B, S) and what it may be (B, S)."""
         self.idle = torch.where(largest < self.lowest, 0, self.idle)
         self.lowest = torch.minimum(largest, self.lowest)
         self.active = self.active & (largest > tol) & (self.idle < IDLE)

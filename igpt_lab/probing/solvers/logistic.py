@@ -30,6 +30,8 @@ from igpt_lab.probing.solvers.lbfgs import minimise
 from igpt_lab.probing.solvers.objective import Problem, StandardisedRows, objective_and_gradient, penalties, with_labels
 
 SAVED = 30  # passes that a Hessian near the end saves in each fold
+FORGOTTEN = 0.03  # of the derivatives at a fold's start, what may be left of them at its end
+WEAK = 1e6  # C N, above which the penalty is lost in the rounding of a Hessian's factors
 KEPT = 2**28  # numbers of the Hessians that are kept meanwhile: 1 GiB
 
 
@@ -155,31 +157,33 @@ def fit_folds(
 ) -> Iterator[Fits]:
     """As `fit_logistic` on the rows x[:, fit], x (B, N, D), of each (fit, held) of `folds`.
 
-    Folds share most of their rows. So all rows are fitted first; each fold begins there, where it saves passes with the
-    Hessian of that fit as its first guess, and ends by its own derivatives. Without that Hessian it ends at a third of
-    `tol`, as it would stop too near to a fit that has seen its held-out rows. Rows fewer than features share nothing.
+    No fold may end at what its held-out rows have told. Folds share most of their rows, so where a Hessian pays, all
+    rows are fitted first, and each fold begins there with that Hessian as its first guess: it ends when no derivative
+    is above `tol`, nor above FORGOTTEN of those that the absence of its held-out rows leaves at that start. Elsewhere
+    each begins at zero, and ends at a tenth of `tol`: fits of few rows or a weak penalty are flat where they end.
     """
     rest, labels, strengths = _checked(x, y, Cs)
-    if x.shape[1] <= x.shape[2]:
-        for fit, _ in folds:
-            yield fit_logistic(
-                x[:, fit], y[fit], Cs, standardise=standardise, tol=tol, max_iter=max_iter, device=device
-            )
-        return
     rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
     whole = Problem(rows, strengths, torch.float32)
+    pays = whole.price() < SAVED * len(folds) and whole.unknowns() ** 2 * strengths.size < KEPT
+    if x.shape[1] <= x.shape[2] or strengths.max() * len(rows) > WEAK or not pays:
+        del whole
+        for fit, _ in folds:
+            yield fit_logistic(
+                x[:, fit], y[fit], Cs, standardise=standardise, tol=tol / 10, max_iter=max_iter, device=device
+            )
+        return
     weights, taken = minimise(whole, whole.start(), every, tol, max_iter)
     start = _certified(rows, strengths, whole.from_eigenbasis(weights), taken, tol)
-    factors, exact = None, tol / 3
-    if whole.price() < SAVED * len(folds) and whole.unknowns() ** 2 * strengths.size < KEPT:
-        factors, exact = whole.factors(weights, torch.arange(strengths.shape[1], device=weights.device)), tol
-    basis = whole.basis
+    columns = torch.arange(strengths.shape[1], device=weights.device)
+    factors, basis = whole.factors(weights, columns), whole.basis
     del whole, weights
     for fit, _ in folds:
         few = StandardisedRows(rest[:, fit], labels[fit], standardise, device)
         problem = Problem(few, strengths, torch.float32, basis)
         begin = problem.to_eigenbasis(*_moved(start, few))
-        weights, taken = minimise(problem, begin, every, exact, max_iter, factors)
+        left = problem.largest_derivative(problem.evaluate(begin, columns)[1])
+        weights, taken = minimise(problem, begin, every, (FORGOTTEN * left).clamp_max(tol), max_iter, factors)
         yield _finished(_certified(few, strengths, problem.from_eigenbasis(weights), taken, tol), few, tol, max_iter)
 
 
