@@ -212,18 +212,20 @@ def convert_openai(
         shapes["score.weight"] = (config.num_labels, config.n_embd)
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock_of(out) as lock:
-        _remove_stale(out, lock)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
-            _write(bundle, shapes, Path(made, "model.safetensors"), progress)
-            if processor is not None:
-                processor.save_pretrained(made)
-            hub.write_json(Path(made, "config.json"), config.to_dict())
-            out.mkdir(exist_ok=True)
-            for name in ("config.json", CONFIG):
-                (out / name).unlink(missing_ok=True)
-            for path in sorted(Path(made).iterdir(), key=lambda path: path.name == "config.json"):
-                os.replace(path, out / path.name)
-        unlink(lock)
+        try:
+            _remove_stale(out, lock)
+            with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+                _write(bundle, shapes, Path(made, "model.safetensors"), progress)
+                if processor is not None:
+                    processor.save_pretrained(made)
+                hub.write_json(Path(made, "config.json"), config.to_dict())
+                out.mkdir(exist_ok=True)
+                for name in ("config.json", CONFIG):
+                    (out / name).unlink(missing_ok=True)
+                for path in sorted(Path(made).iterdir(), key=lambda path: path.name == "config.json"):
+                    os.replace(path, out / path.name)
+        finally:
+            unlink(lock)
     return out
 
 

@@ -129,7 +129,7 @@ def test_a_kernel_that_is_gone_is_told_after_seconds(opened):
     end_kernels(opened)
     opened.locator(".igx .save").click(force=True)  # it may be known to be gone already
     opened.locator(".igx .status", has_text=re.compile("kernel is gone|kernel has not answered")).wait_for()
-    if "gone" in opened.locator(".igx .status").inner_text():
+    if "kernel is gone" in opened.locator(".igx .status").inner_text():
         assert opened.locator(".igx .save").get_attribute("aria-disabled") == "true"
         assert opened.locator(".igx [data-choice]:enabled").count() == 0
     slider = opened.locator(".igx [data-slider=layer]")

@@ -193,7 +193,7 @@ def test_loss_of_an_untrained_model_is_ln_v_and_a_run_can_begin_with_a_model(tin
     assert pd.read_csv(tmp_path / "m/log.csv").validation_bits_per_pixel[0] == pytest.approx(2.58496, abs=1e-4)
     assert cli.main(["evaluate", str(tmp_path / "m"), str(tiny_images), "--limit", "12"]) == 0
     printed = capsys.readouterr().out
-    assert "m on 12 images" in printed
+    assert "m on 12 images" in " ".join(printed.split())
     model, images = lab.load_model(tmp_path / "m"), lab.load_images(tiny_images, "test", limit=12)
     bits = losses_of(model, tokens_of(model, images)) / np.log(2)
     assert f"{bits.mean():.4f} bits per pixel ({np.std(bits, ddof=1) / np.sqrt(12):.4f})" in printed

@@ -251,7 +251,8 @@ def test_tables_have_percentages_and_one_form_of_p(run):
 
 
 def test_every_figure_of_the_package_has_a_caption():
-    assert set(FIGURES) <= set(captions.CAPTIONS)
+    own = {name for name, plot in FIGURES.items() if plot.__module__.startswith("igpt_lab.")}  # a page makes another
+    assert own <= set(captions.CAPTIONS) and len(own) > 20
 
 
 def test_controls_of_several_draws_are_told_by_their_mean_and_range(tmp_path):

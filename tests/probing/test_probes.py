@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -295,7 +296,9 @@ def test_neighbours_vote_as_those_of_scikit_learn(k):
 
 def test_equal_votes_go_to_nearer_rows_and_k_is_chosen_on_held_out_rows():
     x, y = np.array([[0.0], [1.0], [2.5], [3.0]]), np.array([1, 0, 0, 1])
-    assert neighbours._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], "cpu").tolist() == [[1, 0, 1], [1, 0, 1]]
+    assert (
+        neighbours._vote(x, y, np.array([[0.4], [0.6], [2.9]]), [1, 2], torch.device("cpu")).tolist() == [[1, 0, 1]] * 2
+    )
     noisy = planted(300, 0, (0.3, 0.6)), planted(240, 1, (0.3, 0.6))
     assert probe_neighbours(*noisy, **QUIET).table.k.min() > 1
 
