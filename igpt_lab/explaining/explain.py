@@ -1,6 +1,6 @@
 """Every instrument on one model and its images, on few images each, and the answers to the predictions.
 
-Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes eight minutes on two cores. For closer
+Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes seven minutes on two cores. For closer
 intervals call the instruments themselves with more images.
 """
 

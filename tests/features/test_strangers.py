@@ -210,7 +210,10 @@ def test_a_part_that_is_not_what_is_listed_is_named_and_gives_no_number(tmp_path
         (good.set_column(2, "ln_1.0", wide), "ln_1.0 2 wide, parts before it 3"),
         (good.append_column("ln_1.0", wide), "ln_1.0"),
     ):  # fmt: skip
-        relisted(path, table)
+        try:
+            relisted(path, table)
+        except pa.ArrowNotImplementedError:  # an older pyarrow writes no missing lists, so nor do strangers with it
+            continue
         with pytest.raises(StoreError, match=f"part-0000.-of-00002.parquet .*{message}"):
             FeatureStore.open(path, verify=False).layer("ln_1", 0, "train")
     for read, column in ((FeatureStore.index, "index"), (FeatureStore.labels, "label")):

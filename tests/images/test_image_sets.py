@@ -281,7 +281,11 @@ def test_fashion_mini_against_the_official_files():
 @debian
 def test_fashion_mini_is_made_again_byte_for_byte(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["make_fashion", "--check"])
-    assert make_fashion.main() == 0, capsys.readouterr().out
+    differs, printed = make_fashion.main(), capsys.readouterr().out
+    lock = (Path(__file__).parents[2] / "requirements.lock").read_text()
+    if f"\npyarrow=={pa.__version__}\n" in lock:
+        assert not differs, printed
+    assert not differs or printed.count("the same images and labels in other bytes") == 2
     assert make_fashion.check(tmp_path / "x", b"") == "absent"
 
 

@@ -154,7 +154,7 @@ def test_settings_and_effects_are_compare_by_hand(found):
         expected = compare(result.correct[by_validation], result.correct[3])
         assert row.layer == by_validation
         assert (row.drop, row.drop_low, row.drop_p) == (expected.difference, expected.low, expected.p_value)
-    row = found.effects.set_index(["factor", "others", "at"]).loc["point", "raw, unscaled", "chosen layer"]
+    row = found.effects.set_index(["factor", "others", "at"]).loc[("point", "raw, unscaled", "chosen layer"), :]
     a, b = (found.results["raw", point, "unscaled"] for point in ("ln_1", "resid_pre"))
     expected = compare(a.correct[a.chosen], b.correct[b.chosen])
     assert (row.a, row.b) == FACTORS["point"]
@@ -268,7 +268,7 @@ def test_what_is_said_is_what_was_found(found):
     assert [line[:25].strip() for line in (one, two, three)] == [
         "alignment x point", "alignment x scaling", "point x scaling"
     ]  # fmt: skip
-    row = found.effects.set_index(["factor", "others", "at"]).loc["alignment", "average", "last layer"]
+    row = found.effects.set_index(["factor", "others", "at"]).loc[("alignment", "average", "last layer"), :]
     ends = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     assert factors[0].startswith("sos less raw") and f"last layer {ends}" in factors[0]
 
