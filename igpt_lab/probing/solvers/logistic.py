@@ -27,7 +27,15 @@ from torch import Tensor
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.probing.solvers.lbfgs import minimise
-from igpt_lab.probing.solvers.objective import Problem, StandardisedRows, objective_and_gradient, penalties, with_labels
+from igpt_lab.probing.solvers.objective import (
+    Problem,
+    StandardisedRows,
+    objective_and_gradient,
+    penalties,
+    price_of,
+    unknowns_of,
+    with_labels,
+)
 
 SAVED = 30  # passes that a Hessian near the end saves in each fold
 FORGOTTEN = 0.03  # of the derivatives at a fold's start, what may be left of them at its end
@@ -163,16 +171,18 @@ def fit_folds(
     each begins at zero, and ends at a tenth of `tol`: fits of few rows or a weak penalty are flat where they end.
     """
     rest, labels, strengths = _checked(x, y, Cs)
-    rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
-    whole = Problem(rows, strengths, torch.float32)
-    pays = whole.price() < SAVED * len(folds) and whole.unknowns() ** 2 * strengths.size < KEPT
-    if x.shape[1] <= x.shape[2] or strengths.max() * len(rows) > WEAK or not pays:
-        del whole
+    n, width = x.shape[1], x.shape[2] + 1
+    classes = int(labels.max()) + 1
+    unknowns = unknowns_of(width, classes if classes > 2 else 1)
+    pays = price_of(n, width, unknowns) < SAVED * len(folds) and unknowns**2 * strengths.size < KEPT
+    if n < width or strengths.max() * n > WEAK or not pays:
         for fit, _ in folds:
             yield fit_logistic(
                 x[:, fit], y[fit], Cs, standardise=standardise, tol=tol / 10, max_iter=max_iter, device=device
             )
         return
+    rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
+    whole = Problem(rows, strengths, torch.float32)
     weights, taken = minimise(whole, whole.start(), every, tol, max_iter)
     start = _certified(rows, strengths, whole.from_eigenbasis(weights), taken, tol)
     columns = torch.arange(strengths.shape[1], device=weights.device)

@@ -100,7 +100,8 @@ class Problem:
         self.penalty = penalties(Cs, len(rows), like=self.z)
         self.prior = (rows.class_sizes / len(rows)).to(dtype)
         vectors = len(self.prior) if len(self.prior) > 2 else 1
-        self.together = min(1 if apart else vectors, UNKNOWNS // self.z.shape[2])  # classes of a block, at most
+        width = self.z.shape[2]
+        self.together = unknowns_of(width, 1 if apart else vectors) // width  # classes of a block, at most
 
     def start(self) -> Tensor:
         """Weights of zero, and the intercepts that are best with them: (B, S, M, R + 1)."""
@@ -145,8 +146,8 @@ class Problem:
 
     def price(self) -> float:
         """What a Hessian costs, in passes over the rows."""
-        (n, r), block = self.z.shape[1:], self.unknowns()
-        return (min(ROWS * r, n) * block + block**2 / 3) / (4 * n) if block else math.inf
+        rows, width = self.z.shape[1:]
+        return price_of(rows, width, self.unknowns())
 
     def factors(self, weights: Tensor, columns: Tensor) -> list[Tensor]:
         """For each strength of `columns` (S,), Cholesky factors (B, G, U, U) of the Hessian in G blocks of classes.
@@ -166,6 +167,16 @@ class Problem:
             diagonal += self.penalty[:, columns[j]].repeat(1, 1, size)
             factors.append(_factor(blocks))
         return factors
+
+
+def unknowns_of(width: int, vectors: int) -> int:
+    """Of the largest block of a Hessian for so many vectors of weights; 0 where those of one are too many."""
+    return min(vectors, UNKNOWNS // width) * width
+
+
+def price_of(rows: int, width: int, unknowns: int) -> float:
+    """What a Hessian with blocks of so many unknowns costs, in passes over the rows (rows, width)."""
+    return (min(ROWS * width, rows) * unknowns + unknowns**2 / 3) / (4 * rows) if unknowns else math.inf
 
 
 def _eigenbasis(standard: Tensor) -> tuple[Tensor, Tensor]:
