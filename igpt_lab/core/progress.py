@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from tqdm import auto, std
@@ -51,14 +50,3 @@ class _InCell(std.tqdm):
 
 if not TYPE_CHECKING:
     tqdm = _InCell if auto.notebook_tqdm.__module__ == "tqdm.notebook" else auto.tqdm
-
-
-def step_line(
-    step: int, train: float, validation: float, unit: str, more: tuple[str, ...] = (), speed: float = 0
-) -> str:
-    """A step of a training in a line, without what is not known yet: `step 0: validation 2.3026 nats, 10.0% right`."""
-    losses = {"train": train, "validation": validation}
-    known = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if math.isfinite(loss))
-    words = [f"{known} {unit}"] if known else []
-    words += [*more, *[f"{speed:,.0f} tokens/s"] * bool(speed)]
-    return f"step {step}: {', '.join(words) or 'begins'}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.hub import CheckpointError, read_json, resolve
-from igpt_lab.core.progress import step_line, tqdm
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
@@ -34,7 +34,7 @@ from igpt_lab.training.classifier import logits_of
 from igpt_lab.training.heads import copied, norm_of, trained_weights, with_head
 from igpt_lab.training.resuming import STATE, as_begun, in_use, note_run, palette_digest
 from igpt_lab.training.settings import FinetuneConfig, PretrainConfig, fitted
-from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
+from igpt_lab.training.trainer import Trainer, batches, run, step_line, weights_digest
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device, drawing
-from igpt_lab.core.progress import step_line, tqdm
+from igpt_lab.core.progress import tqdm
 from igpt_lab.core.provenance import digest
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.images.tokens import checked_tokens
@@ -35,7 +35,7 @@ from igpt_lab.training import parallel
 from igpt_lab.training.cards import write_pretraining_card
 from igpt_lab.training.resuming import STATE, as_begun, in_use, note_run, palette_digest
 from igpt_lab.training.settings import PretrainConfig
-from igpt_lab.training.trainer import Trainer, batches, run, weights_digest
+from igpt_lab.training.trainer import Trainer, batches, run, step_line, weights_digest
 
 
 @checked

@@ -296,3 +296,14 @@ def batches(rows: int, settings: TrainConfig, step: int) -> Iterator[np.ndarray]
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of all its tensors, wherever they are."""
     return digest(save({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
+
+
+def step_line(
+    step: int, train: float, validation: float, unit: str, more: tuple[str, ...] = (), speed: float = 0
+) -> str:
+    """A step of a training in a line, without what is not known yet: `step 0: validation 2.3026 nats, 10.0% right`."""
+    losses = {"train": train, "validation": validation}
+    known = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if math.isfinite(loss))
+    words = [f"{known} {unit}"] if known else []
+    words += [*more, *[f"{speed:,.0f} tokens/s"] * bool(speed)]
+    return f"step {step}: {', '.join(words) or 'begins'}"

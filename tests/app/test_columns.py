@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from igpt_lab.app import cli
-from igpt_lab.core.progress import step_line
+from igpt_lab.training.trainer import step_line
 
 
 @pytest.fixture

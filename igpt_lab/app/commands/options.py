@@ -147,7 +147,7 @@ def train_and_test(images: str, *, on_bad_image: str = "error", **how: Any) -> l
 def loaded(images: str, split: str, on_bad_image: str, **how: Any) -> Any:
     """A split, with "skip" without the images that cannot be read, which stderr counts."""
     whole = lab.load_images(images, split, **how)
-    if on_bad_image != "skip":
+    if on_bad_image != "skip" or not hasattr(whole, "column"):  # tokens can all be read
         return whole
     good, problems = readable(whole)
     if not problems:
@@ -160,14 +160,14 @@ def loaded(images: str, split: str, on_bad_image: str, **how: Any) -> Any:
 
 
 def readable(images: Any) -> tuple[list[int], list[str]]:
-    """Positions of the images that can be read, and what is wrong with each other one; tokens can all be read."""
+    """Positions of the images that can be read, and what is wrong with each other one."""
+    from igpt_lab.core.progress import tqdm
     from igpt_lab.images.opening import BadImage
 
     good, problems = [], []
-    for position in range(len(images)):
+    for position in tqdm(range(len(images)), desc="images", unit="image", delay=2, leave=False):
         try:
-            if hasattr(images, "column"):
-                images[position]
+            images[position]
         except BadImage as error:
             problems.append(str(error))
         else:
