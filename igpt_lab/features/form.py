@@ -34,7 +34,7 @@ def check(value: object, form: Any, where: str) -> None:
     elif isinstance(form, Named):
         for name, item in expect(value, dict, "an object", where).items():
             form.check(name, f"a name in {where}")
-            check(item, form.item, f"{where}.{name}")
+            check(item, form.item, f"{where}.{brief(name)[1:-1]}")
     elif isinstance(form, list | tuple):
         items = expect(value, list, "a list", where)
         if isinstance(form, tuple) and len(items) != len(form):

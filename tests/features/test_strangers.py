@@ -148,6 +148,7 @@ def test_odd_json(theirs, text):
         (("splits", "train", 0, "stats", "ln_1.0"), [1, 2], "stats.ln_1.0 is .*; expected a list of 3"),
         (("splits", "train", 0, "skipped"), [[1]], r"skipped\[0\] is \[1\]; expected a list of 2"),
         (("key", "splits", "train", 1), -1, r"key.splits.train\[1\] is -1"),
+        (("versions", "py\nthon"), 3, r"manifest.versions.py\\nthon is 3; expected a string"),
     ],
 )
 def test_the_field_is_named(theirs, at, value, message):
