@@ -24,12 +24,12 @@ from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.ablations import leave_out, refit_after, windows
 from igpt_lab.explaining.attention import AttentionSummary, attention_from, attention_maps
 from igpt_lab.explaining.attentive import probe_attentive
-from igpt_lab.explaining.lenses import lens_strip, logit_lens, pixel_baselines
+from igpt_lab.explaining.lenses import as_they_are, lens_strip, lens_table, pixel_baselines
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.explaining.positions import probe_positions, probe_slices, slice_of
+from igpt_lab.explaining.positions import even_positions, probe_slices, slice_of
 from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, describe
 from igpt_lab.explaining.readouts import bits_by_layer, default_states
-from igpt_lab.explaining.tuned_lens import fit_tuned_lens, tuned_lens
+from igpt_lab.explaining.tuned_lens import fit_tuned_lens
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.hooks import check_eval
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -209,7 +209,7 @@ def image_passes(config: ImageGPTConfig, n_train: int, n_test: int, chosen: int 
     test = {name: min(count, n_test) for name, count in TEST.items()}
     both = {name: min(count, n_train) + test[name] for name, count in TRAIN.items()}
     at_once = max(1, int(MEMORY // (_state_bytes(config) * max(1, min(TRAIN["attentive"], n_train)))))
-    passes: float = 2 * both["probe"] + both["bits"] + max(1, 3 / at_once) * both["attentive"] + 2 * test["lens"]
+    passes: float = both["probe"] + both["bits"] + max(1, 3 / at_once) * both["attentive"] + 2 * test["lens"]
     passes += both["refit"] * (1 + blocks * late**2 / 2)
     passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2)
     return passes + test["heads"] * config.n_head * blocks / 2
@@ -263,7 +263,11 @@ class _Run:
     model: ImageGPTForCausalImageModeling
     train: _Images
     test: _Images
-    prefix_means: list[Features]  # of training and test images; the last of them are means over all states
+    shares: int  # how many prefixes: SHARES, or one for each position where there are fewer
+    places: list[int]  # positions whose states are probed
+    pooled: list[
+        Features
+    ]  # of training and test images: a mean for each share, the last over all; a state for each place
     probe: ProbeResult
     chosen: int
     of_store: dict[str, Any]  # options of what extracts
@@ -275,14 +279,14 @@ class _Run:
     ) -> _Run:
         """The probe of each layer, and c."""
         splits = [train.some(TRAIN["probe"]).images, test.some(TEST["probe"]).images]
-        shares = _shares(model)
-        store = extract(model, splits, pool=f"prefix:{shares}", **of_store)
+        shares, places = min(SHARES, model.config.n_positions), even_positions(model.config.n_positions)
+        store = extract(model, splits, pool=f"prefix:{shares}+at:{','.join(map(str, places))}", **of_store)
         options = {"seed": seed, "progress": of_store["progress"]}
-        parts = [Features.from_store(store, split.split) for split in splits]
-        means = (slice_of(part, shares - 1, shares) for part in parts)
+        pooled = [Features.from_store(store, split.split) for split in splits]
+        means = (slice_of(part, shares - 1, shares + len(places)) for part in pooled)
         probe = probe_layers(*means, device=of_store["device"], **options)
         chosen = _between_ends(probe.chosen, model.config.n_layer) if chosen is None else chosen
-        return cls(model, train, test, parts, probe, chosen, of_store, options)
+        return cls(model, train, test, shares, places, pooled, probe, chosen, of_store, options)
 
     @property
     def last(self) -> int:
@@ -297,19 +301,14 @@ class _Run:
 
     def of_probe(self) -> dict[str, Any]:
         """The probe at c with its layer, and the labels of few images."""
-        shares = _shares(self.model)
-        features = slice_of(self.prefix_means[0], shares - 1, shares)
+        features = slice_of(self.pooled[0], self.shares - 1, self.shares + len(self.places))
         probe = LinearProbe(C=self.strength(self.chosen)).fit(features.layers[self.chosen], features.labels)
         return {"probe": probe, "probe_layer": self.chosen, "labels": self.few().labels}
 
     def lens(self) -> pd.DataFrame:
         tuned = fit_tuned_lens(self.model, self.train.some(TRAIN["lens"]).tokens, steps=STEPS, **self.options)
-        tokens, progress = self.test.some(TEST["lens"]).tokens, self.options["progress"]
-        tables = [
-            logit_lens(self.model, tokens, progress=progress),
-            tuned_lens(self.model, tokens, tuned, progress=progress),
-        ]
-        return pd.concat(tables, ignore_index=True)
+        lenses = {"logit lens": as_they_are, "tuned lens": tuned}
+        return lens_table(self.model, self.test.some(TEST["lens"]).tokens, lenses, progress=self.options["progress"])
 
     def baselines(self) -> pd.DataFrame:
         colours = self.model.config.vocab_size - 1
@@ -324,19 +323,20 @@ class _Run:
         return bits_by_layer(self.model, train.tokens, test.tokens, **labels, **self.options)
 
     def positions(self) -> Measurement:
-        images = [self.train.some(TRAIN["probe"]).images, self.test.some(TEST["probe"]).images]
-        return probe_positions(
-            self.model, *images, layers=self.few_layers(), seed=self.options["seed"], **self.of_store
-        )
+        """As `probe_positions`, from the features that the first probe has."""
+        train, test = self._pooled(self.shares, len(self.places))
+        return probe_slices(train, test, self.places, device=self.of_store["device"], **self.options)
 
     def prefixes(self) -> Measurement:
-        """As `probe_prefixes`, from the features that the first probe has."""
-        train, test = (
-            replace(part, layers={n: part.layers[n] for n in self.few_layers()}) for part in self.prefix_means
-        )
-        shares = _shares(self.model)
-        seen = [i / shares for i in range(1, shares + 1)]
+        """As `probe_prefixes`, from the same features."""
+        seen = [i / self.shares for i in range(1, self.shares + 1)]
+        train, test = self._pooled(0, self.shares)
         return probe_slices(train, test, seen, name="share", device=self.of_store["device"], **self.options)
+
+    def _pooled(self, place: int, number: int) -> list[Features]:
+        """At few layers, of the vectors of `pooled` so many from a place on."""
+        parts = [slice_of(part, place, self.shares + len(self.places), number) for part in self.pooled]
+        return [replace(part, layers={n: part.layers[n] for n in self.few_layers()}) for part in parts]
 
     def few_layers(self) -> list[int]:
         """Those of probes of a part of each image, c among them."""
@@ -380,11 +380,6 @@ class _Run:
 def _state_bytes(config: ImageGPTConfig) -> int:
     """Of the states of an image at one layer."""
     return 4 * config.n_positions * config.n_embd
-
-
-def _shares(model: ImageGPTForCausalImageModeling) -> int:
-    """How many prefixes: SHARES, or one for each position where there are fewer."""
-    return min(SHARES, model.config.n_positions)
 
 
 def _between_ends(chosen: int, last: int) -> int:

@@ -11,7 +11,7 @@ most probable colour) is of the distribution over colours alone, its column cut 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,9 +82,8 @@ def logit_lens(
         2      2  logit lens  2.079  100
         3      3  logit lens  2.079  100
     """
-    return lens_table(
-        model, tokens, "logit lens", as_they_are, layers=layers, final=final, batch_size=batch_size, progress=progress
-    )
+    lenses = {"logit lens": as_they_are}
+    return lens_table(model, tokens, lenses, layers=layers, final=final, batch_size=batch_size, progress=progress)
 
 
 @checked
@@ -150,24 +149,30 @@ def pixel_baselines(train_tokens: np.ndarray, tokens: np.ndarray, colours: int) 
 
 
 def lens_table(
-    model: Any, tokens: np.ndarray, kind: str, translate: Translate, *, layers: Sequence[int] | None = None,
+    model: Any, tokens: np.ndarray, lenses: Mapping[str, Translate], *, layers: Sequence[int] | None = None,
     final: bool = True, batch_size: int | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """The table of `logit_lens`, of states that `translate` has moved first."""
+    """The table of `logit_lens` for each kind of lens, of states that its function has moved first.
+
+    All of them are measured in the same passes.
+    """
     tokens = lens_tokens(model, tokens)
     chosen = layers_of("resid_pre", len(model.transformer.h), layers)
     values = []
     with torch.no_grad():
-        for part in batches_of(model, tokens, batch_size, kind, progress):
-            values.append(_of_images(model, on_device(model, part), chosen, translate, final))
-    of_images = torch.cat(values).cpu().double().numpy()  # (N, layers, measures)
-    table = pd.DataFrame(of_images.mean(0), columns=list(MEASURES))
-    _, low, high = mean_interval(of_images[..., 0])
-    table.insert(1, "low", low)
-    table.insert(2, "high", high)
-    table.insert(0, "layer", chosen)
-    table.insert(1, "kind", kind)
-    return table.assign(n=len(tokens))
+        for part in batches_of(model, tokens, batch_size, "lenses", progress):
+            values.append(_of_images(model, on_device(model, part), chosen, list(lenses.values()), final))
+    of_images = torch.cat(values).cpu().double().numpy()  # (N, layers, lenses, measures)
+    tables = []
+    for number, kind in enumerate(lenses):
+        table = pd.DataFrame(of_images[:, :, number].mean(0), columns=list(MEASURES))
+        _, low, high = mean_interval(of_images[:, :, number, 0])
+        table.insert(1, "low", low)
+        table.insert(2, "high", high)
+        table.insert(0, "layer", chosen)
+        table.insert(1, "kind", kind)
+        tables.append(table.assign(n=len(tokens)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
@@ -223,13 +228,13 @@ def _palette(model: Any) -> Tensor | None:
     return None if clusters is None else torch.as_tensor((clusters + 1) / 2, dtype=torch.float32).to(model.device)
 
 
-def _of_images(model: Any, pixels: Tensor, layers: list[int], translate: Translate, final: bool) -> Tensor:
-    """Pixels (n, T) -> the MEASURES (n, layers, 5), means over T."""
+def _of_images(model: Any, pixels: Tensor, layers: list[int], lenses: list[Translate], final: bool) -> Tensor:
+    """Pixels (n, T) -> the MEASURES (n, layers, lenses, 5), means over T."""
     last, palette = _last_log_p(model, pixels) if final else None, _palette(model)
     labels, colours = pixels.flatten(), model.config.vocab_size - 1
     rows = max(1, LOGITS // colours)
 
-    def reduce(states: Tensor, point: str, layer: int) -> Tensor:
+    def read(states: Tensor, layer: int, translate: Translate) -> Tensor:
         measured = []
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
@@ -237,9 +242,12 @@ def _of_images(model: Any, pixels: Tensor, layers: list[int], translate: Transla
             measured.append(_measured(logits, labels[part], None if last is None else last[part], palette, colours))
         return torch.cat(measured).view(*pixels.shape, -1).mean(1)
 
+    def reduce(states: Tensor, point: str, layer: int) -> Tensor:
+        return torch.cat([read(states, layer, translate) for translate in lenses], dim=1)
+
     with record(model, ["resid_pre"], layers=layers, pool=reduce, alignment="sos") as pooled:
         pooled.run(pixels, use_cache=False)
-    return pooled["resid_pre"]
+    return pooled["resid_pre"].unflatten(-1, (len(lenses), -1))
 
 
 def _last_log_p(model: Any, pixels: Tensor) -> Tensor:

@@ -76,8 +76,7 @@ def probe_positions(
         1        15      3     100
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    if positions is None:
-        positions = np.unique(np.linspace(0, model.config.n_positions - 1, COUNT).round().astype(int)).tolist()
+    positions = even_positions(model.config.n_positions) if positions is None else positions
     store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
     pool = f"at:{','.join(map(str, positions))}"
     train, test = _features(model, train_images, test_images, pool, store_of)
@@ -209,25 +208,31 @@ def _features(
     return [Features.from_store(store, images.split, point) for images in (train_images, test_images)]
 
 
-def slice_of(features: Features, place: int, count: int) -> Features:
-    """Of `count` vectors that stand one behind the other in each layer, the one at `place`, from 0."""
-    return replace(features, layers=_Slice(features.layers, place, count))
+def even_positions(count: int) -> list[int]:
+    """COUNT of the positions 0..count - 1, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, COUNT).round().astype(int)).tolist()
+
+
+def slice_of(features: Features, place: int, count: int, number: int = 1) -> Features:
+    """Of `count` vectors that stand one behind the other in each layer, the `number` from `place` on."""
+    return replace(features, layers=_Slice(features.layers, place, count, number))
 
 
 @dataclass(frozen=True)
 class _Slice(Mapping):
-    """Vector `place` of the `count` that stand one behind the other in each layer (N, count D), as (N, D)."""
+    """Of the `count` vectors side by side in each layer (N, count D) the `number` from `place` on, (N, number D)."""
 
     layers: Mapping[int, np.ndarray]
     place: int
     count: int
+    number: int
 
     def __getitem__(self, layer: int) -> np.ndarray:
         values = self.layers[layer]
         width, rest = divmod(values.shape[1], self.count)
         if rest:
             raise ValueError(f"layer {layer} has {values.shape[1]} features; expected a multiple of {self.count}")
-        return values[:, self.place * width : (self.place + 1) * width]
+        return values[:, self.place * width : (self.place + self.number) * width]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.layers)

@@ -201,9 +201,8 @@ def tuned_lens(
     """
     lens_tokens(model, tokens)
     lens.check(model)
-    return lens_table(
-        model, tokens, "tuned lens", lens, layers=layers, final=final, batch_size=batch_size, progress=progress
-    )
+    lenses = {"tuned lens": lens}
+    return lens_table(model, tokens, lenses, layers=layers, final=final, batch_size=batch_size, progress=progress)
 
 
 def moved(states: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:

@@ -117,9 +117,10 @@ def record(
             `resid_post`.
         layers: All by default; negative ones count from the end.
         pool: `mean` over all T positions, `last`, `max`, `grid:g` (means of g x g image regions, concatenated),
-            `prefix:g` (means of the first ceil(T i / g) positions, i = 1..g, concatenated; the last is `mean`), or
-            `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order). Or a function of the states
-            (N, T, D), the point and the layer: what it returns, of any shape, is kept in their place.
+            `prefix:g` (means of the first ceil(T i / g) positions, i = 1..g, concatenated; the last is `mean`),
+            `at:p,...` (the states at positions p of 0..T - 1, concatenated in that order), or several of these with a
+            `+` between, side by side. Or a function of the states (N, T, D), the point and the layer: what it returns,
+            of any shape, is kept in their place.
         alignment: `sos` or `raw` turns the pixels that the model is called with into its input; without it they are
             taken as they come.
 
@@ -238,11 +239,24 @@ class Pooling:
 
 
 def pooling(name: str) -> Pooling:
-    """A pooling by its name, one of POOLINGS; ValueError for any other."""
+    """A pooling by its name, one of POOLINGS or several with a `+` between; ValueError for any other."""
+    if "+" in name:
+        return _joined(name, [pooling(part) for part in name.split("+")])
     for pattern, make in POOLINGS.values():
         if match := re.fullmatch(pattern, name):
             return make(name, *match.groups())
     raise ValueError(f"there is no pooling {name!r}; {did_you_mean(name, list(POOLINGS))}")
+
+
+def _joined(name: str, parts: list[Pooling]) -> Pooling:
+    """What each part gives, one behind the other."""
+
+    def check(positions: int) -> None:
+        for part in parts:
+            part.check(positions)
+
+    vectors = sum(part.vectors for part in parts)
+    return Pooling(name, vectors, lambda x: torch.cat([part.reduce(x) for part in parts], dim=1), check)
 
 
 def _mean(name: str) -> Pooling:

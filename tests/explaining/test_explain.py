@@ -118,7 +118,7 @@ def test_the_attentive_probe_takes_as_many_images_as_memory_holds(tiny, train, t
     assert set(run.attentive().table.n_train) == {20}
 
 
-def test_the_probe_and_those_of_shares_are_from_one_extraction_what_two_give(tiny, train, test, tmp_path):
+def test_probe_shares_and_positions_are_from_one_extraction_what_three_give(tiny, train, test, tmp_path):
     explain = importlib.import_module("igpt_lab.explaining.explain")
     images, options = (train, test), {"device": "cpu", "progress": False}
     drawn = [explain._Images.drawn(tiny, split, 40, 0) for split in images]
@@ -128,6 +128,8 @@ def test_the_probe_and_those_of_shares_are_from_one_extraction_what_two_give(tin
     pd.testing.assert_frame_equal(run.probe.table, alone.table)
     shares = lab.probe_prefixes(tiny, *(split.images for split in drawn), shares=4, store=tmp_path / "two", **options)
     pd.testing.assert_frame_equal(run.prefixes().table, shares.table)
+    places = lab.probe_positions(tiny, *(split.images for split in drawn), store=tmp_path / "two", **options)
+    pd.testing.assert_frame_equal(run.positions().table, places.table)
 
 
 def test_fewer_pixels_than_shares(tiny, train, test, tmp_path):

@@ -119,12 +119,12 @@ def test_the_distance_of_colours_by_hand(tiny, tokens):
 
 
 def test_the_scale_of_a_state_changes_nothing(tiny, tokens):
-    one = lens_table(tiny, tokens, "a", as_they_are)
-    seven = lens_table(tiny, tokens, "a", lambda states, layer: 7 * states)
+    one = lens_table(tiny, tokens, {"a": as_they_are})
+    seven = lens_table(tiny, tokens, {"a": lambda states, layer: 7 * states})
     np.testing.assert_allclose(one.drop(columns="kind"), seven.drop(columns="kind"), atol=1e-4)  # eps is not scaled
     tiny.transformer.ln_f.eps = 0.0
-    one = lens_table(tiny, tokens, "a", as_they_are)
-    seven = lens_table(tiny, tokens, "a", lambda states, layer: 7 * states)
+    one = lens_table(tiny, tokens, {"a": as_they_are})
+    seven = lens_table(tiny, tokens, {"a": lambda states, layer: 7 * states})
     np.testing.assert_allclose(one.drop(columns="kind"), seven.drop(columns="kind"), atol=1e-5)
 
 

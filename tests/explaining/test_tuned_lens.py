@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from test_lenses import QUIET, random_model
 from transformers_peer import twin
 
 import igpt_lab as lab
+from igpt_lab.explaining.lenses import as_they_are, lens_table
 from igpt_lab.explaining.tuned_lens import FILES, TunedLens, digest_of_model, divergence, moved
 
 MEASURES = ["nats", "error_to_final", "entropy", "start_token"]
@@ -68,6 +70,14 @@ def fitted(tiny_folder):
     assert all(weight.grad is None for weight in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     return model, train, lens
+
+
+def test_two_lenses_in_the_same_passes_give_the_tables_of_each(tiny, tokens):
+    model = random_model(tiny.config)
+    lens = lab.fit_tuned_lens(model, tokens, steps=2, **QUIET)
+    both = lens_table(model, tokens, {"logit lens": as_they_are, "tuned lens": lens})
+    plain, tuned = lab.logit_lens(model, tokens, **QUIET), lab.tuned_lens(model, tokens, lens, **QUIET)
+    pd.testing.assert_frame_equal(both, pd.concat([plain, tuned], ignore_index=True))
 
 
 def test_training_brings_every_layer_nearer_to_the_last(fitted):

@@ -383,7 +383,8 @@ def test_where_memory_runs_out_batches_are_halved(tiny, test, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("pool", "vectors"), [("mean", 1), ("last", 1), ("max", 1), ("grid:2", 4), ("prefix:5", 5), ("at:9,0,9", 3)]
+    ("pool", "vectors"),
+    [("mean", 1), ("last", 1), ("mean+max", 2), ("grid:2", 4), ("prefix:5", 5), ("at:9,0,9", 3)],
 )
 def test_a_pass_runs_on_the_meta_device(tiny, pool, vectors, monkeypatch):
     settings = ExtractionSettings(["ln_1", "mlp_out"], pool=pool, alignment="sos", dtype="float32", batch_size=8)

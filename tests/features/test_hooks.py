@@ -105,6 +105,19 @@ def test_poolings_by_hand():
     assert pooling("mean")(x.bfloat16()).dtype == torch.float32
 
 
+def test_joined_poolings_lie_side_by_side_and_each_is_checked(tiny):
+    joined = recorded(tiny, pool="prefix:2+max+at:3")
+    parts = [recorded(tiny, pool=pool) for pool in ("prefix:2", "max", "at:3")]
+    for point in joined:
+        assert joined[point].equal(torch.cat([part[point] for part in parts], dim=2))
+    assert pooling("mean+grid:2").width(8) == 40
+    with pytest.raises(ValueError, match="at:16: no position 16"):
+        recorded(tiny, pool="mean+at:16")
+    for wrong in ("mean+", "+mean", "mean+maen", "mean + max"):
+        with pytest.raises(ValueError, match="there is no pooling"):
+            pooling(wrong)
+
+
 @pytest.mark.parametrize("places", [[0], [15], [3, 0, 7], [5, 5]])
 def test_chosen_positions_are_slices_one_behind_the_other(tiny, places):
     with torch.no_grad():

@@ -123,7 +123,11 @@ LIMIT = argument(
 LABEL = argument("--label", help="column of a table that has the labels, such as coarse_label (default: the usual)")
 CONFIG = argument("--config", help="configuration of a set of the Hub that has several")
 SPLIT = argument("--split", default="test", help="split of the images, such as train or test")
-POOL = argument("--pool", default="mean", help="pooling over positions: mean, last, max, grid:g, prefix:g or at:p,...")
+POOL = argument(
+    "--pool",
+    default="mean",
+    help="pooling over positions: mean, last, max, grid:g, prefix:g, at:p,..., or several with +",
+)
 LAYERS = argument("--layers", type=int, **LIST, help="layers to use, from 0; -1 is the last, L (default: all, 0 to L)")
 STORE = argument("--store", default="stores", help="folder in which the feature stores are kept")
 OUT = argument("--out", help=f"folder for the figure and its table (default: {runs.MINE}/MODEL-IMAGES)")
