@@ -11,7 +11,7 @@ import os
 import time
 from functools import partial
 
-NAMES = ("home", "pixels", "extract", "probes", "sample", "train", "cluster", "explorer", "explaining", "gpu")
+NAMES = "home pixels extract probes sample train cluster explorer explaining reproduce gpu".split()
 
 
 def main() -> None:

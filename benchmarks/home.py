@@ -8,15 +8,17 @@ time; nor is decoding the images. It fits as many layers at once as there are co
 
 `igpt-lab probe` chooses by ten folds in place of one tenth, probes raw pixels too, compares layers and writes figure
 and tables, all of which is in its time. Only untrained networks and permuted labels, its other controls, are left out.
-Peak memory is of the main process, without the script's workers.
+README's lines of Python do that without raw pixels. Peak memory is of the main process, without the script's workers.
 """
 
+import contextlib
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -44,7 +46,8 @@ TRIAL = 256  # images of which each setting of the script is measured
 
 def rows(quick: bool) -> Iterator[dict]:
     size = (100, [0, 20]) if quick else (None, list(range(21)))
-    results = race({"ours": partial(ours, *size), "script": partial(script, *size)}, 1, warm=0)
+    makers: dict[str, Callable] = {"ours": partial(ours, *size), "script": partial(script, *size)}
+    results = race(makers if quick else makers | {"README": lines_of_readme}, 1, warm=0)
     table, seconds = results["ours"].value
     accuracies, of_script, settings = results["script"].value
     probes = zip(table.itertuples(), accuracies, strict=True)
@@ -57,7 +60,9 @@ def rows(quick: bool) -> Iterator[dict]:
     yield row(case, "time", "s", sum(seconds.values()), sum(of_script.values()), peer, runs=1, less=True)
     same = "accuracies of the script that lie in our 95% intervals"
     yield row(case, same, f"of {len(inside)} layers", float(sum(inside)), runs=1)
-    yield row(case, "peak memory", "MB", *(result.peak for result in results.values()), peer, runs=1, less=True)
+    if "README" in results:
+        yield row(case, "time of README's lines of Python", "s", results["README"].seconds, runs=1)
+    yield row(case, "peak memory", "MB", results["ours"].peak, results["script"].peak, peer, runs=1, less=True)
 
 
 # Makers: each is called in a process of its own. Their calls return accuracies and the seconds of each stage.
@@ -112,6 +117,18 @@ def script(limit: int | None, layers: list[int]) -> Callable:
         accuracies = _timed(taken, Parallel(n_jobs=os.cpu_count()), jobs)
         words = {"features": f"{type(processor).__name__}, batch {batch}, {dtype}", "probes": solver}
         return accuracies, {"features": taken[0] + taken[1], "probes": taken[2]}, words
+
+    return call
+
+
+def lines_of_readme() -> Callable:
+    """The Python of README, in a folder of its own."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("```python\n")[2].partition("```")[0]
+
+    def call() -> None:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            exec(code, {})
 
     return call
 

@@ -239,6 +239,36 @@ def benchmarks() -> dict[str, dict[str, str]]:
     return tables
 
 
+def goals() -> dict[str, list[dict[str, Any]]]:
+    """By processor: what docs/goals.csv asks of a row of a benchmark, and whether it is reached, or by how much not."""
+    asked = pd.read_csv(ROOT / "docs/goals.csv", keep_default_na=False)
+    lists: dict[str, list[dict[str, Any]]] = {}
+    for folder in sorted((ROOT / "results/benchmarks").glob("*")):
+        for goal in asked.to_dict("records"):
+            if not (folder / f"{goal['file']}.csv").is_file():
+                continue
+            rows = table(f"benchmarks/{folder.name}/{goal['file']}")
+            row = rows[(rows.metric == goal["metric"]) & (rows.case == (goal["case"] or rows.case))].iloc[0]
+            value, share = row.ratio, row.ratio / goal["goal"]
+            if math.isnan(row.ratio):  # no peer: seconds, of which less is better
+                value, share = row.ours, goal["goal"] / row.ours
+            tried = f"; tried: {goal['tried']}" if goal["tried"] else ""
+            verdict = "reached" if share >= 1 else f"missed by {1 - share:.0%}{tried}"
+            lists.setdefault(folder.name, []).append(goal | {"value": f"{value:.3g}", "verdict": verdict})
+    return lists
+
+
+def times() -> str:
+    """How long README's lines of Python and `make reproduce` take, by processor."""
+    words = []
+    for folder in sorted((ROOT / "results/benchmarks").glob("*")):
+        if (folder / "home.csv").is_file() and (folder / "reproduce.csv").is_file():
+            lines = table(f"benchmarks/{folder.name}/home").set_index("metric").ours["time of README's lines of Python"]
+            whole = table(f"benchmarks/{folder.name}/reproduce").set_index("case").ours["make reproduce"]
+            words.append(f"On `{folder.name}` they take {lines:.0f} s, and `make reproduce` {whole / 60:.0f} minutes.")
+    return "\n".join(words)
+
+
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
@@ -323,6 +353,7 @@ def rendered(page: str) -> str:
         "shift": shift(),
         "without_labels": without_labels(),
         "benchmarks": benchmarks(),
+        "goals": goals(),
     }
     return environment.get_template(f"{page}.md.j2").render(**tables, **runs)
 
@@ -347,7 +378,7 @@ def for_readme(text: str, results: str) -> str:
     """README with six rows of the results, and with what its ten lines of Python print."""
     facts = Run("fashion-xs-fashion-mini").comparison
     printed = "\n".join(textwrap.wrap(repr(Comparison(**facts)), 110))
-    block = f"```text\n{printed}\n```\n"
+    block = f"```text\n{printed}\n```\n\n{times()}\n"
     text = between(text, "<!-- output: written by docs/make_results.py -->\n", "<!-- end of output -->", block)
     return with_results(text, results, rows=README_ROWS)
 

@@ -56,6 +56,21 @@ def test_check_names_a_page_that_is_not_what_the_files_give(maker, tmp_path, mon
     assert maker.main(["--check"]) == 1 and "README.md is not what results/ gives" in capsys.readouterr().out
 
 
+def test_a_goal_is_reached_or_missed_by_a_share_and_says_what_was_tried(maker, tmp_path, monkeypatch):
+    monkeypatch.setattr(maker, "ROOT", tmp_path)
+    files = {
+        "docs/goals.csv": "what,file,case,metric,goal,tried\n2,a,x,speed,2,\n4,a,x,speed,4,much\nb,b,,time,30,",
+        "results/benchmarks/abacus/a.csv": "case,metric,ours,ratio\ny,speed,1,9\nx,speed,1,3",
+        "results/benchmarks/abacus/b.csv": "case,metric,ours,ratio\nz,time,40,",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (rows,) = maker.goals().values()
+    assert [row["value"] for row in rows] == ["3", "3", "40"]
+    assert [row["verdict"] for row in rows] == ["reached", "missed by 25%; tried: much", "missed by 25%"]
+
+
 def test_the_seeds_of_one_study_are_on_the_page_alone(maker, studies):
     table = seed_table().assign(n_train=1234)
     table.loc[table.control == "raw pixels", ["low", "high"]] = 0.89, 0.91

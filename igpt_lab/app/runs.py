@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ def values_of_run(model: str, images: str, folder: Path, *, quick: bool) -> dict
 
 
 def conclude(folder: Path, facts: dict) -> str:
-    """Write the summary of a run of `facts` (model, images, quick, seconds) and return it as text.
+    """Write the summary of a run of `facts` (model, images, quick, seconds by notebook) and return it as text.
 
     summary.json has the main numbers and a verdict on each against the shipped run, or why there is none;
     reference.csv has the numbers of both; summary.txt is the text.
@@ -138,15 +139,21 @@ def conclude(folder: Path, facts: dict) -> str:
         atomic_write(folder / "reference.csv", table.to_csv(index=False))
     low, high = numbers["chosen_interval"]
     text = (
-        f"{numbers['model']} on {numbers['images']}, {numbers['test_rows']:,} test images, {numbers['seconds']:.0f} s\n"
+        f"{numbers['model']} on {numbers['images']}, {numbers['test_rows']:,} test images\n"
         f"chosen layer {numbers['chosen_layer']} of 0..{numbers['n_layers']}: {numbers['chosen_accuracy']:.1%} "
         f"[{low:.1%}, {high:.1%}]\n"
         f"first, last  {numbers['first_accuracy']:.1%}, {numbers['last_accuracy']:.1%}\n"
-        f"{about_curve(*_curve(folder))}\n{judged}"
+        f"{about_curve(*_curve(folder))}\n{times_in_words(facts['seconds'])}\n{judged}"
     )
     atomic_write(folder / "summary.json", json.dumps(numbers, indent=2, sort_keys=True) + "\n")
     atomic_write(folder / "summary.txt", text + "\n")
     return text
+
+
+def times_in_words(seconds: dict[str, float]) -> str:
+    """How long the notebooks took, in 80 columns, from the seconds of each."""
+    parts = ", ".join(f"{name} {taken:.0f} s" for name, taken in seconds.items())
+    return textwrap.fill(f"{sum(seconds.values()):.0f} s: {parts}", 80)
 
 
 def about_curve(rows: pd.DataFrame, comparison: dict) -> str:

@@ -86,6 +86,7 @@ def test_reproduce_on_a_tiny_model(tiny_folder, tiny_images, tmp_path, capsys):
         "model", "images", "n_layers", "chosen_layer", "chosen_accuracy", "chosen_interval", "first_accuracy",
         "last_accuracy", "p_value", "test_rows", "seconds", "quick", "reference",
     }  # fmt: skip
+    assert list(summary["seconds"]) == list(workbench.NOTEBOOKS) and min(summary["seconds"].values()) > 0
     table = pd.read_csv(out / "layer_curve.csv", keep_default_na=False)
     assert set(table.control) == {MODEL, "raw pixels", "random network", "permuted labels"}
     ours = table[table.control == MODEL].set_index("layer")

@@ -11,6 +11,7 @@ from igpt_lab.app import reference, runs
 from igpt_lab.core.display import MODEL
 
 PEAK = (1, 3)
+SECONDS = {"00_tour": 30.2, "02_layer_probe": 64.8}
 STORE = {"weights": "ab", "palette": "cd", "splits": {"test": ["ef", 100]}}
 
 
@@ -95,9 +96,10 @@ def test_a_run_ends_with_the_verdicts_in_its_summary(tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path / "notebooks")
     save(tmp_path / "results/fashion-xs-fashion-mini", table(), STORE)
     save(tmp_path / "run", table(layer0=0.54, layer3=0.7), STORE)
-    facts = {"model": "fashion-xs", "images": "fashion-mini", "quick": False, "seconds": 1.0}
+    facts = {"model": "fashion-xs", "images": "fashion-mini", "quick": False, "seconds": SECONDS}
     text = runs.conclude(tmp_path / "run", facts)
     assert "held against results/fashion-xs-fashion-mini" in text
+    assert "\n95 s: 00_tour 30 s, 02_layer_probe 65 s\n" in text
     assert text.endswith("against the reference: 5 the same, 1 within its interval, 1 differs")
     kept = json.loads((tmp_path / "run/summary.json").read_text())["reference"]
     assert kept["accuracy, last layer"] == "differs" and kept["chosen layer"] == "the same"
@@ -114,7 +116,7 @@ def test_a_run_s_summary_has_the_drop_with_the_choice_and_says_that_it_is_poor(t
     save(folder, table().assign(validation_accuracy=table().test_accuracy, n_validation=90), STORE)
     wide = drop() | {"choice_low": 0.05, "choice_high": 0.35}
     (folder / "layer_curve.json").write_text(json.dumps({"config": {"store": STORE, "comparison": wide}}))
-    text = runs.conclude(folder, {"model": "fashion-xs", "images": "photos", "quick": False, "seconds": 1.0})
+    text = runs.conclude(folder, {"model": "fashion-xs", "images": "photos", "quick": False, "seconds": SECONDS})
     assert "chosen layer 1 of 0..3: 80.0% [75.0%, 85.0%]\n" in text and "best" not in text
     assert "+20.0 points [10.0, 30.0] over test images, [5.0, 35.0] with the choice, p = 1e-5 (McNemar" in text
     assert "\na poor choice: one standard error is 4.2 points on 90 held-out images; about " in text
@@ -133,7 +135,7 @@ def test_what_cannot_be_compared_says_why(tmp_path, monkeypatch, changes, store,
     monkeypatch.setattr(workbench, "notebooks", lambda: tmp_path / "notebooks")
     save(tmp_path / "results/fashion-xs-fashion-mini", table(), STORE)
     save(tmp_path / "run", table(), store)
-    facts = {"model": "fashion-xs", "images": "fashion-mini", "quick": False, "seconds": 1.0} | changes
+    facts = {"model": "fashion-xs", "images": "fashion-mini", "quick": False, "seconds": SECONDS} | changes
     assert reason in runs.conclude(tmp_path / "run", facts)
     assert reason in json.loads((tmp_path / "run/summary.json").read_text())["reference"]
     assert not (tmp_path / "run/reference.csv").exists()

@@ -139,16 +139,17 @@ def reproduce(
     """
     names = [name for name in notebooks.NOTEBOOKS if (name in only if only else every or name not in notebooks.LONG)]
     lab.load_model(model), lab.load_images(images, "test", limit=1)  # a wrong name is told before any work
-    begun, folder = time.perf_counter(), runs.begin_run(model, images, out, quick=quick, renewal=renewal)
-    values = runs.values_of_run(model, images, folder, quick=quick)
+    folder = runs.begin_run(model, images, out, quick=quick, renewal=renewal)
+    values, seconds = runs.values_of_run(model, images, folder, quick=quick), {}
     for number, name in enumerate(names, 1):
+        begun = time.perf_counter()
         own = {key: value for key, value in values.items() if key in notebooks.parameters(name)}
         failed = notebooks.run_notebook(name, own, folder, f"{number}/{len(names)} {name}")
         if failed:
             print(f"igpt-lab: {failed}", file=sys.stderr)
             return 1
+        seconds[name] = round(time.perf_counter() - begun, 1)
     if notebooks.CURVE in names:
-        seconds = round(time.perf_counter() - begun, 1)
         facts = {"model": model, "images": images, "quick": quick, "seconds": seconds}
         print(runs.conclude(folder, facts))
     print(f"figures and tables: {folder}")
