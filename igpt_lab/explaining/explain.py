@@ -307,7 +307,7 @@ class _Run:
 
     def lens(self) -> pd.DataFrame:
         tuned = fit_tuned_lens(self.model, self.train.some(TRAIN["lens"]).tokens, steps=STEPS, **self.options)
-        lenses = {"logit lens": as_they_are, "tuned lens": tuned}
+        lenses: dict[str, Any] = {"logit lens": as_they_are, "tuned lens": tuned}
         return lens_table(self.model, self.test.some(TEST["lens"]).tokens, lenses, progress=self.options["progress"])
 
     def baselines(self) -> pd.DataFrame:
