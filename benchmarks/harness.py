@@ -41,13 +41,15 @@ def race(makers: dict[str, Callable], runs: int, *, warm: int = 1, optional: Ite
     """`in_turns` with a fresh process for each contestant, so that memory and settings are its own.
 
     A maker is picklable (a function of a module, or `partial` of one) and returns the call to measure, which is first
-    called `warm` times. Contestants in `optional` may fail; they are then absent from what is returned.
+    called `warm` times; all that is done by one contestant after another. Contestants in `optional` may fail; they are
+    then absent from what is returned.
     """
     contestants = {}
     try:
         for name, make in makers.items():
             contestants[name] = _Contestant(make)
             try:
+                contestants[name].answer()
                 for _ in range(max(1, warm) if name in optional else warm):
                     contestants[name]()
             except RuntimeError as error:
@@ -153,6 +155,10 @@ class _Contestant:
 
     def __call__(self) -> tuple[float, object, float]:
         self.pipe.send(True)
+        return self.answer()
+
+    def answer(self) -> tuple[float, object, float]:
+        """What the call measured, or first of all that it is made."""
         try:
             answer = self.pipe.recv()
         except EOFError:
@@ -180,6 +186,7 @@ def _serve(make: Callable, pipe) -> None:
     try:
         use_device()
         call = make()
+        pipe.send((0.0, None, peak_memory()))
         while pipe.recv():
             pipe.send(_timed(call))
     except (EOFError, BrokenPipeError):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import weakref
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,25 @@ def test_calls_are_in_turns():
     assert order == list("abc") * 3 and list(results) == list("abc")
     values = iter([(3.0, "x", 1.0), (9.0, "y", 2.0), (1.0, "z", 3.0)])
     assert harness._medians({"a": lambda: next(values)}, 3)["a"] == harness.Result(3.0, "z", 3.0)
+
+
+def slow(file):
+    """Maker that takes half a second and writes down when; so does its call."""
+
+    def call():
+        begun = time.monotonic()
+        time.sleep(0.5)
+        with file.open("a") as lines:
+            lines.write(f"{begun} {time.monotonic()}\n")
+
+    call()
+    return call
+
+
+def test_nothing_of_a_contestant_runs_beside_another(tmp_path):
+    harness.race(dict.fromkeys("ab", partial(slow, tmp_path / "times")), 1, warm=0)
+    times = [float(word) for word in (tmp_path / "times").read_text().split()]
+    assert len(times) == 8 and times == sorted(times)
 
 
 def test_contestants_have_their_own_process(capfd):
