@@ -18,6 +18,7 @@ from torch import Tensor
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.core.significance import accuracy, compare, mean_interval
 from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
@@ -208,8 +209,13 @@ def refit_after(
     variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
     passes = Passes(model, variants, model.config.n_layer, kind == "resample", batch_size, progress, seed)
     train, test = (torch.cat([part for _, part in passes.over(x)], 1).numpy() for x in (train_tokens, tokens))
-    bar = tqdm(zip(train, test, strict=True), total=len(train), desc="probes", disable=not progress)
-    right = [clone(probe or LinearProbe()).fit(x, train_labels).predict(z) == labels for x, z in bar]
+
+    def refit(of_variant: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        x, z = of_variant
+        return clone(probe or LinearProbe()).fit(x, train_labels).predict(z) == labels
+
+    fitted = side_by_side(refit, zip(train, test, strict=True), torch.device("cpu"), train[0].size)
+    right = list(tqdm(fitted, total=len(train), desc="probes", disable=not progress))
     rows = []
     for variant, correct in zip(variants, right[1:], strict=True):
         own = accuracy(correct)

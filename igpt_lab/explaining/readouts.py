@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.explaining.linear_readout import Readout, interval_over_images, linear_readout
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
@@ -110,12 +111,16 @@ def bits_by_layer(
         train, test = (
             _states(model, *split, places, batch_size, device, bar) for split in zip(tokens, positions, strict=True)
         )
-    readouts = {}
-    steps = [(place, name) for place in range(len(places)) for name in targets]
-    for place, name in tqdm(steps, desc="readouts", unit="readout", disable=not progress):
+
+    def read(step: tuple[int, str]) -> Readout:
+        place, name = step
         x, x_test = (_features(split[:, place], name) for split in (train, test))
-        y, y_test = values[name]
-        readouts[places[place], name] = linear_readout(x, y, x_test, y_test, seed=seed, device=device)
+        return linear_readout(x, values[name][0], x_test, values[name][1], seed=seed, device=device)
+
+    steps = [(place, name) for place in range(len(places)) for name in targets]
+    fitted = side_by_side(read, steps, device, train[:, 0].numel())
+    fitted = tqdm(fitted, total=len(steps), desc="readouts", unit="readout", disable=not progress)
+    readouts = {(places[place], name): readout for (place, name), readout in zip(steps, fitted, strict=True)}
     gains = {key: readout.gains.astype(np.float64) for key, readout in readouts.items()}
     return Measurement(_table(readouts, values, seed), gains, ("layer", "target"))
 

@@ -14,7 +14,7 @@ from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, mean_difference
-from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
+from igpt_lab.probing.features import Features, check_known, check_same_layers, over_stacks, test_layers
 from igpt_lab.probing.labels import bits_of, log_loss_columns, matched, meet_test
 from igpt_lab.probing.probes import ProbeResult
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
@@ -159,21 +159,29 @@ def probe_permuted(
     check_known(list(train.layers), strengths.index)
     classes, y = np.unique(train.labels, return_inverse=True)
     facts = {"n_train": len(y), "n_test": len(test.index), "n_classes": len(classes), "seed": seed}
+    place = best_device(device)
+
+    def of_stack(layers: list[Layer], x: np.ndarray) -> tuple[list[Layer], list[tuple[Fits, list[np.ndarray]]]]:
+        tested, Cs = test_layers(layers, x, test), strengths[layers].to_numpy()[:, None]
+        of_draws = []
+        for draw in range(permutations):
+            shuffled = np.random.default_rng([seed, 7, draw]).permutation(y)
+            fits = fit_logistic(x, shuffled, Cs, device=place)
+            of_draws.append((fits, [classes[fits.predict(tested[i], i)[0]] for i in range(len(layers))]))
+        return layers, of_draws
+
     predictions: dict[tuple[int, Layer], np.ndarray] = {}
     made: dict[Layer, list[tuple[Fits, int]]] = {}
     rows: list[dict] = []
     with tqdm(total=len(train.layers) * permutations, desc=control, unit="probe", disable=not progress) as bar:
-        for stacked, x in stacks(train):
-            tested, Cs = test_layers(stacked, x, test), strengths[stacked].to_numpy()[:, None]
-            for draw in range(permutations):
-                shuffled = np.random.default_rng([seed, 7, draw]).permutation(y)
-                fits = fit_logistic(x, shuffled, Cs, device=best_device(device))
+        for stacked, of_draws in over_stacks(of_stack, train, place):
+            for draw, (fits, predicted) in enumerate(of_draws):
                 for i, layer in enumerate(stacked):
-                    predictions[draw, layer] = classes[fits.predict(tested[i], i)[0]]
+                    predictions[draw, layer] = predicted[i]
                     made.setdefault(layer, []).append((fits, i))
-                    row = {"control": control, "layer": layer, "draw": draw, "C": float(Cs[i, 0])}
+                    row = {"control": control, "layer": layer, "draw": draw, "C": float(strengths[layer])}
                     rows.append(row | {"converged": bool(fits.converged[i, 0]), "chosen": layer == result.chosen})
-                bar.update(len(stacked))
+            bar.update(len(stacked) * permutations)
 
     def losses(places: np.ndarray) -> dict[tuple[int, Layer], np.ndarray]:
         bits: dict[tuple[int, Layer], np.ndarray] = {}

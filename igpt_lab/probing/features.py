@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,13 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth, plain_layer
 from igpt_lab.core.display import card, say_once, span
 from igpt_lab.core.provenance import digest
+from igpt_lab.core.side_by_side import is_middling, side_by_side
 from igpt_lab.core.values import check_finite, did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 
+Result = TypeVar("Result")
 STACKED = 2**24  # values of the layers that are fitted together, 64 MB
 LOADED = 2**30  # bytes of a store up to which its features are kept in memory
 
@@ -213,13 +216,26 @@ def digest_of_layer(x: np.ndarray) -> str:
         return digest(np.ascontiguousarray(x, "<f4").tobytes())
 
 
-def stacks(features: Features) -> Iterator[tuple[list[Any], np.ndarray]]:
-    """Layers of one width together, as (B, N, D), as many as `STACKED` allows."""
+def over_stacks(
+    function: Callable[[list[Any], np.ndarray], Result], features: Features, device: torch.device
+) -> Iterator[Result]:
+    """What the function gives for layers and their features (B, N, D), all layers in their order.
+
+    Layers of middle size for a CPU are taken one by one and `side_by_side`, others together as `stacks` has them.
+    """
+    jobs = stacks(features, device)
+    for first in jobs:
+        yield from side_by_side(lambda stack: function(*stack), chain([first], jobs), device, first[1][0].size)
+
+
+def stacks(features: Features, device: torch.device | None = None) -> Iterator[tuple[list[Any], np.ndarray]]:
+    """Layers of one width together, as (B, N, D), as many as `STACKED` allows; alone those to run `side_by_side`."""
     layers: list[Layer] = []
     stack: list[np.ndarray] = []
     for layer, x in features.layers.items():
         _check_layer(layer, x, len(features.labels), len(features.index))
-        if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > STACKED):
+        room = 0 if device and is_middling(device, x.size) else STACKED
+        if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > room):
             yield layers, np.stack(stack)
             layers, stack = [], []
         layers, stack = [*layers, layer], [*stack, x]

@@ -36,6 +36,7 @@ from igpt_lab.probing.features import (
     check_same_layers,
     digest_of_layer,
     digest_of_rows,
+    over_stacks,
     say_same_rows,
     stacks,
     test_layers,
@@ -193,7 +194,8 @@ def probe_layers(
         alone = known[0] if known else "no class"
         raise ValueError(f"the rows of train are of {alone} alone; a probe needs two classes or more")
     splits = folds_of(train.labels, folds, seed, train.names)
-    fitting = {"standardise": standardise, "max_iter": max_iter, "device": best_device(device)}
+    place = best_device(device)
+    fitting = {"standardise": standardise, "max_iter": max_iter, "device": place}
 
     def probe(x: np.ndarray, tested: list[np.ndarray]) -> Iterator[Probed]:
         choices = choose_C(x, y, splits, Cs, fitting, solver)
@@ -209,7 +211,8 @@ def probe_layers(
             row = {"C": float(choice.C), "validation_accuracy": choice.accuracy, **certificate}
             yield row, predicted, choice.folds, partial(_logits, fits, layer)
 
-    return layer_by_layer(train, test, probe, facts_of(splits, control, seed), progress)
+    facts = facts_of(splits, control, seed)
+    return layer_by_layer(train, test, probe, facts, progress, place if solver is fit_logistic else None)
 
 
 def _logits(fits: Fits, layer: int, x: np.ndarray) -> Tensor:
@@ -343,23 +346,32 @@ def facts_of(splits: Sequence[Fold], control: str, seed: int) -> dict:
     return {"control": control, "seed": seed, "folds": len(splits), "n_validation": held}
 
 
-def layer_by_layer(train: Features, test: Features, probe, facts: dict, progress: bool) -> ProbeResult:
+def layer_by_layer(
+    train: Features, test: Features, probe, facts: dict, progress: bool, device: torch.device | None = None
+) -> ProbeResult:
     """What `probe(x, tested)` gives for each of stacked layers (`Probed`), with what test says.
 
-    `facts` (`facts_of`) are those of every row.
+    `facts` (`facts_of`) are those of every row. With a device, that of the probes, layers may run side by side
+    (`over_stacks`).
     """
+
+    def of_stack(layers: list[Any], x: np.ndarray) -> tuple[list[Any], int, dict[Any, str], list[Probed]]:
+        tested = test_layers(layers, x, test)
+        say_same_rows(x[0], tested[0])
+        seen = {layer: digest_of_layer(values) for layer, values in zip(layers, tested, strict=True)}
+        return layers, x.shape[2], seen, list(probe(x, tested))
+
     check_same_layers(train, test)
     rows, predictions, folds = [], {}, []
     digests: dict[Any, str] = {}
     logits: dict[Any, Callable[[np.ndarray], Tensor]] = {}
     name = f"probe {shown_control(facts['control'])}".strip()
     with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
-        for layers, x in stacks(train):
-            tested = test_layers(layers, x, test)
-            say_same_rows(x[0], tested[0])
-            digests |= {layer: digest_of_layer(values) for layer, values in zip(layers, tested, strict=True)}
-            for layer, (row, predicted, of_folds, of_layer) in zip(layers, probe(x, tested), strict=True):
-                sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": x.shape[2]}
+        stacked = (of_stack(*stack) for stack in stacks(train))
+        for layers, width, seen, probed in stacked if device is None else over_stacks(of_stack, train, device):
+            digests |= seen
+            for layer, (row, predicted, of_folds, of_layer) in zip(layers, probed, strict=True):
+                sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": width}
                 first, others = {"control": facts["control"], "layer": layer}, {**facts, **sizes}
                 rows.append(first | row | {name: others[name] for name in others if name not in first})
                 predictions[layer] = predicted

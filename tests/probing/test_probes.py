@@ -269,15 +269,34 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
     assert choosing.chosen_layer(dict.fromkeys((3, 5, 6, 8, 9), flat[1.0])) == 6
 
 
-def test_layers_in_stacks_equal_layers_one_by_one(monkeypatch):
+def test_layers_in_stacks_equal_layers_one_by_one_and_side_by_side(monkeypatch):
     together = probe_layers(TRAIN, TEST, **QUIET).table
+    monkeypatch.setattr("igpt_lab.core.side_by_side.LEAST", 0)
+    side_by_side = probe_layers(TRAIN, TEST, **QUIET).table
+    monkeypatch.undo()
     few = probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table
     monkeypatch.setattr("igpt_lab.probing.features.STACKED", 1)
     alone = probe_layers(TRAIN, TEST, **QUIET).table
-    assert alone.drop(columns=ROUNDED).equals(together.drop(columns=ROUNDED))
-    assert alone.objective.to_numpy() == pytest.approx(together.objective.to_numpy(), rel=1e-6)
-    assert alone.log_loss.to_numpy() == pytest.approx(together.log_loss.to_numpy(), rel=1e-4)
+    for table in (side_by_side, alone):
+        assert table.drop(columns=ROUNDED).equals(together.drop(columns=ROUNDED))
+        assert table.objective.to_numpy() == pytest.approx(together.objective.to_numpy(), rel=1e-6)
+        assert table.log_loss.to_numpy() == pytest.approx(together.log_loss.to_numpy(), rel=1e-4)
     assert probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table.equals(few)
+
+
+def test_the_number_of_threads_changes_no_bit_where_layers_run_side_by_side(monkeypatch):
+    monkeypatch.setattr("igpt_lab.core.side_by_side.LEAST", 0)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(probe_layers(TRAIN, TEST, **QUIET))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert result.table.equals(results[0].table)
+        for layer, right in results[0].correct.items():
+            assert (result.correct[layer] == right).all()
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])

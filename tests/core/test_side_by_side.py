@@ -1,0 +1,69 @@
+"""Computations side by side: their order, how many at once, errors, and torch's threads afterwards."""
+
+import threading
+
+import pytest
+import torch
+
+from igpt_lab.core.side_by_side import LEAST, MOST, is_middling, side_by_side
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_each_by_one_thread_and_few_jobs_at_once(threads):
+    taken, done = [], threading.Semaphore(0)
+
+    def jobs():
+        for job in range(6):
+            taken.append(job)
+            yield job
+
+    def work(job):
+        return job, torch.get_num_threads()
+
+    results = side_by_side(work, jobs(), CPU, LEAST)
+    assert next(results) == (0, 1) and len(taken) == (1 if threads == 1 else threads + 1)
+    assert list(results) == [(job, 1) for job in range(1, 6)]
+    assert torch.get_num_threads() == threads
+    late = threading.Thread(target=lambda: (taken.append(torch.get_num_threads()), done.release()))
+    late.start(), late.join()
+    assert taken[-1] == threads  # of a thread that begins later
+
+
+def test_they_run_at_the_same_time():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        both = threading.Barrier(2, timeout=60)
+        assert len(list(side_by_side(lambda job: both.wait(), range(2), CPU, MOST))) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_it_and_the_rest_is_not_begun(threads, error):
+    begun = []
+
+    def work(job):
+        begun.append(job)
+        if job == 1:
+            raise error("no")
+
+    with pytest.raises(error, match="no"):
+        list(side_by_side(work, range(100), CPU, LEAST))
+    assert 1 in begun and len(begun) <= threads + 3 and torch.get_num_threads() == threads
+
+
+def test_what_is_small_or_large_or_not_on_a_cpu_is_in_turn(threads):
+    assert is_middling(CPU, LEAST) and is_middling(CPU, MOST) and not is_middling(torch.device("cuda"), LEAST)
+    for numbers in (LEAST - 1, MOST + 1):
+        assert not is_middling(CPU, numbers)
+        assert list(side_by_side(lambda job: torch.get_num_threads(), range(2), CPU, numbers)) == [threads] * 2
