@@ -248,7 +248,10 @@ def goals() -> dict[str, list[dict[str, Any]]]:
             if not (folder / f"{goal['file']}.csv").is_file():
                 continue
             rows = table(f"benchmarks/{folder.name}/{goal['file']}")
-            row = rows[(rows.metric == goal["metric"]) & (rows.case == (goal["case"] or rows.case))].iloc[0]
+            rows = rows[(rows.metric == goal["metric"]) & (rows.case == (goal["case"] or rows.case))]
+            if rows.empty:
+                continue
+            row = rows.iloc[0]
             value, share = row.ratio, row.ratio / goal["goal"]
             if math.isnan(row.ratio):  # no peer: seconds, of which less is better
                 value, share = row.ours, goal["goal"] / row.ours

@@ -180,6 +180,12 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x)), weights, cross_weights
 
 
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """Drawn by torch, but not on `meta`: there its draw of nothing imports its compiler, which takes seconds."""
+    weight = torch.empty(count, width) if torch.get_default_device().type == "meta" else None
+    return nn.Embedding(count, width, _weight=weight)
+
+
 class ImageGPTModel(ImageGPTPreTrainedModel):
     """The backbone: tokens (N, T) int64 -> states (N, T, D).
 
@@ -189,8 +195,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     def __init__(self, config: ImageGPTConfig, *, init: str | None = "original", generator=None):
         super().__init__(config)
         config = self.config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = _embedding(config.vocab_size, config.n_embd)
+        self.wpe = _embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = Norm(config.n_embd, config.layer_norm_epsilon)

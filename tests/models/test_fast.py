@@ -1,5 +1,8 @@
 """`fast`: paths for a processor's sake give what the plain formulas of the network give."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +84,10 @@ def test_the_backbone_has_an_earlier_name():
     model = random_model()
     with pytest.warns(DeprecationWarning, match="backbone"):
         assert model.trunk is model.backbone is model.transformer
+
+
+def test_a_model_is_loaded_without_torch_s_compiler():
+    """Its import takes seconds."""
+    code = "import sys, igpt_lab as lab; lab.load_model('fashion-xs'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n"
