@@ -268,7 +268,9 @@ def times() -> str:
         if (folder / "home.csv").is_file() and (folder / "reproduce.csv").is_file():
             lines = table(f"benchmarks/{folder.name}/home").set_index("metric").ours["time of README's lines of Python"]
             whole = table(f"benchmarks/{folder.name}/reproduce").set_index("case").ours["make reproduce"]
-            words.append(f"On `{folder.name}` they take {lines:.0f} s, and `make reproduce` {whole / 60:.0f} minutes.")
+            cores, processor, *_ = (folder / "home.md").read_text(encoding="utf-8").splitlines()[-1].split(", ")
+            place = f"on {cores} of an {processor}"
+            words.append(f"These lines take {lines:.0f} s {place}, and `make reproduce` {whole / 60:.0f} minutes.")
     return "\n".join(words)
 
 
