@@ -1,6 +1,6 @@
 """Every instrument on one model and its images, on few images each, and the answers to the predictions.
 
-Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes seven minutes on two cores. For closer
+Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes six minutes on two cores. For closer
 intervals call the instruments themselves with more images.
 """
 
@@ -49,7 +49,7 @@ SHARES, LAYERS = 4, 7  # of prefixes, and those beside c
 STEPS = 100  # of the tuned lens
 RADII = (1, RADIUS, 7)
 MEMORY = 2e9  # bytes of the states that the attentive probe keeps
-FITS = 2.0  # all of the time but that of the readouts, over that of the forward passes
+FITS = 1.6  # all of the time but that of the readouts, over that of the forward passes
 PASSES = 700  # over the training states, that the readouts of a layer take, in passes with as many classes as colours
 
 
