@@ -1,6 +1,6 @@
 """Every instrument on one model and its images, on few images each, and the answers to the predictions.
 
-Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes six minutes on two cores. For closer
+Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes about six minutes on two cores. For closer
 intervals call the instruments themselves with more images.
 """
 
@@ -265,9 +265,7 @@ class _Run:
     test: _Images
     shares: int  # how many prefixes: SHARES, or one for each position where there are fewer
     places: list[int]  # positions whose states are probed
-    pooled: list[
-        Features
-    ]  # of training and test images: a mean for each share, the last over all; a state for each place
+    pooled: list[Features]  # of both splits: the mean of each share, the last of all states; then each place's state
     probe: ProbeResult
     chosen: int
     of_store: dict[str, Any]  # options of what extracts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -159,7 +160,7 @@ def probe_permuted(
     check_known(list(train.layers), strengths.index)
     classes, y = np.unique(train.labels, return_inverse=True)
     facts = {"n_train": len(y), "n_test": len(test.index), "n_classes": len(classes), "seed": seed}
-    place = best_device(device)
+    place, caller = best_device(device), threading.current_thread()
 
     def of_stack(layers: list[Layer], x: np.ndarray) -> tuple[list[Layer], list[tuple[Fits, list[np.ndarray]]]]:
         tested, Cs = test_layers(layers, x, test), strengths[layers].to_numpy()[:, None]
@@ -168,6 +169,8 @@ def probe_permuted(
             shuffled = np.random.default_rng([seed, 7, draw]).permutation(y)
             fits = fit_logistic(x, shuffled, Cs, device=place)
             of_draws.append((fits, [classes[fits.predict(tested[i], i)[0]] for i in range(len(layers))]))
+            if threading.current_thread() is caller:  # a notebook shows what the thread of its cell draws
+                bar.update(len(layers))
         return layers, of_draws
 
     predictions: dict[tuple[int, Layer], np.ndarray] = {}
@@ -181,7 +184,8 @@ def probe_permuted(
                     made.setdefault(layer, []).append((fits, i))
                     row = {"control": control, "layer": layer, "draw": draw, "C": float(strengths[layer])}
                     rows.append(row | {"converged": bool(fits.converged[i, 0]), "chosen": layer == result.chosen})
-            bar.update(len(stacked) * permutations)
+            bar.update(len(made) * permutations - bar.n)
+    rows.sort(key=lambda row: row["draw"])  # and within a draw the layers in their order
 
     def losses(places: np.ndarray) -> dict[tuple[int, Layer], np.ndarray]:
         bits: dict[tuple[int, Layer], np.ndarray] = {}

@@ -1,10 +1,12 @@
 """Controls against scikit-learn, slow loops, laws of chance and cases solved by hand."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -13,6 +15,7 @@ from sklearn.svm import SVC
 
 from igpt_lab.core.display import MODEL
 from igpt_lab.core.significance import compare, permutation_p
+from igpt_lab.probing import controls
 from igpt_lab.probing.controls import compare_drops, probe_permuted, selectivity
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.kernel import probe_svm
@@ -48,6 +51,25 @@ def test_permuted_labels_fall_to_chance_whatever_the_features_know():
     assert permutation_p(result.correct[0].mean(), table[table.layer == 0].test_accuracy) > 1 / 21  # without a signal
     assert set(table.n_classes) == {4} and set(table.C) == {0.1} and table.converged.all()
     assert table[table.chosen].layer.unique().tolist() == [result.chosen] == [1]
+
+
+@pytest.mark.parametrize("least", [0, 2**18])  # layers side by side, and in one stack
+def test_the_bar_of_permutations_is_drawn_by_the_thread_that_asks_and_ends_full(least, monkeypatch):
+    monkeypatch.setattr("igpt_lab.core.side_by_side.LEAST", least)
+    drawn, real = [], controls.tqdm.update
+    monkeypatch.setattr(
+        controls.tqdm, "update", lambda bar, n: drawn.append((threading.current_thread(), bar.n + n)) or real(bar, n)
+    )
+    train, test = planted(40, 0, (0, 1, 1)), planted(20, 1, (0, 1, 1))
+    result = probe_layers(train, test, Cs=[0.1], folds=2, **QUIET)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        table = probe_permuted(train, test, result, permutations=3)
+    finally:
+        torch.set_num_threads(before)
+    assert {thread for thread, _ in drawn} == {threading.current_thread()} and drawn[-1][1] == len(table) == 9
+    assert table.draw.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_a_permutation_is_the_probe_of_labels_in_another_order_with_each_layers_own_C():
