@@ -17,13 +17,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def is_middling(device: torch.device, numbers: int) -> bool:
-    """Whether a computation that reads so many numbers is better run by one thread, beside others."""
-    return device.type == "cpu" and LEAST <= numbers <= MOST
+def is_middling(device: torch.device | None, numbers: int) -> bool:
+    """Whether what reads so many numbers is better run by one thread, beside others; None: by what is not torch's."""
+    return device is not None and device.type == "cpu" and LEAST <= numbers <= MOST
 
 
 def side_by_side(
-    function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device, numbers: int
+    function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device | None, numbers: int
 ) -> Iterator[Result]:
     """What the function gives for each job, in their order.
 

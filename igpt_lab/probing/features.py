@@ -217,7 +217,7 @@ def digest_of_layer(x: np.ndarray) -> str:
 
 
 def over_stacks(
-    function: Callable[[list[Any], np.ndarray], Result], features: Features, device: torch.device
+    function: Callable[[list[Any], np.ndarray], Result], features: Features, device: torch.device | None
 ) -> Iterator[Result]:
     """What the function gives for layers and their features (B, N, D), all layers in their order.
 
@@ -234,7 +234,7 @@ def stacks(features: Features, device: torch.device | None = None) -> Iterator[t
     stack: list[np.ndarray] = []
     for layer, x in features.layers.items():
         _check_layer(layer, x, len(features.labels), len(features.index))
-        room = 0 if device and is_middling(device, x.size) else STACKED
+        room = 0 if is_middling(device, x.size) else STACKED
         if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > room):
             yield layers, np.stack(stack)
             layers, stack = [], []

@@ -38,7 +38,6 @@ from igpt_lab.probing.features import (
     digest_of_rows,
     over_stacks,
     say_same_rows,
-    stacks,
     test_layers,
 )
 from igpt_lab.probing.labels import Losses, MatchedLabels, bits_of, log_loss_columns, matched, meet_test
@@ -367,8 +366,7 @@ def layer_by_layer(
     logits: dict[Any, Callable[[np.ndarray], Tensor]] = {}
     name = f"probe {shown_control(facts['control'])}".strip()
     with tqdm(total=len(train.layers), desc=name, unit="layer", disable=not progress) as bar:
-        stacked = (of_stack(*stack) for stack in stacks(train))
-        for layers, width, seen, probed in stacked if device is None else over_stacks(of_stack, train, device):
+        for layers, width, seen, probed in over_stacks(of_stack, train, device):
             digests |= seen
             for layer, (row, predicted, of_folds, of_layer) in zip(layers, probed, strict=True):
                 sizes = {"n_train": len(train.labels), "n_test": len(test.index), "n_features": width}
