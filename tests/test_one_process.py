@@ -104,12 +104,15 @@ def memory() -> float:
 def test_forty_repetitions_hold_no_more_than_the_first(calls, name, capsys):
     for _ in range(TIMES // 4):  # what is loaded and made once
         calls[name]()
-    before, begun = held(), memory()
-    for _ in range(TIMES):
-        calls[name]()
-    grown = memory() - begun
+    before = held()
+    readings = [memory()]
+    for _ in range(4):
+        for _ in range(TIMES // 4):
+            calls[name]()
+        readings.append(memory())
     assert {what: (before[what], count) for what, count in held().items() if count > before[what]} == {}
-    assert grown < TIMES * 0.1, f"{grown:.1f} MB in {TIMES} calls"
+    # A leak grows in every quarter. An allocator takes a larger piece in one of them.
+    assert np.median(np.diff(readings)) < TIMES // 4 * 0.1, f"{np.round(readings, 1)} MB after each {TIMES // 4} calls"
 
 
 def state() -> dict:
