@@ -22,6 +22,11 @@ def is_middling(device: torch.device | None, numbers: int) -> bool:
     return device is not None and device.type == "cpu" and LEAST <= numbers <= MOST
 
 
+def at_once(device: torch.device | None, numbers: int) -> int:
+    """How many computations that read so many numbers `side_by_side` runs at a time."""
+    return torch.get_num_threads() if is_middling(device, numbers) else 1
+
+
 def side_by_side(
     function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device | None, numbers: int
 ) -> Iterator[Result]:
@@ -31,8 +36,8 @@ def side_by_side(
     their number; no more jobs are taken at once than that, and one. An error or an interruption ends it once those that
     run are done. What torch keeps for each thread by itself, such as autocast, is in them as at the program's start.
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or not is_middling(device, numbers):
+    threads = at_once(device, numbers)
+    if threads == 1:
         yield from map(function, jobs)
         return
     waiting: deque[Future[Result]] = deque()

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import middle_of_best
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.core.significance import accuracy, compare
 from igpt_lab.explaining.attentive_fit import PROBES, Fitted, Training, fit_both, held_out
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import check_eval, layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, numbers_of, record
 from igpt_lab.features.settings import default_batch, width_at
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.losses import on_device
@@ -151,7 +152,6 @@ def states_of(model: nn.Module, tokens: np.ndarray, place: tuple[str, list[int],
     return kept
 
 
-@torch.no_grad()
 def _passes(
     model: nn.Module,
     tokens: np.ndarray,
@@ -161,11 +161,18 @@ def _passes(
     """What `reduce` makes of a batch's states (B, T, D) of each layer, layers first; blocks above them do not run."""
     point, layers, alignment = place
     config: Any = model.config
-    size = default_batch(config, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    size = default_batch(config, device)
+    numbers = numbers_of(model, size)
+
+    @torch.no_grad()
+    def states(rows: np.ndarray) -> Tensor:
+        pooled.run(on_device(model, rows), use_cache=False)
+        return pooled[point].transpose(0, 1)
+
+    batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
     with record(model, [point], layers=layers, pool=reduce, alignment=alignment) as pooled:
-        for start in range(0, len(tokens), size):
-            pooled.run(on_device(model, tokens[start : start + size]), use_cache=False)
-            yield pooled[point].transpose(0, 1)
+        yield from side_by_side(states, batches, device, numbers)
 
 
 def _predict(

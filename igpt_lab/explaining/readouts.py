@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from igpt_lab.core.progress import tqdm
 from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.explaining.linear_readout import Readout, interval_over_images, linear_readout
 from igpt_lab.explaining.measurement import Measurement
-from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
+from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, numbers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.losses import on_device
@@ -244,7 +245,6 @@ def _check_memory(model: Any, positions: list[np.ndarray], layers: int) -> None:
         )
 
 
-@torch.no_grad()
 def _states(
     model: Any,
     tokens: np.ndarray,
@@ -258,19 +258,25 @@ def _states(
     config = model.config
     kept = torch.empty(len(tokens), len(layers), positions.shape[1] + 1, config.n_embd, device=device)
     size = batch_size or default_batch(config, model.device)
-    at = torch.empty(0)
+    numbers, of_thread = numbers_of(model, size), threading.local()
 
     def pool(states: Tensor, point: str, layer: int) -> Tensor:
         x = states.float()
         x = x * (x.square().mean(-1, keepdim=True) + config.layer_norm_epsilon).rsqrt()
-        return torch.cat([x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])), x.mean(1, keepdim=True)], 1)
+        at = of_thread.positions[..., None].expand(-1, -1, x.shape[-1])
+        return torch.cat([x.gather(1, at), x.mean(1, keepdim=True)], 1)
 
+    @torch.no_grad()
+    def read(rows: slice) -> slice:
+        of_thread.positions = on_device(model, positions[rows])
+        pooled.run(on_device(model, tokens[rows]), use_cache=False)
+        kept[rows] = pooled["resid_pre"].to(device)
+        return rows
+
+    batches = [slice(start, start + size) for start in range(0, len(tokens), size)]
     with record(model, ["resid_pre"], layers=layers, pool=pool, alignment="sos") as pooled:
-        for start in range(0, len(tokens), size):
-            batch, at = (on_device(model, rows[start : start + size]) for rows in (tokens, positions))
-            pooled.run(batch, use_cache=False)
-            kept[start : start + size] = pooled["resid_pre"].to(device)
-            bar.update(len(batch))
+        for rows in side_by_side(read, batches, model.device, numbers):
+            bar.update(len(tokens[rows]))
     return kept
 
 

@@ -81,7 +81,8 @@ def extract(
         alignment: "sos" by default, and "raw" for a bidirectional model, which has no SOS.
         dtype: Of the matrix products, "float32" or "bfloat16"; by default bfloat16 on CUDA alone, and for any other
             network that of its weights. Weights are float32. A `torch.autocast` around the call changes nothing.
-        batch_size: Images at a time, by default what suits the device; it is halved where memory runs out.
+        batch_size: Images at a time, on a CPU for each core; by default what suits the device. It is halved where
+            memory runs out.
         on_bad_image: "skip" leaves out images that cannot be read, and the store lists them; "error" raises ValueError.
         device: Where the model runs, by default the accelerator where there is one.
         workers: Threads that decode images ahead of the device, once for all models of one palette.

@@ -11,6 +11,7 @@ A point is a place in a block; layer l is block l. Two points have a layer L as 
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.values import did_you_mean
+from igpt_lab.models.fast import is_plain
 from igpt_lab.models.losses import align, check_alignment
 
 POINTS = (
@@ -42,8 +44,11 @@ PLACES = {
 }
 
 
-class Pooled:
-    """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for."""
+class Pooled(threading.local):
+    """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for.
+
+    Of several threads each has what its own passes left.
+    """
 
     def __init__(self, backbone: nn.Module, layers: dict[str, list[int]]):
         self.layers, self._backbone, self._running = layers, backbone, False
@@ -179,6 +184,15 @@ def backbone_of(model: nn.Module) -> Any:
     """The model without its head, also of one that is compiled."""
     backbone = getattr(model, "transformer", model)
     return getattr(backbone, "_orig_mod", backbone)
+
+
+def numbers_of(model: nn.Module, images: int) -> int:
+    """How many numbers the states of a batch hold, which says whether batches run `side_by_side`.
+
+    0 where hooks or modules of others would run in several threads; `record` hooks on too, so ask before.
+    """
+    config: Any = model.config
+    return images * config.n_positions * config.n_embd if is_plain(model) else 0
 
 
 def check_eval(model: nn.Module) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from igpt_lab.core.devices import precision
 from igpt_lab.core.progress import tqdm
-from igpt_lab.features.hooks import check_eval, pooling, record
+from igpt_lab.core.side_by_side import at_once, side_by_side
+from igpt_lab.features.hooks import check_eval, numbers_of, pooling, record
 from igpt_lab.features.settings import ExtractionSettings, default_batch, width_at
 from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -72,7 +73,6 @@ class Runner(Batches):
         check_eval(self.model)
         return self.fitting(lambda: self._run(tokens, bar), bar, f"a single image of {tokens.shape[1]} positions")
 
-    @torch.inference_mode()
     def _run(self, tokens: np.ndarray, bar: tqdm | None) -> tuple[Features, Stats]:
         if not len(tokens):  # a part without an image that can be read
             return self._nothing()
@@ -85,12 +85,19 @@ class Runner(Batches):
         recording = record(
             self.model, settings.points, layers=settings.layers, pool=settings.pool, alignment=settings.alignment
         )
-        with precision(device, bfloat16=settings.dtype == "bfloat16"), recording as pooled:
-            for batch in pixels.split(self.batch_size):
+        batches, numbers = pixels.split(self.batch_size), numbers_of(self.model, self.batch_size)
+
+        def states(batch: Tensor) -> list[tuple[Tensor, Tensor]]:
+            with torch.inference_mode(), precision(device, bfloat16=settings.dtype == "bfloat16"):
                 pooled.run(batch.to(device).long(), use_cache=False)
-                for point, batches in values.items():
-                    batches.append(pooled[point])
-                    stats[point].append(pooled.stats(point))
+                return [(pooled[point], pooled.stats(point)) for point in settings.points]
+
+        with recording as pooled:
+            passes = side_by_side(states, batches, device, numbers)
+            for batch, of_points in zip(batches, passes, strict=True):
+                for point, (of_batch, measured) in zip(settings.points, of_points, strict=True):
+                    values[point].append(of_batch)
+                    stats[point].append(measured)
                 if bar is not None:
                     bar.update(len(batch))
         return self._by_layer(values, stats, pooled.layers, tokens.size)
@@ -122,7 +129,8 @@ class Runner(Batches):
 
     def estimate(self, rows: int, part_rows: int) -> str:
         """What `rows` images in parts of `part_rows` will take: bytes and memory by arithmetic, seconds by a batch."""
-        config, size = self.model.config, min(self.batch_size, rows)
+        config, batches = self.model.config, at_once(self.device, numbers_of(self.model, self.batch_size))
+        size = min(self.batch_size * batches, rows)
         tokens = np.random.default_rng(0).integers(config.n_colours, size=(size, config.n_positions))
         features, _ = self.over(tokens[:4])
         begun = time.perf_counter()
