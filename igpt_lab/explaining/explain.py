@@ -209,7 +209,7 @@ def image_passes(config: ImageGPTConfig, n_train: int, n_test: int, chosen: int 
     test = {name: min(count, n_test) for name, count in TEST.items()}
     both = {name: min(count, n_train) + test[name] for name, count in TRAIN.items()}
     at_once = max(1, int(MEMORY // (_state_bytes(config) * max(1, min(TRAIN["attentive"], n_train)))))
-    passes: float = both["probe"] + both["bits"] + max(1, 3 / at_once) * both["attentive"] + 2 * test["lens"]
+    passes: float = both["probe"] + both["bits"] + max(1, 3 / at_once) * both["attentive"] + test["lens"]
     passes += both["refit"] * (1 + blocks * late**2 / 2)
     passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2)
     return passes + test["heads"] * config.n_head * blocks / 2

@@ -23,16 +23,18 @@ from torch import Tensor
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.core.significance import mean_interval
-from igpt_lab.features.hooks import check_eval, layers_of, record
+from igpt_lab.features.hooks import check_eval, layers_of, numbers_of, record
+from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
-from igpt_lab.models.losses import align, on_device
+from igpt_lab.models.losses import on_device
 
 Translate = Callable[[Tensor, int], Tensor]  # states (..., D) of a layer -> those that the last norm is given
 MEASURES = ("nats", "error_to_final", "entropy", "rgb_error", "start_token")
 NUMBERS = 2**24  # in the widest activations of a batch: 64 MB in float32
-LOGITS = 2**22  # made at a time inside a hook
+LOGITS = 2**22  # made at a time
 
 
 @checked
@@ -156,12 +158,23 @@ def lens_table(
 
     All of them are measured in the same passes.
     """
-    tokens = lens_tokens(model, tokens)
-    chosen = layers_of("resid_pre", len(model.transformer.h), layers)
-    values = []
-    with torch.no_grad():
-        for part in batches_of(model, tokens, batch_size, "lenses", progress):
-            values.append(_of_images(model, on_device(model, part), chosen, list(lenses.values()), final))
+    tokens, blocks = lens_tokens(model, tokens), len(model.transformer.h)
+    chosen, device = layers_of("resid_pre", blocks, layers), next(model.parameters()).device
+    size = batch_size or min(images_at_once(model), default_batch(model.config, device))
+    numbers = numbers_of(model, size)
+
+    @torch.no_grad()
+    def measured(part: np.ndarray) -> Tensor:
+        pixels = on_device(model, part)
+        pooled.run(pixels, use_cache=False)
+        states = pooled["resid_pre"].transpose(0, 1)
+        return _of_images(model, states, pixels, chosen, list(lenses.values()), final)
+
+    batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+    recorded = [*chosen, blocks] if final else chosen
+    with record(model, ["resid_pre"], layers=recorded, pool=lambda x, *_: x, alignment="sos") as pooled:
+        measures = side_by_side(measured, batches, device, numbers)
+        values = list(tqdm(measures, total=len(batches), desc="lenses", unit="batch", disable=not progress))
     of_images = torch.cat(values).cpu().double().numpy()  # (N, layers, lenses, measures)
     tables = []
     for number, kind in enumerate(lenses):
@@ -228,32 +241,28 @@ def _palette(model: Any) -> Tensor | None:
     return None if clusters is None else torch.as_tensor((clusters + 1) / 2, dtype=torch.float32).to(model.device)
 
 
-def _of_images(model: Any, pixels: Tensor, layers: list[int], lenses: list[Translate], final: bool) -> Tensor:
-    """Pixels (n, T) -> the MEASURES (n, layers, lenses, 5), means over T."""
-    last, palette = _last_log_p(model, pixels) if final else None, _palette(model)
-    labels, colours = pixels.flatten(), model.config.vocab_size - 1
+def _of_images(
+    model: Any, states: Tensor, pixels: Tensor, layers: list[int], lenses: list[Translate], final: bool
+) -> Tensor:
+    """States (layers, n, T, D), with `final` those of layer L behind them, and pixels (n, T) -> the MEASURES.
+
+    These are (n, layers, lenses, 5), means over T.
+    """
+    labels, colours, palette = pixels.flatten(), model.config.vocab_size - 1, _palette(model)
+    last = over_colours(head_logits(model, states[-1]), colours).flatten(0, 1) if final else None
     rows = max(1, LOGITS // colours)
 
-    def read(states: Tensor, layer: int, translate: Translate) -> Tensor:
+    def read(x: Tensor, layer: int, translate: Translate) -> Tensor:
         measured = []
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
-            logits = head_logits(model, translate(states.flatten(0, 1)[part], layer))
+            logits = head_logits(model, translate(x[part], layer))
             measured.append(_measured(logits, labels[part], None if last is None else last[part], palette, colours))
         return torch.cat(measured).view(*pixels.shape, -1).mean(1)
 
-    def reduce(states: Tensor, point: str, layer: int) -> Tensor:
-        return torch.cat([read(states, layer, translate) for translate in lenses], dim=1)
-
-    with record(model, ["resid_pre"], layers=layers, pool=reduce, alignment="sos") as pooled:
-        pooled.run(pixels, use_cache=False)
-    return pooled["resid_pre"].unflatten(-1, (len(lenses), -1))
-
-
-def _last_log_p(model: Any, pixels: Tensor) -> Tensor:
-    """What the model itself gives over colours, log p (n * T, V)."""
-    logits = model(align(pixels, "sos", model.config), use_cache=False).logits
-    return over_colours(logits, model.config.vocab_size - 1).flatten(0, 1)
+    of_layers = zip(layers, states.flatten(1, 2)[: len(layers)], strict=True)
+    of_lenses = [torch.stack([read(x, layer, translate) for translate in lenses], 1) for layer, x in of_layers]
+    return torch.stack(of_lenses, dim=1)
 
 
 def _measured(logits: Tensor, labels: Tensor, last: Tensor | None, palette: Tensor | None, colours: int) -> Tensor:

@@ -48,16 +48,17 @@ def test_features_and_statistics_are_the_same_bits(tiny, train, tmp_path, side_b
     assert in_turn.stats().equals(beside.stats())
 
 
-def test_states_of_the_readouts_and_attentive_probes_are_the_same_bits(tiny, side_by_side_from):
+def test_readouts_attentive_probes_and_lenses_see_the_same_bits(tiny, side_by_side_from):
     positions = np.random.default_rng(1).integers(0, 16, (20, 2))
-    read, attended = [], []
+    read, attended, lenses = [], [], []
     for least in (2**18, 1):
         ran = side_by_side_from(least)
         with readouts.tqdm(disable=True) as bar:
             read.append(readouts._states(tiny, TOKENS, positions, [0, 3], 3, "cpu", bar))
         attended.append(states_of(tiny, TOKENS, ("ln_1", [1, 3], "sos"), torch.float32))
+        lenses.append(lab.logit_lens(tiny, TOKENS, batch_size=3))
         assert (threading.get_ident() in ran) is (least > 1)
-    assert torch.equal(*read) and torch.equal(*attended)
+    assert lenses[0].equals(lenses[1]) and torch.equal(*read) and torch.equal(*attended)
 
 
 def test_a_hook_or_an_edit_of_others_is_never_in_two_threads(tiny, train, tmp_path, side_by_side_from):
