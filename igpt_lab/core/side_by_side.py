@@ -5,9 +5,10 @@ Of smaller ones most of the time is Python's, which one thread at a time can run
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ import torch
 LEAST, MOST = 2**18, 2**22  # numbers that such a computation reads: 1 MB and 16 MB in float32
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+_of_thread = threading.local()
 
 
 def is_middling(device: torch.device | None, numbers: int) -> bool:
@@ -33,23 +35,43 @@ def side_by_side(
     """What the function gives for each job, in their order.
 
     Those of middle size run in as many threads as torch uses, each by one thread, so that results do not depend on
-    their number; no more jobs are taken at once than that, and one. An error or an interruption ends it once those that
-    run are done. What torch keeps for each thread by itself, such as autocast, is in them as at the program's start.
+    their number; no more jobs are taken at once than that, and one. `torch.autocast` is in them as in the caller. An
+    error or an interruption ends it once those that run are done, or say `check_wanted`.
     """
     threads = at_once(device, numbers)
     if threads == 1:
         yield from map(function, jobs)
         return
+    dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+
+    def alike(job: Job) -> Result:
+        with torch.autocast("cpu", dtype, enabled):
+            return function(job)
+
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    ended = threading.Event()
+    with ThreadPoolExecutor(threads, initializer=_begin, initargs=(ended,)) as pool:
         try:
             for job in jobs:
-                waiting.append(pool.submit(function, job))
+                waiting.append(pool.submit(alike, job))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            ended.set()
             for future in waiting:
                 future.cancel()
             torch.set_num_threads(threads)  # threads that begin later get what was set last
+
+
+def _begin(ended: threading.Event) -> None:
+    torch.set_num_threads(1)
+    _of_thread.ended = ended
+
+
+def check_wanted() -> None:
+    """For a long job between its steps: CancelledError once the `side_by_side` that runs it has ended."""
+    ended = getattr(_of_thread, "ended", None)
+    if ended is not None and ended.is_set():
+        raise CancelledError

@@ -146,7 +146,7 @@ def windows(
         for radius in radii:
             with window(model, radius):  # says what is wrong with it before any work
                 columns = {"radius": radius, "first": first, "last": last}
-            variants.append(Variant(columns, first, _Window(model, radius, range(first, last + 1))))
+            variants.append(Variant(columns, first, _Window(radius, range(first, last + 1))))
     passes = Passes(model, variants, probe_layer, False, batch_size, progress)
     return _measured(passes, tokens, ("radius", "first", "last"), probe, labels)
 
@@ -285,7 +285,7 @@ def _variants(
         for layer in blocks:
             for head in range(model.config.n_head) if part == "head" else (None,):
                 columns = {"part": part, "layer": layer, "head": head, "kind": kind}
-                block = _Without(model, part, layer, head, kind, means.get((part, layer)))
+                block = _Without(part, layer, head, kind, means.get((part, layer)))
                 variants.append(Variant(columns, layer, block, skipped=(part, kind) == ("block", "skip")))
     return variants
 
@@ -294,18 +294,17 @@ def _variants(
 class _Without:
     """A part left out; called with the n images of a batch, behind which their donors stand if there are any."""
 
-    model: ImageGPTForCausalImageModeling
     part: str
     layer: int
     head: int | None
     kind: str
     mean: Tensor | None
 
-    def __call__(self, n: int) -> AbstractContextManager:
-        return edit(self.model, self._edits(n))
+    def __call__(self, model: ImageGPTForCausalImageModeling, n: int) -> AbstractContextManager:
+        return edit(model, self._edits(model, n))
 
-    def _edits(self, n: int) -> Edits:
-        place = self.model, self.part, self.layer
+    def _edits(self, model: ImageGPTForCausalImageModeling, n: int) -> Edits:
+        place = model, self.part, self.layer
         if self.kind == "resample":
             return resample(*place, np.tile(np.arange(n, 2 * n), 2), head=self.head)
         if self.mean is not None:
@@ -315,12 +314,11 @@ class _Without:
 
 @dataclass(frozen=True)
 class _Window:
-    model: ImageGPTForCausalImageModeling
     radius: int
     blocks: range
 
-    def __call__(self, n: int) -> AbstractContextManager:
-        return window(self.model, self.radius, layers=self.blocks)
+    def __call__(self, model: ImageGPTForCausalImageModeling, n: int) -> AbstractContextManager:
+        return window(model, self.radius, layers=self.blocks)
 
 
 def _keys(variants: list[Variant], names: Sequence[str] = KEYS) -> list[tuple]:

@@ -5,9 +5,13 @@ What comes before the first block that a copy changes is computed once for all o
 
 from __future__ import annotations
 
+import copy
+import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,8 +19,9 @@ import torch
 from torch import Tensor
 
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.side_by_side import at_once, check_wanted, side_by_side
 from igpt_lab.explaining.parts import derangement
-from igpt_lab.features.hooks import record
+from igpt_lab.features.hooks import is_compiled, numbers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
@@ -28,14 +33,14 @@ MEMORY = 1 << 30  # bytes of a default batch's states
 
 @dataclass(frozen=True)
 class Variant:
-    """A changed model: its columns of the table, its first changed block, and the `with` block for a batch of n.
+    """A changed model: its columns of the table, its first changed block, and the `with` block of a model and n images.
 
     `skipped`: that block does nothing, so it does not run.
     """
 
     columns: dict[str, Any]
     first: int
-    changed: Callable[[int], AbstractContextManager]
+    changed: Callable[[ImageGPTForCausalImageModeling, int], AbstractContextManager]
     skipped: bool = False
 
 
@@ -54,21 +59,34 @@ class Passes:
     def over(self, tokens: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Of a batch after another: nats (1 + variants, n) of each image, and features float32 (1 + variants, n, D).
 
-        The model as it is comes first. Features are on the CPU, and of no width where none are read.
+        The model as it is comes first. Features are on the CPU, and of no width where none are read. Batches run
+        `side_by_side`, but those of a model with hooks or modules of others, or a compiled one.
         """
         tokens = checked_tokens(tokens, self.model.config)
-        donors = tokens[derangement(len(tokens), seed=self.seed)] if self.with_donors else tokens[:0]
+        donors = [tokens[derangement(len(tokens), seed=self.seed)]] if self.with_donors else []
         size = self.batch_size or _batch_size(self.model, 1 + self.with_donors)
+        device = self.model.device
+        numbers = 0 if is_compiled(self.model) else numbers_of(self.model, size)
+        threads = at_once(device, numbers)
+        of_thread = _OfThread(self) if threads > 1 else None
+        # As many batches for each thread: a batch goes through the model once for each variant.
+        batches = np.array_split(np.arange(len(tokens)), threads * math.ceil(len(tokens) / (size * threads)))
         total = len(tokens) * (1 + len(self.variants))
         with tqdm(total=total, desc="left out", unit="image", disable=not self.progress) as bar:
-            for start in range(0, len(tokens), size):
-                rows = slice(start, start + size)
-                pixels = on_device(self.model, np.concatenate([tokens[rows], donors[rows]]))
-                yield self._batch(pixels, len(tokens[rows]), bar)
+
+            def results(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+                pixels = on_device(self.model, np.concatenate([images[rows] for images in (tokens, *donors)]))
+                if of_thread is None:
+                    return self._batch(pixels, len(rows), bar.update)
+                return of_thread.passes._batch(pixels, len(rows), lambda _: check_wanted())
+
+            for nats, features in side_by_side(results, filter(len, batches), device, numbers):
+                bar.update(0 if of_thread is None else nats.numel())
+                yield nats, features
 
     @torch.no_grad()
-    def _batch(self, pixels: Tensor, count: int, bar: tqdm) -> tuple[Tensor, Tensor]:
-        """`pixels` (n, T) of `count` images, and behind them of their donors."""
+    def _batch(self, pixels: Tensor, count: int, step: Callable[[int], Any]) -> tuple[Tensor, Tensor]:
+        """`pixels` (n, T) of `count` images, and behind them of their donors; `step` is called after each pass."""
         with record(self.model, ["resid_pre"], layers=[0], pool=lambda x, *_: x, alignment="sos") as embedded:
             embedded.run(pixels, use_cache=False)
         x, own = embedded["resid_pre"][:, 0], pixels[:count]
@@ -80,12 +98,12 @@ class Passes:
                 read = self._features(x[:count], layer)
             for place, variant in enumerate(self.variants):
                 if variant.first == layer:
-                    with variant.changed(count):
+                    with variant.changed(self.model, count):
                         results[place] = self._onwards(x, layer + variant.skipped, own)
-                    bar.update(count)
+                    step(count)
             x = self._block(x, layer)
         nats, features = self._onwards(x[:count], end, own)
-        bar.update(count)
+        step(count)
         if read is None:
             read = nats.new_zeros(count, 0) if features is None else features
         ordered = [(nats, read), *(results[place] for place in range(len(self.variants)))]
@@ -114,6 +132,15 @@ class Passes:
         backbone = self.model.transformer
         bias, causal = backbone._bias(x, 0, None, self.model.config.reorder_and_upcast_attn)
         return backbone.h[layer](x, bias=bias, causal=causal)[0]
+
+
+class _OfThread(threading.local):
+    """In each thread passes of a copy of the model, which shares its weights: an edit is of a whole model."""
+
+    def __init__(self, passes: Passes):
+        model = passes.model
+        shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+        self.passes = replace(passes, model=copy.deepcopy(model, shared))
 
 
 def _batch_size(model: ImageGPTForCausalImageModeling, copies: int) -> int:

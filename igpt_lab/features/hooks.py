@@ -189,7 +189,7 @@ def backbone_of(model: nn.Module) -> Any:
 def numbers_of(model: nn.Module, images: int) -> int:
     """How many numbers the states of a batch hold, which says whether batches run `side_by_side`.
 
-    0 where hooks or modules of others would run in several threads; `record` hooks on too, so ask before.
+    0 where hooks or modules of others would run in several threads. Hooks of `record` count too: ask before it.
     """
     config: Any = model.config
     return images * config.n_positions * config.n_embd if is_plain(model) else 0
@@ -213,9 +213,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether any part of the model is compiled."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
+
+
 def uncompiled(model: nn.Module, done: str):
     """A block in which nothing runs compiled, if any part of the model is: its code was made without our hooks."""
-    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+    if not is_compiled(model):
         return nullcontext()
     warnings.warn(f"a compiled model is {done} without its compiler: the same numbers, more slowly", stacklevel=4)
     return torch.compiler.set_stance("force_eager")

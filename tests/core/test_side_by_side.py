@@ -1,11 +1,12 @@
 """Computations side by side: their order, how many at once, errors, and torch's threads afterwards."""
 
 import threading
+import time
 
 import pytest
 import torch
 
-from igpt_lab.core.side_by_side import LEAST, MOST, is_middling, side_by_side
+from igpt_lab.core.side_by_side import LEAST, MOST, check_wanted, is_middling, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -60,6 +61,30 @@ def test_an_error_ends_it_and_the_rest_is_not_begun(threads, error):
     with pytest.raises(error, match="no"):
         list(side_by_side(work, range(100), CPU, LEAST))
     assert 1 in begun and len(begun) <= threads + 3 and torch.get_num_threads() == threads
+
+
+def test_a_long_job_ends_soon_after_the_others(threads):
+    steps = []
+
+    def work(job):
+        if job == 1:
+            raise ValueError("no")
+        for _ in range(100 * job):
+            check_wanted()
+            steps.append(job)
+            time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="no"):
+        list(side_by_side(work, range(4), CPU, LEAST))
+    assert len(steps) < 100
+    check_wanted()  # where nothing runs side by side
+
+
+def test_products_are_in_the_dtype_of_the_caller(threads):
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [product.dtype for product in side_by_side(x.mm, [x, x, x], CPU, LEAST)] == [torch.bfloat16] * 3
+    assert [product.dtype for product in side_by_side(x.mm, [x, x, x], CPU, LEAST)] == [torch.float32] * 3
 
 
 def test_what_is_small_or_large_or_not_on_a_cpu_is_in_turn(threads):

@@ -61,6 +61,20 @@ def test_readouts_attentive_probes_and_lenses_see_the_same_bits(tiny, side_by_si
     assert lenses[0].equals(lenses[1]) and torch.equal(*read) and torch.equal(*attended)
 
 
+@pytest.mark.parametrize("kind", ["skip", "mean", "resample"])
+def test_what_is_left_out_costs_the_same_bits(tiny, side_by_side_from, kind):
+    measured = []
+    for least in (2**18, 1):
+        ran = side_by_side_from(least)
+        options = {"batch_size": 5, "progress": False}
+        of_parts = lab.leave_out(tiny, TOKENS, kind=kind, train_tokens=TOKENS, **options)
+        of_windows = lab.windows(tiny, TOKENS, [0, 1], [(0, 1), (1, 2)], **options)
+        measured.append(of_parts.of_images | of_windows.of_images)
+        assert (threading.get_ident() in ran) is (least > 1 or kind == "mean")
+    in_turn, beside = measured
+    assert in_turn.keys() == beside.keys() and all(np.array_equal(in_turn[key], beside[key]) for key in in_turn)
+
+
 def test_a_hook_or_an_edit_of_others_is_never_in_two_threads(tiny, train, tmp_path, side_by_side_from):
     ran, heard = side_by_side_from(1), set()
     handle = tiny.transformer.h[1].register_forward_hook(lambda *_: heard.add(threading.get_ident()))
