@@ -125,7 +125,7 @@ _HOME = {
     "over_seeds": "core.seeds",
     "peak_set": "core.significance",
     "permutation_p": "core.significance",
-    "pixel_baselines": "explaining.lenses",
+    "pixel_baselines": "explaining.baselines",
     "pretrain": "training.pretraining",
     "prime_rows": "sampling.sampling",
     "probe_attentive": "explaining.attentive",

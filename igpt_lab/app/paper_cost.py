@@ -17,7 +17,7 @@ from igpt_lab.app.paper import FOLDS, Paper
 from igpt_lab.core.arguments import local
 from igpt_lab.core.devices import best_device, product
 from igpt_lab.core.published import SETS, plain
-from igpt_lab.explaining.explain import FITS, image_passes, readout_flops
+from igpt_lab.explaining.sizes import FITS, image_passes, readout_flops
 from igpt_lab.features.planning import SHARE
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights, flops

@@ -6,8 +6,6 @@ Paired over test images. `passes` runs the model with everything left out in tur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,10 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.core.significance import accuracy, compare, mean_interval
-from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
-from igpt_lab.explaining.parts import PARTS, check_part, constant, means_of, resample, skip
-from igpt_lab.explaining.passes import Passes, Variant
+from igpt_lab.explaining.parts import PARTS, check_part
+from igpt_lab.explaining.passes import Passes
+from igpt_lab.explaining.variants import Variant, with_windows, without_parts
 from igpt_lab.features.hooks import check_eval, layers_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -92,7 +90,7 @@ def leave_out(
     """
     blocks = _check(model, tokens, parts, kind, layers)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
-    variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
+    variants = without_parts(model, parts, kind, blocks, train_tokens, batch_size, progress)
     passes = Passes(model, variants, probe_layer, kind == "resample", batch_size, progress, seed)
     return _measured(passes, tokens, KEYS, probe, labels)
 
@@ -140,13 +138,7 @@ def windows(
     """
     _check(model, tokens, PARTS, KINDS[0], None)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
-    variants = []
-    for pair in ranges:
-        first, last = _range(pair, model.config.n_layer)
-        for radius in radii:
-            with window(model, radius):  # says what is wrong with it before any work
-                columns = {"radius": radius, "first": first, "last": last}
-            variants.append(Variant(columns, first, _Window(radius, range(first, last + 1))))
+    variants = with_windows(model, radii, ranges)
     passes = Passes(model, variants, probe_layer, False, batch_size, progress)
     return _measured(passes, tokens, ("radius", "first", "last"), probe, labels)
 
@@ -206,7 +198,7 @@ def refit_after(
     for images, classes in ((train_tokens, train_labels), (tokens, labels)):
         if np.shape(classes) != (len(images),):
             raise ValueError(f"labels {np.shape(classes)} of {len(images)} images; expected one for each")
-    variants = _variants(model, parts, kind, blocks, train_tokens, batch_size, progress)
+    variants = without_parts(model, parts, kind, blocks, train_tokens, batch_size, progress)
     passes = Passes(model, variants, model.config.n_layer, kind == "resample", batch_size, progress, seed)
     train, test = (torch.cat([part for _, part in passes.over(x)], 1).numpy() for x in (train_tokens, tokens))
 
@@ -223,19 +215,6 @@ def refit_after(
         rows.append(variant.columns | own | _accuracy_change(correct, right[0]) | {"n": len(labels)})
     of_images = {key: correct.astype(np.float64) for key, correct in zip(_keys(variants), right, strict=True)}
     return Measurement(pd.DataFrame(rows).astype({"head": "Int64"}), of_images, KEYS)
-
-
-def _range(pair: Any, blocks: int) -> tuple[int, int]:
-    """The first and the last block of a range, checked."""
-    numbers = pair if isinstance(pair, tuple | list) else ()
-    if len(numbers) != 2 or not all(isinstance(number, int | np.integer) for number in numbers):
-        raise ValueError(f"range {pair!r}; expected two whole numbers, the first block and the last")
-    first, last = numbers
-    if not 0 <= first <= last < blocks:
-        raise ValueError(
-            f"blocks {first} to {last}; expected the first and then the last, of this model's blocks 0..{blocks - 1}"
-        )
-    return int(first), int(last)
 
 
 def _check(
@@ -268,57 +247,6 @@ def _check_probe(
     if np.shape(labels) != (len(tokens),):
         raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
     return layers_of("ln_1", model.config.n_layer, [layer])[0]
-
-
-def _variants(
-    model: ImageGPTForCausalImageModeling, parts: Sequence[str], kind: str, blocks: list[int],
-    train_tokens: np.ndarray | None, batch_size: int | None, progress: bool,
-) -> list[Variant]:  # fmt: skip
-    """The model with each part of each block left out."""
-    means: dict = {}
-    if kind == "mean":
-        if train_tokens is None:
-            raise ValueError("kind 'mean' needs train_tokens: a mean over test images would make each depend on all")
-        means = means_of(model, train_tokens, parts, layers=blocks, batch_size=batch_size, progress=progress)
-    variants = []
-    for part in parts:
-        for layer in blocks:
-            for head in range(model.config.n_head) if part == "head" else (None,):
-                columns = {"part": part, "layer": layer, "head": head, "kind": kind}
-                block = _Without(part, layer, head, kind, means.get((part, layer)))
-                variants.append(Variant(columns, layer, block, skipped=(part, kind) == ("block", "skip")))
-    return variants
-
-
-@dataclass(frozen=True)
-class _Without:
-    """A part left out; called with the n images of a batch, behind which their donors stand if there are any."""
-
-    part: str
-    layer: int
-    head: int | None
-    kind: str
-    mean: Tensor | None
-
-    def __call__(self, model: ImageGPTForCausalImageModeling, n: int) -> AbstractContextManager:
-        return edit(model, self._edits(model, n))
-
-    def _edits(self, model: ImageGPTForCausalImageModeling, n: int) -> Edits:
-        place = model, self.part, self.layer
-        if self.kind == "resample":
-            return resample(*place, np.tile(np.arange(n, 2 * n), 2), head=self.head)
-        if self.mean is not None:
-            return constant(*place, self.mean, head=self.head)
-        return skip(*place, head=self.head)
-
-
-@dataclass(frozen=True)
-class _Window:
-    radius: int
-    blocks: range
-
-    def __call__(self, model: ImageGPTForCausalImageModeling, n: int) -> AbstractContextManager:
-        return window(model, self.radius, layers=self.blocks)
 
 
 def _keys(variants: list[Variant], names: Sequence[str] = KEYS) -> list[tuple]:

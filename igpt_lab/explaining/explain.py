@@ -1,13 +1,11 @@
 """Every instrument on one model and its images, on few images each, and the answers to the predictions.
 
-Sizes are such that a model of 20 blocks of width 96 on 144 pixels takes about six minutes on two cores. For closer
-intervals call the instruments themselves with more images.
+For closer intervals call the instruments themselves with more images than `sizes` has.
 """
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -24,33 +22,26 @@ from igpt_lab.core.progress import tqdm
 from igpt_lab.explaining.ablations import leave_out, refit_after, windows
 from igpt_lab.explaining.attention import AttentionSummary, attention_from, attention_maps
 from igpt_lab.explaining.attentive import probe_attentive
-from igpt_lab.explaining.lenses import as_they_are, lens_strip, lens_table, pixel_baselines
+from igpt_lab.explaining.baselines import pixel_baselines
+from igpt_lab.explaining.lenses import as_they_are, lens_strip, lens_table
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.explaining.positions import even_positions, probe_slices, slice_of
-from igpt_lab.explaining.predictions import RADIUS, answer, check_chosen, describe
-from igpt_lab.explaining.readouts import bits_by_layer, default_states
+from igpt_lab.explaining.predictions import answer, check_chosen, describe
+from igpt_lab.explaining.readouts import bits_by_layer
+from igpt_lab.explaining.sizes import LAYERS, MEMORY, RADII, SHARES, STEPS, TEST, TRAIN, state_bytes
 from igpt_lab.explaining.tuned_lens import fit_tuned_lens
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.hooks import check_eval
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.splits import stratified_draw
-from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
-from igpt_lab.models.losses import check_alignment, losses_of
+from igpt_lab.models.losses import check_alignment
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.probes import ProbeResult, probe_layers
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 Model = ImageGPTForCausalImageModeling | str | Path
-TRAIN = {"probe": 2_000, "lens": 2_000, "bits": 2_500, "refit": 1_500, "attentive": 2_000}  # images, or all there are
-TEST = {"probe": 1_000, "bits": 1_000, "refit": 1_000, "attentive": 1_000, "lens": 500, "few": 200, "heads": 100}
-SHARES, LAYERS = 4, 7  # of prefixes, and those beside c
-STEPS = 100  # of the tuned lens
-RADII = (1, RADIUS, 7)
-MEMORY = 2e9  # bytes of the states that the attentive probe keeps
-FITS = 1.6  # all of the time but that of the readouts, over that of the forward passes
-PASSES = 700  # over the training states, that the readouts of a layer take, in passes with as many classes as colours
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,9 +92,8 @@ def explain(
 ) -> Explanation:
     """Run every instrument on a few images, and answer the predictions about layer c.
 
-    At most TRAIN training images and TEST test images are used.
-
-    The attentive probe is fitted to as many training images as keep their states below 2 GB.
+    At most TRAIN training images and TEST test images of `explaining.sizes` are used; for the attentive probe as many
+    training images as keep their states below 2 GB.
 
     Args:
         model: One that predicts pixels in their order, or what `load_model` takes; it is moved to the device.
@@ -181,59 +171,6 @@ def check_explainable(model: ImageGPTForCausalImageModeling, chosen: int | None)
         )
     if chosen is not None:
         check_chosen(chosen, config.n_layer)
-
-
-def estimated_seconds(
-    model: ImageGPTForCausalImageModeling,
-    train_images: ImageSet | TokenSet,
-    test_images: ImageSet | TokenSet,
-    chosen: int | None = None,
-) -> float:
-    """How long `explain` takes about: FITS times the time of its forward passes, from that of 16 images, and readouts.
-
-    Where c is not yet chosen it is taken to be in the middle.
-    """
-    tokens = tokens_of(model, train_images.select(np.arange(min(16, len(train_images)))))
-    losses_of(model, tokens)  # the first pass is slower
-    before = time.perf_counter()
-    losses_of(model, tokens)
-    of_image = (time.perf_counter() - before) / len(tokens)
-    passes = image_passes(model.config, len(train_images), len(test_images), chosen)
-    return FITS * passes * of_image + _seconds_of_readouts(model, min(TRAIN["bits"], len(train_images)))
-
-
-def image_passes(config: ImageGPTConfig, n_train: int, n_test: int, chosen: int | None = None) -> float:
-    """How many forward passes of an image `explain` takes about, of so many images of the two splits."""
-    blocks = config.n_layer
-    late = 1 - (blocks // 2 if chosen is None else chosen) / blocks
-    test = {name: min(count, n_test) for name, count in TEST.items()}
-    both = {name: min(count, n_train) + test[name] for name, count in TRAIN.items()}
-    at_once = max(1, int(MEMORY // (_state_bytes(config) * max(1, min(TRAIN["attentive"], n_train)))))
-    passes: float = both["probe"] + both["bits"] + max(1, 3 / at_once) * both["attentive"] + test["lens"]
-    passes += both["refit"] * (1 + blocks * late**2 / 2)
-    passes += test["few"] * (1 + len(RADII) * (1 + late) + 3 * blocks / 2)
-    return passes + test["heads"] * config.n_head * blocks / 2
-
-
-def readout_flops(config: ImageGPTConfig, n_train: int) -> float:
-    """Floating-point operations of the readouts: PASSES of two products for each layer."""
-    images = min(TRAIN["bits"], n_train)
-    rows = images * default_states(config, images)
-    return PASSES * (config.n_layer + 1) * 4.0 * rows * config.n_embd * config.n_colours
-
-
-def _seconds_of_readouts(model: ImageGPTForCausalImageModeling, images: int) -> float:
-    """PASSES for each layer, from the time of one over random states; their number hardly depends on the images'."""
-    config = model.config
-    generator, device = torch.Generator().manual_seed(0), model.device
-    rows = images * default_states(config, images)
-    states = torch.randn(rows, config.n_embd, generator=generator).to(device)
-    weights = torch.randn(config.n_embd, config.n_colours, generator=generator).to(device)
-    for _ in range(2):  # the first is slower
-        before = time.perf_counter()
-        (states.T @ (states @ weights).softmax(-1)).sum().item()
-        of_pass = time.perf_counter() - before
-    return PASSES * (config.n_layer + 1) * of_pass
 
 
 @dataclass(frozen=True)
@@ -367,17 +304,12 @@ class _Run:
         return refit_after(self.model, train.tokens, train.labels, test.tokens, test.labels, **options, **self.options)
 
     def attentive(self) -> Measurement:
-        train = self.train.some(min(TRAIN["attentive"], int(MEMORY // _state_bytes(self.model.config))))
+        train = self.train.some(min(TRAIN["attentive"], int(MEMORY // state_bytes(self.model.config))))
         test = self.test.some(TEST["attentive"])
         layers = sorted({0, self.chosen // 2, self.chosen, (self.chosen + self.last) // 2, self.last})
         options: dict[str, Any] = {"layers": layers, "queries": math.gcd(4, self.model.config.n_embd)}
         options["progress"] = self.options["progress"]
         return probe_attentive(self.model, train.tokens, train.labels, test.tokens, test.labels, **options)
-
-
-def _state_bytes(config: ImageGPTConfig) -> int:
-    """Of the states of an image at one layer."""
-    return 4 * config.n_positions * config.n_embd
 
 
 def _between_ends(chosen: int, last: int) -> int:

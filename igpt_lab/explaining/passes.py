@@ -9,7 +9,6 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.side_by_side import at_once, check_wanted, side_by_side
 from igpt_lab.explaining.parts import derangement
+from igpt_lab.explaining.variants import Variant
 from igpt_lab.features.hooks import is_compiled, numbers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
@@ -29,19 +29,6 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import cross_entropy, on_device
 
 MEMORY = 1 << 30  # bytes of a default batch's states
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A changed model: its columns of the table, its first changed block, and the `with` block of a model and n images.
-
-    `skipped`: that block does nothing, so it does not run.
-    """
-
-    columns: dict[str, Any]
-    first: int
-    changed: Callable[[ImageGPTForCausalImageModeling, int], AbstractContextManager]
-    skipped: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.explaining.explain import _between_ends, estimated_seconds
+from igpt_lab.explaining.explain import _between_ends
 from igpt_lab.explaining.predictions import PREDICTIONS, describe
+from igpt_lab.explaining.sizes import estimated_seconds
 from igpt_lab.figures import saving
 from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling

@@ -71,7 +71,8 @@ def explain(
     probes is refit.csv, that of the answers answers.csv.
     """
     from igpt_lab.core.devices import best_device
-    from igpt_lab.explaining.explain import Explanation, check_explainable, estimated_seconds
+    from igpt_lab.explaining.explain import Explanation, check_explainable
+    from igpt_lab.explaining.sizes import estimated_seconds
 
     train, test = train_and_test(images, limit=limit, label=label, config=config, on_bad_image=on_bad_image)
     loaded = lab.load_model(model, revision=revision)
