@@ -67,7 +67,7 @@ _HOME = {
     "check": "explaining.checks",
     "checkpoints_of": "training.dynamics",
     "choice_of": "core.choice",
-    "cka": "probing.geometry",
+    "cka": "probing.cka",
     "claims": "core.significance",
     "classify": "training.classifier",
     "compare": "core.significance",

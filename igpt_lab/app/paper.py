@@ -34,7 +34,8 @@ from igpt_lab.probing.few_labels import PAPER_DRAWS, PAPER_KS
 ROWS = 1_000  # images of a part of the loss
 PUBLISHED_STEP = 1_000_000  # of the checkpoints whose numbers were published
 LOSS_IMAGES = "ImageNet"  # whose test tokens the published losses are of
-OURS, PAPER, TRANSFORMERS = "ours", "paper", "transformers"  # protocols
+OURS, PAPER = "ours", "paper"  # protocols
+TRANSFORMERS = "transformers"
 FOLDS = {PAPER: 1, OURS: 10}  # of the cross-validation; one holds out a tenth
 NOT_SETTINGS = ("out", "cache", "device")  # on which no number depends
 

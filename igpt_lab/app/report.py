@@ -125,7 +125,7 @@ def read(run: str | os.PathLike) -> Results:
     return replace(
         results,
         figures=figures,
-        tables={name: it for name, it in tables if _can_be_shown(results, f"{name}.csv", tables={name: it})},
+        tables={name: table for name, table in tables if _can_be_shown(results, f"{name}.csv", tables={name: table})},
         summary=summary if _can_be_shown(results, "summary.json", summary=summary) else {},
     )
 
@@ -146,7 +146,8 @@ def warning_about(runs: list[Results]) -> str:
 
 
 def _warning(sections: list[dict[str, Any]]) -> str:
-    return warning_of([section["title"] for section in sections], alike=len({it["run"] for it in sections}) == 1)
+    runs_of = {section["run"] for section in sections}
+    return warning_of([section["title"] for section in sections], alike=len(runs_of) == 1)
 
 
 def _all_sections(runs: list[Results]) -> list[dict[str, Any]]:
@@ -336,12 +337,12 @@ def _store(key8: str, key: Mapping) -> str:
     """A feature store in a sentence, by its key."""
     rows = [f"{parts[1]:,} {split}" for split, parts in key["splits"].items()]
     layers = key["modules"] if key.get("modules") else key["layers"]
-    how = [key.get("pool"), key.get("alignment"), key.get("dtype")]
+    settings = [key.get("pool"), key.get("alignment"), key.get("dtype")]
     facts = [
         f"{_plain(key.get('model', ''))} (weights {_plain(key['weights'])}) on {_plain(key.get('images', ''))}",
         f"{', '.join(rows)} images" + (f", {key['size']} pixels a side" if key.get("size") else ""),
         f"layers {_plain(layers)}",
-        ", ".join(_plain(fact) for fact in how if fact),
+        ", ".join(_plain(fact) for fact in settings if fact),
     ]
     return f"{key8}: {'; '.join(fact for fact in facts if fact)}"
 

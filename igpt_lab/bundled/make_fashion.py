@@ -44,8 +44,8 @@ def read_idx(path: Path, header: int) -> np.ndarray:
     """The bytes of a gzipped idx file after its header, as uint8; ValueError when it is not the official file."""
     if not path.is_file():
         raise ValueError(f"no {path}; install Debian's dataset-fashion-mnist or give --source FOLDER with {[*SHA256]}")
-    if (found := digest(path)) != SHA256[path.name]:
-        raise ValueError(f"{path} has SHA-256 {found}; the official file has {SHA256[path.name]}")
+    if (actual := digest(path)) != SHA256[path.name]:
+        raise ValueError(f"{path} has SHA-256 {actual}; the official file has {SHA256[path.name]}")
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
 
 
@@ -102,10 +102,10 @@ def check(path: Path, expected: bytes) -> str:
         return "absent"
     if path.read_bytes() == expected:
         return ""
-    found, made = pq.read_table(path, use_threads=False), pq.read_table(pa.BufferReader(expected), use_threads=False)
-    if found.drop_columns("image") != made.drop_columns("image"):
+    shipped, made = pq.read_table(path, use_threads=False), pq.read_table(pa.BufferReader(expected), use_threads=False)
+    if shipped.drop_columns("image") != made.drop_columns("image"):
         return "other rows"
-    pairs = zip(found["image"].to_pylist(), made["image"].to_pylist(), strict=True)
+    pairs = zip(shipped["image"].to_pylist(), made["image"].to_pylist(), strict=True)
     same = all(_pixels(one) == _pixels(other) for one, other in pairs)
     return "the same images and labels in other bytes (other versions?)" if same else "other images"
 

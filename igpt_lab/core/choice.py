@@ -133,7 +133,8 @@ def compare_choice(
     lost = right.astype(float) - right[layers.index(last)]
     added = np.repeat(_beyond_noise(lost[places], times / n_boot), times)
     row = lost[int(middle_of_best(folds.mean(0)))]
-    gains, losses, n = (row > 0).sum(), (row < 0).sum(), len(row)
+    gains, losses = (row > 0).sum(), (row < 0).sum()
+    n = len(row)
     drawn = generator.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=n_boot)
     draws = (drawn[:, 0] - drawn[:, 1]) / (n + 2) + added
     low, high = np.quantile(draws, [check_level(alpha) / 2, 1 - alpha / 2])

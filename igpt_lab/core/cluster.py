@@ -178,7 +178,8 @@ class _Run:
     """One call of `run`: what waits, what is at which worker, and what failed."""
 
     def __init__(self, client, work, slots: int, deadline: float | None):
-        self.client, self.slots, self.deadline = client, slots, deadline
+        self.client, self.slots = client, slots
+        self.deadline = deadline
         self.work, self.versions = pickle.dumps(work), made_by()
         self.token = digest(self.work)
         self.again: deque[_Task] = deque()

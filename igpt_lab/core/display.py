@@ -159,14 +159,14 @@ def advice(error: BaseException) -> str | None:
 
 def _inside(trace: TracebackType | None) -> tuple[str | None, bool]:
     """The last function of this package that a traceback passes through, and whether it ends there."""
-    found, innermost = None, False
+    function, innermost = None, False
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
         innermost = module.split(".")[0] == "igpt_lab"
         if innermost:
-            found = f"{module}.{trace.tb_frame.f_code.co_name}"
+            function = f"{module}.{trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
-    return found, innermost
+    return function, innermost
 
 
 def _show(

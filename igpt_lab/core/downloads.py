@@ -148,7 +148,8 @@ def _check(answer: requests.Response, url: str, expected: int = 200) -> None:
 
 def _fetch(session: requests.Session, url: str, path: Path, about: Announced, bar: tqdm) -> None:
     """One address to one file, through `FILE.part`, which an interruption leaves to go on from."""
-    failures, best, before = 0, 0, bar.n
+    failures, best = 0, 0
+    before = bar.n
     bar.update(_held(path))
     while not _is_whole(path, about.size):  # it may be by now: another process held the lock
         try:

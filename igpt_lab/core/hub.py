@@ -38,10 +38,10 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
-def options(given: dict) -> tuple[dict, dict]:
+def options(asked: dict) -> tuple[dict, dict]:
     """Of keywords as transformers' `from_pretrained` has them: those for `resolve`, and those that are left."""
-    finding = {name: given[name] for name in FINDING if given.get(name) is not None}
-    return finding, {name: value for name, value in given.items() if name not in {*FINDING, *UNUSED}}
+    finding = {name: asked[name] for name in FINDING if asked.get(name) is not None}
+    return finding, {name: value for name, value in asked.items() if name not in {*FINDING, *UNUSED}}
 
 
 def resolve(

@@ -120,13 +120,13 @@ def named(*names: str, key: object) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that can change a number."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @functools.cache

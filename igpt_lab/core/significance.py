@@ -327,7 +327,8 @@ def spread(
     if not isinstance(correct_by_draw, Mapping):
         correct_by_draw = dict(enumerate(correct_by_draw))
     _, right = _stacked(correct_by_draw, "draw")
-    (draws, n), of_draws, of_images = right.shape, right.mean(1), right.mean(0)
+    draws, n = right.shape
+    of_draws, of_images = right.mean(1), right.mean(0)
     mean, variance = of_images.mean(), of_images.var()
     worth = min(n * draws, n * mean * (1 - mean) / variance) if variance > 0 else n * (draws if 0 < mean < 1 else 1)
     low, high = exact_interval(mean * worth, worth, alpha=alpha)
@@ -379,18 +380,18 @@ def _against(right: np.ndarray, reference: int, alpha: float, n_boot: int, seed:
     """Each row of `right` minus its row `reference`: columns of `layer_table`; 0 and p = 1 for the reference itself."""
     alone = [compare(row, right[reference], alpha=alpha, n_boot=n_boot, seed=seed) for row in right]
     d, low, high, p, gains, losses = np.array(
-        [(each.difference, each.low, each.high, each.p_value, each.only_a, each.only_b) for each in alone]
+        [(pair.difference, pair.low, pair.high, pair.p_value, pair.only_a, pair.only_b) for pair in alone]
     ).T
     largest, n = _largest_of_all(right, reference, n_boot, seed), right.shape[1] + 2  # two more, as in `compare`
     z = np.abs(gains - losses) / np.sqrt(np.maximum(gains + losses, 1))
-    p_all = np.maximum(p, [_share(largest, each) for each in z])
+    p_all = np.maximum(p, [_share(largest, statistic) for statistic in z])
     middle = (gains - losses) / n
     error = np.sqrt(((gains + losses + 2) / n - middle**2) / n)  # Bonett and Price's standard error
     reach = max(norm.isf(alpha / 2), np.quantile(largest, 1 - alpha)) * error
     low_all, high_all = np.clip([np.minimum(low, middle - reach), np.maximum(high, middle + reach)], -1, 1)
     ends = {"_low": low, "_high": high, "_low_all": low_all, "_high_all": high_all}
-    for each in ends.values():
-        each[reference] = 0
+    for end in ends.values():
+        end[reference] = 0
     return {"": d, **ends, "_p": p, "_p_all": p_all}
 
 

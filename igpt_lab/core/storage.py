@@ -169,7 +169,8 @@ class Remote:
     """An object, or the prefix of several, named as a path is."""
 
     def __init__(self, system: fs.FileSystem, key: str, root: str):
-        self.system, self.key, self.root = system, key.rstrip("/"), root
+        self.system, self.key = system, key.rstrip("/")
+        self.root = root
 
     @classmethod
     def of(cls, address: str) -> Remote:

@@ -220,7 +220,8 @@ def _of_images(
 
     These are (n, layers, lenses, 5), means over T.
     """
-    labels, colours, palette = pixels.flatten(), model.config.vocab_size - 1, _palette(model)
+    labels, colours = pixels.flatten(), model.config.vocab_size - 1
+    palette = _palette(model)
     last = over_colours(head_logits(model, states[-1]), colours).flatten(0, 1) if final else None
     rows = max(1, LOGITS // colours)
 

@@ -150,7 +150,8 @@ def _strength(
         now = -_log2_of(weaker, held, y_held).mean()
         if now >= loss:
             break
-        best, loss, fit = C, now, weaker
+        best, loss = C, now
+        fit = weaker
     return best, fit
 
 

@@ -229,7 +229,8 @@ class _Training:
 
     def __init__(self, model: Any, judge: Tensor, rate: float):
         """`judge`: held-out states (L + 1, m, D)."""
-        self.model, self.judge, self.rate = model, judge, rate
+        self.model, self.judge = model, judge
+        self.rate = rate
         self.final = _final(model, judge)
         width, sizes = judge.shape[-1], judge[:-1].square().mean((1, 2)).sqrt().tolist()
         self.matrices = [torch.zeros(width, width, device=judge.device, requires_grad=True) for _ in sizes]

@@ -403,7 +403,8 @@ def _as_before(
     """`extract` with the options that have calls of their own by now, for one more release."""
     from igpt_lab.features.on_cluster import extract_on_cluster  # which is built upon this file
 
-    engine, scheduler, share = old.get("engine", "local"), old.get("scheduler"), old.get("part")
+    engine, scheduler = old.get("engine", "local"), old.get("scheduler")
+    share = old.get("part")
     if engine not in ("local", "dask") or (engine == "local" and scheduler):
         raise ValueError(f"engine={engine!r}, scheduler={scheduler!r}; expected 'local', or 'dask' with its scheduler")
     advice = "leave that out" if share is None else "use lab.extract_share(share=...)"

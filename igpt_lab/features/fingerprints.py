@@ -122,8 +122,8 @@ def _told(value: Any) -> Any:
     if isinstance(value, FunctionType):
         plain = inspect.unwrap(value)
         cells = [cell.cell_contents for cell in plain.__closure__ or () if _is_filled(cell)]
-        given = [*(plain.__defaults__ or ()), *sorted((plain.__kwdefaults__ or {}).items())]
-        return [_told(plain.__code__), [_seen(item) for item in given], [_seen(item) for item in cells]]
+        defaults = [*(plain.__defaults__ or ()), *sorted((plain.__kwdefaults__ or {}).items())]
+        return [_told(plain.__code__), [_seen(item) for item in defaults], [_seen(item) for item in cells]]
     if isinstance(value, nn.Module):
         return digest_of_network(value)
     if isinstance(value, Tensor):

@@ -51,7 +51,8 @@ class Pooled(threading.local):
     """
 
     def __init__(self, backbone: nn.Module, layers: dict[str, list[int]]):
-        self.layers, self._backbone, self._running = layers, backbone, False
+        self.layers, self._backbone = layers, backbone
+        self._running = False
         self._values: dict[tuple[str, int], Tensor] = {}
         self._stats: dict[tuple[str, int], Tensor] = {}
         self._stops = False

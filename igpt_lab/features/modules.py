@@ -237,7 +237,8 @@ class ModuleStates:
         return list(self.values)
 
     def _begin(self, inputs: Inputs, whole: bool) -> None:
-        self.values, self.stats, self._calls = {}, {}, Counter()
+        self.values, self.stats = {}, {}
+        self._calls = Counter()
         self._images, self._whole = len(next(iter(inputs.values()))), whole
 
     def _call(self, inputs: Inputs) -> None:

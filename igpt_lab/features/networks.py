@@ -235,7 +235,8 @@ class Passes(Batches):
     def _run(self, part: Part, reader: Reader, pool: ThreadPoolExecutor, bar: tqdm) -> tuple[Read, Features, Stats]:
         values: dict[str, list[Tensor]] = {name: [] for name in self.widths}
         stats: dict[str, list[Tensor]] = {name: [] for name in self.widths}
-        counts, kept, skipped = dict.fromkeys(self.widths, 0), [], []
+        counts, kept = dict.fromkeys(self.widths, 0), []
+        skipped = []
         with torch.no_grad(), self._precision(), self.states.hooked():
             for batch in reader.ahead(part, self.batch_size, self.one, pool):
                 kept.append(batch.positions)

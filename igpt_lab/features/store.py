@@ -287,7 +287,8 @@ class StoredLayers(Mapping):
         point = store.point_or_default(point)
         if point not in store.layers:
             raise KeyError(f"{store.path.name} has no point {point!r}; it has {list(store.layers)}")
-        self.store, self.split, self.point = store, split, point
+        self.store, self.split = store, split
+        self.point = point
         self.index = store.index(split)
 
     @property

@@ -53,8 +53,8 @@ def _about(store: FeatureStore) -> tuple:
     counts = ", ".join(f"{split} {rows:,}" for split, (_, rows) in store.key["splits"].items())
     layers = ", ".join(f"{point} {len(layers)}" for point, layers in store.layers.items())
     state = "complete" if there == len(parts) else f"{there} of {len(parts)} parts"
-    how = store.key["alignment"], store.key["pool"]
-    return store.path.name, store.size / 1e6, counts, layers, *how, digest(store.key)[:8], state
+    settings = store.key["alignment"], store.key["pool"]
+    return store.path.name, store.size / 1e6, counts, layers, *settings, digest(store.key)[:8], state
 
 
 def verify(path: str | Path) -> list[tuple[str, int, str]]:

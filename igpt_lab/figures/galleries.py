@@ -178,13 +178,13 @@ def neighbour_gallery(
         >>> [text.get_text() for text in ax.texts]
         ['sample', 'pixels']
     """
-    sets = [_images(samples, "samples", 1), *(_images(it, name, 1) for name, it in nearest.items())]
-    if any(each.shape != sets[0].shape for each in sets):
-        raise ValueError(f"shapes {[each.shape for each in sets]}; expected the shape of the samples for all")
+    sets = [_images(samples, "samples", 1), *(_images(near, name, 1) for name, near in nearest.items())]
+    if any(images.shape != sets[0].shape for images in sets):
+        raise ValueError(f"shapes {[images.shape for images in sets]}; expected the shape of the samples for all")
     scale = max(1, round(112 / sets[0].shape[2]))  # wide enough for the headings
     columns, width = min(columns, len(sets[0])), sets[0].shape[2] * scale
     gap = np.full((*sets[0].shape[:2], 1, 3), 255, np.uint8)  # a group ends in one, and the tiles add another
-    groups = np.concatenate([part for each in sets for part in (each, gap)], axis=2)
+    groups = np.concatenate([part for images in sets for part in (images, gap)], axis=2)
     array, corners = _tile(groups, columns, scale, 0)
     names = [_in_lines(name, width) for name in ["sample", *nearest]]
     strip = _strip(names)

@@ -142,8 +142,8 @@ def layer_axis(ax: Axes, last: int, names: Sequence[str] = ()) -> None:
 
 def _below(ax: Axes) -> float:
     """Inches that upright names of layers take below the axes."""
-    given = ax.xaxis.get_tick_params()
-    if 90 not in (given.get("rotation"), given.get("labelrotation")):  # the name differs between versions
+    options = ax.xaxis.get_tick_params()
+    if 90 not in (options.get("rotation"), options.get("labelrotation")):  # the name differs between versions
         return 0.0
     longest = max(len(label.get_text()) for label in ax.get_xticklabels())
     return room_below(longest)

@@ -83,7 +83,8 @@ def _anew(function: Callable[..., Result], bound: inspect.BoundArguments, option
     if "figure.figsize" in settings and (options.figsize is not None or figure.get_layout_engine() is not None):
         figure.set_size_inches(settings["figure.figsize"])  # a gallery has as many pixels as its images need
     figure.plotted_by = (function.__name__, arguments | options.changed())
-    figure.style, figure.settings, figure.fonts = name, settings, fonts
+    figure.style, figure.settings = name, settings
+    figure.fonts = fonts
     return result
 
 

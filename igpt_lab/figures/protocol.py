@@ -214,7 +214,8 @@ def _plot_effects(ax: Axes, effects: pd.DataFrame) -> None:
 
 def _plot_stopped(ax: Axes, stopped: pd.DataFrame) -> None:
     """What a stopped solver makes of one fit, repeated, and the optimum beside it."""
-    places, low, high = range(len(stopped)), 100 * stopped["min"], 100 * stopped["max"]
+    places, low = range(len(stopped)), 100 * stopped["min"]
+    high = 100 * stopped["max"]
     ax.hlines(places, low, high, color=STOPPED_STYLE["color"], linewidth=points(3), label="100 iterations, repeated")
     ax.plot((low + high) / 2, places, "|", color=STOPPED_STYLE["color"], markersize=points(5))
     optimum: Keywords = OPTIMUM_STYLE | {"linestyle": "", "markersize": points(3)}

@@ -221,7 +221,8 @@ def as_parquet(
     if labels is not None:
         features["label"], types["label"] = {"_type": "ClassLabel", "names": list(names or ())}, pa.int64()
     schema = pa.schema(types, metadata={"huggingface": json.dumps({"info": {"features": features}})})
-    buffer, waiting, start = pa.BufferOutputStream(), iter(images), 0
+    buffer, waiting = pa.BufferOutputStream(), iter(images)
+    start = 0
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         while some := [{"bytes": data, "path": path} for data, path in islice(waiting, 1000)]:
             rows = slice(start, start + len(some))

@@ -24,7 +24,8 @@ class Beams:
 
     def __init__(self, tokens: Tensor, score: Callable[[Tensor, int], Tensor], draw: Callable[[Tensor, int], Tensor]):
         rows, beams, length = tokens.shape
-        self.last, self.score, self.draw = length - 1, score, draw
+        self.last, self.score = length - 1, score
+        self.draw = draw
         self.firsts = torch.arange(rows, device=tokens.device)[:, None] * beams
         self.sums = torch.full((rows, beams), FAR, device=tokens.device)
         self.sums[:, 0] = 0
@@ -42,10 +43,10 @@ class Beams:
         self.origins = torch.cat([self.origins[continued], continued[:, None].int()], dim=1)
         return (taken % colours).view(-1, 1), continued
 
-    def best(self, tokens: Tensor, how: dict) -> dict[str, Tensor]:
-        """Of int64 (N B, length) the likeliest of each row as `how` asks, by the names of what `generate` returns."""
-        found = {"sequences": tokens, "beam_indices": self.origins}
-        if how["output_scores"]:
-            found["sequences_scores"] = (self.sums / self.origins.shape[1] ** how["length_penalty"]).flatten()
-        count = how["num_return_sequences"]
-        return {name: x.unflatten(0, self.sums.shape)[:, :count].flatten(0, 1) for name, x in found.items()}
+    def best(self, tokens: Tensor, settings: dict) -> dict[str, Tensor]:
+        """Of int64 (N B, length) the likeliest of each row as asked, by the names of what `generate` returns."""
+        values = {"sequences": tokens, "beam_indices": self.origins}
+        if settings["output_scores"]:
+            values["sequences_scores"] = (self.sums / self.origins.shape[1] ** settings["length_penalty"]).flatten()
+        count = settings["num_return_sequences"]
+        return {name: x.unflatten(0, self.sums.shape)[:, :count].flatten(0, 1) for name, x in values.items()}

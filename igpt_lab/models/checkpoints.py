@@ -56,9 +56,9 @@ def _shards(index: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     lacking: list[str] = []
     for file in files:
-        found = _tensors(index.parent / file)
-        lacking += [f"{name!r} in {file}" for name, at in where.items() if at == file and name not in found]
-        state |= found
+        shard = _tensors(index.parent / file)
+        lacking += [f"{name!r} in {file}" for name, at in where.items() if at == file and name not in shard]
+        state |= shard
     if lacking:
         raise CheckpointError(f"{index} names tensors that its shards lack: {', '.join(lacking)}")
     return state
@@ -140,38 +140,38 @@ def match(
     """
     state = _renamed(state, base, where)
     info: dict = {"missing_keys": set(), "mismatched_keys": set(), "unexpected_keys": set(), "error_msgs": []}
-    found: dict[str, torch.Tensor] = {}
+    loaded: dict[str, torch.Tensor] = {}
     wrong = []
     for name, like in expected.items():
-        given, own = state.get(name), is_own(name)
-        problem = _misfit(name, given, like)
-        if (name in HEADS or not own) and (given is None or (given.shape != like.shape and ignore_mismatched_sizes)):
-            other = None if given is None else (name, tuple(given.shape), tuple(like.shape))
+        tensor, own = state.get(name), is_own(name)
+        problem = _misfit(name, tensor, like)
+        if (name in HEADS or not own) and (tensor is None or (tensor.shape != like.shape and ignore_mismatched_sizes)):
+            other = None if tensor is None else (name, tuple(tensor.shape), tuple(like.shape))
             info["missing_keys" if other is None else "mismatched_keys"].add(other or name)
             what = "absent" if other is None else f"{other[1]}, not {other[2]}"
             starts = "this head starts at zero" if own else "it starts as its class draws it"
             warnings.warn(f"{where}: {name!r} is {what}: {starts}; train it first", stacklevel=3)
-            found |= {name: torch.zeros(like.shape)} if own else {}
-        elif given is None or problem:
+            loaded |= {name: torch.zeros(like.shape)} if own else {}
+        elif tensor is None or problem:
             wrong.append(problem)
         else:
-            found[name] = given.contiguous()
+            loaded[name] = tensor.contiguous()
     unknown = sorted(set(state) - set(expected))
     info["unexpected_keys"] |= {name for name in unknown if name in HEADS}
     wrong += [f"a tensor {name!r} that no part of the model takes" for name in unknown if name not in HEADS]
     if wrong:
         raise CheckpointError(f"{where} does not fit ({len(wrong)}): {'; '.join(wrong)}")
-    return found, info
+    return loaded, info
 
 
-def _misfit(name: str, given: torch.Tensor | None, like: torch.Tensor) -> str:
+def _misfit(name: str, tensor: torch.Tensor | None, like: torch.Tensor) -> str:
     """What is wrong with the tensor of a file for one of the model; nothing where it fits."""
-    if given is None:
+    if tensor is None:
         return f"no tensor {name!r}, which config.json asks for"
-    if not given.is_floating_point() and like.is_floating_point():
-        return f"{name!r} is {given.dtype}; expected a floating-point type"
-    if given.shape != like.shape:
-        return f"{name!r} is {tuple(given.shape)}; config.json asks for {tuple(like.shape)}"
+    if not tensor.is_floating_point() and like.is_floating_point():
+        return f"{name!r} is {tensor.dtype}; expected a floating-point type"
+    if tensor.shape != like.shape:
+        return f"{name!r} is {tuple(tensor.shape)}; config.json asks for {tuple(like.shape)}"
     return ""
 
 
@@ -217,15 +217,15 @@ def write(
     return folder
 
 
-def dtype_of(given: torch.dtype | str, config: dict, state: dict[str, torch.Tensor]) -> torch.dtype:
+def dtype_of(asked: torch.dtype | str, config: dict, state: dict[str, torch.Tensor]) -> torch.dtype:
     """A dtype by itself or by name; "auto" is that of `config.json`, or else of the file."""
-    if given == "auto":
+    if asked == "auto":
         floating = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-        given = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
-    found = given if isinstance(given, torch.dtype) else getattr(torch, str(given).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype {given!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
-    return found
+        asked = config.get("dtype") or config.get("torch_dtype") or next(floating, torch.float32)
+    dtype = asked if isinstance(asked, torch.dtype) else getattr(torch, str(asked).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype {asked!r}; expected a floating-point type as torch.float32, its name, or 'auto'")
+    return dtype
 
 
 def check_attention(name: str | None) -> None:
@@ -234,12 +234,12 @@ def check_attention(name: str | None) -> None:
         raise ValueError(f"attn_implementation={name!r}; expected 'sdpa' or 'eager', which are the same numbers here")
 
 
-def device_of(given: Any) -> torch.device:
+def device_of(asked: Any) -> torch.device:
     """Of a `device_map`: a device, "auto", or a dict that has all of the model on one."""
-    if isinstance(given, dict):
-        if len(set(given.values())) != 1:
-            raise ValueError(f"device_map={given}; expected one device, as a model is on one here")
-        given = next(iter(given.values()))
-    if given is None:
+    if isinstance(asked, dict):
+        if len(set(asked.values())) != 1:
+            raise ValueError(f"device_map={asked}; expected one device, as a model is on one here")
+        asked = next(iter(asked.values()))
+    if asked is None:
         return torch.device("cpu")
-    return torch.device(best_device(None) if given in ("auto", "balanced", "sequential") else given)
+    return torch.device(best_device(None) if asked in ("auto", "balanced", "sequential") else asked)

@@ -35,7 +35,7 @@ def own_names(values: dict) -> dict:
     values = {name: value for name, value in values.items() if name not in ALIASES} | aliased
     numbers = values.pop("label2id", None)
     if isinstance(numbers, dict):  # files have had numbers as strings
-        numbers = {k: int(it) if isinstance(it, str) and it.isdecimal() else it for k, it in numbers.items()}
+        numbers = {k: int(n) if isinstance(n, str) and n.isdecimal() else n for k, n in numbers.items()}
     check("label2id", numbers, "dict[str, int] | None")
     if numbers is not None and not values.get("id2label"):
         values["id2label"] = {k: name for name, k in numbers.items()}
@@ -73,8 +73,8 @@ class ConfigFiles:
         if name not in COMMON and not self.keeps(name):
             self.refuse([name])
         if name == "dtype" and isinstance(value, str):
-            found = getattr(torch, value.removeprefix("torch."), None)
-            value = found if isinstance(found, torch.dtype) else value
+            dtype = getattr(torch, value.removeprefix("torch."), None)
+            value = dtype if isinstance(dtype, torch.dtype) else value
         object.__setattr__(self, name, value)
 
     @classmethod
@@ -105,7 +105,7 @@ class ConfigFiles:
     def to_dict(self) -> dict:
         """As `config.json` of transformers: fields, `label2id`, and attributes that were added."""
         known = asdict(self)  # type: ignore[call-overload]
-        added = {name: it for name, it in vars(self).items() if name not in known and not name.startswith("_")}
+        added = {name: value for name, value in vars(self).items() if name not in known and not name.startswith("_")}
         if isinstance(added.get("dtype"), torch.dtype):
             added["dtype"] = str(added["dtype"]).removeprefix("torch.")
         return {"model_type": self.model_type, **known, "label2id": self.label2id, **added}
@@ -146,7 +146,9 @@ class ConfigFiles:
         if {"num_labels", "id2label"} & set(changes):
             values = {name: value for name, value in values.items() if name not in ("id2label", "num_labels")}
         values = {
-            name: it for name, it in values.items() if name in known or not (name[:1] == "_" or hasattr(cls, name))
+            name: value
+            for name, value in values.items()
+            if name in known or not (name[:1] == "_" or hasattr(cls, name))
         }
         close = {name: values.pop(name) for name in set(values) - known if not cls.keeps(name)}
         config = cls(**values | changes)
@@ -176,9 +178,9 @@ class ConfigFiles:
         """
         where, changes = hub.options(changes)
         file = hub.resolve(source, revision=revision, weights=False, **where) / "config.json"
-        found = cls.of_file(hub.read_json(file), changes, file, return_unused_kwargs)
-        vars(found[0] if return_unused_kwargs else found)["_name_or_path"] = str(source)
-        return found
+        config = cls.of_file(hub.read_json(file), changes, file, return_unused_kwargs)
+        vars(config[0] if return_unused_kwargs else config)["_name_or_path"] = str(source)
+        return config
 
     @classmethod
     def of_file(cls, values: dict, changes: dict, file: Path, return_unused_kwargs: bool = False) -> Any:

@@ -135,7 +135,8 @@ class ChunkedAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mixed, *weights = ctx.saved_tensors
         of_sums = (widened(grad) * widened(mixed)).sum(-1, keepdim=True)
-        of_query, of_key, of_value = [], None, None
+        of_query, of_key = [], None
+        of_value = None
         for (begin, end), weight in reversed(list(zip(pairwise(ctx.edges), weights, strict=True))):
             chunk = grad[:, :, begin:end]
             of_weights = widened(chunk @ value[:, :, :end].mT)

@@ -48,13 +48,13 @@ class Generates(nn.Module):
             >>> model.next_logits(ids, None).shape
             torch.Size([2, 8])
         """
-        how: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
-        how |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        options: dict[str, Any] = {"use_cache": cache is not None, "return_dict": True}
+        options |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if plain and not kept:
-            states = self.transformer(fed, cache, **how).last_hidden_state[:, -1]
+            states = self.transformer(fed, cache, **options).last_hidden_state[:, -1]
             return self.lm_head(states)[:, : self.config.n_colours]
         asked = {f"output_{name}": True for name in kept or ()}
-        out = self(fed, cache, **how, **asked)
+        out = self(fed, cache, **options, **asked)
         for name, values in (kept or {}).items():
             values.append(out[name])
         return out.logits[:, -1, : self.config.n_colours]
@@ -122,52 +122,57 @@ class Generates(nn.Module):
             raise ValueError("expected either input_ids or inputs; got both or none")
         if attention_mask is not None and not attention_mask.all():
             raise ValueError("attention_mask hides given tokens; expected ones, as every pixel of an image counts")
-        how = all_asked(asked, generation_config, self.generation_config)
-        ends, pad = self._ends(how)
-        length, times = self._length(begun.shape[1], how), max(how["num_beams"], how["num_return_sequences"])
+        settings = all_asked(asked, generation_config, self.generation_config)
+        ends, pad = self._ends(settings)
+        length = self._length(begun.shape[1], settings)
+        times = max(settings["num_beams"], settings["num_return_sequences"])
         more = length - begun.shape[1]
         # Made outside of inference mode, so that what is returned may be trained on.
         tokens = F.pad(begun.repeat_interleave(times, 0), (0, more), value=self.config.sos_token_id)
         types = token_type_ids
         if types is not None:
             types = torch.cat([types, types[:, -1:].expand(-1, more)], dim=1).repeat_interleave(times, 0)
-        kept: dict[str, list] = {name: [] for name in KEPT if how[f"output_{name}"] and how["return_dict_in_generate"]}
-        score, draw = _scorer(how, tokens, kept), _drawer(how, generator)
-        search = Beams(tokens.view(len(begun), -1, length), score, draw) if how["num_beams"] > 1 else None
+        kept: dict[str, list] = {
+            name: [] for name in KEPT if settings[f"output_{name}"] and settings["return_dict_in_generate"]
+        }
+        score, draw = _scorer(settings, tokens, kept), _drawer(settings, generator)
+        search = Beams(tokens.view(len(begun), -1, length), score, draw) if settings["num_beams"] > 1 else None
         pick = search or _until(lambda logits, column: draw(score(logits, column), 1), ends, pad)
-        cached = how["use_cache"] is not False
+        cached = settings["use_cache"] is not False
         tokens = self.continue_(tokens, begun.shape[1], pick, use_cache=cached, kept=kept, token_type_ids=types)
-        return _returned(tokens, kept, search, how)
+        return _returned(tokens, kept, search, settings)
 
-    def _length(self, given: int, how: dict) -> int:
+    def _length(self, known: int, settings: dict) -> int:
         """How many tokens there are in the end."""
-        if (how["max_length"] is None) == (how["max_new_tokens"] is None):
+        if (settings["max_length"] is None) == (settings["max_new_tokens"] is None):
             raise ValueError("expected either max_length or max_new_tokens; got both or none")
-        length, longest = how["max_length"] or given + how["max_new_tokens"], self.config.n_positions + 1
-        if not given < length <= longest:
-            raise ValueError(f"{length} tokens from {given} given; expected more than those and at most {longest}")
+        length, longest = settings["max_length"] or known + settings["max_new_tokens"], self.config.n_positions + 1
+        if not known < length <= longest:
+            raise ValueError(f"{length} tokens from {known} given; expected more than those and at most {longest}")
         return length
 
-    def _ends(self, how: dict) -> tuple[list[int], int]:
+    def _ends(self, settings: dict) -> tuple[list[int], int]:
         """The tokens that end a row, which are no forbidden words, and the one that fills it then."""
-        ends = self.config.eos_token_id if how["eos_token_id"] is None else how["eos_token_id"]
+        ends = self.config.eos_token_id if settings["eos_token_id"] is None else settings["eos_token_id"]
         ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-        if ends and how["num_beams"] > 1:
+        if ends and settings["num_beams"] > 1:
             raise ValueError(f"eos_token_id={ends} with num_beams; expected none, as beams end at one length here")
-        how["bad_words_ids"] = [word for word in how["bad_words_ids"] or () if word not in [[end] for end in ends]]
-        pad = self.config.pad_token_id if how["pad_token_id"] is None else how["pad_token_id"]
+        settings["bad_words_ids"] = [
+            word for word in settings["bad_words_ids"] or () if word not in [[end] for end in ends]
+        ]
+        pad = self.config.pad_token_id if settings["pad_token_id"] is None else settings["pad_token_id"]
         return ends, ends[0] if ends and pad is None else pad
 
     @torch.inference_mode()
     def continue_(
-        self, tokens: Tensor, given: int, pick: Callable[[Tensor, int], Any], progress=range, *,
+        self, tokens: Tensor, known: int, pick: Callable[[Tensor, int], Any], progress=range, *,
         use_cache: bool = True, kept: dict[str, list] | None = None, token_type_ids: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Fill columns from `given` on, in place: one pass over what is given, then a token a step.
+        """Fill columns from `known` on, in place: one pass over those before it, then a token a step.
 
         Args:
-            tokens: int64 (N, length), whose columns before `given` hold what is given.
-            given: Number of those columns, 1 or more.
+            tokens: int64 (N, length), whose columns before `known` are given.
+            known: Number of those columns, 1 or more.
             pick: `pick(logits (N, V), column)` gives the column's tokens (N, 1), or None to end, or the tokens and the
                 rows (N,) of `tokens` that they continue.
             progress: Wraps the range of columns, such as `tqdm.trange`.
@@ -197,7 +202,7 @@ class Generates(nn.Module):
             cache = KeyValueCache.of(self.config, count, length - 1, device=tokens.device, dtype=self.dtype)
         self.eval()
         try:
-            for column in progress(given, length):
+            for column in progress(known, length):
                 new = slice(0 if cache is None else cache.filled, column)
                 types = None if token_type_ids is None else token_type_ids[:, new]
                 logits = self.next_logits(tokens[:, new], cache, plain=plain, kept=of_passes, token_type_ids=types)
@@ -215,12 +220,12 @@ class Generates(nn.Module):
         return tokens
 
 
-def _scorer(how: dict, tokens: Tensor, kept: dict[str, list]) -> Callable[[Tensor, int], Tensor]:
+def _scorer(settings: dict, tokens: Tensor, kept: dict[str, list]) -> Callable[[Tensor, int], Tensor]:
     """What makes scores of logits (N, V) by the `tokens` before their column, and puts both into `kept`."""
 
     def score(logits: Tensor, column: int) -> Tensor:
-        scores = logits.float().log_softmax(-1) if how["num_beams"] > 1 else logits
-        scores = shaped(scores, tokens[:, :column], how)
+        scores = logits.float().log_softmax(-1) if settings["num_beams"] > 1 else logits
+        scores = shaped(scores, tokens[:, :column], settings)
         for name, values in (("logits", logits), ("scores", scores)):
             if name in kept:
                 kept[name].append(values.clone())
@@ -229,11 +234,11 @@ def _scorer(how: dict, tokens: Tensor, kept: dict[str, list]) -> Callable[[Tenso
     return score
 
 
-def _drawer(how: dict, generator: torch.Generator | None) -> Callable[[Tensor, int], Tensor]:
+def _drawer(settings: dict, generator: torch.Generator | None) -> Callable[[Tensor, int], Tensor]:
     """What takes `count` columns of each row of scores (N, M), the largest ones or drawn ones: int64 (N, count)."""
 
     def draw(scores: Tensor, count: int) -> Tensor:
-        if how["do_sample"]:
+        if settings["do_sample"]:
             return torch.multinomial(scores.softmax(-1), count, generator=generator)
         return scores.argmax(-1, keepdim=True) if count == 1 else scores.topk(count).indices
 
@@ -258,11 +263,11 @@ def _until(pick: Callable[[Tensor, int], Tensor], ends: list[int], pad: int) -> 
 
 
 def _returned(
-    tokens: Tensor, kept: dict[str, list], search: Beams | None, how: dict
+    tokens: Tensor, kept: dict[str, list], search: Beams | None, settings: dict
 ) -> Tensor | Generated | GeneratedBeams:
     """What `generate` gives, of the tokens and of what was kept on the way."""
     kind = Generated if search is None else GeneratedBeams
-    found: dict[str, Any] = {"sequences": tokens} | {name: tuple(values) for name, values in kept.items()}
-    found |= {} if search is None else search.best(tokens, how)
-    in_order = kind({name: found[name] for name in kind.fields if name in found})
-    return in_order if how["return_dict_in_generate"] else in_order.sequences
+    outputs: dict[str, Any] = {"sequences": tokens} | {name: tuple(values) for name, values in kept.items()}
+    outputs |= {} if search is None else search.best(tokens, settings)
+    in_order = kind({name: outputs[name] for name in kind.fields if name in outputs})
+    return in_order if settings["return_dict_in_generate"] else in_order.sequences

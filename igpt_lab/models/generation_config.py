@@ -84,18 +84,18 @@ DEFAULTS: dict[str, Any] = {
 
 def all_asked(asked: dict, *before: Any) -> dict:
     """What `generate` is asked for, by the names of `GenerationConfig`: given ones, then those of `before` in turn."""
-    found: dict[str, Any] = dict.fromkeys(ASKED)
+    settings: dict[str, Any] = dict.fromkeys(ASKED)
     for one in (asked, *before):
         values = {} if one is None else one if isinstance(one, dict) else one.to_dict()
-        lengths = [found["max_length"], found["max_new_tokens"]]
+        lengths = [settings["max_length"], settings["max_new_tokens"]]
         for name, value in values.items():
             _refuse(name, value, strict=one is asked)
-            known = name in ASKED and found[name] is None
+            known = name in ASKED and settings[name] is None
             if known and not (name in LENGTHS and any(lengths)):  # a length that is given rules out one from before
-                found[name] = value
-    found |= {name: value for name, value in DEFAULTS.items() if found[name] is None}
-    _check(found)
-    return found
+                settings[name] = value
+    settings |= {name: value for name, value in DEFAULTS.items() if settings[name] is None}
+    _check(settings)
+    return settings
 
 
 def _check(asked: dict) -> None:

@@ -90,7 +90,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ImageGPTConfig, layer: int, *, cross: bool = False):
         super().__init__()
-        self.heads, self.layer, self.cross, self.dropout = config.n_head, layer, cross, config.attn_pdrop
+        self.heads, self.layer = config.n_head, layer
+        self.cross, self.dropout = cross, config.attn_pdrop
         self.upcast = config.reorder_and_upcast_attn
         self.scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -160,17 +161,17 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, *, cache: KeyValueCache | None = None, **how
+        self, x: Tensor, *, cache: KeyValueCache | None = None, **options
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.gradient_checkpointing and self.training and cache is None:
-            return self._gradient_checkpointing_func(partial(self._through, **how), x)
-        return self._through(x, cache=cache, **how)
+            return self._gradient_checkpointing_func(partial(self._through, **options), x)
+        return self._through(x, cache=cache, **options)
 
     def _through(
         self, x: Tensor, *, encoder: Tensor | None = None, encoder_bias: Tensor | None = None, explicit: bool = False,
-        **how,
+        **options,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-        mixed, weights = self.attn(self.ln_1(x), explicit=explicit, **how)
+        mixed, weights = self.attn(self.ln_1(x), explicit=explicit, **options)
         x, cross_weights = x + mixed, None
         if encoder is not None:
             mixed, cross_weights = self.crossattention(
@@ -302,7 +303,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             "bias": bias, "causal": causal, "cache": cache, "explicit": explicit, "encoder": encoder_hidden_states,
             "encoder_bias": _hide(encoder_attention_mask, x),
         }  # fmt: skip
-        states, attentions, crossed = [], [], []
+        states, attentions = [], []
+        crossed = []
         for block in self.h:
             states.append(x if keep else None)
             x, *weights = block(x, **options)

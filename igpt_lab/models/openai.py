@@ -65,27 +65,27 @@ def find_openai(folder: str | Path, *, step: int | None = None) -> Bundle:
     folder = local(str(folder).removesuffix(".index"))
     if Path(f"{folder}.index").is_file():
         return Bundle(folder)
-    found = sorted(path.stem for path in folder.glob("*.index"))
-    if not found:
+    names = sorted(path.stem for path in folder.glob("*.index"))
+    if not names:
         raise CheckpointError(
             f"{folder} has no TensorFlow checkpoint: expected model.ckpt-STEP.index and its .data-00000-of-00032, ..."
         )
     if step is not None:
-        chosen = [name for name in found if _step(name) == step]
+        chosen = [name for name in names if _step(name) == step]
     else:
         latest = folder / "checkpoint"
         noted = latest.read_text(encoding="utf-8", errors="replace") if latest.is_file() else ""
         name = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', noted, re.MULTILINE)
-        chosen = [name[1]] if name and name[1] in found else found
+        chosen = [name[1]] if name and name[1] in names else names
     if len(chosen) != 1:
-        what = f"{len(found)} checkpoints" if step is None else f"no checkpoint of step {step}"
-        raise CheckpointError(f"{folder} has {what}: {', '.join(found)}; choose one by its step")
+        what = f"{len(names)} checkpoints" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"{folder} has {what}: {', '.join(names)}; choose one by its step")
     return Bundle(folder / chosen[0])
 
 
 def _step(name: str) -> int | None:
-    found = re.search(r"-(\d+)$", name)
-    return int(found[1]) if found else None
+    number = re.search(r"-(\d+)$", name)
+    return int(number[1]) if number else None
 
 
 def openai_config(bundle: Bundle) -> ImageGPTConfig:
@@ -147,7 +147,7 @@ def describe(bundle: Bundle) -> str:
     """One line on an original model: its size, step and shapes."""
     config, step = openai_config(bundle), _step(bundle.prefix.name)
     shape = (config.n_layer, config.n_embd, config.n_head)
-    size = [name for name, each in SIZES.items() if (each.n_layer, each.n_embd, each.n_head) == shape]
+    size = [name for name, known in SIZES.items() if (known.n_layer, known.n_embd, known.n_head) == shape]
     return (
         f"size {size[0] if size else 'of its own'}, step {'unknown' if step is None else f'{step:,}'}, "
         f"{'BERT' if config.bidirectional else 'autoregressive'}: {config.n_layer} blocks of width {config.n_embd}, "
@@ -288,8 +288,8 @@ def _tensor(bundle: Bundle, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One of our tensors: linear maps are (in, out); the original's projections are (heads, D / heads, D)."""
     if name.endswith(".bias"):
         return np.zeros(shape, np.float32)
-    if found := re.fullmatch(r"transformer\.h\.(\d+)\.(.+)", name):
-        parts = [bundle.read(f"model/h{found[1]}/{part}") for part in BLOCK[found[2]]]
+    if place := re.fullmatch(r"transformer\.h\.(\d+)\.(.+)", name):
+        parts = [bundle.read(f"model/h{place[1]}/{part}") for part in BLOCK[place[2]]]
     else:
         parts = [bundle.read(part) for part in OURS[name] if part in bundle.entries]
     if name.endswith("c_attn.weight"):  # q[h, e] = sum over f of x[f] w[h, e, f]
@@ -362,7 +362,7 @@ def download_openai(
         files = {f"{address}/checkpoints/{model}/{n}": cache / model / n for n in [f"model.ckpt-{step}.index", *names]}
         files[f"{address}/color-clusters/{PALETTE}"] = cache / model / PALETTE
     parts = [f"{TOKEN_SPLITS[split]}{axis}" for split in splits for axis in "XY"]
-    for name in (f"{each}_{part}.npy" for each in datasets for part in parts):
+    for name in (f"{dataset}_{part}.npy" for dataset in datasets for part in parts):
         files[f"{address}/datasets/{name}"] = cache / "datasets" / name
     fetch(files, progress=progress)
     return cache / (model if size is not None else "datasets")

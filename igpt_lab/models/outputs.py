@@ -72,8 +72,8 @@ class GeneratedBeams(Output):
 
 def output_of(values: dict, return_dict: bool) -> Output | tuple:
     """`values` without those that are None, as `Output` or as a tuple."""
-    given = Output({name: value for name, value in values.items() if value is not None})
-    return given if return_dict else given.to_tuple()
+    output = Output({name: value for name, value in values.items() if value is not None})
+    return output if return_dict else output.to_tuple()
 
 
 class KeyValueCache:

@@ -63,10 +63,10 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         self.config, self.built = config, replace(config)  # `built` stays as it is when a user changes `config`
         self.name_or_path = config.name_or_path
 
-    def named_modules(self, *args, **how):
+    def named_modules(self, *args, **named):
         """As of every module; who asks for them may ask next what class they are."""
         join()
-        return super().named_modules(*args, **how)
+        return super().named_modules(*args, **named)
 
     @property
     def device(self) -> torch.device:
@@ -239,18 +239,18 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         if torch.get_default_device().type == "meta":
             raise RuntimeError("You are using `from_pretrained` with a meta device context manager; leave it")
         where, changes = hub.options(changes)
-        how = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
+        options = {name: changes.pop(name, None) for name in ("device_map", "state_dict", "output_loading_info")}
         checkpoints.check_attention(changes.pop("attn_implementation", None))
-        found: dict = {}
-        state, file = how["state_dict"], Path("state_dict")
+        values: dict = {}
+        state, file = options["state_dict"], Path("state_dict")
         if source is not None:
-            found, held, file = checkpoints.read(source, revision=revision, **where)
+            values, held, file = checkpoints.read(source, revision=revision, **where)
             state = held if state is None else state
-        dtype = checkpoints.dtype_of(torch_dtype or dtype, found, state)
+        dtype = checkpoints.dtype_of(torch_dtype or dtype, values, state)
         if isinstance(config, str | Path):
             config = cls.config_class.from_pretrained(config)
         config = cls.config_class.of_file(
-            found if config is None else config.to_dict(), changes, file.parent / "config.json"
+            values if config is None else config.to_dict(), changes, file.parent / "config.json"
         )
         checkpoints.check_layers(config, state, file)
         model = cls._empty(config, model_args, state)
@@ -264,8 +264,8 @@ class ImageGPTPreTrainedModel(Embeddings, nn.Module):
         model.name_or_path = vars(config)["_name_or_path"] = str(source)
         if cls.can_generate() and (file.parent / GENERATION).is_file():
             model.generation_config = GenerationConfig.of_file(file.parent / GENERATION)
-        model = model.tie_weights().eval().to(checkpoints.device_of(how["device_map"]))
-        return (model, info) if how["output_loading_info"] else model  # type: ignore[return-value]
+        model = model.tie_weights().eval().to(checkpoints.device_of(options["device_map"]))
+        return (model, info) if options["output_loading_info"] else model  # type: ignore[return-value]
 
     @classmethod
     def _empty(cls, config: ImageGPTConfig, model_args: tuple, state: dict[str, Tensor]) -> Self:

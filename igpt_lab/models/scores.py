@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 
-def shaped(logits: Tensor, tokens: Tensor, how: dict) -> Tensor:
-    """Logits (N, V) behind int64 tokens (N, t) -> float32 scores (N, V), as `how` asks by the names of `generate`.
+def shaped(logits: Tensor, tokens: Tensor, settings: dict) -> Tensor:
+    """Logits (N, V) behind int64 tokens (N, t) -> float32 scores (N, V), as `settings` asks by the names of `generate`.
 
     In the order of transformers: penalty, forbidden words, numbers that are not finite; and before a draw temperature
     and `cut`. Where there are beams it leaves two tokens or more, so that every one can go on.
     """
     scores = logits.float()
-    if how["repetition_penalty"] != 1:
-        scores = penalised(scores, tokens, how["repetition_penalty"])
-    if how["bad_words_ids"]:
-        scores = forbidden(scores, tokens, how["bad_words_ids"])
-    if how["remove_invalid_values"]:
+    if settings["repetition_penalty"] != 1:
+        scores = penalised(scores, tokens, settings["repetition_penalty"])
+    if settings["bad_words_ids"]:
+        scores = forbidden(scores, tokens, settings["bad_words_ids"])
+    if settings["remove_invalid_values"]:
         scores = scores.nan_to_num()
-    if how["do_sample"]:
-        scores = cut(scores / how["temperature"], how["top_k"], how["top_p"], least=1 + (how["num_beams"] > 1))
+    if settings["do_sample"]:
+        least = 1 + (settings["num_beams"] > 1)
+        scores = cut(scores / settings["temperature"], settings["top_k"], settings["top_p"], least=least)
     return scores
 
 

@@ -102,7 +102,7 @@ def _parse(data: bytes) -> tuple[dict[str, Entry], int]:
     if len(data) < FOOTER or struct.unpack("<Q", data[-8:]) != (MAGIC,):
         raise CheckpointError("the end of this file is not that of a TensorFlow index; is it cut short?")
     *_, at = _handle(data, len(data) - FOOTER)  # the meta-index block, which holds nothing here
-    found, shards = {}, 0
+    entries, shards = {}, 0
     for _, handle in _block(data, *_handle(data, at)[:2]):
         for key, value in _block(data, *_handle(handle, 0)[:2]):
             if not key:
@@ -113,10 +113,10 @@ def _parse(data: bytes) -> tuple[dict[str, Entry], int]:
                         f"{shards} data files, big-endian: {bool(header.get(2, 0))}; this reader does not support them"
                     )
             elif key[0]:  # a key that begins with 0 belongs to one slice of a variable
-                found[key.decode()] = _entry(value, shards)
+                entries[key.decode()] = _entry(value, shards)
     if not shards:
         raise CheckpointError("it has no header")
-    return found, shards
+    return entries, shards
 
 
 def _entry(value: bytes, shards: int) -> Entry:
@@ -156,7 +156,8 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     if kind:
         raise CheckpointError(f"a block is compressed (kind {kind}); TensorFlow writes them uncompressed")
     (restarts,) = struct.unpack_from("<I", data, offset + size - 4)
-    at, end, key = offset, offset + size - 4 * (restarts + 1), b""
+    at, end = offset, offset + size - 4 * (restarts + 1)
+    key = b""
     while at < end:
         shared, at = _varint(data, at)
         fresh, at = _varint(data, at)

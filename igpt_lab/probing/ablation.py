@@ -259,7 +259,8 @@ def _chosen(setting: Setting, result: ProbeResult) -> int:
 
 
 def _setting_row(setting: Setting, result: ProbeResult) -> dict:
-    rows, chosen, last = result.table.set_index("layer"), _chosen(setting, result), max(result.correct)
+    rows, chosen = result.table.set_index("layer"), _chosen(setting, result)
+    last = max(result.correct)
     drop, peak = compare(result.correct[chosen], result.correct[last]), peak_set(result.correct).layers
     names = ["test_accuracy", "low", "high"]
     at_last = rows.loc[last, names].rename(lambda name: "last_" + name.removeprefix("test_"))

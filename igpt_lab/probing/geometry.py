@@ -1,4 +1,4 @@
-"""The shape of a layer's features, without labels: CKA between layers, intrinsic dimension, effective rank.
+"""The shape of a layer's features, without labels: intrinsic dimension, effective rank.
 
 Layers are `StoredLayers`, `Features`, or a dict layer -> array (N, D), every layer of the same N images. Only
 `label_overlap` looks at labels. Distances are Euclidean; no measure changes with the scale of the features.
@@ -6,92 +6,23 @@ Layers are `StoredLayers`, `Features`, or a dict layer -> array (N, D), every la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, shown_control
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.values import check_finite
-from igpt_lab.features.store import StoredLayers
 from igpt_lab.probing.features import Features, as_layers
 from igpt_lab.probing.neighbours import nearest_others, scaled
 
-BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
-GROUP = 2**27  # numbers of minibatches that are in memory at once: 512 MiB
+BLOCK = 2**24  # numbers that are in memory in float64 at once: 128 MiB
 NORMAL = 1.959964  # standard errors to either side of a 95% interval
 OVERLAP = ("label_overlap", "label_overlap_low", "label_overlap_high", "label_overlap_chance")
-
-
-@checked
-def cka(
-    layers: Features | Mapping[int, np.ndarray],
-    other: Features | Mapping[int, np.ndarray] | None = None,
-    *,
-    batch: int = 256,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Linear CKA of every layer with every layer of `other`.
-
-    1 for features that differ by a rotation and a scale, 0 in expectation for independent ones. HSIC is estimated
-    without bias (Song et al., 2012, eq. 5), so a small sample does not make layers alike, and is averaged over
-    minibatches before the ratio is taken (Nguyen et al., 2021, eq. 2). Each layer is read once where all of them fit
-    into GROUP numbers, else as many times as they exceed it.
-
-    Args:
-        layers: Features, or layer -> (N, D).
-        other: The same images in the same order; layers may differ in number and width. By default `layers` again.
-        batch: Images of a minibatch, at most.
-        seed: Of the minibatches, which are drawn without replacement.
-        device: Where products are made, by default the accelerator where there is one.
-        progress: Show a bar.
-
-    Returns:
-        A row per pair: `layer`, `other_layer`, `cka`, its `standard_error` by the jackknife over minibatches (NaN where
-        there is only one), `n` images, `batches`, `seed`.
-
-    Raises:
-        ValueError: Other images, fewer than 4 in a minibatch, no layer, or values that are not finite.
-        TypeError: What is neither features nor layers by number.
-
-    Example:
-        >>> table = lab.cka(test)
-        >>> table.pivot(index="layer", columns="other_layer", values="cka").round(1)
-        other_layer    0    1    2    3
-        layer
-        0            1.0  0.6  0.4  0.3
-        1            0.6  1.0  0.8  0.7
-        2            0.4  0.8  1.0  0.9
-        3            0.3  0.7  0.9  1.0
-    """
-    sides = [as_layers(each) for each in ([layers] if other is None else [layers, other])]
-    rows = _same_images(layers, layers if other is None else other)
-    batches = np.array_split(np.random.default_rng(seed).permutation(rows), -(-rows // max(batch, 1)))
-    if len(batches[-1]) < 4:
-        raise ValueError(f"batch={batch} splits {rows} images into minibatches of {len(batches[-1])}; 4 are needed")
-    device = best_device(device)
-    found = torch.empty((3, len(batches), len(sides[0]), len(sides[-1])), dtype=torch.float32, device=device)
-    pairs = (grams for group in _groups(batches, sides)
-             for grams in zip(*(_grams(side, group, rows, device) for side in sides), strict=True))  # fmt: skip
-    for i, grams in enumerate(tqdm(pairs, total=len(batches), desc="CKA", unit="batch", delay=1, disable=not progress)):
-        left, right = grams[0], grams[-1]
-        found[0, i], found[1, i], found[2, i] = (
-            left @ right.T,
-            left.square().sum(1, keepdim=True),
-            right.square().sum(1),
-        )
-    size = np.array([len(each) for each in batches])[:, None, None]
-    value, error = _ratio(*(found.cpu().numpy().astype(float) / (size * (size - 3))))
-    table = pd.DataFrame([(a, b) for a in sides[0] for b in sides[-1]], columns=["layer", "other_layer"])
-    return table.assign(cka=value.ravel(), standard_error=error.ravel(), n=rows, batches=len(batches), seed=seed)
 
 
 @checked
@@ -137,10 +68,10 @@ def measure_layers(
         3      3         100  100           8
     """
     rows, search = [], partial(nearest_others, device=device, progress=progress)
-    layers, n = as_layers(layers), _count(layers)
+    layers, n = as_layers(layers), count_images(layers)
     name = f"geometry {shown_control(control)}".strip()
     for layer in tqdm(layers, desc=name, unit="layer", disable=not progress):
-        x = _checked(layers[layer], f"layer {layer}", n)
+        x = check_matrix(layers[layer], f"layer {layer}", n)
         near, distances = search(x, 2 if labels is None else neighbours + 1)
         variances = _variances(x)
         overlap = dict.fromkeys(OVERLAP, np.nan) if labels is None else _overlap(near, labels)
@@ -166,7 +97,7 @@ def intrinsic_dimension(
     ratios share a distance. Rows equal to an earlier one are left out. Above about 10 dimensions every such estimate
     from thousands of rows is too low: use it to compare layers.
     """
-    x, search = _checked(x, "x"), partial(nearest_others, device=device, progress=progress)
+    x, search = check_matrix(x, "x"), partial(nearest_others, device=device, progress=progress)
     return _dimension(x, *search(x, 2), discard, search)
 
 
@@ -176,7 +107,7 @@ def effective_rank(x: np.ndarray) -> float:
 
     From 1 to min(N - 1, D), reached where all directions have the same variance.
     """
-    return _effective_rank(_variances(_checked(x, "x")))
+    return _effective_rank(_variances(check_matrix(x, "x")))
 
 
 def participation_ratio(x: np.ndarray) -> float:
@@ -184,7 +115,7 @@ def participation_ratio(x: np.ndarray) -> float:
 
     It weighs directions by variance, not by standard deviation, so weak ones count less.
     """
-    return _participation_ratio(_variances(_checked(x, "x")))
+    return _participation_ratio(_variances(check_matrix(x, "x")))
 
 
 @checked
@@ -220,16 +151,16 @@ def label_overlap(
         >>> {name: round(value, 1) for name, value in overlap.items()}
         {'label_overlap': 0.2, 'label_overlap_low': 0.1, 'label_overlap_high': 0.3, 'label_overlap_chance': 0.1}
     """
-    near, _ = nearest_others(_checked(x, "x"), neighbours + 1, device=device, progress=progress)
+    near, _ = nearest_others(check_matrix(x, "x"), neighbours + 1, device=device, progress=progress)
     return _overlap(near, labels)
 
 
-def _count(layers: Features | Mapping[int, np.ndarray]) -> int:
+def count_images(layers: Features | Mapping[int, np.ndarray]) -> int:
     """The number of images, without reading a layer where there is an index."""
     return len(layers.index) if hasattr(layers, "index") else len(next(iter(layers.values())))
 
 
-def _checked(x: np.ndarray, name: str, n: int | None = None) -> np.ndarray:
+def check_matrix(x: np.ndarray, name: str, n: int | None = None) -> np.ndarray:
     x = np.asarray(x)
     x = x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
     if x.ndim != 2 or len(x) < 4 or not x.shape[1]:
@@ -242,71 +173,6 @@ def _checked(x: np.ndarray, name: str, n: int | None = None) -> np.ndarray:
             f"{name} is the same for all {len(x)} images, so its geometry cannot be measured; leave this layer out"
         )
     return x
-
-
-def _same_images(layers, other) -> int:
-    """The number of images, after a check that both sides have the same; nothing but it is known of a dict."""
-    n, m = _count(layers), _count(other)
-    if n != m:
-        raise ValueError(f"features of {n} and of {m} images; CKA compares layers on the same images")
-    if hasattr(layers, "index") and hasattr(other, "index") and (differs := layers.index != other.index).any():
-        raise ValueError(f"{differs.sum()} of {n} rows are of different images; CKA needs the same ones in order")
-    sources = [each.fingerprint for each in (layers, other) if isinstance(each, StoredLayers)]
-    if len(set(sources)) > 1:
-        raise ValueError(
-            f"images with fingerprints {sources[0][:8]} and {sources[1][:8]}; CKA compares layers on the same images. "
-            "If they are the same in another encoding, give dict(layers) for one of them"
-        )
-    return n
-
-
-def _groups(batches: list[np.ndarray], sides: list[Mapping[int, np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """Minibatches in turn, as many at once as GROUP numbers hold; all layers are taken to be as wide as the first."""
-    numbers = sum(len(side) * np.shape(next(iter(side.values())))[1] for side in sides) * len(batches[0])
-    step = max(1, GROUP // numbers)
-    yield from (batches[start : start + step] for start in range(0, len(batches), step))
-
-
-def _grams(
-    layers: Mapping[int, np.ndarray], batches: Sequence[np.ndarray], n: int, device: torch.device
-) -> Iterator[Tensor]:
-    """For each minibatch its U-centred Gram matrices, float32 (L, n * n); every layer at a scale near 1."""
-    chosen, parts = np.concatenate(batches), []
-    for layer in layers:
-        x = _checked(layers[layer], f"layer {layer}", n)
-        parts.append((x[chosen] / (float(x.max()) - float(x.min()))).astype(np.float32, copy=False))
-    ends = np.cumsum([len(each) for each in batches])
-    for rows in map(slice, ends - [len(each) for each in batches], ends):
-        block = np.zeros((len(parts), rows.stop - rows.start, max(x.shape[1] for x in parts)), np.float32)
-        for each, x in zip(block, parts, strict=True):
-            each[:, : x.shape[1]] = x[rows]  # zeros beside it change no inner product
-        yield _centred_grams(torch.as_tensor(block).to(device))
-
-
-def _centred_grams(x: Tensor) -> Tensor:
-    """Gram matrices of rows (L, n, D) without their diagonals, U-centred, flat: (L, n * n).
-
-    The inner product of two is n (n - 3) times the unbiased HSIC of Song et al. (Székely & Rizzo, 2014, section 2).
-    """
-    x, n = x - x.mean(1, keepdim=True), x.shape[1]  # the mean changes nothing but rounding
-    grams = x @ x.mT
-    diagonal = grams.diagonal(dim1=1, dim2=2)
-    diagonal.zero_()
-    sums = grams.sum(1) / (n - 2)
-    grams -= sums[:, None]
-    grams -= sums[:, :, None] - sums.sum(1)[:, None, None] / (n - 1)
-    diagonal.zero_()
-    return grams.flatten(1)
-
-
-def _ratio(cross: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """CKA and its jackknife error, both (L, M), of HSIC of both, of the left and of the right, each (B, L, M)."""
-    totals = [each.sum(0) for each in (cross, left, right)]
-    value, count = totals[0] / np.sqrt(totals[1] * totals[2]), len(cross)
-    if count == 1:
-        return value, np.full_like(value, np.nan)
-    rest, a, b = (total - each for total, each in zip(totals, (cross, left, right), strict=True))
-    return value, np.sqrt(count - 1) * (rest / np.sqrt(a * b)).std(0)
 
 
 def _dimension(

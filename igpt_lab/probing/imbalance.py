@@ -64,11 +64,11 @@ def _columns(name: str, ranks: np.ndarray) -> dict[str, float]:
 
 def _matrices(layers: Layers) -> dict[Any, np.ndarray]:
     values = as_layers(layers)
-    found = {layer: as_array(values[layer]).astype(np.float64) for layer in values}
-    for layer, x in found.items():
+    matrices = {layer: as_array(values[layer]).astype(np.float64) for layer in values}
+    for layer, x in matrices.items():
         if x.ndim != 2 or not np.isfinite(x).all():
             raise ValueError(f"layer {layer} has shape {x.shape}, or values that are not finite; expected (N, D)")
-    return found
+    return matrices
 
 
 def _blocks(x: np.ndarray):
@@ -83,12 +83,12 @@ def _blocks(x: np.ndarray):
 
 def _nearest(x: np.ndarray) -> np.ndarray:
     """int64 (N,): each row's nearest other, of equal ones the first."""
-    found = []
+    nearest = []
     for rows, distances in _blocks(x):
         own = np.arange(len(distances))
         distances[own, rows.start + own] = np.inf
-        found.append(distances.argmin(1))
-    return np.concatenate(found)
+        nearest.append(distances.argmin(1))
+    return np.concatenate(nearest)
 
 
 def _ranks(x: np.ndarray, near: np.ndarray, bar: tqdm) -> np.ndarray:

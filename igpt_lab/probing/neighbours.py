@@ -61,7 +61,8 @@ def _search(x: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor, Tens
     """
     norms, wide = x.square().sum(1), min(count + SPARE, len(x) - 1)
     rounding = torch.finfo(x.dtype).eps * (x.shape[1] + 4) * (norms + norms.max())  # Higham (2002), section 3.1
-    near, found = torch.empty((len(x), count), dtype=torch.int64, device=x.device), x.new_empty(len(x), count)
+    near = torch.empty((len(x), count), dtype=torch.int64, device=x.device)
+    lengths = x.new_empty(len(x), count)
     sure = torch.empty(len(x), dtype=torch.bool, device=x.device)  # in place: kept in pieces, glibc's heap tears
     for rows in _blocks(len(x), max(len(x), wide * x.shape[1]), progress):
         part = x[rows]
@@ -69,9 +70,9 @@ def _search(x: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor, Tens
         rough.diagonal(rows.start).fill_(torch.inf)
         rough, candidates = rough.topk(wide, largest=False)
         exact, order = (x[candidates] - part[:, None]).norm(dim=-1).sort(stable=True)
-        near[rows], found[rows] = candidates.gather(1, order)[:, :count], exact[:, :count]
+        near[rows], lengths[rows] = candidates.gather(1, order)[:, :count], exact[:, :count]
         sure[rows] = exact[:, count - 1].square() + rounding[rows] < rough[:, -1] + norms[rows]
-    return near, found, sure | (wide == len(x) - 1)
+    return near, lengths, sure | (wide == len(x) - 1)
 
 
 def _squared_distances(queries: Tensor, x: Tensor, norms: Tensor) -> Tensor:
@@ -81,12 +82,13 @@ def _squared_distances(queries: Tensor, x: Tensor, norms: Tensor) -> Tensor:
 
 def _search_directly(x: Tensor, chosen: Tensor, count: int, progress: bool) -> tuple[Tensor, Tensor]:
     """As `_search` for the `chosen` rows, from differences: exact, and as slow as it has to be."""
-    near, found = torch.empty((len(chosen), count), dtype=torch.int64, device=x.device), x.new_empty(len(chosen), count)
+    near = torch.empty((len(chosen), count), dtype=torch.int64, device=x.device)
+    lengths = x.new_empty(len(chosen), count)
     for rows in _blocks(len(chosen), len(x), progress):
         distances = torch.cdist(x[chosen[rows]], x, compute_mode="donot_use_mm_for_euclid_dist")
         distances.scatter_(1, chosen[rows, None], torch.inf)
-        found[rows], near[rows] = distances.topk(count, largest=False)
-    return near, found
+        lengths[rows], near[rows] = distances.topk(count, largest=False)
+    return near, lengths
 
 
 @checked

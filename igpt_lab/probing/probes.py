@@ -361,7 +361,8 @@ def layer_by_layer(
         return layers, x.shape[2], seen, list(probe(x, tested))
 
     check_same_layers(train, test)
-    rows, predictions, folds = [], {}, []
+    rows, predictions = [], {}
+    folds = []
     digests: dict[Any, str] = {}
     logits: dict[Any, Callable[[np.ndarray], Tensor]] = {}
     name = f"probe {shown_control(facts['control'])}".strip()

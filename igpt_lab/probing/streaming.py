@@ -121,7 +121,8 @@ def probe_streaming(
         scaling = measured.scaling(scaled_on)
         return Rows(store, train, names, scaling, measured=measured, sides=sides, device=device)
 
-    fit, held, whole = rows_of([FIT], [FIT]), rows_of([HELD], [FIT]), rows_of([FIT, HELD], [FIT, HELD])
+    fit, held = rows_of([FIT], [FIT]), rows_of([HELD], [FIT])
+    whole = rows_of([FIT, HELD], [FIT, HELD])
     _warn_of_few_classes(fit, plan)
     run = {"store": digest(store.key), "parts": digest(store.manifest["splits"][train]), "layers": names}
     name = f"probe {shown_control(control)}".strip()
@@ -217,7 +218,8 @@ def probe_on_cluster(
         probe = partial(_stream_layer, point=point, train=train, test=test, steps=steps, **options)
     work = _OnWorker(str(store.path), probe, device)
     tasks = ((f"layer {layer}", (layer,)) for layer in layers)
-    rows, predicted, folds = {}, {}, {}
+    rows, predicted = {}, {}
+    folds = {}
     log_loss: dict[Layer, np.ndarray] = {}
     with (
         tqdm(total=len(layers), desc="probe", unit="layer", disable=not progress) as bar,
@@ -225,7 +227,8 @@ def probe_on_cluster(
     ):
         for _, (row, labels, of_folds, bits) in finished:
             layer = row["layer"]
-            rows[layer], predicted[layer], folds[layer] = row, labels, of_folds
+            rows[layer], predicted[layer] = row, labels
+            folds[layer] = of_folds
             log_loss[layer] = bits
             bar.update()
     in_order = [rows[layer] for layer in called]
@@ -322,7 +325,8 @@ def _warn_of_few_classes(rows: Rows, plan: Plan) -> None:
 
 def _estimate(rows: Rows, plan: Plan, runs: int) -> str:
     """What a run will take: memory by arithmetic, seconds by timing two steps and by those of the first pass."""
-    layers, width, classes = len(rows.names), rows.mean.shape[2], len(rows.measured.classes)
+    layers, width = len(rows.names), rows.mean.shape[2]
+    classes = len(rows.measured.classes)
     heads = Heads(width, classes, np.ones((layers, len(plan.learning_rates))), plan.momentum, rows.mean.device)
     batch = rows.mean.new_ones(layers, plan.batch_size, width + 1), rows.mean.new_zeros(plan.batch_size).long()
     for _ in range(2):  # the first is slower

@@ -35,22 +35,25 @@ class Decoder:
             raise ValueError("a bidirectional model predicts masked pixels, and continues no image")
         if getattr(model.transformer, "edits", 0):
             raise ValueError("a model inside an `edit` block draws no images by steps; use model.generate there")
-        self.model, self.config, self.batch = model, config, batch
+        self.model, self.config = model, config
+        self.batch = batch
         self.plain = is_plain(model)
-        how = {"device": model.device, "dtype": model.dtype}
-        self.cache = KeyValueCache.of(config, batch, config.n_positions, **how)
+        options = {"device": model.device, "dtype": model.dtype}
+        self.cache = KeyValueCache.of(config, batch, config.n_positions, **options)
         self.positions = torch.arange(config.n_positions, device=model.device)
         if self.plain:
-            self._lay_out(how)
+            self._lay_out(options)
 
-    def _lay_out(self, how: dict) -> None:
+    def _lay_out(self, options: dict) -> None:
         """The buffers that every step uses, and the weights as they are read fastest."""
-        model, config, batch = self.model, self.config, self.batch
-        width, heads, backbone = config.n_embd, config.n_head, model.transformer
-        self.state, self.mixed, self.query = (torch.empty(batch, width, **how) for _ in range(3))
+        model, config = self.model, self.config
+        batch = self.batch
+        width, heads = config.n_embd, config.n_head
+        backbone = model.transformer
+        self.state, self.mixed, self.query = (torch.empty(batch, width, **options) for _ in range(3))
         inner = backbone.h[0].mlp.c_fc.weight.shape[1]
         self.qkv, self.inner, self.logits = (
-            _Product(torch.empty(batch, size, **how)) for size in (3 * width, inner, config.n_colours)
+            _Product(torch.empty(batch, size, **options)) for size in (3 * width, inner, config.n_colours)
         )
         self.residual = _Product(self.state, add=True)
         self.blocks = [_weights(block, batch) for block in backbone.h]
@@ -86,7 +89,8 @@ class Decoder:
         if not self.plain:
             self.cache.filled = int(position) if seen is None else seen - 1
             return self.model.next_logits(tokens[:, None], self.cache)
-        backbone, state, room = self.model.transformer, self.state, self.cache.room
+        backbone, state = self.model.transformer, self.state
+        room = self.cache.room
         later = None if seen else (self.positions > position)[None, None]
         torch.add(backbone.wte.weight.index_select(0, tokens), backbone.wpe.weight.index_select(0, position), out=state)
         keys, values = (half.flatten(1, 2)[..., :seen, :].unbind(0) for half in room.unbind(1))
@@ -127,8 +131,8 @@ class _Product:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if weight.is_mkldnn:
-            found = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-            return self.out.add_(found) if self.beta else self.out.copy_(found)
+            product = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return self.out.add_(product) if self.beta else self.out.copy_(product)
         self.out.addmm_(x, weight, beta=self.beta)
         return self.out if bias is None else self.out.add_(bias)
 
@@ -136,8 +140,8 @@ class _Product:
 def _weights(block: nn.Module, batch: int) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of a block's four products; a bias that is all zero, as the original has none, is left out."""
     maps = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
-    absent = [not each.bias.is_meta and not each.bias.any() for each in maps]
-    return [(_laid_out(it.weight, batch), None if none else it.bias) for it, none in zip(maps, absent, strict=True)]
+    biases = [linear.bias if linear.bias.is_meta or linear.bias.any() else None for linear in maps]
+    return [(_laid_out(linear.weight, batch), bias) for linear, bias in zip(maps, biases, strict=True)]
 
 
 def _laid_out(weight: Tensor, batch: int) -> Tensor:

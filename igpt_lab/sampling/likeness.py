@@ -48,12 +48,12 @@ def features_of(
         (100, 8)
     """
     layer = model.config.n_layer // 2 if layer is None else layer
-    tokens, found = torch.as_tensor(checked_tokens(tokens, model.config).astype(np.int64)), []
+    tokens, features = torch.as_tensor(checked_tokens(tokens, model.config).astype(np.int64)), []
     with torch.inference_mode(), record(model, layers=[layer], alignment="sos") as pooled:
         for batch in tqdm(tokens.split(batch_size), desc=f"layer {layer}", disable=not progress):
             pooled.run(batch.to(model.device), use_cache=False)
-            found.append(pooled["ln_1"][:, 0].cpu().numpy().copy())
-    return np.concatenate(found)
+            features.append(pooled["ln_1"][:, 0].cpu().numpy().copy())
+    return np.concatenate(features)
 
 
 @checked
@@ -64,7 +64,7 @@ def nearest(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np
     """
     from sklearn.metrics import pairwise_distances_argmin
 
-    queries, candidates = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (queries, candidates))
+    queries, candidates = (np.asarray(images, np.float64).reshape(len(images), -1) for images in (queries, candidates))
     if queries.shape[1] != candidates.shape[1]:
         raise ValueError(f"{queries.shape[1]} numbers in each query, {candidates.shape[1]} in each candidate")
     rows = pairwise_distances_argmin(queries, candidates)
@@ -112,13 +112,13 @@ def compare_samples(
         raise ValueError(f"{count} samples, {len(real)} images; expected {2 * FOLDS} samples or more, twice the images")
     others, reference = real[:count], real[count:]
     features = [
-        features_of(model, each, layer=layer, progress=progress) for each in (samples, others, reference[:count])
+        features_of(model, images, layer=layer, progress=progress) for images in (samples, others, reference[:count])
     ]
     rows = []
     for name, counts in (("palette", palette_counts), ("patches", patch_counts)):
-        drawn, second, first = (counts(each, model.processor.clusters) for each in (samples, others, reference))
+        drawn, second, first = (counts(images, model.processor.clusters) for images in (samples, others, reference))
         rows.append((name, *_distance(drawn, first), *_distance(second, first)))
-    rows.append(("classifier", *(x for each in features[:2] for x in _told_apart(each, features[2], seed))))
+    rows.append(("classifier", *(x for part in features[:2] for x in _told_apart(part, features[2], seed))))
     table = pd.DataFrame(rows, columns="measure value low high floor floor_low floor_high".split())
     return table.assign(samples=count, images=len(reference))
 
@@ -155,7 +155,7 @@ def _distance(left: np.ndarray, right: np.ndarray) -> tuple[float, float, float]
     """
 
     def variation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        one, other = (each / each.sum(-1, keepdims=True) for each in (one, other))
+        one, other = (counts / counts.sum(-1, keepdims=True) for counts in (one, other))
         return np.abs(one - other).sum(-1) / 2
 
     totals, variance = (left.sum(0), right.sum(0)), 0.0
@@ -176,5 +176,5 @@ def _told_apart(left: np.ndarray, right: np.ndarray, seed: int) -> tuple[float, 
     x, y = np.concatenate([left, right]), np.repeat([0, 1], [len(left), len(right)])
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    found = accuracy(cross_val_predict(model, x, y, cv=folds) == y)
-    return found["test_accuracy"], found["low"], found["high"]
+    measured = accuracy(cross_val_predict(model, x, y, cv=folds) == y)
+    return measured["test_accuracy"], measured["low"], measured["high"]

@@ -118,8 +118,8 @@ def sample(
     seeds = _seeds([seed], count) if np.ndim(seed) == 0 else np.asarray(seed, np.int64)
     if seeds.shape != (count,):
         raise ValueError(f"{len(seeds)} seeds for {count} images; expected one for each")
-    how = _Settings(temperature, top_k, top_p)
-    return _draw(model, np.empty((count, 0), np.int64), seeds, how, batch_size, progress)
+    settings = _Settings(temperature, top_k, top_p)
+    return _draw(model, np.empty((count, 0), np.int64), seeds, settings, batch_size, progress)
 
 
 @checked
@@ -171,8 +171,8 @@ def complete(
             raise ValueError(f"keep={keep}; expected a fraction of the rows, from 0 to below 1")
         tokens = tokens[:, : prime_rows(model, keep) * side(model)]
     seeds = np.stack([_seeds([seed, s], completions) for s in range(len(tokens))])
-    how = _Settings(temperature, top_k, top_p)
-    drawn = _draw(model, tokens.repeat(completions, axis=0), seeds.ravel(), how, batch_size, progress)
+    settings = _Settings(temperature, top_k, top_p)
+    drawn = _draw(model, tokens.repeat(completions, axis=0), seeds.ravel(), settings, batch_size, progress)
     pairs = {name: value.reshape(*seeds.shape, *value.shape[1:]) for name, value in vars(drawn).items()}
     return Drawn(**pairs)
 
@@ -228,7 +228,7 @@ def _batch_size(model: ImageGPTForCausalImageModeling) -> int:
 
 
 def _draw(
-    model: ImageGPTForCausalImageModeling, prime: np.ndarray, seeds: np.ndarray, how: _Settings,
+    model: ImageGPTForCausalImageModeling, prime: np.ndarray, seeds: np.ndarray, settings: _Settings,
     batch_size: int | None, progress: bool,
 ) -> Drawn:  # fmt: skip
     """Continue primes int64 (S, t) to (S, T), a batch after the other, batches as even as can be."""
@@ -247,7 +247,7 @@ def _draw(
                 part = slice(start, start + size)
                 if decoder is None or decoder.batch != len(seeds[part]):
                     decoder = Decoder(model, len(seeds[part]))
-                canvas = _Canvas(decoder, prime[part], seeds[part], how)
+                canvas = _Canvas(decoder, prime[part], seeds[part], settings)
                 try:
                     canvas.draw(bar)
                 finally:
@@ -262,8 +262,9 @@ def _draw(
 class _Canvas:
     """The images of one batch while they are drawn."""
 
-    def __init__(self, decoder: Decoder, prime: np.ndarray, seeds: np.ndarray, how: _Settings):
-        self.decoder, self.prime, self.seeds, self.how = decoder, prime, seeds, how
+    def __init__(self, decoder: Decoder, prime: np.ndarray, seeds: np.ndarray, settings: _Settings):
+        self.decoder, self.prime = decoder, prime
+        self.seeds, self.settings = seeds, settings
         self.column, self.side = prime.shape[1], side(decoder.model)
         shape, device = (len(prime), decoder.config.n_positions), decoder.model.device
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
@@ -288,7 +289,7 @@ class _Canvas:
 
     def _put(self, column: int, logits: Tensor, noise: Tensor) -> None:
         """Choose the pixels of a column; an image whose choice is a near tie decides by itself."""
-        chosen, sure = choose(logits, noise, self.how.temperature, self.how.top_k, self.how.top_p)
+        chosen, sure = choose(logits, noise, self.settings.temperature, self.settings.top_k, self.settings.top_p)
         if not sure.all():
             for i in (~sure).nonzero()[:, 0].tolist():
                 chosen[i] = self._alone(self.tokens[i, :column], noise[i : i + 1])
@@ -297,17 +298,17 @@ class _Canvas:
 
     def _alone(self, before: Tensor, noise: Tensor) -> Tensor:
         """The pixel after `before` (t,), from a pass over this image and no other."""
-        model, how = self.decoder.model, self.how
+        model, settings = self.decoder.model, self.settings
         fed = align(F.pad(before, (0, 1))[None], "sos", model.config)
         logits = model.next_logits(fed, None, plain=self.decoder.plain).float()
-        return choose(logits, noise, how.temperature, how.top_k, how.top_p)[0][0]
+        return choose(logits, noise, settings.temperature, settings.top_k, settings.top_p)[0][0]
 
     def _noise(self, row: int) -> Tensor:
         """Gumbel noise float32 (N, side, V) of a row of pixels, times the temperature: an image's own [seed, row]."""
         shape = self.side, self.decoder.config.n_colours
         uniform = np.stack([np.random.default_rng([seed, row]).random(shape) for seed in self.seeds])
         with np.errstate(divide="ignore"):  # a uniform number of 0 makes a colour that is never drawn
-            noise = -self.how.temperature * np.log(-np.log(uniform)) if self.how.temperature else 0 * uniform
+            noise = -self.settings.temperature * np.log(-np.log(uniform)) if self.settings.temperature else 0 * uniform
         return torch.as_tensor(noise, dtype=torch.float32, device=self.tokens.device)
 
     def finished(self) -> tuple[np.ndarray, np.ndarray, int]:

@@ -94,7 +94,8 @@ class Trainer:
         weights: dict[str, Tensor] | None = None, head_rate: float = 1.0, kept: dict[str, Tensor] | None = None,
         shard: bool = False, run: str = "",
     ):  # fmt: skip
-        self.model, self.settings, self.run = model, settings, run
+        self.model, self.settings = model, settings
+        self.run = run
         self.path, self.loss = path, loss
         self.kept = kept or {}
         self.step = 0
@@ -187,7 +188,8 @@ class Trainer:
             raise CheckpointError(f"{self.path} is the state of another run, at step {state.step}; {BEGIN_AGAIN}")
         for name, tensor in tensors.items():
             parallel.fill(tensor, state.tensors[name])
-        self.step, self.log, self.lowest = state.step, state.log, state.lowest
+        self.step, self.log = state.step, state.log
+        self.lowest = state.lowest
         for optimiser in self.optimisers:
             for state in optimiser.state.values():
                 state["step"].fill_(self.step)

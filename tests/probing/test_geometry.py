@@ -12,9 +12,9 @@ from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.probing import geometry, neighbours
+from igpt_lab.probing.cka import _centred_grams, cka
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.geometry import (
-    cka,
     effective_rank,
     intrinsic_dimension,
     label_overlap,
@@ -191,7 +191,7 @@ def test_the_interval_of_the_overlap_covers():
 
 @pytest.mark.parametrize("block", [1, 3000, 2**24])
 def test_neighbours_are_exact_also_far_from_the_mean_and_over_blocks(block, monkeypatch):
-    monkeypatch.setattr(geometry, "BLOCK", block)
+    monkeypatch.setattr(neighbours, "BLOCK", block)
     x = normal(0, 150, 6)
     x[:50] = 100 + 2**-10 * np.round(16 * x[:50])  # a float32 product cannot tell these apart
     scaled = neighbours.scaled(x)
@@ -262,7 +262,7 @@ def test_a_store_is_measured_a_layer_at_a_time(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(whole, cka(layers, batch=10, **QUIET))
     reads = []
     monkeypatch.setattr(FeatureStore, "layer", lambda self, point, layer, split: reads.append(layer) or layers[layer])
-    monkeypatch.setattr(geometry, "GROUP", 3 * 10 * 4 * 4)  # four of the six minibatches of ten images
+    monkeypatch.setattr("igpt_lab.probing.cka.GROUP", 3 * 10 * 4 * 4)  # four of the six minibatches of ten images
     pd.testing.assert_frame_equal(cka(ours, batch=10, **QUIET), whole)
     assert reads == [0] + 2 * [0, 1, 7]  # the first, to know its width
 
@@ -291,7 +291,7 @@ def test_meta_device():
     assert near.is_meta and distances.is_meta and near.shape == distances.shape == (30, 5) and sure.shape == (30,)
     near, distances = neighbours._search_directly(x, torch.arange(4, device="meta"), 5, False)
     assert near.is_meta and distances.is_meta and near.shape == distances.shape == (4, 5)
-    grams = geometry._centred_grams(torch.empty(3, 6, 4, device="meta"))
+    grams = _centred_grams(torch.empty(3, 6, 4, device="meta"))
     assert grams.is_meta and grams.shape == (3, 36)
 
 

@@ -106,8 +106,8 @@ def extract(
     """Pooled features of every layer of a model over an image set, into a feature store."""
     if scheduler and engine != "dask":
         raise ValueError(f"--scheduler {scheduler} needs --engine dask; give both options, or neither")
-    how: dict[str, Any] = {"limit": limit, "label": label, "config": config}
-    loaded_splits = [lab.load_images(images, name, **how) for name in splits or SPLITS]
+    of_images: dict[str, Any] = {"limit": limit, "label": label, "config": config}
+    loaded_splits = [lab.load_images(images, name, **of_images) for name in splits or SPLITS]
     loaded = lab.load_model(model, revision=revision, random=random)
     options |= {"store": store, "points": points or POINTS}
     if engine == "dask":
@@ -183,8 +183,8 @@ def _listed(store: dict[str, Any]) -> str:
     name = _shown(store["store"])
     if not store["rows"]:  # it cannot be read, and its state says why
         return "\n".join([name, *textwrap.wrap(store["state"], 76, initial_indent="    ", subsequent_indent="    ")])
-    how = "" if store["alignment"] == "none" else f"{store['alignment']}, "
-    facts = f"{store['rows']}; {store['layers']} layers; {how}{store['pool']}"
+    aligned = "" if store["alignment"] == "none" else f"{store['alignment']}, "
+    facts = f"{store['rows']}; {store['layers']} layers; {aligned}{store['pool']}"
     lines = textwrap.wrap(facts, 80, initial_indent="    ", subsequent_indent="    ")
     return "\n".join([f"{name}  {store['MB']:,.1f} MB  {store['state']}", *lines])
 

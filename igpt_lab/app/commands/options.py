@@ -143,14 +143,14 @@ DEVICE = argument(
 REVISION = argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")
 
 
-def train_and_test(images: str, *, on_bad_image: str = "error", **how: Any) -> list:
+def train_and_test(images: str, *, on_bad_image: str = "error", **options: Any) -> list:
     """The two splits of an image set, loaded as `load_images` is told."""
-    return [loaded(images, split, on_bad_image, **how) for split in ("train", "test")]
+    return [loaded(images, split, on_bad_image, **options) for split in ("train", "test")]
 
 
-def loaded(images: str, split: str, on_bad_image: str, **how: Any) -> Any:
+def loaded(images: str, split: str, on_bad_image: str, **options: Any) -> Any:
     """A split, with "skip" without the images that cannot be read, which stderr counts."""
-    whole = lab.load_images(images, split, **how)
+    whole = lab.load_images(images, split, **options)
     if on_bad_image != "skip" or not hasattr(whole, "column"):  # tokens can all be read
         return whole
     good, problems = readable(whole)

@@ -34,7 +34,7 @@ def figures(folder: str, style: str, out: str | None) -> int:
     resolved(style)  # a wrong one is told once, before any figure
     folders = folders_of(source)
     odd: dict[str, str] = {}
-    found = []
+    titles = []
     for run in folders:
         target = (local(out) if out else run / name) if len(folders) == 1 or not out else local(out) / run.name
         if not out and not saved.is_inside(target, run):
@@ -43,11 +43,11 @@ def figures(folder: str, style: str, out: str | None) -> int:
         files = {file.stem: file for file in own if file.suffix == ".json" and file.with_suffix(".csv") in own}
         odd |= {f"{run}/{file}": words for file, words in wrong.items()}
         for title, names in _by_run(files).items():
-            found.append(title)
+            titles.append(title)
             odd |= _drawn_again([files[stem] for stem in names], target, style)
-    warning = warning_of(list(dict.fromkeys(found)))
+    warning = warning_of(list(dict.fromkeys(titles)))
     _tell([*odd.values(), *filter(None, [warning])])
-    if not found:
+    if not titles:
         raise ValueError(
             f"{folder} has no figures (NAME.json beside NAME.csv); expected a folder of figures that igpt-lab wrote"
         )

@@ -93,7 +93,8 @@ def _save_palette(source: Any, out: Path, shape: dict[str, int]) -> None:
 
     from igpt_lab.core.hub import read_json, write_json
 
-    palette, note, made = out / "preprocessor_config.json", out / "palette.json", {"images": source.fingerprint}
+    palette, note = out / "preprocessor_config.json", out / "palette.json"
+    made = {"images": source.fingerprint}
     made |= {name: shape[name] for name in ("side", "colours")}
     if palette.exists():
         older = (out / "training.json").exists() and not note.exists()  # its tokens say whether it is the same run

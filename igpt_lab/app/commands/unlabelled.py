@@ -95,15 +95,15 @@ def scores(
     with labels NAME_regret.csv: accuracy of the layer that labels choose, less that of the layer that a score picks.
     --limit is of the images that are probed.
     """
-    how = {"label": label, "config": config}
-    whole = loaded(images, "train", on_bad_image, **how)
+    options = {"label": label, "config": config}
+    whole = loaded(images, "train", on_bad_image, **options)
     few = _drawn(whole, scored)
     network = lab.load_model(model, revision=revision)
     table = lab.score_layers(network, few, store=store, device=device)
     stem = Path(runs.results_folder(model, set_of(images, label), out, under=runs.MINE)) / name
     files = [_save(table, stem, network, few)]
     if few.labels is not None:
-        splits = [_drawn(whole, limit), loaded(images, "test", on_bad_image, limit=limit, **how)]
+        splits = [_drawn(whole, limit), loaded(images, "test", on_bad_image, limit=limit, **options)]
         features = lab.extract(network, splits, store=store, device=device)
         train, test = (lab.Features.from_store(features, split.split) for split in splits)
         lost = lab.regret(table, lab.probe_layers(train, test, device=device))

@@ -76,7 +76,8 @@ def kept(store: FeatureStore, asked: tuple, shown: Features, train: Features) ->
     largest = 10 * len(layers) * len(labels) + 10_000 * (len(layers) + 1)  # bytes of what `keep` writes, at most
     try:
         content = json.loads(read_regular(_file(store, asked), largest))
-        table, predicted, chosen = pd.DataFrame(content["table"]), np.array(content["predicted"]), content["chosen"]
+        table, predicted = pd.DataFrame(content["table"]), np.array(content["predicted"])
+        chosen = content["chosen"]
         sound = (
             content["of"] == _key(store, asked)
             and predicted.dtype.kind == "i"

@@ -118,7 +118,8 @@ def survey(layers: Mapping[int, np.ndarray]) -> Spaces:
     (orthogonal Procrustes, Schonemann 1966): this changes no distance, and lets the eye follow an image. Neighbours
     are by Euclidean distance, nearest first.
     """
-    places, explained, near = [], [], []
+    places, explained = [], []
+    near = []
     for features in layers.values():
         x = _standardise(features)
         components, share = _two_components(x)

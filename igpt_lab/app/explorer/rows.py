@@ -65,8 +65,8 @@ class Rows:
         """The same where the probes were fitted before, in an earlier explorer too; else None."""
         if self._computed is None or self._asked in self._computed:
             return self.answers
-        found = kept(self.store, self._asked, self.shown, self.train)
-        return found and self._once(self._asked, lambda: found)
+        rows = kept(self.store, self._asked, self.shown, self.train)
+        return rows and self._once(self._asked, lambda: rows)
 
     @property
     def seen(self) -> Pictures:
@@ -90,7 +90,8 @@ class Rows:
 
     def check(self, name: str, value) -> None:
         """ValueError where `value` is no layer (`layer`, `other`), image or classes (`alone`) of what is shown."""
-        layers, count, classes = list(self.shown.layers), len(self.shown.labels), range(len(self.classes))
+        layers, count = list(self.shown.layers), len(self.shown.labels)
+        classes = range(len(self.classes))
         if name in ("layer", "other") and value not in layers:
             raise ValueError(f"{name} {value}; expected one of {', '.join(map(str, layers))}")
         if name == "image" and not 0 <= value < count:
@@ -141,8 +142,8 @@ class Rows:
         return replace(features, layers=dict(features.layers))
 
     def _fit_probes(self) -> Answers:
-        if (found := kept(self.store, self._asked, self.shown, self.train)) is not None:
-            return found
+        if (rows := kept(self.store, self._asked, self.shown, self.train)) is not None:
+            return rows
         answers = self._fitted()
         keep(self.store, self._asked, answers)
         return answers

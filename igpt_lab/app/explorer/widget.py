@@ -194,7 +194,8 @@ class Explorer(Rows, AnyWidget):
 
     def _send_view(self, answers: Answers | None) -> None:
         """Compute the view of what is chosen, and send it in one message; without answers while they are None."""
-        shown, spaces, pictures = self.shown, self.spaces, self.seen
+        shown, spaces = self.shown, self.spaces
+        pictures = self.seen
         predicted = None if answers is None else answers.predicted
         with self.hold_sync():
             self._move_to(list(shown.layers), answers)

@@ -20,16 +20,16 @@ class Batch(dict):
         """Itself, by the name that transformers' batch has for its dict."""
         return self
 
-    def to(self, *where, **how) -> Batch:
+    def to(self, *where, **options) -> Batch:
         """Itself, with its tensors moved as by `Tensor.to`; a dtype is for floating point: ids stay integers."""
-        self.update({name: _moved(x, where, how) for name, x in self.items()})
+        self.update({name: _moved(x, where, options) for name, x in self.items()})
         return self
 
 
-def _moved(x: Any, where: tuple, how: dict) -> Any:
+def _moved(x: Any, where: tuple, options: dict) -> Any:
     if not isinstance(x, torch.Tensor):
         return x
     if not x.is_floating_point():
-        where = tuple(it for it in where if not isinstance(it, torch.dtype))
-        how = {name: value for name, value in how.items() if name != "dtype"}
-    return x.to(*where, **how) if where or how else x
+        where = tuple(place for place in where if not isinstance(place, torch.dtype))
+        options = {name: value for name, value in options.items() if name != "dtype"}
+    return x.to(*where, **options) if where or options else x

@@ -79,12 +79,12 @@ class Settings(Plain):
 
     def _facts(self) -> dict[str, str]:
         height, width = self.size.values()
-        how = f"{self.resample.name.lower()}, {self.crop}" if self.do_resize else "not resized"
+        resizing = f"{self.resample.name.lower()}, {self.crop}" if self.do_resize else "not resized"
         palette = (
             "none: token sets are all that can be fed" if self._centres is None else f"{len(self._centres)} colours"
         )
         gives = "palette indices" if self.do_color_quantize else "pixel values"
-        return {"images": f"{height} x {width} pixels, {how}", "palette": palette, "gives": gives}
+        return {"images": f"{height} x {width} pixels, {resizing}", "palette": palette, "gives": gives}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """An argument set anew is checked as in a new processor, and counts from the next call on."""

@@ -24,7 +24,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(self, C: float = 1.0, *, standardise: bool = True, tol: float = 1e-6, max_iter: int = 1000):
-        self.C, self.standardise, self.tol, self.max_iter = C, standardise, tol, max_iter
+        self.C, self.standardise = C, standardise
+        self.tol, self.max_iter = tol, max_iter
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> LinearProbe:
         """X (N, D), y (N,) of two classes or more."""

@@ -266,7 +266,8 @@ def _drawn(z: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _hessian(z: Tensor, p: Tensor, weight: Tensor, size: int) -> Tensor:
     """Blocks (G, size R, size R) of the sum over rows of weight (diag(p) - p p') x z z', for `size` classes each."""
-    m, r, across = len(p), z.shape[1], z.T.contiguous()
+    m, r = len(p), z.shape[1]
+    across = z.T.contiguous()
     blocks = z.new_empty(m // size, size, r, size, r)
     for g, block in enumerate(blocks):
         for i in range(size):

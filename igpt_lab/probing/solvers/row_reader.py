@@ -81,7 +81,8 @@ def measure(
 ) -> Measured:
     """One pass over a split's columns `names`; ValueError for rows without a label, and values that are not finite."""
     groups, begun = store.row_groups(split), time.perf_counter()
-    counts, present, moments = [], [], [NO_ROWS, NO_ROWS]
+    counts, present = [], []
+    moments = [NO_ROWS, NO_ROWS]
     for part, group, _ in tqdm(groups, desc="mean and variance", unit="part", disable=not progress):
         columns = store.row_group(split, part, group, ["index", "label", *names])
         unlabelled = np.sum(columns["label"] < 0)
@@ -231,7 +232,8 @@ class Shuffled:
                 missing -= len(places)
                 if not missing:
                     yield (torch.cat(xs, 1), torch.cat(ys)) if len(xs) > 1 else (xs[0], ys[0])
-                    xs, ys, missing = [], [], size
+                    xs, ys = [], []
+                    missing = size
 
     def _windows_in_turn(self, skip: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The buffer's x and y for each window, and the places of its rows, shuffled, but the first `skip` of all."""
