@@ -14,7 +14,9 @@ import pandas as pd
 import torch
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.devices import best_device
 from igpt_lab.core.progress import tqdm
+from igpt_lab.core.side_by_side import side_by_side
 from igpt_lab.core.significance import compare
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.extraction import extract
@@ -22,7 +24,7 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import CS, probe_layers
+from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
 
 Model = ImageGPTForCausalImageModeling | str | Path
 COUNT = 8  # positions, or shares, by default
@@ -181,11 +183,18 @@ def probe_slices(
         6     2      2           4
         7     2      3           4
     """
+    device = best_device(device)
+
+    def probe(place: int) -> ProbeResult:
+        parts = (slice_of(features, place, len(slices)) for features in (train, test))
+        return probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
+
+    numbers = sum(x.size for x in train.layers.values()) // max(len(slices), 1)
+    probed = side_by_side(probe, range(len(slices)), device, numbers)
+    bar = tqdm(probed, total=len(slices), desc=f"probes by {name}", unit=name, disable=not progress)
     tables = []
     correct: dict[tuple, np.ndarray] = {}
-    for i, value in enumerate(tqdm(slices, desc=f"probes by {name}", unit=name, disable=not progress)):
-        parts = (slice_of(features, i, len(slices)) for features in (train, test))
-        result = probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
+    for value, result in zip(slices, bar, strict=True):
         paired = compare(result.correct[result.chosen], result.correct[max(result.correct)])
         ends = {"drop_low": paired.low, "drop_high": paired.high, "drop_p": paired.p_value}
         table = result.table.assign(drop=paired.difference, **ends)
