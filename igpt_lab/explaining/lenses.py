@@ -22,7 +22,7 @@ from torch import Tensor
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.devices import widened
 from igpt_lab.core.progress import tqdm
-from igpt_lab.core.side_by_side import side_by_side
+from igpt_lab.core.side_by_side import at_once, side_by_side
 from igpt_lab.core.significance import mean_interval
 from igpt_lab.features.hooks import check_eval, layers_of, numbers_of, record
 from igpt_lab.features.settings import default_batch
@@ -33,6 +33,7 @@ from igpt_lab.models.losses import on_device
 Translate = Callable[[Tensor, int], Tensor]  # states (..., D) of a layer -> those that the last norm is given
 MEASURES = ("nats", "error_to_final", "entropy", "rgb_error", "start_token")
 NUMBERS = 2**24  # in the widest activations of a batch: 64 MB in float32
+HELD = 2**26  # in the states of all batches that run at once: 256 MB in float32
 LOGITS = 2**22  # made at a time
 
 
@@ -48,7 +49,8 @@ def logit_lens(
 ) -> pd.DataFrame:
     """How well the states of each layer 0..L, read by the model's own norm and head, predict the pixels.
 
-    Held are the states of a batch at these layers, (layers, batch, T, D), and what the last one gives, (batch, T, V).
+    Held are the states of a batch at these layers, (layers, batch, T, D), and what the last one gives, (batch, T, V);
+    by default of so few images that these states take 256 MB at most, or of one.
 
     Args:
         model: Ours, or transformers' of the same class.
@@ -132,18 +134,18 @@ def lens_table(
     """
     tokens, blocks = lens_tokens(model, tokens), len(model.transformer.h)
     chosen, device = layers_of("resid_pre", blocks, layers), next(model.parameters()).device
-    size = batch_size or min(images_at_once(model), default_batch(model.config, device))
+    recorded = [*chosen, blocks] if final else chosen
+    size = batch_size or _images_held_at_once(model, len(recorded))
     numbers = numbers_of(model, size)
 
     @torch.no_grad()
     def measured(part: np.ndarray) -> Tensor:
         pixels = on_device(model, part)
         pooled.run(pixels, use_cache=False)
-        states = pooled["resid_pre"].transpose(0, 1)
+        states = {layer: pooled.layer("resid_pre", layer).flatten(0, 1) for layer in recorded}
         return _of_images(model, states, pixels, chosen, list(lenses.values()), final)
 
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
-    recorded = [*chosen, blocks] if final else chosen
     with record(model, ["resid_pre"], layers=recorded, pool=lambda x, *_: x, alignment="sos") as pooled:
         measures = side_by_side(measured, batches, device, numbers)
         values = list(tqdm(measures, total=len(batches), desc="lenses", unit="batch", disable=not progress))
@@ -192,6 +194,14 @@ def images_at_once(model: Any) -> int:
     return int(min(64, max(1, NUMBERS // (model.config.n_positions * widest))))
 
 
+def _images_held_at_once(model: Any, layers: int) -> int:
+    """How many images a batch has, where each thread holds the states of one at so many layers: at most HELD in all."""
+    config: Any = model.config
+    size = min(images_at_once(model), default_batch(config, model.device))
+    threads = at_once(model.device, numbers_of(model, size))
+    return max(1, min(size, HELD // (threads * layers * config.n_positions * config.n_embd)))
+
+
 def head_logits(model: Any, states: Tensor) -> Tensor:
     """Un-normed states (..., D) -> logits (..., V), or V + 1 of a tied head, as after the last block."""
     normed = model.transformer.ln_f.forward(states)  # `forward`: the hooks of `record` on it are for the model's own
@@ -214,15 +224,15 @@ def _palette(model: Any) -> Tensor | None:
 
 
 def _of_images(
-    model: Any, states: Tensor, pixels: Tensor, layers: list[int], lenses: list[Translate], final: bool
+    model: Any, states: dict[int, Tensor], pixels: Tensor, layers: list[int], lenses: list[Translate], final: bool
 ) -> Tensor:
-    """States (layers, n, T, D), with `final` those of layer L behind them, and pixels (n, T) -> the MEASURES.
+    """By layer states (n T, D), with `final` also those of layer L, and pixels (n, T) -> the MEASURES.
 
     These are (n, layers, lenses, 5), means over T.
     """
     labels, colours = pixels.flatten(), model.config.vocab_size - 1
     palette = _palette(model)
-    last = over_colours(head_logits(model, states[-1]), colours).flatten(0, 1) if final else None
+    last = over_colours(head_logits(model, states[len(model.transformer.h)]), colours) if final else None
     rows = max(1, LOGITS // colours)
 
     def read(x: Tensor, layer: int, translate: Translate) -> Tensor:
@@ -233,8 +243,7 @@ def _of_images(
             measured.append(_measured(logits, labels[part], None if last is None else last[part], palette, colours))
         return torch.cat(measured).view(*pixels.shape, -1).mean(1)
 
-    of_layers = zip(layers, states.flatten(1, 2)[: len(layers)], strict=True)
-    of_lenses = [torch.stack([read(x, layer, translate) for translate in lenses], 1) for layer, x in of_layers]
+    of_lenses = [torch.stack([read(states[layer], layer, lens) for lens in lenses], 1) for layer in layers]
     return torch.stack(of_lenses, dim=1)
 
 

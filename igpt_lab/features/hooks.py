@@ -70,6 +70,10 @@ class Pooled(threading.local):
     def __getitem__(self, point: str) -> Tensor:
         return torch.stack(self._of(point, self._values), dim=1)
 
+    def layer(self, point: str, layer: int) -> Tensor:
+        """(N, D') of one layer, as the pooling left it: no copy, as putting layers together makes one."""
+        return self._of(point, self._values)[self.layers[point].index(layer)]
+
     def stats(self, point: str) -> Tensor:
         """(layers, 3): max |x|, number of exact zeros, number of non-finite values, before pooling."""
         return torch.stack(self._of(point, self._stats))
