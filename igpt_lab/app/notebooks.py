@@ -72,8 +72,8 @@ def parameters(name: str) -> dict:
     import papermill
 
     notebook = nbformat.read(notebooks() / f"{name}.ipynb", as_version=4)
-    parameters = papermill.inspect_notebook(notebook)
-    return {key: ast.literal_eval(parameter["default"]) for key, parameter in parameters.items()}
+    inspected = papermill.inspect_notebook(notebook)
+    return {key: ast.literal_eval(parameter["default"]) for key, parameter in inspected.items()}
 
 
 def run_notebook(name: str, values: dict, out: Path, label: str) -> str | None:

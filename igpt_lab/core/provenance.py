@@ -120,13 +120,13 @@ def named(*names: str, key: object) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that can change a number."""
-    versions = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            versions[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return versions
+    return installed
 
 
 @functools.cache

@@ -189,7 +189,8 @@ def probe_slices(
         parts = (slice_of(features, place, len(slices)) for features in (train, test))
         return probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
 
-    numbers = sum(x.size for x in train.layers.values()) // max(len(slices), 1)
+    first = next(iter(train.layers.values()))  # all are taken to be as wide: a store reads each anew
+    numbers = len(train.layers) * first.size // max(len(slices), 1)
     probed = side_by_side(probe, range(len(slices)), device, numbers)
     bar = tqdm(probed, total=len(slices), desc=f"probes by {name}", unit=name, disable=not progress)
     tables = []

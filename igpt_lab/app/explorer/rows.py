@@ -65,8 +65,8 @@ class Rows:
         """The same where the probes were fitted before, in an earlier explorer too; else None."""
         if self._computed is None or self._asked in self._computed:
             return self.answers
-        rows = kept(self.store, self._asked, self.shown, self.train)
-        return rows and self._once(self._asked, lambda: rows)
+        answers = kept(self.store, self._asked, self.shown, self.train)
+        return answers and self._once(self._asked, lambda: answers)
 
     @property
     def seen(self) -> Pictures:
@@ -142,8 +142,8 @@ class Rows:
         return replace(features, layers=dict(features.layers))
 
     def _fit_probes(self) -> Answers:
-        if (rows := kept(self.store, self._asked, self.shown, self.train)) is not None:
-            return rows
+        if (answers := kept(self.store, self._asked, self.shown, self.train)) is not None:
+            return answers
         answers = self._fitted()
         keep(self.store, self._asked, answers)
         return answers
