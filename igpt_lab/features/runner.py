@@ -14,7 +14,8 @@ from torch import Tensor
 from igpt_lab.core.devices import precision
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.side_by_side import at_once, side_by_side
-from igpt_lab.features.hooks import check_eval, numbers_of, pooling, record
+from igpt_lab.features.hooks import check_eval, numbers_of, record
+from igpt_lab.features.poolings import pooling
 from igpt_lab.features.settings import ExtractionSettings, default_batch, width_at
 from igpt_lab.models.cost import inner_width
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling

@@ -12,8 +12,9 @@ import torch
 from igpt_lab.core.arguments import check_fields
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.values import did_you_mean
-from igpt_lab.features.hooks import layers_of, pooling
+from igpt_lab.features.hooks import layers_of
 from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.poolings import pooling
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import inner_width

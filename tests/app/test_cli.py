@@ -24,7 +24,7 @@ import igpt_lab as lab
 from igpt_lab.app import cli, runs
 from igpt_lab.app import notebooks as workbench
 from igpt_lab.core.display import MODEL
-from igpt_lab.features.hooks import POOLINGS
+from igpt_lab.features.poolings import POOLINGS
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import tokens_of

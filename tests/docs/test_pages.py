@@ -15,7 +15,7 @@ from PIL import Image
 
 import igpt_lab as lab
 from igpt_lab.app.cli import build_parser
-from igpt_lab.features import hooks
+from igpt_lab.features import poolings
 from igpt_lab.figures import style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ def test_the_python_of_a_page_runs(page, folder, tiny_folder, tiny_images, monke
     monkeypatch.setattr(datasets, "load_dataset", cifar100)
     if "import torchvision" in page.read_text("utf-8"):  # transformers, which other pages use, would take it for whole
         monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(CIFAR10=CIFAR10)))
-    for module, registry in ((hooks, "POOLINGS"), (style, "FIGURES")):  # to which a page adds
+    for module, registry in ((poolings, "POOLINGS"), (style, "FIGURES")):  # to which a page adds
         monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
     for name in ("download_openai", "convert_openai", "extract_on_cluster"):  # their arguments alone are checked
         monkeypatch.setitem(vars(lab), name, create_autospec(getattr(lab, name)))
