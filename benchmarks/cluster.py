@@ -12,7 +12,7 @@ import torch
 import igpt_lab as lab
 from benchmarks.extract import QUICK, S, write_model
 from benchmarks.harness import row
-from igpt_lab.features import extraction
+from igpt_lab.features import prepared
 from igpt_lab.features.store import FeatureStore
 
 ROWS = 4  # of a part, so that each worker has several
@@ -22,7 +22,7 @@ def rows(quick: bool) -> Iterator[dict]:
     from distributed import Client, LocalCluster
 
     config, count, runs = (QUICK, 32, 1) if quick else (dataclasses.replace(S, n_layer=4), 48, 2)
-    extraction.ROWS, taken, stores = ROWS, {1: [], 2: []}, {}
+    prepared.ROWS, taken, stores = ROWS, {1: [], 2: []}, {}
     with tempfile.TemporaryDirectory() as temporary:
         model, tokens = Path(temporary) / "model", Path(temporary) / "random_teX.npy"
         write_model(config, model)

@@ -23,7 +23,7 @@ from igpt_lab.core.provenance import atomic_write
 from igpt_lab.core.significance import compare, holm
 from igpt_lab.explaining.predictions import PREDICTIONS
 from igpt_lab.probing.effects import AT
-from igpt_lab.probing.probes import Comparison
+from igpt_lab.probing.results import Comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {name: ROOT / f"docs/{name}.md" for name in ("results", "why_the_middle", "benchmarks")}

@@ -9,66 +9,28 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 
 from igpt_lab.app import captions, saved
 from igpt_lab.app.by_run import STUDY, Run, folders_of, grouped, stores_in, warning_of
 from igpt_lab.app.printing import chromium, print_page
+from igpt_lab.app.report_tables import BROAD, Table, cell, plain, table_of
 from igpt_lab.app.saved import Results, SavedFigure
 from igpt_lab.core.arguments import local
 from igpt_lab.core.chosen import about_choice
-from igpt_lab.core.display import p_number, span
 from igpt_lab.core.provenance import atomic_write, digest
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.figures.controls import over_draws
 
-PERCENT = {"test_accuracy", "validation_accuracy", "control_accuracy", "label_overlap"}
-LAYERS_APART = {"minus_chosen", "minus_last"}
-P_VALUES = {
-    "p_value",
-    "p_holm",
-    "drop_p",
-    "peak_p",
-    *(f"{name}_p{end}" for name in LAYERS_APART for end in ("", "_all")),
-}
-LESS = {
-    "control",
-    "iterations",
-    "objective",
-    "gradient",
-    "seed",
-    "folds",
-    "n_validation",
-    "n_train",
-    "n_features",
-    "n",
-    "peak_p",
-}
-SHOWN = 200  # rows of a table
-BROAD = 40  # columns of a table: more are pixels, and are not shown
 LINKED = 1_000_000  # bytes of a csv that is put into the page
 PAPERS = ("A4", "letter")  # sizes of a page of the pdf
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as the page shows it: names of the columns, and rows of cells in words.
-
-    `kinds` are classes of the columns: "number" where digits are below each other, "less" where paper has no room.
-    """
-
-    names: list[str]
-    rows: list[list[str]]
-    kinds: list[str]
 
 
 def write_report(
@@ -214,7 +176,7 @@ def _section(results: Results, run: Run) -> dict[str, Any]:
         "insignificant": saved.insignificant(figures) + saved.not_told_apart(results.tables),
         "figures": list(map(_entry, figures)),
         "n_figures": len(figures),
-        "other_tables": {name: (captions.table_name(name), _table(table)) for name, table in results.tables.items()},
+        "other_tables": {name: (captions.table_name(name), table_of(table)) for name, table in results.tables.items()},
         "origins": _origins(figures),
         "stores": [_store(key8[:8], key) for key8, key in stores.items()],
         "versions": _versions(figures),
@@ -224,7 +186,7 @@ def _section(results: Results, run: Run) -> dict[str, Any]:
 
 
 def _in_words(summary: Mapping) -> dict[str, str]:
-    return {captions.column_name(str(name)): _plain(value) for name, value in summary.items()}
+    return {captions.column_name(str(name)): plain(value) for name, value in summary.items()}
 
 
 def _entry(figure: SavedFigure) -> dict[str, object]:
@@ -241,7 +203,7 @@ def _entry(figure: SavedFigure) -> dict[str, object]:
         "csv": _address("text/csv", figure.csv if len(figure.csv) <= LINKED else b""),
         "n_rows": n_rows,
         "n_columns": n_columns,
-        "table": _table(figure.table) if n_columns <= BROAD else None,
+        "table": table_of(figure.table) if n_columns <= BROAD else None,
     }
 
 
@@ -292,42 +254,11 @@ def _tile(name: str, row: pd.Series) -> dict[str, str]:
     return {"name": name, "accuracy": f"{row.test_accuracy:.1%}", "interval": f"[{row.low:.1%}, {row.high:.1%}]"}
 
 
-def _table(frame: pd.DataFrame) -> Table:
-    """The first rows of a table; of one with too many columns, how many there are."""
-    if frame.shape[1] > BROAD:
-        return Table(["rows", "columns"], [list(map(str, frame.shape))], ["number"] * 2)
-    names = list(map(str, frame.columns))
-    rows = frame.head(SHOWN).itertuples(index=False)
-    shares = PERCENT | ({"low", "high"} if "test_accuracy" in names else set())
-    return Table(
-        list(map(captions.column_name, names)),
-        [[_cell(name, value, shares) for name, value in zip(names, row, strict=True)] for row in rows],
-        [" ".join(_kinds(name, column)) for name, column in zip(names, frame.dtypes, strict=True)],
-    )
-
-
-def _kinds(name: str, dtype: Any) -> list[str]:
-    return ["number"] * (dtype.kind in "if") + ["less"] * (name in LESS or name.endswith("_all"))
-
-
-def _cell(name: str, value: object, shares: Set[str] = PERCENT) -> str:
-    """A value in words: as percent in a column of `shares`, or of a difference of shares."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, float):
-        if name in shares:
-            return f"{value:.2%}"
-        if name.removesuffix("_all").removesuffix("_low").removesuffix("_high") in LAYERS_APART:
-            return f"{value:+.2%}"
-        return p_number(value) if name in P_VALUES else f"{value:.4g}"
-    return str(value)
-
-
 def _origins(figures: list[SavedFigure]) -> Table:
     """Where each figure comes from."""
     rows = []
     for figure in figures:
-        commit, seed = figure.facts.get("commit", ""), _cell("seed", figure.facts.get("seed"))
+        commit, seed = figure.facts.get("commit", ""), cell("seed", figure.facts.get("seed"))
         changed = " and changes" * commit.endswith("+changes")
         rows.append([figure.heading, figure.name, commit[:8] + changed or "none", seed, digest(figure.csv)[:16]])
     return Table(["figure", "file", "commit", "seed", "SHA-256 of the csv begins"], rows, [""] * 5)
@@ -339,10 +270,10 @@ def _store(key8: str, key: Mapping) -> str:
     layers = key["modules"] if key.get("modules") else key["layers"]
     settings = [key.get("pool"), key.get("alignment"), key.get("dtype")]
     facts = [
-        f"{_plain(key.get('model', ''))} (weights {_plain(key['weights'])}) on {_plain(key.get('images', ''))}",
+        f"{plain(key.get('model', ''))} (weights {plain(key['weights'])}) on {plain(key.get('images', ''))}",
         f"{', '.join(rows)} images" + (f", {key['size']} pixels a side" if key.get("size") else ""),
-        f"layers {_plain(layers)}",
-        ", ".join(_plain(fact) for fact in settings if fact),
+        f"layers {plain(layers)}",
+        ", ".join(plain(fact) for fact in settings if fact),
     ]
     return f"{key8}: {'; '.join(fact for fact in facts if fact)}"
 
@@ -351,14 +282,3 @@ def _versions(figures: list[SavedFigure]) -> list[str]:
     """The sets of versions that figures were made with, each once, in words."""
     versions = {json.dumps(figure.facts.get("versions", {}), sort_keys=True) for figure in figures}
     return [", ".join(f"{name} {value}" for name, value in json.loads(text).items()) for text in sorted(versions)]
-
-
-def _plain(value: object) -> str:
-    """A field of a key in words: layers as 0..12, digests by their first digits."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{name}: {_plain(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        is_whole = value and all(isinstance(part, int) for part in value)
-        return span(value) if is_whole else ", ".join(map(_plain, value))
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text[:8] if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -97,7 +97,7 @@ def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
     `depth`: chosen layer as a share of the last one. `height`, `low`, `high`: accuracy of the chosen layer and its
     interval over images; `first`, `last`: accuracies of the ends. `drop`: chosen less last, with `drop_low` and
     `drop_high` over images, `drop_p`, and `drop_p_holm`, corrected for all runs of the table. `peak_set`: the layers
-    that may be the best (`significance.peak_set`), as words, and `peak_low`, `peak_high`: the first and last of them as
+    that may be the best (`peaks.peak_set`), as words, and `peak_low`, `peak_high`: the first and last of them as
     shares. Layers are those that were probed.
     """
     own = table[control_names(table.control) == MODEL] if "control" in table else table

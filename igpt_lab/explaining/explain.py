@@ -38,7 +38,8 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
 from igpt_lab.models.losses import check_alignment
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import ProbeResult, probe_layers
+from igpt_lab.probing.probes import probe_layers
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 Model = ImageGPTForCausalImageModeling | str | Path

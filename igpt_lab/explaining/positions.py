@@ -24,7 +24,8 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
+from igpt_lab.probing.probes import CS, probe_layers
+from igpt_lab.probing.results import ProbeResult
 
 Model = ImageGPTForCausalImageModeling | str | Path
 COUNT = 8  # positions, or shares, by default

@@ -29,7 +29,7 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.entropies import dime, info_nce, lidar, matrix_entropy
 from igpt_lab.probing.geometry import measure_layers
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 
 
 class Score(NamedTuple):

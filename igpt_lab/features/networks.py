@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from igpt_lab.core.devices import best_device, precision
 from igpt_lab.core.progress import tqdm
-from igpt_lab.features.extraction import ROWS, Computed, Extraction, Read, by_split, root_of
 from igpt_lab.features.fingerprints import digest_of_function, digest_of_network, fingerprint_of, probe_picture
 from igpt_lab.features.hooks import check_eval, evaluating
 from igpt_lab.features.manifest import FeatureKey, cut_at
@@ -31,6 +30,7 @@ from igpt_lab.features.modules import (
     module_pooling,
     modules_named,
 )
+from igpt_lab.features.prepared import ROWS, Computed, Extraction, Model, Read, by_split, root_of
 from igpt_lab.features.reading import Reader, first_picture, floats
 from igpt_lab.features.runner import Batches, Features, Stats
 from igpt_lab.features.settings import DTYPES, ON_BAD_IMAGE, images_in_key
@@ -52,6 +52,14 @@ def is_other(model: object) -> bool:
     """Is it a torch network that is no ImageGPT of ours, compiled or not?"""
     plain = getattr(model, "_orig_mod", model)
     return isinstance(plain, nn.Module) and not isinstance(plain, ImageGPTPreTrainedModel)
+
+
+def imagegpt(model: Any) -> Model:
+    """The model; TypeError for a network that is no ImageGPT."""
+    if is_other(model):
+        kind = type(model).__name__
+        raise TypeError(f"a {kind} is no ImageGPT; lab.extract takes other networks, shares and a cluster do not")
+    return model
 
 
 def refuse(options: Mapping[str, Any]) -> None:

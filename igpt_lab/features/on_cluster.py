@@ -18,18 +18,9 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.display import brief
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.storage import Place
-from igpt_lab.features.extraction import (
-    Extraction,
-    Images,
-    Model,
-    Read,
-    claimed,
-    imagegpt,
-    prepare,
-    tokens_ahead,
-    write,
-)
 from igpt_lab.features.manifest import FeatureKey
+from igpt_lab.features.networks import imagegpt
+from igpt_lab.features.prepared import Extraction, Images, Model, Read, claimed, prepare, tokens_ahead, write
 from igpt_lab.features.runner import Runner
 from igpt_lab.features.settings import ExtractionSettings, digest_of_weights, settings_of
 from igpt_lab.features.store import FeatureStore

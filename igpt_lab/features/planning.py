@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from igpt_lab.features.extraction import ROWS
+from igpt_lab.features.prepared import ROWS
 from igpt_lab.features.settings import default_batch
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights, flops, inner_width

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.storage import Place, drop_lock, held, locks_of, place, unlink
-from igpt_lab.features import extraction, form
+from igpt_lab.features import form, prepared
 from igpt_lab.features.manifest import FORMAT, PART_FILE, StoreError, digest_of, read_manifest, stores_in
 from igpt_lab.features.origins import sources_of
 from igpt_lab.features.parts import wrong_type
@@ -163,7 +163,7 @@ def repair(path: str | Path, problems: list[tuple[str, int, str]], *, remote: bo
     model = loading.load_model(about.pop("name"), **about)
     splits = [load_again(images, split) for split, images in sources.images.items()]
     try:
-        mending = extraction.prepare(model, splits, sources.settings, store=path.parent)
+        mending = prepared.prepare(model, splits, sources.settings, store=path.parent)
     except ValueError as error:
         raise StoreError(f"{path} cannot be repaired: {error}; nothing was changed") from error
     if differs := mending.key.differences(store.key):

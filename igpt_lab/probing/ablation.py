@@ -21,7 +21,8 @@ import pandas as pd
 import torch
 
 from igpt_lab.core.arguments import checked
-from igpt_lab.core.significance import compare, holm, peak_set
+from igpt_lab.core.peaks import peak_set
+from igpt_lab.core.significance import compare, holm
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
@@ -29,7 +30,8 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.effects import AT, AVERAGE, ENDS, Setting, effects_of, with_holm
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
+from igpt_lab.probing.probes import CS, probe_layers
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.probing.solvers.logistic import fit_sklearn
 from igpt_lab.probing.stopped import repeat_stopped, spread_of
 

@@ -17,7 +17,7 @@ from igpt_lab.core.progress import tqdm
 from igpt_lab.core.significance import accuracy, compare, mean_difference
 from igpt_lab.probing.features import Features, check_known, check_same_layers, over_stacks, test_layers
 from igpt_lab.probing.labels import bits_of, log_loss_columns, matched, meet_test
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.probing.solvers.logistic import Fits, fit_logistic
 
 

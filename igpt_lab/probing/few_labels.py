@@ -16,8 +16,8 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth
 from igpt_lab.core.devices import best_device
 from igpt_lab.core.display import MODEL, card, line, shown_control
+from igpt_lab.core.draws import Spread, spread
 from igpt_lab.core.progress import tqdm
-from igpt_lab.core.significance import Spread, spread
 from igpt_lab.images.splits import few_per_class
 from igpt_lab.probing.choosing import ChosenC, Fold, choose_C, chosen_layer, folds_inside
 from igpt_lab.probing.features import Features, check_known, check_same_layers, stacks, test_layers
@@ -84,7 +84,7 @@ class FewLabelResult:
         """Test accuracy, a row for each k and layer rule: `mean` and `std` (n - 1) over `count` draws, and intervals.
 
         95% intervals of the mean: `low` and `high` over test images alone, `low_all` and `high_all` over draws and
-        test images together (see `significance.spread`). `overlap` is as in the table.
+        test images together (see `draws.spread`). `overlap` is as in the table.
         """
         lines = {name: _spread(rows, self.correct) for name, rows in _lines(self.table)}
         table = pd.DataFrame.from_dict({name: line.to_dict() for name, line in lines.items()}, orient="index")

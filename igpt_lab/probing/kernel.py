@@ -16,7 +16,8 @@ from igpt_lab.core.display import MODEL
 from igpt_lab.core.progress import tqdm
 from igpt_lab.probing.choosing import Fold, folds_of
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import Probed, ProbeResult, facts_of, layer_by_layer
+from igpt_lab.probing.probes import Probed, facts_of, layer_by_layer
+from igpt_lab.probing.results import ProbeResult
 
 
 @checked

@@ -19,7 +19,8 @@ from igpt_lab.core.display import MODEL
 from igpt_lab.core.progress import tqdm
 from igpt_lab.probing.choosing import folds_of
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import Probed, ProbeResult, facts_of, layer_by_layer
+from igpt_lab.probing.probes import Probed, facts_of, layer_by_layer
+from igpt_lab.probing.results import ProbeResult
 
 BLOCK = 2**24  # numbers in the largest block of a neighbour search: 64 MiB
 SPARE = 8  # neighbours taken from the matrix product beyond those asked for, before distances are measured exactly

@@ -35,7 +35,8 @@ from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.labels import MatchedLabels
-from igpt_lab.probing.probes import ProbeResult, probe_layers, result_of
+from igpt_lab.probing.probes import probe_layers, result_of
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.probing.solvers.row_reader import FIT, HELD, Rows, Shuffled, measure
 from igpt_lab.probing.solvers.sgd import Heads, Plan, accuracy, certificate, held_out_bits, predict, train_heads
 

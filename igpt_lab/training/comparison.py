@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.draws import spread
 from igpt_lab.core.progress import tqdm
-from igpt_lab.core.significance import accuracy, spread
+from igpt_lab.core.significance import accuracy
 from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -22,7 +23,8 @@ from igpt_lab.models.loading import load_model
 from igpt_lab.probing.effects import average_difference, with_holm
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.few_labels import FewLabelResult, probe_few_labels
-from igpt_lab.probing.probes import ProbeResult, probe_layers
+from igpt_lab.probing.probes import probe_layers
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.training.classifier import Classified, classify
 from igpt_lab.training.finetuning import finetune
 from igpt_lab.training.settings import FinetuneConfig
@@ -60,7 +62,7 @@ class FineTuningComparison:
     def summary(self) -> pd.DataFrame:
         """Mean, standard deviation over runs (seeds, or draws of few labels), and interval over test images.
 
-        The interval holds the runs as they are (`significance.spread`); the deviation, nan for one run, the images.
+        The interval holds the runs as they are (`draws.spread`); the deviation, nan for one run, the images.
         """
         rows = []
         for (labels, method), group in self.table.groupby(["labels", "method"], sort=False):

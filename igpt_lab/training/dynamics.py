@@ -20,7 +20,8 @@ from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
 from igpt_lab.models.losses import losses_of
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import CS, ProbeResult, compare_layers, probe_layers
+from igpt_lab.probing.probes import CS, probe_layers
+from igpt_lab.probing.results import ProbeResult, compare_layers
 
 
 @checked

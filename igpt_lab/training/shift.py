@@ -17,9 +17,10 @@ import torch
 from igpt_lab.core.arguments import checked
 from igpt_lab.core.choice import compare_choice, middle_of_best
 from igpt_lab.core.devices import best_device
+from igpt_lab.core.peaks import layer_table
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.seeds import OVER_IMAGES, families_of, group_by_seed, summarise_runs, summarise_seeds
-from igpt_lab.core.significance import holm, layer_table, mean_difference
+from igpt_lab.core.significance import holm, mean_difference
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.corruptions import CORRUPTIONS, corrupt
@@ -27,7 +28,8 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.loading import load_model
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.labels import log_loss_columns
-from igpt_lab.probing.probes import CS, ProbeResult, probe_layers
+from igpt_lab.probing.probes import CS, probe_layers
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.training.dynamics import checkpoints_of
 
 # Under the mean over positions, `qkv` is an affine map of `ln_1`, and `resid_post` is the next block's `resid_pre`.

@@ -14,7 +14,7 @@ import pytest
 from igpt_lab.core.display import MODEL
 from igpt_lab.figures import read_table
 from igpt_lab.probing.controls import DropComparison
-from igpt_lab.probing.probes import Comparison
+from igpt_lab.probing.results import Comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "results/fashion-xs-fashion-mini"

@@ -17,7 +17,7 @@ from igpt_lab.core.provenance import digest
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.probing.few_labels import FewLabelResult
-from igpt_lab.probing.probes import Comparison, ProbeResult
+from igpt_lab.probing.results import Comparison, ProbeResult
 
 
 def shown(thing) -> tuple[str, str, dict]:

@@ -8,7 +8,9 @@ import pytest
 from scipy.stats import binom, binomtest, dunnett, norm
 from scipy.stats import t as student
 
-from igpt_lab.core.significance import accuracy, compare, exact_interval, layer_table, peak_set, spread
+from igpt_lab.core.draws import spread
+from igpt_lab.core.peaks import layer_table, peak_set
+from igpt_lab.core.significance import accuracy, compare, exact_interval
 from igpt_lab.images.splits import few_per_class
 
 ALPHA = 0.05

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igpt_lab.core.storage import Remote, place
-from igpt_lab.features import extraction
+from igpt_lab.features import prepared
 from igpt_lab.features.extraction import extract, extract_share
 from igpt_lab.features.manifest import StoreError, stores_in
 from igpt_lab.features.on_cluster import extract_on_cluster
@@ -57,7 +57,7 @@ def content(store):
 def test_images_and_store_in_a_bucket_have_the_bytes_of_the_disk(
     engine, tiny_folder, sets, bucket, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     here, there = ([load_images(name, split) for split in ("train", "test")] for name in sets)
     whole = extract(tiny_folder, here, store=tmp_path / "stores", **LOCAL)
     address = f"{bucket}/{engine.__name__}"

@@ -12,7 +12,8 @@ from igpt_lab.explaining.scores import RULES, SCORES, regret, score_layers
 from igpt_lab.explaining.trajectories import MEASURES, curvature, entropy_of_images, measure_states
 from igpt_lab.models.losses import align
 from igpt_lab.probing.entropies import dime, info_nce, lidar, matrix_entropy
-from igpt_lab.probing.probes import ProbeResult, probe_layers
+from igpt_lab.probing.probes import probe_layers
+from igpt_lab.probing.results import ProbeResult
 
 TOKENS = np.random.default_rng(0).integers(0, 8, (6, 16))
 QUIET = {"progress": False}

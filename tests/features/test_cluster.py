@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from igpt_lab.core import cluster
-from igpt_lab.features import extraction, writing
+from igpt_lab.features import prepared, writing
 from igpt_lab.features.extraction import extract, extract_share
 from igpt_lab.features.manifest import FeatureKey, StoreError, read_manifest
 from igpt_lab.features.on_cluster import extract_on_cluster
@@ -45,7 +45,7 @@ def files(store):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 10)
+    monkeypatch.setattr(prepared, "ROWS", 10)
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +291,9 @@ def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeyp
 DRIVER = """
 import sys
 from igpt_lab import load_images
-from igpt_lab.features import extraction
+from igpt_lab.features import prepared
 from igpt_lab.features.on_cluster import extract_on_cluster
-extraction.ROWS = 10
+prepared.ROWS = 10
 if __name__ == "__main__":
     model, images, store, address = sys.argv[1:]
     images = load_images(images, "train")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from igpt_lab.features import extraction
+from igpt_lab.features import prepared
 from igpt_lab.features.extraction import extract, extract_share
 from igpt_lab.features.hooks import Pooled
 from igpt_lab.features.manifest import StoreError
@@ -103,7 +103,7 @@ def test_found_again_and_kept_apart(tiny, tiny_folder, test, tmp_path, monkeypat
 
 
 def test_a_stopped_extraction_goes_on(tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     options = {"device": "cpu", "progress": False}
     whole = extract(tiny, train, store=tmp_path / "whole", **options)
     over, calls = Runner.over, []
@@ -293,7 +293,7 @@ def test_a_misspelt_option_gets_the_closest_right_name(tiny, test, tmp_path):
 
 
 def test_the_options_that_have_calls_of_their_own_warn_and_still_work(tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     options = {"store": tmp_path, "device": "cpu", "progress": False}
     with pytest.warns(DeprecationWarning, match=r"extract\(part=\) is removed .* use lab.extract_share") as told:
         some = extract(tiny, train, part=(2, 3), **options)
@@ -306,7 +306,7 @@ def test_the_options_that_have_calls_of_their_own_warn_and_still_work(tiny, trai
 
 
 def test_a_store_with_parts_to_come_is_read_when_they_are_there(tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     store = extract_share(tiny, train, share=(1, 3), store=tmp_path, device="cpu", progress=False)
     assert len(store.problems()) == 2 and "rows {'train': 25}" in repr(store)
     for read in (lambda: store.layer("ln_1", 0, "train"), lambda: store.labels("train")):
@@ -411,7 +411,7 @@ def count_decoding(monkeypatch):
 
 
 def test_images_are_decoded_once_for_all_models_of_a_palette(tiny, tiny_folder, train, test, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     decoded, options = count_decoding(monkeypatch), {"store": tmp_path, "device": "cpu", "progress": False}
     extract(tiny, [train, test], **options)
     assert sorted(decoded) == sorted([*range(60), *range(40)])
@@ -431,7 +431,7 @@ def test_images_are_decoded_once_for_all_models_of_a_palette(tiny, tiny_folder, 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other rows", "no Parquet"])
 def test_damaged_tokens_are_made_again(tiny, test, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     whole = extract(tiny, test, store=tmp_path / "a", device="cpu", progress=False)
     parts = sorted((tmp_path / "a" / "tokens").rglob("*.parquet"))
     assert len(parts) == 2
@@ -451,7 +451,7 @@ def test_damaged_tokens_are_made_again(tiny, test, tmp_path, monkeypatch, damage
 
 
 def test_a_corrupt_image_is_named_or_left_out(tiny, tiny_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 15)
+    monkeypatch.setattr(prepared, "ROWS", 15)
     shutil.copytree(tiny_images / "test", tmp_path / "images")
     for path in [tmp_path / "images/dark/004.png", *(tmp_path / "images/light").glob("01*.png")]:
         path.write_bytes(path.read_bytes()[:40])

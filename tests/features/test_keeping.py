@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from igpt_lab.app import cli
 from igpt_lab.core.storage import Remote, held, lock_of, locks_of, place
-from igpt_lab.features import extraction, upkeep
+from igpt_lab.features import extraction, prepared, upkeep
 from igpt_lab.features.manifest import FeatureKey, StoreError, stores_in
 from igpt_lab.features.runner import Runner
 from igpt_lab.features.store import FeatureStore
@@ -25,7 +25,7 @@ QUIET = {"device": "cpu", "progress": False}
 
 @pytest.fixture
 def store(tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 25)  # 60 rows: 3 parts
+    monkeypatch.setattr(prepared, "ROWS", 25)  # 60 rows: 3 parts
     return extraction.extract(tiny, train, store=tmp_path / "stores", **QUIET)
 
 
@@ -169,7 +169,7 @@ def test_a_part_that_another_process_mended_is_left(wrong, store, monkeypatch):
 
 def test_parts_of_another_length_are_used_and_completed(store, tiny, train, tmp_path, monkeypatch):
     good, root = files(store.path), store.path.parent
-    monkeypatch.setattr(extraction, "ROWS", 20)
+    monkeypatch.setattr(prepared, "ROWS", 20)
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "over", lambda *_: pytest.fail("computed again"))
         assert extraction.extract(tiny, train, store=root, **QUIET).path == store.path
@@ -196,7 +196,7 @@ def test_parts_of_unequal_length_are_used_and_never_lost(store, tiny, train, mon
         same = extraction.extract(tiny, train, store=root, **QUIET)
     assert files(store.path) == good and same.index("train").tolist() == list(range(60))
     for rows in (25, 30):  # 3 parts, or 2 of other rows
-        monkeypatch.setattr(extraction, "ROWS", rows)
+        monkeypatch.setattr(prepared, "ROWS", rows)
         writer.part("train", 1).write_bytes(b"bad")
         before = files(store.path)
         with pytest.raises(StoreError, match="delete it and extract again"):
@@ -227,7 +227,7 @@ def test_a_disk_without_locks_allows_one_writer(code, tiny, train, tmp_path, mon
     def none(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(extraction, "ROWS", 25)
+    monkeypatch.setattr(prepared, "ROWS", 25)
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.warns(
         UserWarning, match="has no locks .*; continuing without a lock, so no other process may write into this"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from igpt_lab.features import extraction
+from igpt_lab.features import prepared
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.manifest import StoreError
 from igpt_lab.features.store import FeatureStore
@@ -35,7 +35,7 @@ OPTIONS = {"device": "cpu", "progress": False}
 def fill(model, images, root, pause=0.0, together=None):
     """One process's extraction of both splits; `pause` seconds a part; begins `together` with others."""
     torch.set_num_threads(1)
-    extraction.ROWS = ROWS
+    prepared.ROWS = ROWS
     write = StoreWriter.write_part
 
     def slowly(self, *arguments, **named):
@@ -122,7 +122,7 @@ def test_one_of_two_is_killed(whole, tiny_folder, tiny_images, tmp_path):
 
 @pytest.fixture
 def store(tiny, tiny_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 20)
+    monkeypatch.setattr(prepared, "ROWS", 20)
     return extract(tiny, load_images(tiny_images, "train"), store=tmp_path, **OPTIONS)
 
 
@@ -196,7 +196,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(small_disk, tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 10)
+    monkeypatch.setattr(prepared, "ROWS", 10)
     options = OPTIONS | {"pool": "grid:4"}
     expected = extract(tiny, train, store=tmp_path / "room", **options)
     with (small_disk / "ballast").open("wb") as file:
@@ -217,7 +217,7 @@ def test_a_full_disk(small_disk, tiny, train, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("rows", "batch"), [(1, 8), (5, 8), (8, 8), (19, 8), (20, 1), (21, 8), (41, 7)])
 def test_any_number_of_images(rows, batch, tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 20)
+    monkeypatch.setattr(prepared, "ROWS", 20)
     images = train.select(np.arange(60)[:: 60 // rows][:rows])
     store = extract(tiny, images, store=tmp_path, batch_size=batch, **OPTIONS)
     everything = extract(tiny, train, store=tmp_path, **OPTIONS).layer("ln_1", 2, "train")
@@ -227,7 +227,7 @@ def test_any_number_of_images(rows, batch, tiny, train, tmp_path, monkeypatch):
 
 
 def test_labels_of_a_shuffled_set_stay_with_their_rows(tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 7)
+    monkeypatch.setattr(prepared, "ROWS", 7)
     order = np.random.default_rng(0).permutation(60)
     plain, shuffled = (extract(tiny, each, store=tmp_path, **OPTIONS) for each in (train, train.select(order)))
     assert shuffled.path != plain.path and shuffled.index("train").tolist() == order.tolist()

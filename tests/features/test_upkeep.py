@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igpt_lab.core.provenance import digest
-from igpt_lab.features import extraction, upkeep
+from igpt_lab.features import extraction, prepared, upkeep
 from igpt_lab.features.manifest import FeatureKey, StoreError
 from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.features.store import FeatureStore
@@ -23,7 +23,7 @@ from igpt_lab.models import loading
 
 @pytest.fixture
 def store(tiny, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "ROWS", 25)  # 60 rows: 3 parts
+    monkeypatch.setattr(prepared, "ROWS", 25)  # 60 rows: 3 parts
     return extraction.extract(tiny, train, store=tmp_path / "stores", device="cpu", progress=False)
 
 
@@ -172,8 +172,8 @@ def test_of_a_stranger_s_manifest_only_settings_are_used(store, monkeypatch):
         "device": "x",
     }
     monkeypatch.setattr("igpt_lab.core.cluster.connected", lambda *_: pytest.fail("a cluster was asked"))
-    called, prepare = [], extraction.prepare
-    monkeypatch.setattr(extraction, "prepare", lambda *a, **named: called.append((a[2], named)) or prepare(*a, **named))
+    called, prepare = [], prepared.prepare
+    monkeypatch.setattr(prepared, "prepare", lambda *a, **named: called.append((a[2], named)) or prepare(*a, **named))
     file.write_text(json.dumps(manifest | {"source": manifest["source"] | {"options": options | hostile}}))
     part.unlink()
     upkeep.repair(store.path, upkeep.verify(store.path))

@@ -15,7 +15,7 @@ from test_style import IMAGES, drawings, few_table
 import igpt_lab.figures as figures
 from igpt_lab.core.display import MODEL
 from igpt_lab.probing.few_labels import FewLabelResult
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.probing.targets import TargetResult
 from igpt_lab.training.classifier import Classified
 from tables import RECORD, bits_table, cka_table, layer_table, seed_table

@@ -19,7 +19,8 @@ from igpt_lab.probing import controls
 from igpt_lab.probing.controls import compare_drops, probe_permuted, selectivity
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.kernel import probe_svm
-from igpt_lab.probing.probes import ProbeResult, probe_layers
+from igpt_lab.probing.probes import probe_layers
+from igpt_lab.probing.results import ProbeResult
 
 QUIET = {"progress": False}
 

@@ -17,7 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from igpt_lab.core.display import MODEL, say_once
-from igpt_lab.core.significance import compare, peak_set, spread
+from igpt_lab.core.draws import spread
+from igpt_lab.core.peaks import peak_set
+from igpt_lab.core.significance import compare
 from igpt_lab.features.manifest import FeatureKey
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
@@ -26,7 +28,8 @@ from igpt_lab.probing import choosing, few_labels, neighbours, probes
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.few_labels import probe_few_labels
 from igpt_lab.probing.neighbours import probe_neighbours
-from igpt_lab.probing.probes import ProbeResult, compare_layers, control_task, probe_layers
+from igpt_lab.probing.probes import control_task, probe_layers
+from igpt_lab.probing.results import ProbeResult, compare_layers
 from igpt_lab.probing.solvers import logistic
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 from igpt_lab.probing.solvers.logistic import fit_folds, fit_logistic

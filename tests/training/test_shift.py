@@ -11,7 +11,7 @@ import pytest
 
 import igpt_lab as lab
 from igpt_lab.app import cli
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 from igpt_lab.training import shift
 
 PAGE = (Path(__file__).parents[2] / "docs/studies.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from igpt_lab.core.significance import accuracy
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.figures.saving import read_regular
 from igpt_lab.probing.features import Features, digest_of_rows
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 
 FLAGS = {"converged", "chosen", "within_error", "in_peak_set"}  # columns that are kept
 SHARES = {"test_accuracy", "low", "high", "validation_accuracy", "overlap"}

@@ -13,7 +13,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.loading import splits_of
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 
 
 @checked

@@ -14,7 +14,8 @@ from igpt_lab.app.explorer.pictures import Pictures, Source, load_pictures
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing.features import Features
-from igpt_lab.probing.probes import ProbeResult, probe_layers
+from igpt_lab.probing.probes import probe_layers
+from igpt_lab.probing.results import ProbeResult
 
 HELD = "held out"  # a tenth of train, by probes that saw the other nine
 COUNTS = (1, 4, 25, 100, 400)  # labels per class, where train has them

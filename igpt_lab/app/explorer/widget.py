@@ -33,7 +33,7 @@ from igpt_lab.core.arguments import local
 from igpt_lab.core.provenance import RunRecord, atomic_write
 from igpt_lab.features.store import FeatureStore
 from igpt_lab.images.image_sets import ImageSet, TokenSet
-from igpt_lab.probing.probes import ProbeResult
+from igpt_lab.probing.results import ProbeResult
 
 SENT = ("places", "near", "pixel_near", "predicted", "labels", "rows", "pictures")  # as bytes
 WIDGET = "application/vnd.jupyter.widget-view+json"
