@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,33 +24,38 @@ def is_middling(device: torch.device | None, numbers: int) -> bool:
     return device is not None and device.type == "cpu" and LEAST <= numbers <= MOST
 
 
-def at_once(device: torch.device | None, numbers: int) -> int:
+def at_once(device: torch.device | None, numbers: int, at_most: int | None = None) -> int:
     """How many computations that read so many numbers `side_by_side` runs at a time."""
-    return torch.get_num_threads() if is_middling(device, numbers) else 1
+    threads = torch.get_num_threads() if is_middling(device, numbers) else 1
+    return threads if at_most is None else min(threads, at_most)
 
 
 def side_by_side(
-    function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device | None, numbers: int
-) -> Iterator[Result]:
+    function: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device | None, numbers: int,
+    at_most: int | None = None,
+) -> Generator[Result, None, None]:  # fmt: skip
     """What the function gives for each job, in their order.
 
-    Those of middle size run in as many threads as torch uses, each by one thread, so that results do not depend on
-    their number; no more jobs are taken at once than that, and one. `torch.autocast` is in them as in the caller. An
-    error or an interruption ends it once those that run are done, or say `check_wanted`.
+    Those of middle size run in as many threads as torch uses, or `at_most` of them, each by one thread, so that results
+    do not depend on their number; no more jobs are taken at once than that, and one. What torch is told by `with` holds
+    in them as in the caller: autocast, gradients, inference. An error or an interruption ends it once those that run
+    are done, or say `check_wanted`; one that comes between two results ends it where it is closed.
     """
-    threads = at_once(device, numbers)
+    threads = at_once(device, numbers, at_most)
     if threads == 1:
         yield from map(function, jobs)
         return
+    of_torch = torch.get_num_threads()
     dtype, enabled = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def alike(job: Job) -> Result:
-        with torch.autocast("cpu", dtype, enabled):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled):
             return function(job)
 
     waiting: deque[Future[Result]] = deque()
     ended = threading.Event()
-    with ThreadPoolExecutor(threads, initializer=_begin, initargs=(ended,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=_begin, initargs=(ended, caller())) as pool:
         try:
             for job in jobs:
                 waiting.append(pool.submit(alike, job))
@@ -62,12 +67,17 @@ def side_by_side(
             ended.set()
             for future in waiting:
                 future.cancel()
-            torch.set_num_threads(threads)  # threads that begin later get what was set last
+            torch.set_num_threads(of_torch)  # threads that begin later get what was set last
 
 
-def _begin(ended: threading.Event) -> None:
+def _begin(ended: threading.Event, caller: int) -> None:
     torch.set_num_threads(1)
-    _of_thread.ended = ended
+    _of_thread.ended, _of_thread.caller = ended, caller
+
+
+def caller() -> int:
+    """The thread for which this one works: itself, or the one that called `side_by_side`."""
+    return getattr(_of_thread, "caller", threading.get_ident())
 
 
 def check_wanted() -> None:

@@ -6,6 +6,7 @@ Paired over test images. `passes` runs the model with everything left out in tur
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from igpt_lab.explaining.measurement import CORRECT, UNCHANGED, Measurement
 from igpt_lab.explaining.parts import PARTS, check_part
 from igpt_lab.explaining.passes import Passes
 from igpt_lab.explaining.variants import Variant, with_windows, without_parts
-from igpt_lab.features.hooks import check_eval, layers_of
+from igpt_lab.features.hooks import check_eval, check_untouched, layers_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.losses import check_alignment
@@ -88,7 +89,7 @@ def leave_out(
         1   head      0     0  skip  2.079  100
         2   head      0     1  skip  2.079  100
     """
-    blocks = _check(model, tokens, parts, kind, layers)
+    blocks = _check(model, tokens, parts, kind, layers, train_tokens)
     probe_layer = _check_probe(model, tokens, probe, probe_layer, labels)
     variants = without_parts(model, parts, kind, blocks, train_tokens, batch_size, progress)
     passes = Passes(model, variants, probe_layer, kind == "resample", batch_size, progress, seed)
@@ -193,21 +194,25 @@ def refit_after(
         0  block      0  skip  100
         1  block      1  skip  100
     """
-    blocks = _check(model, tokens, parts, kind, layers)
+    blocks = _check(model, tokens, parts, kind, layers, train_tokens)
     train_labels, labels = np.asarray(train_labels), np.asarray(labels)
     for images, classes in ((train_tokens, train_labels), (tokens, labels)):
         if np.shape(classes) != (len(images),):
             raise ValueError(f"labels {np.shape(classes)} of {len(images)} images; expected one for each")
+    if pd.isna(train_labels).any() or len(pd.unique(train_labels)) < 2:
+        raise ValueError("train_labels are of one class, or some are missing; expected two classes or more")
+    probe = LinearProbe() if probe is None else clone(probe)  # an error of `clone` comes before any work
     variants = without_parts(model, parts, kind, blocks, train_tokens, batch_size, progress)
     passes = Passes(model, variants, model.config.n_layer, kind == "resample", batch_size, progress, seed)
     train, test = (torch.cat([part for _, part in passes.over(x)], 1).numpy() for x in (train_tokens, tokens))
 
     def refit(of_variant: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         x, z = of_variant
-        return clone(probe or LinearProbe()).fit(x, train_labels).predict(z) == labels
+        return clone(probe).fit(x, train_labels).predict(z) == labels
 
-    fitted = side_by_side(refit, zip(train, test, strict=True), torch.device("cpu"), train[0].size)
-    right = list(tqdm(fitted, total=len(train), desc="probes", disable=not progress))
+    device = torch.device("cpu") if type(probe) is LinearProbe else None  # another may not be made for threads
+    with closing(side_by_side(refit, zip(train, test, strict=True), device, train[0].size)) as fitted:
+        right = list(tqdm(fitted, total=len(train), desc="probes", disable=not progress))
     rows = []
     for variant, correct in zip(variants, right[1:], strict=True):
         own = accuracy(correct)
@@ -219,7 +224,7 @@ def refit_after(
 
 def _check(
     model: ImageGPTForCausalImageModeling, tokens: np.ndarray, parts: Sequence[str], kind: str,
-    layers: Sequence[int] | None,
+    layers: Sequence[int] | None, train_tokens: np.ndarray | None = None,
 ) -> list[int]:  # fmt: skip
     """The blocks; ValueError or RuntimeError for what cannot be done, before any work."""
     check_alignment("sos", model.config)
@@ -228,9 +233,12 @@ def _check(
     for part in parts:
         check_part(model, part, 0, 0 if part == "head" else None)
     count, width = checked_tokens(tokens, model.config).shape
+    if train_tokens is not None and np.shape(train_tokens)[1:] != (width,):
+        raise ValueError(f"train_tokens {np.shape(train_tokens)}; expected images of {width} pixels, as tokens are")
     if count < 2 or not width:
         raise ValueError(f"tokens {count, width}; expected two images or more, for an interval over images")
     check_eval(model)
+    check_untouched(model)
     return layers_of("resid_post", model.config.n_layer, layers)
 
 
@@ -244,6 +252,9 @@ def _check_probe(
         return None
     if not hasattr(probe, "predict"):
         raise TypeError(f"a probe of type {type(probe).__name__}; expected a fitted classifier with `predict`")
+    width, fitted = model.config.n_embd, getattr(probe, "n_features_in_", model.config.n_embd)
+    if fitted != width:
+        raise ValueError(f"the probe was fitted on {fitted} features; expected the {width} of this model's `ln_1`")
     if np.shape(labels) != (len(tokens),):
         raise ValueError(f"labels {np.shape(labels)} of {len(tokens)} images; expected one for each")
     return layers_of("ln_1", model.config.n_layer, [layer])[0]

@@ -72,14 +72,18 @@ def _functions(edits: Mapping[Place, Function], blocks: int) -> Edits:
         raise TypeError(f"edits are a {type(edits).__name__}; expected {{(point, layer): function}}")
     functions: Edits = {}
     for place, function in edits.items():
-        is_place = isinstance(place, tuple) and [type(part) for part in place] in ([str, int], [str, np.int64])
-        if not (is_place and callable(function)):
+        if not (_is_place(place) and callable(function)):
             raise TypeError(f"{place!r}: {type(function).__name__}; expected (point, layer): function")
         point, layer = place[0], layers_of(place[0], blocks, [place[1]])[0]
         if (point, layer) in functions:
             raise ValueError(f"{point} of layer {layer} is given twice; expected one function for each place")
         functions[point, layer] = function
     return functions
+
+
+def _is_place(place: Any) -> bool:
+    point, layer = place if isinstance(place, tuple) and len(place) == 2 else (None, None)
+    return isinstance(point, str) and isinstance(layer, int | np.integer) and not isinstance(layer, bool)
 
 
 class _ForwardPass:

@@ -12,6 +12,7 @@ most probable colour) is of the distribution over colours alone, its column cut 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def lens_table(
     tokens, blocks = lens_tokens(model, tokens), len(model.transformer.h)
     chosen, device = layers_of("resid_pre", blocks, layers), next(model.parameters()).device
     recorded = [*chosen, blocks] if final else chosen
-    size = batch_size or _images_held_at_once(model, len(recorded))
+    size, at_most = _sizes(model, len(recorded), batch_size)
     numbers = numbers_of(model, size)
 
     @torch.no_grad()
@@ -147,8 +148,8 @@ def lens_table(
 
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
     with record(model, ["resid_pre"], layers=recorded, pool=lambda x, *_: x, alignment="sos") as pooled:
-        measures = side_by_side(measured, batches, device, numbers)
-        values = list(tqdm(measures, total=len(batches), desc="lenses", unit="batch", disable=not progress))
+        with closing(side_by_side(measured, batches, device, numbers, at_most)) as measures:
+            values = list(tqdm(measures, total=len(batches), desc="lenses", unit="batch", disable=not progress))
     of_images = torch.cat(values).cpu().double().numpy()  # (N, layers, lenses, measures)
     tables = []
     for number, kind in enumerate(lenses):
@@ -194,12 +195,14 @@ def images_at_once(model: Any) -> int:
     return int(min(64, max(1, NUMBERS // (model.config.n_positions * widest))))
 
 
-def _images_held_at_once(model: Any, layers: int) -> int:
-    """How many images a batch has, where each thread holds the states of one at so many layers: at most HELD in all."""
+def _sizes(model: Any, layers: int, batch_size: int | None) -> tuple[int, int]:
+    """Images of a batch, and how many batches may run at once: HELD has room for their states at so many layers."""
     config: Any = model.config
+    room = HELD // (layers * config.n_positions * config.n_embd)  # images
     size = min(images_at_once(model), default_batch(config, model.device))
     threads = at_once(model.device, numbers_of(model, size))
-    return max(1, min(size, HELD // (threads * layers * config.n_positions * config.n_embd)))
+    size = batch_size or max(1, min(size, room // threads))
+    return size, max(1, room // size)
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from igpt_lab.core.progress import tqdm
 from igpt_lab.core.side_by_side import at_once, check_wanted, side_by_side
@@ -51,10 +50,9 @@ class Passes:
         """
         tokens = checked_tokens(tokens, self.model.config)
         donors = [tokens[derangement(len(tokens), seed=self.seed)]] if self.with_donors else []
-        size = self.batch_size or _batch_size(self.model, 1 + self.with_donors)
         device = self.model.device
-        numbers = 0 if is_compiled(self.model) else numbers_of(self.model, size)
-        threads = at_once(device, numbers)
+        size, numbers, at_most = self._sizes()
+        threads = at_once(device, numbers, at_most)
         of_thread = _OfThread(self) if threads > 1 else None
         # As many batches for each thread: a batch goes through the model once for each variant.
         batches = np.array_split(np.arange(len(tokens)), threads * math.ceil(len(tokens) / (size * threads)))
@@ -67,9 +65,22 @@ class Passes:
                     return self._batch(pixels, len(rows), bar.update)
                 return of_thread.passes._batch(pixels, len(rows), lambda _: check_wanted())
 
-            for nats, features in side_by_side(results, filter(len, batches), device, numbers):
+            for nats, features in side_by_side(results, filter(len, batches), device, numbers, at_most):
                 bar.update(0 if of_thread is None else nats.numel())
                 yield nats, features
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Images of a batch, the numbers of its states (`numbers_of`), and how many batches MEMORY holds at once."""
+        config = self.model.config
+        width = 2 * inner_width(config) + 10 * config.n_embd + 3 * config.n_colours  # of what a block and the head hold
+        room = MEMORY // (4 * config.n_positions * width * (1 + self.with_donors))  # images whose states fit
+        size = self.batch_size or default_batch(config, self.model.device)
+        threads = at_once(self.model.device, self._numbers(size))
+        size = self.batch_size or max(1, min(size, room // threads))
+        return size, self._numbers(size), max(1, room // size)
+
+    def _numbers(self, size: int) -> int:
+        return 0 if is_compiled(self.model) else numbers_of(self.model, size)
 
     @torch.no_grad()
     def _batch(self, pixels: Tensor, count: int, step: Callable[[int], Any]) -> tuple[Tensor, Tensor]:
@@ -125,14 +136,15 @@ class _OfThread(threading.local):
     """In each thread passes of a copy of the model, which shares its weights: an edit is of a whole model."""
 
     def __init__(self, passes: Passes):
-        model = passes.model
-        shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-        self.passes = replace(passes, model=copy.deepcopy(model, shared))
+        self.passes = replace(passes, model=_twin(passes.model))
 
 
-def _batch_size(model: ImageGPTForCausalImageModeling, copies: int) -> int:
-    """Images at a time whose states, logits and, with `copies` of 2, donors fit into MEMORY."""
-    config = model.config
-    width = 2 * inner_width(config) + 10 * config.n_embd + 3 * config.n_colours  # of what a block and the head hold
-    room = MEMORY // (4 * config.n_positions * width * copies)
-    return max(1, min(room, default_batch(config, model.device)))
+def _twin(module: nn.Module) -> Any:
+    """A module with modules and hooks of its own; its tensors, and whatever else it holds, are those of `module`."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if name.startswith("_") and isinstance(value, dict):  # torch's, of hooks, tensors and modules
+            vars(twin)[name] = value.copy()
+    for name, part in module._modules.items():
+        twin._modules[name] = None if part is None else _twin(part)
+    return twin

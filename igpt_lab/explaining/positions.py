@@ -6,6 +6,7 @@ With a start token state i has seen the pixels before i alone, so position 0 kno
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from igpt_lab.features.extraction import extract
 from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model
-from igpt_lab.probing.features import Features
+from igpt_lab.probing.features import Features, check_same_layers
 from igpt_lab.probing.probes import CS, probe_layers
 from igpt_lab.probing.results import ProbeResult
 
@@ -79,7 +80,9 @@ def probe_positions(
         1        15      3     100
     """
     model = load_model(model) if isinstance(model, str | Path) else model
-    positions = even_positions(model.config.n_positions) if positions is None else positions
+    positions = even_positions(model.config.n_positions) if positions is None else list(positions)
+    if min(positions) < 0:
+        raise ValueError(f"positions {positions}; expected some of 0 to {model.config.n_positions - 1}")
     store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
     pool = f"at:{','.join(map(str, positions))}"
     train, test = _features(model, train_images, test_images, pool, store_of)
@@ -135,6 +138,8 @@ def probe_prefixes(
     model = load_model(model) if isinstance(model, str | Path) else model
     if model.config.bidirectional:
         raise ValueError("each state of a bidirectional model sees the whole image, so no prefix is a share of it")
+    if shares < 1:
+        raise ValueError(f"shares={shares}; expected 1 to {model.config.n_positions}")
     store_of = {"store": store, "points": [point], "layers": layers, "device": device, "progress": progress}
     train, test = _features(model, train_images, test_images, f"prefix:{shares}", store_of)
     seen = [i / shares for i in range(1, shares + 1)]
@@ -190,13 +195,14 @@ def probe_slices(
         parts = (slice_of(features, place, len(slices)) for features in (train, test))
         return probe_layers(*parts, Cs=Cs, folds=folds, seed=seed, device=device, progress=False)
 
+    check_same_layers(train, test)
     first = next(iter(train.layers.values()))  # all are taken to be as wide: a store reads each anew
     numbers = len(train.layers) * first.size // max(len(slices), 1)
-    probed = side_by_side(probe, range(len(slices)), device, numbers)
-    bar = tqdm(probed, total=len(slices), desc=f"probes by {name}", unit=name, disable=not progress)
+    with closing(side_by_side(probe, range(len(slices)), device, numbers)) as probed:
+        results = list(tqdm(probed, total=len(slices), desc=f"probes by {name}", unit=name, disable=not progress))
     tables = []
     correct: dict[tuple, np.ndarray] = {}
-    for value, result in zip(slices, bar, strict=True):
+    for value, result in zip(slices, results, strict=True):
         paired = compare(result.correct[result.chosen], result.correct[max(result.correct)])
         ends = {"drop_low": paired.low, "drop_high": paired.high, "drop_p": paired.p_value}
         table = result.table.assign(drop=paired.difference, **ends)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,9 @@ def bits_by_layer(
         return linear_readout(x, values[name][0], x_test, values[name][1], seed=seed, device=device)
 
     steps = [(place, name) for place in range(len(places)) for name in targets]
-    fitted = side_by_side(read, steps, device, train[:, 0].numel())
-    fitted = tqdm(fitted, total=len(steps), desc="readouts", unit="readout", disable=not progress)
-    readouts = {(places[place], name): readout for (place, name), readout in zip(steps, fitted, strict=True)}
+    with closing(side_by_side(read, steps, device, train[:, 0].numel())) as fitted:
+        bar = tqdm(fitted, total=len(steps), desc="readouts", unit="readout", disable=not progress)
+        readouts = {(places[place], name): readout for (place, name), readout in zip(steps, bar, strict=True)}
     gains = {key: readout.gains.astype(np.float64) for key, readout in readouts.items()}
     return Measurement(_table(readouts, values, seed), gains, ("layer", "target"))
 

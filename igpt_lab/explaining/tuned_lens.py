@@ -179,7 +179,7 @@ def tuned_lens(
         tokens: Palette indices (N, T) of images that the lens was not trained on.
         lens: What `fit_tuned_lens` gave.
         layers: All by default.
-        final: Measure `error_to_final` too, which takes a second pass.
+        final: Measure `error_to_final` too, for which a batch runs to the last layer.
         batch_size: Images at a time, by default chosen by the sizes.
         progress: Show a bar.
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.side_by_side import caller
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.poolings import pooling
 from igpt_lab.models.fast import is_plain
-from igpt_lab.models.losses import align, check_alignment
+from igpt_lab.models.losses import align, check_alignment, is_aligned
 
 POINTS = (
     "resid_pre", "ln_1", "qkv", "head_out", "attn_out", "resid_mid", "ln_2", "mlp_act", "mlp_out", "resid_post",
@@ -46,10 +47,12 @@ PLACES = {
 class Pooled(threading.local):
     """What the latest forward pass left: `pooled[point]` is float32 (N, layers, D'), layers in the order asked for.
 
-    Of several threads each has what its own passes left.
+    Of several threads that work `side_by_side` each has what its own passes left. Passes in threads of others are
+    neither recorded nor changed.
     """
 
-    def __init__(self, backbone: nn.Module, layers: dict[str, list[int]]):
+    def __init__(self, backbone: nn.Module, layers: dict[str, list[int]], caller: int):
+        self._caller = caller
         self.layers, self._backbone = layers, backbone
         self._running = False
         self._values: dict[tuple[str, int], Tensor] = {}
@@ -88,15 +91,20 @@ class Pooled(threading.local):
             )
         return [values[point, layer] for layer in self.layers[point]]
 
-    def _begin(self) -> None:
-        self._values.clear()
-        self._stats.clear()
-        self._running = True
+    def _is_ours(self) -> bool:
+        return self._caller == caller()
+
+    def _begin(self, *_) -> None:
+        if self._is_ours():
+            self._values.clear()
+            self._stats.clear()
+            self._running = True
 
     def _end(self) -> None:
-        self._running = False  # what runs from here on is gradient checkpointing, again in the backward pass
-        for point in self.layers:
-            self._of(point, self._values)
+        if self._is_ours():
+            self._running = False  # what runs from here on is gradient checkpointing, again in the backward pass
+            for point in self.layers:
+                self._of(point, self._values)
 
 
 class Enough(Exception):
@@ -131,7 +139,7 @@ def record(
             `+` between, side by side. Or a function of the states (N, T, D), the point and the layer: what it returns,
             of any shape, is kept in their place.
         alignment: `sos` or `raw` turns the pixels that the model is called with into its input; without it they are
-            taken as they come.
+            taken as they come, and so is what `lab.align` made.
 
     Yields:
         `Pooled`: by point the states of the last pass, float32 (N, layers, D); `run` calls the backbone alone.
@@ -149,15 +157,15 @@ def record(
     backbone = backbone_of(model)
     config: Any = model.config
     wanted = {point: layers_of(point, len(backbone.h), layers) for point in points}
-    pooled = Pooled(backbone, wanted)
+    pooled = Pooled(backbone, wanted, caller())
     places = {(point, layer) for point, chosen in wanted.items() for layer in chosen}
     reduce = pool if callable(pool) else _by_name(pool)
     last = max(places, key=lambda place: (place[1], POINTS.index(place[0])), default=None)
-    handles = [backbone.register_forward_pre_hook(lambda *_: pooled._begin())]
+    handles = [backbone.register_forward_pre_hook(pooled._begin)]
     try:
         if alignment is not None:
             check_alignment(alignment, config)
-            handles.append(backbone.register_forward_pre_hook(_aligned(alignment, config), with_kwargs=True))
+            handles.append(backbone.register_forward_pre_hook(_aligned(alignment, config, pooled), with_kwargs=True))
         for place in places:
             handles.append(_attach(backbone, *place, reduce, pooled, place == last))
         handles.append(backbone.register_forward_hook(lambda *_: pooled._end()))
@@ -173,13 +181,15 @@ def _by_name(pool: str) -> Callable[[Tensor, str, int], Tensor]:
     return lambda states, point, layer: reduce(states)
 
 
-def _aligned(alignment: str, config):
-    """A hook that aligns a backbone's `input_ids`, its first argument."""
+def _aligned(alignment: str, config, pooled: Pooled):
+    """A hook that aligns a backbone's `input_ids`, its first argument, where `align` has not made them."""
 
-    def hook(_, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-        if inputs:
-            return (align(inputs[0], alignment, config), *inputs[1:]), named
-        return inputs, named | {"input_ids": align(named["input_ids"], alignment, config)}
+    def hook(_, inputs: tuple, named: dict) -> tuple[tuple, dict] | None:
+        ids = inputs[0] if inputs else named["input_ids"]
+        if is_aligned(ids) or not pooled._is_ours():
+            return None
+        ids = align(ids, alignment, config)
+        return ((ids, *inputs[1:]), named) if inputs else (inputs, named | {"input_ids": ids})
 
     return hook
 
@@ -203,6 +213,15 @@ def check_eval(model: nn.Module) -> None:
     """RuntimeError for a model in training mode, whose dropout would be in what is measured."""
     if any(module.training for module in model.modules() if not isinstance(module, nn.ModuleList)):  # has no forward
         raise RuntimeError("the model is in training mode; call model.eval()")
+
+
+def check_untouched(model: nn.Module) -> None:
+    """RuntimeError in a block of `edit`, `window` or `record`, for what runs blocks of the model by themselves."""
+    backbone = backbone_of(model)
+    hooks = backbone._forward_pre_hooks.values()
+    recorded = any(isinstance(getattr(hook, "__self__", None), Pooled) for hook in hooks)
+    if recorded or getattr(backbone, "edits", 0) > 0:
+        raise RuntimeError("the model is being edited or recorded; leave the `edit`, `window` or `record` block first")
 
 
 @contextmanager

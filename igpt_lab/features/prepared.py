@@ -47,6 +47,11 @@ def prepare(
 ) -> Extraction:
     """An extraction, checked; ValueError for what cannot be, before any work is done. `here`: on this machine."""
     model = load_model(model) if isinstance(model, str | Path) else model
+    if not (hasattr(model, "name") and hasattr(model, "processor")):
+        raise ValueError(
+            "the model was made by hand and has no name and no palette; set model.name, and model.processor to its "
+            "image processor or None, or take what lab.load_model gives"
+        )
     device = best_device(device, here=here)
     settings = settings.settled(model.config, device)
     splits, root = by_split(images), root_of(store)

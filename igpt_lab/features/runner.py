@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import TypeVar
 
 import numpy as np
@@ -28,10 +29,14 @@ Result = TypeVar("Result")
 
 
 class Batches:
-    """Forward passes on a device, and the size of their batches, which shrinks where memory runs out."""
+    """Forward passes on a device, and the size of their batches, which shrinks where memory runs out.
 
-    def __init__(self, batch_size: int, device: torch.device):
+    `in_turn`: batches never run side by side, which they no longer do where there is no memory for one image each.
+    """
+
+    def __init__(self, batch_size: int, device: torch.device, *, in_turn: bool = True):
         self.batch_size, self.device = batch_size, device
+        self.in_turn = in_turn
 
     def fitting(self, run: Callable[[], Result], bar: tqdm | None, one: str) -> Result:
         """What `run` returns; where memory runs out it runs again, with batches of half the size.
@@ -45,15 +50,17 @@ class Batches:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.batch_size == 1:
+                if self.batch_size == 1 and self.in_turn:
                     raise MemoryError(f"no memory for {one} on {self.device}") from error
-            self._halve()
+            self._shrink()
             if bar is not None:
                 bar.update(done - bar.n)
 
-    def _halve(self) -> None:
-        self.batch_size //= 2
-        tqdm.write(f"out of memory: continuing with batches of {self.batch_size}", file=sys.stderr)
+    def _shrink(self) -> None:
+        self.in_turn = self.in_turn or self.batch_size == 1
+        size = f"batches of {self.batch_size // 2}" if self.batch_size > 1 else "one image at a time"
+        self.batch_size = max(1, self.batch_size // 2)
+        tqdm.write(f"out of memory: continuing with {size}", file=sys.stderr)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).empty_cache()
 
@@ -62,7 +69,8 @@ class Runner(Batches):
     """A model with the settings of an extraction."""
 
     def __init__(self, model: ImageGPTForCausalImageModeling, settings: ExtractionSettings):
-        super().__init__(settings.batch_size or default_batch(model.config, model.device), model.device)
+        size = settings.batch_size or default_batch(model.config, model.device)
+        super().__init__(size, model.device, in_turn=at_once(model.device, numbers_of(model, size)) == 1)
         self.model, self.settings = model, settings
 
     def over(self, tokens: np.ndarray, bar: tqdm | None = None) -> tuple[Features, Stats]:
@@ -86,15 +94,15 @@ class Runner(Batches):
         recording = record(
             self.model, settings.points, layers=settings.layers, pool=settings.pool, alignment=settings.alignment
         )
-        batches, numbers = pixels.split(self.batch_size), numbers_of(self.model, self.batch_size)
+        batches = pixels.split(self.batch_size)
+        numbers = 0 if self.in_turn else numbers_of(self.model, self.batch_size)
 
         def states(batch: Tensor) -> list[tuple[Tensor, Tensor]]:
             with torch.inference_mode(), precision(device, bfloat16=settings.dtype == "bfloat16"):
                 pooled.run(batch.to(device).long(), use_cache=False)
                 return [(pooled[point], pooled.stats(point)) for point in settings.points]
 
-        with recording as pooled:
-            passes = side_by_side(states, batches, device, numbers)
+        with recording as pooled, closing(side_by_side(states, batches, device, numbers)) as passes:
             for batch, of_points in zip(batches, passes, strict=True):
                 for point, (of_batch, measured) in zip(settings.points, of_points, strict=True):
                     values[point].append(of_batch)

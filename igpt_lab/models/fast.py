@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt_lab.core.devices import product, widened
-from igpt_lab.models.config import quick_gelu
+from igpt_lab.models.config import ACTIVATIONS, quick_gelu
 
 if TYPE_CHECKING:
     from igpt_lab.models.imagegpt import Block, Linear
@@ -46,6 +46,7 @@ def is_plain(model: nn.Module) -> bool:
 
 def _part_is_plain(part: nn.Module) -> bool:
     known = type(part).__module__ == "igpt_lab.models.imagegpt" or type(part) in OURS
+    known = known and getattr(part, "act", quick_gelu) in ACTIVATIONS.values()
     return known and not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 

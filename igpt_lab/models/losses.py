@@ -28,11 +28,22 @@ if TYPE_CHECKING:
 
 @checked
 def align(tokens: Tensor, alignment: str, config: Any) -> Tensor:
-    """Pixels (N, T) -> the model's input (N, T): `sos` prepends SOS and drops the last pixel, `raw` changes nothing."""
+    """Pixels (N, T) -> the model's input (N, T): `sos` prepends SOS and drops the last pixel, `raw` changes nothing.
+
+    `record(alignment=)` takes what this made as it is.
+    """
     check_alignment(alignment, config)
     if alignment == "raw":
         return tokens
-    return torch.cat([torch.full_like(tokens[:, :1], config.vocab_size - 1), tokens[:, :-1]], dim=1)
+    ids: Any = torch.cat([torch.full_like(tokens[:, :1], config.vocab_size - 1), tokens[:, :-1]], dim=1)
+    if not torch.compiler.is_compiling():
+        ids.is_aligned = True
+    return ids
+
+
+def is_aligned(ids: Any) -> bool:
+    """Whether these are what `align` made of pixels, and no longer pixels."""
+    return getattr(ids, "is_aligned", False)
 
 
 def check_alignment(alignment: str, config: ImageGPTConfig | None = None) -> None:

@@ -2,11 +2,15 @@
 
 import threading
 import time
+from concurrent.futures import CancelledError
 
+import numpy as np
 import pytest
 import torch
 
-from igpt_lab.core.side_by_side import LEAST, MOST, check_wanted, is_middling, side_by_side
+from igpt_lab.core import side_by_side as module
+from igpt_lab.core.side_by_side import LEAST, MOST, at_once, caller, check_wanted, is_middling, side_by_side
+from igpt_lab.probing.solvers.logistic import fit_logistic
 
 CPU = torch.device("cpu")
 
@@ -85,6 +89,46 @@ def test_products_are_in_the_dtype_of_the_caller(threads):
     with torch.autocast("cpu", torch.bfloat16):
         assert [product.dtype for product in side_by_side(x.mm, [x, x, x], CPU, LEAST)] == [torch.bfloat16] * 3
     assert [product.dtype for product in side_by_side(x.mm, [x, x, x], CPU, LEAST)] == [torch.float32] * 3
+
+
+def test_gradients_and_inference_are_those_of_the_caller(threads):
+    def modes(_):
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    for block in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with block():
+            expected = modes(None)
+            assert list(side_by_side(modes, range(3), CPU, LEAST)) == [expected] * 3
+
+
+def test_no_more_than_a_limit_run_at_once(threads):
+    running, most = [], []
+
+    def work(job):
+        running.append(job)
+        most.append(len(running))
+        time.sleep(0.01)
+        running.remove(job)
+
+    list(side_by_side(work, range(8), CPU, LEAST, at_most=2))
+    assert max(most) <= min(threads, 2) == at_once(CPU, LEAST, 2) and torch.get_num_threads() == threads
+
+
+def test_a_thread_works_for_the_one_that_called(threads):
+    here = threading.get_ident()
+    nested = side_by_side(lambda _: list(side_by_side(lambda _: caller(), [0], CPU, LEAST)), range(2), CPU, LEAST)
+    assert list(nested) == [[here]] * 2 and caller() == here
+
+
+def test_a_fit_ends_where_nobody_waits_for_it(monkeypatch):
+    rows, labels = np.random.default_rng(0).normal(size=(1, 60, 4)), np.arange(60) % 3
+    fit_logistic(rows, labels, [1.0])
+    ended = threading.Event()
+    monkeypatch.setattr(module._of_thread, "ended", ended, raising=False)
+    fit_logistic(rows, labels, [1.0])
+    ended.set()
+    with pytest.raises(CancelledError):
+        fit_logistic(rows, labels, [1.0])
 
 
 def test_what_is_small_or_large_or_not_on_a_cpu_is_in_turn(threads):

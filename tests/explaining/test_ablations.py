@@ -1,6 +1,7 @@
 """Parts left out, against laws of the network and passes of the edited model; windows by the same."""
 
 import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from sklearn.ensemble import RandomForestClassifier
 
 import igpt_lab as lab
 from conftest import SHARED, assert_means
+from igpt_lab.core import side_by_side
 from igpt_lab.core.significance import compare
 from igpt_lab.explaining.ablations import leave_out, refit_after, windows
 from igpt_lab.explaining.edits import edit, window
@@ -260,6 +263,46 @@ def test_what_is_wrong_is_said_in_a_line_before_any_work(tiny, options, words, m
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("labels", "probe", "error", "words"),
+    [
+        (np.zeros(6, int), None, ValueError, "of one class, or some are missing"),
+        (np.array([0, 1, np.nan, 0, 1, 0]), None, ValueError, "of one class, or some are missing"),
+        (LABELS, "ridge", TypeError, "does not seem to be a scikit-learn estimator"),
+        (LABELS, LinearProbe, TypeError, "an instance of scikit-learn estimator instead of a class"),
+    ],
+)
+def test_what_cannot_be_refitted_is_said_before_any_work(tiny, labels, probe, error, words, monkeypatch):
+    monkeypatch.setattr(tiny.transformer, "forward", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(error, match=words):
+        refit_after(tiny, TOKENS, labels, TOKENS, LABELS, probe=probe, **QUIET)
+
+
+def test_any_estimator_of_scikit_learn_is_refitted_by_the_thread_that_called(tiny, monkeypatch):
+    threads = set()
+
+    class Forest(RandomForestClassifier):  # it has a length, which an unfitted one does not know
+        def fit(self, x, y):
+            threads.add(threading.get_ident())
+            return super().fit(x, y)
+
+    monkeypatch.setattr(side_by_side, "LEAST", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        refit = refit_after(tiny, TOKENS, LABELS, TOKENS, LABELS, probe=Forest(3, random_state=0), **QUIET)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == {threading.get_ident()} and len(refit.table) == 3
+
+
+def test_nothing_is_left_out_inside_an_edit_or_a_recording(tiny):
+    for block in (edit(tiny, {("mlp_out", np.int32(1)): torch.neg}), window(tiny, 1), lab.record(tiny)):
+        with block, pytest.raises(RuntimeError, match="leave the `edit`, `window` or `record` block first"):
+            leave_out(tiny, TOKENS, layers=[2])
+    leave_out(tiny, TOKENS, layers=[2], **QUIET)
+
+
 def test_other_bad_input(tiny):
     with pytest.raises(ValueError, match="head 2; this model has heads 0..1"):
         skip(tiny, "head", 0, head=2)
@@ -286,6 +329,11 @@ def test_other_bad_input(tiny):
         logits(tiny, resample(tiny, "mlp", 0, [1, 0]))
     with pytest.raises(TypeError, match="a probe of type int; expected a fitted classifier with `predict`"):
         leave_out(tiny, TOKENS, probe=1, probe_layer=1, labels=LABELS)
+    narrow = LinearProbe().fit(np.random.default_rng(0).normal(size=(6, 5)), LABELS)
+    with pytest.raises(ValueError, match="fitted on 5 features; expected the 8 of this model's `ln_1`"):
+        leave_out(tiny, TOKENS, probe=narrow, probe_layer=1, labels=LABELS)
+    with pytest.raises(ValueError, match=r"train_tokens \(6, 5\); expected images of 16 pixels"):
+        leave_out(tiny, TOKENS, kind="mean", train_tokens=TOKENS[:, :5])
     with pytest.raises(RuntimeError, match="training mode"):
         leave_out(tiny.train(), TOKENS)
     tiny.eval().config = replace(tiny.config, bidirectional=True)

@@ -81,6 +81,10 @@ def test_bad_input(tiny, train, test, tmp_path):
         lab.probe_positions(tiny, train, test, layers=[4], **options)
     with pytest.raises(ValueError, match="17 prefixes of 16 positions"):
         lab.probe_prefixes(tiny, train, test, shares=17, **options)
+    with pytest.raises(ValueError, match=r"positions \[3, -1\]; expected some of 0 to 15"):
+        lab.probe_positions(tiny, train, test, positions=[3, -1], **options)
+    with pytest.raises(ValueError, match="shares=0; expected 1 to 16"):
+        lab.probe_prefixes(tiny, train, test, shares=0, **options)
     model = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True)).eval()
     with pytest.raises(ValueError, match="bidirectional model sees the whole image"):
         lab.probe_prefixes(model, train, test, **options)
@@ -88,3 +92,9 @@ def test_bad_input(tiny, train, test, tmp_path):
     features = Features({0: np.ones((4, 5), np.float32)}, np.array([0, 1, 0, 1]), np.arange(4))
     with pytest.raises(ValueError, match="layer 0 has 5 features; expected a multiple of 2"):
         lab.probe_slices(features, features, [0, 1], progress=False)
+    nothing = Features({}, np.array([0, 1]), np.arange(2))
+    with pytest.raises(ValueError, match="expected the same layers, at least one"):
+        lab.probe_slices(nothing, nothing, [0, 1], progress=False)
+    by_hand = ImageGPTForCausalImageModeling(tiny.config).eval()
+    with pytest.raises(ValueError, match="made by hand and has no name and no palette; set model.name"):
+        lab.probe_positions(by_hand, train, test, **options)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igpt_lab.core.side_by_side import check_wanted
 from igpt_lab.probing.solvers.objective import Problem
 
 MEMORY = 20  # pairs that are remembered
@@ -55,6 +56,7 @@ def minimise(
         if passes >= problem.price() and not problem.apart:
             state.factors, passes = problem.factors(state.weights, state.columns), 0
         taken[:, state.columns] += state.active
+        check_wanted()
         state.step(problem)
         passes += 1
     result[:, state.columns] = state.weights
