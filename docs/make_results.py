@@ -1,6 +1,6 @@
 """Pages of docs/, and the tables of README and the model cards, from the files in results/ and templates.
 
-No number there is typed by hand.
+No measured number there is typed by hand.
 
 python docs/make_results.py        write them again, as `make reference` does at its end
 python docs/make_results.py --check    fail where one of them is not what the files give
@@ -193,6 +193,8 @@ def seed_study(name: str) -> dict[str, Any]:
         "runs": runs.assign(verdict=verdicts(runs.drop_p_holm)).to_dict("records"),
         "n_train": rows.n_train.iloc[0],
         "n_test": rows.n_test.iloc[0],
+        "layers": int((rows.control == MODEL).sum()),
+        "weak": int((rows.C[rows.control == MODEL] >= 1000).sum()),
         "pixels": " or ".join(dict.fromkeys(map(with_interval, pixels))),
     }
 
@@ -214,7 +216,9 @@ def long_fine_tuning() -> dict[str, Any]:
     ends = f"[{100 * facts['low']:.1f}, {100 * facts['high']:.1f}]"
     columns = {"probe": "probe_correct", "pixels": "pixels_correct"}
     pairs = {name: compare(right, images[column].to_numpy()).to_dict() for name, column in columns.items()}
-    return {"accuracy": f"{percent(right.mean())} {ends}", "layer": 12, **pairs}
+    corrected = holm({name: pair["p_value"] for name, pair in pairs.items()})
+    pairs = {name: pair | {"p_holm": corrected[name]} for name, pair in pairs.items()}
+    return {"accuracy": f"{percent(right.mean())} {ends}", **pairs}
 
 
 def transfer() -> list[dict[str, Any]]:
@@ -227,8 +231,13 @@ def transfer() -> list[dict[str, Any]]:
 
 def without_labels() -> dict[str, list[dict[str, Any]]]:
     """What is lost where a score without labels picks the layer: a row for each score, by model."""
-    tables = [table(f"studies/scores_{name}_regret") for name in ("fashion", "cifar10")]
-    return {rows.model[0]: rows.assign(better=rows.better.fillna("")).to_dict("records") for rows in tables}
+    models = {}
+    for name in ("fashion", "cifar10"):
+        rows = table(f"studies/scores_{name}_regret")
+        corrected = pd.Series(holm(rows.p_value[rows.picked_layer != rows.chosen_layer].to_dict()), dtype=float)
+        rows = rows.assign(better=rows.better.fillna(""), p_holm=corrected)
+        models[rows.model[0]] = rows.to_dict("records")
+    return models
 
 
 def benchmarks() -> dict[str, dict[str, str]]:
@@ -250,6 +259,7 @@ def goals() -> dict[str, list[dict[str, Any]]]:
             rows = table(f"benchmarks/{folder.name}/{goal['file']}")
             rows = rows[(rows.metric == goal["metric"]) & (rows.case == (goal["case"] or rows.case))]
             if rows.empty:
+                lists.setdefault(folder.name, []).append(goal | {"value": "", "verdict": "not measured"})
                 continue
             row = rows.iloc[0]
             value, share = row.ratio, row.ratio / goal["goal"]

@@ -119,7 +119,8 @@ def compare_choice(
     `correct`: layer -> bool (N,); `folds` (K, L): accuracies of these layers, in this order, on the rows that each of K
     folds held out. Each draw takes K folds with replacement and chooses the layer again: how far that layer's
     difference lies from the mean over draws is what the choice adds, shrunk by what the test images alone make of it.
-    It is added to the draws of `compare` for the layer that all folds choose, so that this interval is the wider one.
+    It is added to the draws of `compare` for the layer that all folds choose: where every draw chooses that one, the
+    interval is that of `compare`.
     What is covered is the difference that this way of choosing has on average over images; the probes' training rows
     stay as they are.
     """
@@ -127,15 +128,16 @@ def compare_choice(
     folds = np.asarray(folds, float)
     if folds.ndim != 2 or folds.shape[1] != len(layers) or last not in layers:
         raise ValueError(f"folds {folds.shape} of layers {layers}, the last {last}; expected (K, L), and one of them")
-    generator, count = np.random.default_rng(seed), len(folds)
-    means = generator.multinomial(count, np.full(count, 1 / count), size=n_boot) @ folds / count
+    count = len(folds)
+    of_folds, of_images = np.random.default_rng([seed, 1]), np.random.default_rng(seed)  # the latter as in `compare`
+    means = of_folds.multinomial(count, np.full(count, 1 / count), size=n_boot) @ folds / count
     places, times = np.unique(middle_of_best(means), return_counts=True)
     lost = right.astype(float) - right[layers.index(last)]
     added = np.repeat(_beyond_noise(lost[places], times / n_boot), times)
     row = lost[int(middle_of_best(folds.mean(0)))]
     gains, losses = (row > 0).sum(), (row < 0).sum()
     n = len(row)
-    drawn = generator.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=n_boot)
+    drawn = of_images.multinomial(n + 2, np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2), size=n_boot)
     draws = (drawn[:, 0] - drawn[:, 1]) / (n + 2) + added
     low, high = np.quantile(draws, [check_level(alpha) / 2, 1 - alpha / 2])
     return float(low), float(high)

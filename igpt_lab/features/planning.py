@@ -13,7 +13,7 @@ from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights, flops, inner_width
 
 IMAGES = {"cifar10": 60_000, "imagenet": 1_281_167 + 50_000}  # both splits that are public with labels
-SHARE = 0.4  # of a device's matrix-product rate: 0.41 was measured, on a CPU (benchmarks/extract.py)
+SHARE = 0.4  # of a device's matrix-product rate: 0.44 was measured in bfloat16, on a CPU (benchmarks/extract.py)
 
 
 class Device(NamedTuple):
