@@ -36,7 +36,12 @@ def studies(maker, tmp_path, monkeypatch):
 def save(table, folder, name):
     """The four tables of `igpt-lab dynamics --final`."""
     runs = summarise_runs(table)
-    parts = {"": table.assign(C=1.0), "_runs": runs, "_summary": summarise_seeds(runs), "_differences": compare_families(runs)}
+    parts = {
+        "": table.assign(C=1.0),
+        "_runs": runs,
+        "_summary": summarise_seeds(runs),
+        "_differences": compare_families(runs),
+    }
     for ending, rows in parts.items():
         rows.to_csv(folder / f"{name}{ending}.csv", index=False)
 
