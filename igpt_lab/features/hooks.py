@@ -92,7 +92,7 @@ class Pooled(threading.local):
         return [values[point, layer] for layer in self.layers[point]]
 
     def _is_ours(self) -> bool:
-        return self._caller == caller()
+        return torch.compiler.is_compiling() or self._caller == caller()  # a compiler knows no thread
 
     def _begin(self, *_) -> None:
         if self._is_ours():
