@@ -10,6 +10,7 @@ from PIL import Image
 
 import igpt_lab as lab
 from igpt_lab.explaining.measurement import UNCHANGED
+from igpt_lab.features.hooks import POINTS, record
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
@@ -18,6 +19,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = ImageGPTConfig(
     vocab_size=9, n_positions=16, n_embd=8, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
 )
+
+
+TOKENS = torch.randint(0, 8, (5, 16), generator=torch.Generator().manual_seed(0))
+
+
+def recorded(model, **options):
+    """What `record` keeps of TOKENS at every point."""
+    with torch.no_grad(), record(model, POINTS, **options) as pooled:
+        model(TOKENS)
+    return {point: pooled[point] for point in POINTS}
 
 
 def assert_means(measurement, column):

@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import TOKENS, recorded
 from igpt_lab.features.hooks import POINTS, layers_of, record
 from igpt_lab.features.poolings import pooling
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-
-TOKENS = torch.randint(0, 8, (5, 16), generator=torch.Generator().manual_seed(0))
-
-
-def recorded(model, **options):
-    with torch.no_grad(), record(model, POINTS, **options) as pooled:
-        model(TOKENS)
-    return {point: pooled[point] for point in POINTS}
 
 
 def test_equals_hidden_states(tiny):

@@ -3,17 +3,10 @@
 import pytest
 import torch
 
+from conftest import TOKENS, recorded
 from igpt_lab.features import poolings
-from igpt_lab.features.hooks import POINTS, record
+from igpt_lab.features.hooks import POINTS
 from igpt_lab.features.poolings import pooling
-
-TOKENS = torch.randint(0, 8, (5, 16), generator=torch.Generator().manual_seed(0))
-
-
-def recorded(model, **options):
-    with torch.no_grad(), record(model, POINTS, **options) as pooled:
-        model(TOKENS)
-    return {point: pooled[point] for point in POINTS}
 
 
 def test_a_misspelt_pooling_gets_the_closest_one_also_of_those_that_were_added(monkeypatch):
