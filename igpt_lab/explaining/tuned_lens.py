@@ -28,6 +28,10 @@ from igpt_lab.features.hooks import record
 from igpt_lab.models.losses import on_device
 
 FILES = ("tuned_lens.safetensors", "tuned_lens.json")
+# What the outputs of a model depend on beside its weights.
+COMPUTES = (
+    "n_head", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"
+)  # fmt: skip
 HELD = 2**24  # numbers in the states of all layers that a step holds: 64 MB in float32
 ROWS = 4096  # positions that a step learns from, at most
 EVERY = 25  # steps from one look at the held-out images to the next
@@ -218,10 +222,10 @@ def divergence(model: Any, states: Tensor, final: Tensor) -> Tensor:
 
 
 def digest_of_model(model: Any) -> str:
-    """Digest of all weights by name, as float32: that of a model and of its float64 copy are equal."""
+    """Digest of all weights by name, as float32, and of COMPUTES: a model and its float64 copy have the same."""
     weights = {name: digest(weight.detach().float().cpu().numpy().tobytes()) for name, weight in
                model.named_parameters()}  # fmt: skip
-    return digest(weights)
+    return digest({"config": {name: getattr(model.config, name) for name in COMPUTES}, "weights": weights})
 
 
 class _Training:

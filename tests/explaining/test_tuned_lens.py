@@ -112,6 +112,11 @@ def test_a_saved_lens_is_loaded_and_another_models_is_refused(fitted, tiny, toke
     table = lab.tuned_lens(model, tokens, loaded, **QUIET)
     theirs = lab.tuned_lens(twin(model), tokens, loaded, **QUIET)  # the same weights
     np.testing.assert_allclose(theirs[MEASURES], table[MEASURES], atol=1e-5)
+    other = type(model)(replace(model.config, n_head=1)).eval()
+    other.load_state_dict(model.state_dict())
+    for of_one_head in (other, twin(other)):
+        with pytest.raises(ValueError, match="this tuned lens is of another model than"):
+            lab.tuned_lens(of_one_head, tokens, loaded)
     tiny.lm_head.weight.data[0, 0] += 1e-3
     monkeypatch.setattr(type(tiny.transformer), "forward", None)  # before any work
     for instrument in (
