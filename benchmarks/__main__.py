@@ -22,20 +22,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", help="folder of the results")
     parser.add_argument("--threads", type=int, default=2, help="of each process (2)")
-    given = parser.parse_args()
-    if wrong := set(given.names) - set(NAMES):
+    options = parser.parse_args()
+    if wrong := set(options.names) - set(NAMES):
         parser.error(f"no benchmark {wrong.pop()!r}; there are {', '.join(NAMES)}")
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before torch is imported; child processes inherit it
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported; child processes inherit it
 
     from benchmarks import harness
 
-    for name in given.names or NAMES[:-1]:  # `make gpu` runs the last
+    for name in options.names or NAMES[:-1]:  # `make gpu` runs the last
         rows, begun = [], time.perf_counter()
-        command = f"make bench BENCH={name}" + " ARGS=--quick" * given.quick
-        folder = given.out or ("build/benchmarks" if given.quick else "results/mine/benchmarks")
+        command = f"make bench BENCH={name}" + " ARGS=--quick" * options.quick
+        folder = options.out or ("build/benchmarks" if options.quick else "results/mine/benchmarks")
         module = importlib.import_module(f"benchmarks.{name}")
         write = getattr(module, "write", partial(harness.write, name))
-        for row in module.rows(given.quick):
+        for row in module.rows(options.quick):
             print(harness.line(row), flush=True)
             rows.append(row)
             path = write(rows, folder, command)  # an interruption keeps what was measured

@@ -64,10 +64,10 @@ def layers(config: lab.ImageGPTConfig, folder: Path, best: dict[str, int], quick
         results = race(makers, runs, warm=0)
         case, peer = f"{config.n_layer} x {config.n_embd}, {dtype}", f"{peer_name()}, batch {best[dtype]}"
         for name in ("record", "extract"):
-            speeds = [images / results[each].seconds for each in (name, "port")]
+            speeds = [images / results[contestant].seconds for contestant in (name, "port")]
             yield row(f"{case}, {name}", "speed", "images/s", *speeds, peer, runs=runs)
         for what, square in (("", False), (", attention counted as T x T", True)):
-            shares = [share(results, each, config, images, square=square) for each in ("record", "port")]
+            shares = [share(results, contestant, config, images, square=square) for contestant in ("record", "port")]
             unit = f"of {rate(results['rate']):.0f} GFLOP/s{what}"
             yield row(f"{case}, record", "share of the matrix-multiply rate", unit, *shares, peer, runs=runs)
         peaks = (results["extract"].peak, results["port"].peak)
@@ -87,7 +87,7 @@ def memory(config: lab.ImageGPTConfig, folder: Path, quick: bool) -> Iterator[di
     batch = 2 if quick else 16
     makers = {"ours": partial(ours, folder, "float32", batch, batch=batch),
               "port": partial(port, folder, "float32", batch, batch=batch)}  # fmt: skip
-    peaks = [each.peak for each in race(makers, 1, warm=0).values()]
+    peaks = [result.peak for result in race(makers, 1, warm=0).values()]
     case = f"{config.n_layer} x {config.n_embd}, float32, record, batch {batch}"
     yield row(case, "peak memory", "MB", *peaks, f"{peer_name()}, batch {batch}", runs=1, less=True)
 
@@ -109,9 +109,9 @@ def positions(config: lab.ImageGPTConfig, temporary: Path, best: int, quick: boo
                   "port": partial(port, folder, "float32", images, batch=best)}  # fmt: skip
         results = race(makers, runs, warm=0)
         case, peer = f"4 x {few.n_embd}, float32, T = {t}", f"{peer_name()}, batch {best}"
-        speeds = [images / each.seconds for each in results.values()]
+        speeds = [images / result.seconds for result in results.values()]
         yield row(case, "speed", "images/s", *speeds, peer, runs=runs)
-        peaks = [each.peak for each in results.values()]
+        peaks = [result.peak for result in results.values()]
         yield row(case, "peak memory", "MB", *peaks, peer, runs=runs, less=True)
 
 
@@ -158,7 +158,7 @@ def store(quick: bool) -> Iterator[dict]:
             "pandas.read_parquet": partial(read_frame, files["pandas"], [f"{layer}.{j}" for j in range(width)]),
         }
         read = in_turns(readers, 3 * runs)
-        if not all(np.array_equal(each.value, values[layer]) for each in read.values()):
+        if not all(np.array_equal(result.value, values[layer]) for result in read.values()):
             raise SystemExit("the store does not read back what was written")
         layer_bytes = values[layer].nbytes
         for metric, results, total in (("write", written, values.nbytes), ("read one layer", read, layer_bytes)):
@@ -200,8 +200,8 @@ def ours(folder: Path, dtype: str, count: int, batch: int | None = None, device:
     def call(batches) -> None:
         low = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
         with torch.inference_mode(), low, lab.record(model, ["ln_1"]) as pooled:
-            for each in batches:
-                pooled.run(each, use_cache=False)
+            for tokens in batches:
+                pooled.run(tokens, use_cache=False)
                 pooled["ln_1"].cpu().numpy()
 
     call(inputs[:1, None])
@@ -238,8 +238,8 @@ def port(folder: Path, dtype: str, count: int, batch: int, device: str = "cpu") 
 
     def call(batches) -> None:
         with torch.inference_mode(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            for each in batches:
-                states = model(each, output_hidden_states=True, use_cache=False).hidden_states
+            for tokens in batches:
+                states = model(tokens, output_hidden_states=True, use_cache=False).hidden_states
                 torch.stack([state.mean(1) for state in states], 1).float().cpu().numpy()
 
     call(inputs[:1, None])
@@ -274,14 +274,14 @@ def distance_of(folder: Path) -> Callable:
                 model.transformer(inputs, use_cache=False)
             *states, last = theirs(inputs, output_hidden_states=True, use_cache=False).hidden_states
             normed = [block.ln_1(state) for block, state in zip(theirs.h, states, strict=True)]
-        found = {"ln_1": pooled["ln_1"], "resid_pre": pooled["resid_pre"][:, :-1]}
+        measured = {"ln_1": pooled["ln_1"], "resid_pre": pooled["resid_pre"][:, :-1]}
         expected = {"ln_1": [*normed, last], "resid_pre": states}
         return {
             point: max(
-                ((found[point][:, i] - state.mean(1)).abs().max() / state.mean(1).abs().max()).item()
+                ((measured[point][:, i] - state.mean(1)).abs().max() / state.mean(1).abs().max()).item()
                 for i, state in enumerate(expected[point])
             )
-            for point in found
+            for point in measured
         }
 
     return call

@@ -101,7 +101,7 @@ def write(name: str, rows: list[dict], folder: str | Path, command: str) -> Path
     """NAME.csv, and NAME.md with a line about the machine; returns the path of the first."""
     table, folder = pd.DataFrame(rows, columns=COLUMNS), Path(folder)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(map(_short, each)) + " |" for each in table.itertuples(index=False)]
+    lines += ["| " + " | ".join(map(_short, cells)) + " |" for cells in table.itertuples(index=False)]
     atomic_write(folder / f"{name}.md", "\n".join([*lines, "", f"{machine()}; `{command}`", ""]))
     return atomic_write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
 
@@ -110,7 +110,7 @@ def machine() -> str:
     """One line about where this runs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((each.partition(": ")[2] for each in cpus if each.startswith("model name")), platform.processor())
+    cpu = next((entry.partition(": ")[2] for entry in cpus if entry.startswith("model name")), platform.processor())
     return f"{cores} cores, {cpu or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
@@ -120,7 +120,7 @@ def peak_memory() -> float:
         return used / 2**20
     status = Path("/proc/self/status")
     if status.exists():  # on Linux, ru_maxrss begins with what the parent process had
-        kilobytes = next(each.split()[1] for each in status.read_text().splitlines() if each.startswith("VmHWM"))
+        kilobytes = next(entry.split()[1] for entry in status.read_text().splitlines() if entry.startswith("VmHWM"))
         return int(kilobytes) / 1024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (2**20 if sys.platform == "darwin" else 2**10)
@@ -140,7 +140,7 @@ def _medians(measured: dict[str, Callable], runs: int) -> dict[str, Result]:
     for _ in range(runs):
         for name, call in measured.items():
             taken[name].append(call())
-    return {name: Result(statistics.median(each[0] for each in of), *of[-1][1:]) for name, of in taken.items()}
+    return {name: Result(statistics.median(timing[0] for timing in of), *of[-1][1:]) for name, of in taken.items()}
 
 
 class _Contestant:

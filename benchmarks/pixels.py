@@ -27,7 +27,7 @@ CLASSES = ("ImageGPTImageProcessorPil", "ImageGPTImageProcessor")
 def rows(quick: bool) -> Iterator[dict]:
     count, runs, colours = (40, 1, 16) if quick else (10_000, 3, 512)
     source, pictures = images(count, smooth=quick)
-    pixels = np.stack([np.asarray(each) for each in pictures])
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
     palette = lab.fit_palette(pixels, colours)
     lab.ImageGPTImageProcessorPil(palette, SIDE).encode(pixels[:1])  # what is imported at the first use
     for name in CLASSES:
@@ -35,13 +35,13 @@ def rows(quick: bool) -> Iterator[dict]:
         if type(theirs).__name__ != name:
             print(f"without transformers' {name}: it needs torchvision, which is not installed", file=sys.stderr)
             continue
-        for form, given in {"Pillow images": pictures, "uint8 array": pixels}.items():
-            size = fastest(theirs, given[:TRIAL])
+        for form, inputs in {"Pillow images": pictures, "uint8 array": pixels}.items():
+            size = fastest(theirs, inputs[:TRIAL])
             ours = _Ours(name, palette)
-            calls = {"port": partial(in_batches, theirs, given, size), "cold": partial(ours.cold, given),
-                     "warm": partial(ours.warm, given)}  # fmt: skip
+            calls = {"port": partial(in_batches, theirs, inputs, size), "cold": partial(ours.cold, inputs),
+                     "warm": partial(ours.warm, inputs)}  # fmt: skip
             results = in_turns(calls, runs)
-            if not all(np.array_equal(results["port"].value, each.value) for each in results.values()):
+            if not all(np.array_equal(results["port"].value, result.value) for result in results.values()):
                 raise SystemExit(f"{name}, {form}: the ids differ")
             peer = f"transformers {transformers.__version__}, {size} at a time"
             for who in ("cold", "warm"):
@@ -69,13 +69,13 @@ def images(count: int, *, smooth: bool) -> tuple[str, list[Image.Image]]:
     if CIFAR.is_dir() and not smooth:
         return "CIFAR-10", list(lab.load_images(CIFAR, "test", limit=count).images())
     coarse = np.random.default_rng(0).integers(256, size=(count, 5, 5, 3), dtype=np.uint8)
-    return "smooth random images", [Image.fromarray(each).resize((SIDE, SIDE)) for each in coarse]
+    return "smooth random images", [Image.fromarray(image).resize((SIDE, SIDE)) for image in coarse]
 
 
 def in_batches(processor, images, size: int) -> np.ndarray:
     """Token ids (N, T) by calls with `size` images each."""
     calls = (images[start : start + size] for start in range(0, len(images), size))
-    return np.concatenate([processor(images=each, return_tensors="np")["input_ids"] for each in calls])
+    return np.concatenate([processor(images=batch, return_tensors="np")["input_ids"] for batch in calls])
 
 
 def fastest(processor, images) -> int:

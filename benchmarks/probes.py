@@ -56,11 +56,11 @@ def folds(shape: tuple[int, int]) -> Iterator[dict]:
     results = race({"ours": partial(stored, path), "peer": partial(stored, path, 1)}, 1, warm=0)
     case, seconds = (
         f"21 layers of fashion-xs, {train:,} x 96, choice and refit",
-        [each.seconds for each in results.values()],
+        [result.seconds for result in results.values()],
     )
     yield row(case, "time with ten folds", "s", *seconds, "ours, one tenth held out", runs=1, less=True)
     yield row(
-        case, "peak memory", "MB", *(each.peak for each in results.values()), "ours, one tenth", runs=1, less=True
+        case, "peak memory", "MB", *(result.peak for result in results.values()), "ours, one tenth", runs=1, less=True
     )
 
 
@@ -83,7 +83,7 @@ def whole(data: Path, targets: dict[int, np.ndarray], case: str) -> Iterator[dic
     for objectives, target in zip(results["ours"].value[0], targets.values(), strict=True):
         if ((objectives - target) / target > GAP).any():
             raise SystemExit(f"ours ended {((objectives - target) / target).max():.1e} above the optimum")
-    peer, seconds = f"scikit-learn {sklearn_version()}, lbfgs", [each.seconds for each in results.values()]
+    peer, seconds = f"scikit-learn {sklearn_version()}, lbfgs", [result.seconds for result in results.values()]
     yield row(case, "time to a gap of 1e-6", "s", *seconds, peer, runs=1, less=True)
     yield row(case, "peak memory, all layers held", "MB", results["ours"].peak, runs=1)
     worst = np.abs(results["ours"].value[1] - results["peer"].value).max()
@@ -95,7 +95,7 @@ def newton(data: Path, layer: int, shape: tuple[int, int]) -> Iterator[dict]:
     makers = {"ours": partial(ours, data, [layer], shape), "peer": partial(cholesky, data, layer, shape)}
     results = race(makers, 3)
     case, peer = f"1 layer x {len(CS)} strengths, {shape[0]:,} x {shape[1]}", "newton-cholesky"
-    yield row(case, "time", "s", *(each.seconds for each in results.values()), peer, runs=3, less=True)
+    yield row(case, "time", "s", *(result.seconds for result in results.values()), peer, runs=3, less=True)
 
 
 def growth(data: Path, layer: int, n: int, width: int, classes: int) -> Iterator[dict]:
@@ -126,15 +126,15 @@ def features(images: Path | None, layers: int, n: int, width: int) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     if images is None:
         random = np.random.default_rng(0)
-        labels, found = np.arange(n) % 10, {}
+        labels, arrays = np.arange(n) % 10, {}
         for layer in range(layers):
             signal = random.standard_normal((10, width))[labels] * 0.1 + random.standard_normal((n, width))
             turn = np.linalg.qr(random.standard_normal((width, width)))[0]
-            found[f"l{layer}"] = (signal * np.arange(1, width + 1) ** -1.0 @ turn).astype(np.float32)
+            arrays[f"l{layer}"] = (signal * np.arange(1, width + 1) ** -1.0 @ turn).astype(np.float32)
     else:
         source = lab.load_images(images, "train", limit=n)
         side = 8
-        shrunk = [lab.ImageGPTImageProcessorPil(np.zeros((2, 3)), side).resize(each) for each in source.batches(500)]
+        shrunk = [lab.ImageGPTImageProcessorPil(np.zeros((2, 3)), side).resize(batch) for batch in source.batches(500)]
         config = dataclasses.replace(
             lab.SIZES["S"], n_layer=layers - 1, n_positions=side**2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
         )
@@ -144,8 +144,8 @@ def features(images: Path | None, layers: int, n: int, width: int) -> Path:
         lab.ImageGPTImageProcessorPil(palette, side).save_pretrained(CACHE / "random-S")
         store = lab.extract(CACHE / "random-S", source, store=CACHE, dtype="bfloat16")
         labels = store.labels("train")
-        found = {f"l{layer}": store.layer("ln_1", layer, "train") for layer in range(layers)}
-    np.savez(path, labels=labels, **found)
+        arrays = {f"l{layer}": store.layer("ln_1", layer, "train") for layer in range(layers)}
+    np.savez(path, labels=labels, **arrays)
     return path
 
 
@@ -227,8 +227,8 @@ def path_to_gap(data: Path, layer: int, target: np.ndarray) -> list[float]:
     for C, objective in zip(CS, target, strict=True):
 
         def stopping(loss, start, begin=weights, goal=objective * (1 + GAP), **options):
-            def near(w, *given):
-                value = loss(w, *given)
+            def near(w, *arguments):
+                value = loss(w, *arguments)
                 if value[0] <= goal:
                     raise Reached(w.copy())
                 return value

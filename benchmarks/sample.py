@@ -42,7 +42,7 @@ def drawn(case: str, config: lab.ImageGPTConfig, batch: int, runs: int) -> Itera
     results = race(makers, runs, warm=0, optional=[name for name in makers if "cache" in name])
     best = min((name for name in results if "cache" in name), key=lambda name: results[name].seconds)
     ends, peer = (results["ours"], results[best]), f"{peer_name()}, {best}"
-    times = [1000 * each.seconds / config.n_positions for each in ends]
+    times = [1000 * result.seconds / config.n_positions for result in ends]
     yield row(case, "step", "ms", *times, peer, runs=runs, less=True)
     bandwidth, multiplied = 4 * SUMMED / results["sum"].seconds / 1e9, rate(results["matmul"])
     read, done = bytes_read(config, batch) / 1e9, batch * flops(config, head=True) / 1e9
@@ -56,7 +56,7 @@ def drawn(case: str, config: lab.ImageGPTConfig, batch: int, runs: int) -> Itera
 
 def shares(least: float, ends: tuple[Result, ...]) -> list[float]:
     """Of what would take `least` seconds at the machine's rate."""
-    return [least / each.seconds for each in ends]
+    return [least / result.seconds for result in ends]
 
 
 def bytes_read(config: lab.ImageGPTConfig, batch: int) -> float:
@@ -73,7 +73,7 @@ def growth(config: lab.ImageGPTConfig, runs: int) -> Iterator[dict]:
     results = race({str(place): partial(steps, config, batch, place) for place in places}, runs)
     first = results[str(places[0])].seconds
     for place in places:
-        times = (1000 * each / STEPS for each in (results[str(place)].seconds, first))
+        times = (1000 * seconds / STEPS for seconds in (results[str(place)].seconds, first))
         case = f"{config.n_layer} x {config.n_embd}, {batch} at a time, T = {length}"
         yield row(case, f"step at position {place}", "ms", *times, f"at {places[0]}", runs=runs, less=True)
 
@@ -109,13 +109,13 @@ def port(config: lab.ImageGPTConfig, batch: int, cache: str, device: str = "cpu"
     values = {name: value for name, value in config.to_dict().items() if name not in ("bidirectional", "model_type")}
     model = transformers.ImageGPTForCausalImageModeling(transformers.ImageGPTConfig(**values)).eval().to(device)
     start = torch.full((batch, 1), config.sos_token_id, device=device)
-    how = {"do_sample": True, "top_k": 0} | ({} if cache == "dynamic" else {"cache_implementation": cache})
+    options = {"do_sample": True, "top_k": 0} | ({} if cache == "dynamic" else {"cache_implementation": cache})
 
     def call(count: int = config.n_positions) -> None:
         with torch.inference_mode():
-            found = model.generate(start, max_new_tokens=count, **how)
-        if found.shape != (batch, count + 1):
-            raise RuntimeError(f"{tuple(found.shape)} came")
+            tokens = model.generate(start, max_new_tokens=count, **options)
+        if tokens.shape != (batch, count + 1):
+            raise RuntimeError(f"{tuple(tokens.shape)} came")
 
     call(WARM)
     return call

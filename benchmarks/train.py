@@ -53,14 +53,14 @@ def rows(quick: bool) -> Iterator[dict]:
 def compared(case: str, shape: tuple, batch: int, results: dict[str, Result], best: str, runs: int) -> Iterator[dict]:
     """Tokens a second, peak memory, and shares of the matrix-multiply rates measured in the same race."""
     config, ends = config_of(shape), (results["ours"], results[best])
-    speeds = [STEPS * batch * config.n_positions / each.seconds for each in ends]
+    speeds = [STEPS * batch * config.n_positions / result.seconds for result in ends]
     yield row(case, "training", "tokens/s", *speeds, best, runs=runs)
     for dtype in DTYPES:
         reached = rate(results[dtype])
         shares = [3 * flops(config, head=True) / config.n_positions * speed / 1e9 / reached for speed in speeds]
         unit = f"of {reached:.0f} GFLOP/s"
         yield row(case, f"share of the {dtype} matrix-multiply rate", unit, *shares, best, runs=runs)
-    yield row(case, "peak memory", "MB", *(each.peak for each in ends), best, runs=runs, less=True)
+    yield row(case, "peak memory", "MB", *(result.peak for result in ends), best, runs=runs, less=True)
 
 
 def config_of(shape: tuple) -> lab.ImageGPTConfig:

@@ -108,7 +108,7 @@ class CommandHelp(PublicNames):
 
 def escape_bars(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """|x| is a size in a docstring, and would be a substitution on a page."""
-    lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+    lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda match: match[1] or r"\|", line) for line in lines]
 
 
 def keep_returns_together(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

@@ -12,9 +12,9 @@ DATA = Path(__file__).parent / "data"  # as `data/make_openai_checkpoints.py` wr
 AR, BERT = DATA / "openai-ar" / "model.ckpt-7", DATA / "openai-bert" / "model.ckpt-131000"
 
 
-def original_graph(given, tokens: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+def original_graph(variables, tokens: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
     """(logits (N, T, V), normed last states (N, T, D)) as src/model.py has them, float64; BERT where SOS is absent."""
-    w = {name.removeprefix("model/"): value.astype(float) for name, value in given.items()}
+    w = {name.removeprefix("model/"): value.astype(float) for name, value in variables.items()}
     x = w["wte"][tokens]
     if "sos" in w:
         x = np.concatenate([np.broadcast_to(w["sos"], (len(x), 1, x.shape[2])), x[:, :-1]], axis=1)

@@ -71,19 +71,19 @@ def geometry_table() -> pd.DataFrame:
 
 def protocol_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     levels = [("sos", "raw"), ("ln_1", "resid_pre"), ("standardised", "unscaled"), ("converged", "100 iterations")]
-    settings = [("", *each) for each in itertools.product(*levels)]
+    settings = [("", *combination) for combination in itertools.product(*levels)]
     settings.append(("transformers", "raw", "hidden states", "unscaled", "1000 iterations"))
     names = "recipe alignment point scaling solver layer test_accuracy chosen converged".split()
     rows = [
-        (*each, layer, 0.5 + i / 100 + layer / 10, layer == 1, each[-1] == "converged" or layer == 0)
-        for i, each in enumerate(settings)
+        (*setting, layer, 0.5 + i / 100 + layer / 10, layer == 1, setting[-1] == "converged" or layer == 0)
+        for i, setting in enumerate(settings)
         for layer in range(3)
     ]
     table = pd.DataFrame(rows, columns=names)
     table = table.assign(low=table.test_accuracy - 0.03, high=table.test_accuracy + 0.02, n_test=100)
     places = ("chosen layer", "last layer", "drop")
     rows = [("alignment", "sos", "raw", "average", at, i / 100) for i, at in enumerate(places)]
-    rows += [("alignment", "sos", "raw", "ln_1", "last layer", each) for each in (0.0, 0.02)]
+    rows += [("alignment", "sos", "raw", "ln_1", "last layer", difference) for difference in (0.0, 0.02)]
     rows += [("recipe", "ours", "transformers", "", at, -0.01) for at in places]
     rows += [("interaction", "point", "scaling", "", at, 0.005) for at in places]
     effects = pd.DataFrame(rows, columns=["factor", "a", "b", "others", "at", "difference"])

@@ -35,8 +35,8 @@ def installed(root: Path) -> dict[str, Requirement]:
     parts = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
     lines = [line for part in parts if isinstance(part, dict) for line in part["pip"]]
     lines += [line for name in lines if name.startswith("-r ") for line in lines_of(root / name[3:])]
-    found = [Requirement(line) for line in lines if not line.startswith("-")]
-    return {canonicalize_name(requirement.name): requirement for requirement in found}
+    requirements = [Requirement(line) for line in lines if not line.startswith("-")]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
 
 def pin(requirement: Requirement) -> Version | None:
@@ -48,11 +48,11 @@ def pin(requirement: Requirement) -> Version | None:
 def faults_of_dependencies(root: Path) -> list[str]:
     faults, have = [], installed(root)
     for need in wanted(root):
-        given = have.get(canonicalize_name(need.name))
-        if given is None or (given.marker and not given.marker.evaluate()):
+        requirement = have.get(canonicalize_name(need.name))
+        if requirement is None or (requirement.marker and not requirement.marker.evaluate()):
             faults.append(f"{need.name} is missing")
-        elif pin(given) is None or pin(given) not in need.specifier:
-            faults.append(f"{need} differs: {given}")
+        elif pin(requirement) is None or pin(requirement) not in need.specifier:
+            faults.append(f"{need} differs: {requirement}")
     return faults
 
 
@@ -69,12 +69,12 @@ def faults_of_environment(root: Path) -> list[str]:
 
 def faults_of_lock(root: Path) -> list[str]:
     lines = lines_of(root / "requirements.lock")
-    found = [Requirement(line) for line in lines]
-    faults = [f"{line} is not pinned" for line, entry in zip(lines, found, strict=True) if pin(entry) is None]
-    faults += [f"{entry.name} is one machine's build" for entry in found if "+" in str(entry.specifier)]
-    faults += [f"{entry.name} is for CUDA only" for entry in found if re.match("nvidia|cuda|triton", entry.name)]
+    requirements = [Requirement(line) for line in lines]
+    faults = [f"{line} is not pinned" for line, entry in zip(lines, requirements, strict=True) if pin(entry) is None]
+    faults += [f"{entry.name} is one machine's build" for entry in requirements if "+" in str(entry.specifier)]
+    faults += [f"{entry.name} is for CUDA only" for entry in requirements if re.match("nvidia|cuda|triton", entry.name)]
     faults += [] if "torch==2.13.0" in lines else ["torch==2.13.0 is missing"]
-    names = [entry.name for entry in found]
+    names = [entry.name for entry in requirements]
     return faults + [f"{name} is listed twice" for name in sorted(set(names)) if names.count(name) > 1]
 
 
@@ -130,7 +130,7 @@ def faults_of_privacy(root: Path) -> list[str]:
     machine = re.compile(
         r"https?://|file:|--(extra-)?index-url|--find-links|(?<![\w./])/(tmp|home|root|opt|work|Users)/"
     )
-    return [f"{name}: {found[0]}" for name in FILES if (found := machine.search((root / name).read_text()))]
+    return [f"{name}: {match[0]}" for name in FILES if (match := machine.search((root / name).read_text()))]
 
 
 def test_the_version_stands_in_one_place_and_the_changelog_has_it():
@@ -201,4 +201,4 @@ def test_a_doctored_setup_is_caught(tmp_path, check, name, old, new, fault):
     text, count = re.subn(old, new, (tmp_path / name).read_text(), count=1)
     (tmp_path / name).write_text(text)
     assert count == 1
-    assert any(fault in found for found in check(tmp_path)), check(tmp_path)
+    assert any(fault in message for message in check(tmp_path)), check(tmp_path)

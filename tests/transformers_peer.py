@@ -87,8 +87,8 @@ def twin(model, *, mend: bool = True):
 
 
 def _mended(forward):
-    def mended(x, layer_past=None, attention_mask=None, encoder_attention_mask=None, **how):
-        return forward(x, attention_mask=encoder_attention_mask, **how)
+    def mended(x, layer_past=None, attention_mask=None, encoder_attention_mask=None, **options):
+        return forward(x, attention_mask=encoder_attention_mask, **options)
 
     return mended
 

@@ -231,7 +231,7 @@ def surprise_gallery(
     maps = _heat(bits / largest)
     columns = min(columns, len(images))
     blank = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
-    rows = [np.concatenate([each, blank]).reshape(-1, columns, *images.shape[1:]) for each in (images, maps)]
+    rows = [np.concatenate([pictures, blank]).reshape(-1, columns, *images.shape[1:]) for pictures in (images, maps)]
     array, _ = _tile(np.stack(rows, axis=1).reshape(-1, *images.shape[1:]), columns, scale, 0)
     height, width = array.shape[:2]
     label, right = f"{largest:g} bits", width + 2 * LETTER

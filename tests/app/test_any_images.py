@@ -32,9 +32,9 @@ def shades(tiny_images) -> dict[str, lab.ImageSet]:
 
 def test_extract_takes_what_load_images_takes(tiny_images, tiny_folder, tmp_path):
     """A name gives its splits train and test, a dict all, a list of Datasets one each: equal features of each."""
-    how = {"store": tmp_path, "progress": False}
+    options = {"store": tmp_path, "progress": False}
     sets = shades(tiny_images)
-    expected = lab.extract(tiny_folder, list(sets.values()), **how)
+    expected = lab.extract(tiny_folder, list(sets.values()), **options)
     whole = {split: images.images() for split, images in sets.items()}
     pairs = {
         split: [(np.asarray(image), sets[split].label_names[label]) for image, label in zip(*both, strict=True)]
@@ -43,16 +43,16 @@ def test_extract_takes_what_load_images_takes(tiny_images, tiny_folder, tmp_path
     named = datasets.DatasetDict({split: hub_of(images) for split, images in sets.items()})
     parts = [datasets.Dataset(data.data, split=datasets.NamedSplit(split)) for split, data in named.items()]
     for images in (tiny_images, str(tiny_images), sets, pairs, named, parts, whole):
-        store = lab.extract(tiny_folder, images, **how)
+        store = lab.extract(tiny_folder, images, **options)
         for split in sets:
             np.testing.assert_array_equal(store.layer("ln_1", 2, split), expected.layer("ln_1", 2, split))
-    assert lab.extract(tiny_folder, whole["train"], **how).splits == ["test"]  # a list of pictures is one split
+    assert lab.extract(tiny_folder, whole["train"], **options).splits == ["test"]  # a list of pictures is one split
     with pytest.raises(ValueError, match="images is empty"):
-        lab.extract(tiny_folder, [], **how)
+        lab.extract(tiny_folder, [], **options)
     train = lab.load_images(pairs["train"], "train")
     odd = lab.load_images([(train[0], "ant"), (train[1], "dark")], "test")
     with pytest.raises(ValueError, match="number their classes in different ways.*or give both the same label_names="):
-        lab.extract(tiny_folder, [train, odd], **how)
+        lab.extract(tiny_folder, [train, odd], **options)
 
 
 KNOWN = {
@@ -101,10 +101,10 @@ def test_tokenize_complete_and_classify_take_what_load_images_takes(kind, tiny, 
     torch.nn.init.normal_(classifier.score.weight)
     classifier.name, classifier.processor = "tiny", tiny.processor
     expected = lab.classify(classifier, images, progress=False)
-    found = lab.classify(classifier, held, progress=False)
-    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
-    assert ("file" in found.table()) == (kind in ("name", "list of paths", "dataset"))
-    assert (found.labels is None) == (kind not in ("name", "dataset", "set of torchvision"))
+    classified = lab.classify(classifier, held, progress=False)
+    np.testing.assert_array_equal(classified.probabilities, expected.probabilities)
+    assert ("file" in classified.table()) == (kind in ("name", "list of paths", "dataset"))
+    assert (classified.labels is None) == (kind not in ("name", "dataset", "set of torchvision"))
 
 
 def test_one_picture_stays_one_picture(tiny):

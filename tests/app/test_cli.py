@@ -95,15 +95,15 @@ def test_a_label_and_a_configuration_are_chosen_on_the_command_line(tiny_folder,
         data = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
         data.to_parquet(tmp_path / f"set/full/{split}.parquet")
         data.select(range(8)).to_parquet(tmp_path / f"set/small/{split}.parquet")
-    how = ["--config", "full", "--untrained", "0", "--permutations", "0", "--device", "cpu"]
-    assert cli.main(["probe", str(tiny_folder), "set", *how]) == 0
-    assert cli.main(["probe", str(tiny_folder), "set", *how, "--label", "coarse_label"]) == 0
+    options = ["--config", "full", "--untrained", "0", "--permutations", "0", "--device", "cpu"]
+    assert cli.main(["probe", str(tiny_folder), "set", *options]) == 0
+    assert cli.main(["probe", str(tiny_folder), "set", *options, "--label", "coarse_label"]) == 0
     results = [folder.parent.name for folder in tmp_path.glob("results/mine/*/probe.csv")]
     assert sorted(results) == ["tiny-set", "tiny-set-coarse_label"]
     stores = [FeatureStore.open(path.parent) for path in tmp_path.glob("stores/*/manifest.json")]
     assert sorted(len(np.unique(store.labels("train"))) for store in stores) == [2, 4]
     assert all(len(store.labels("train")) == 24 for store in stores)
-    assert cli.main(["probe", str(tiny_folder), "set", *how, "--pool", "max", "--out", "of-max"]) == 0
+    assert cli.main(["probe", str(tiny_folder), "set", *options, "--pool", "max", "--out", "of-max"]) == 0
     assert ", pooled by max" in Path("of-max/probe.txt").read_text().splitlines()[0]
     pools = {path: FeatureStore.open(path.parent).key["pool"] for path in tmp_path.glob("stores/*/manifest.json")}
     assert sorted(pools.values()) == ["max", "mean", "mean"]

@@ -40,7 +40,7 @@ def data(notebook: str, kind: str) -> list:
 
 def tables(notebook: str) -> list[pd.DataFrame]:
     """The DataFrames that a notebook shows, as words, without their index."""
-    found = []
+    frames = []
     for page in data(notebook, "text/html"):
         if 'class="dataframe"' not in page:
             continue
@@ -48,8 +48,8 @@ def tables(notebook: str) -> list[pd.DataFrame]:
         rows = [[cell.text for cell in row.findall("td")] for row in tree.findall("tbody/tr")]
         heads = [[cell.text for cell in line if cell.text] for line in tree.findall("thead/tr")]
         names = next(names for names in heads if len(names) >= len(rows[0]))  # the lines above span several columns
-        found.append(pd.DataFrame(rows, columns=names[-len(rows[0]) :], dtype=object))
-    return found
+        frames.append(pd.DataFrame(rows, columns=names[-len(rows[0]) :], dtype=object))
+    return frames
 
 
 def results(name: str, control: str | None = None) -> pd.DataFrame:

@@ -69,24 +69,24 @@ def test_what_needs_an_imagegpt_says_why_not(store, network, tiny):
 def test_features_in_memory_are_explored_as_those_of_a_store(store, train, test, tmp_path):
     features = store.features()
     words = np.array(["light", "dark"])
-    given = {split: lab.Features(held.layers, words[held.labels], held.index) for split, held in features.items()}
-    seen, of_store = lab.explore(given, out=tmp_path, **QUIET), lab.explore(store, out=tmp_path, **QUIET)
+    with_words = {split: lab.Features(held.layers, words[held.labels], held.index) for split, held in features.items()}
+    seen, of_store = lab.explore(with_words, out=tmp_path, **QUIET), lab.explore(store, out=tmp_path, **QUIET)
     seen.fit()
     of_store.fit()
     assert seen.facts["called"] == NAMES and seen.classes == ["dark", "light"]
     assert [row["accuracy"] for row in seen.facts["curve"]] == [row["accuracy"] for row in of_store.facts["curve"]]
     np.testing.assert_array_equal(np.frombuffer(seen.labels, "<u2"), 1 - np.frombuffer(of_store.labels, "<u2"))
     assert seen.pictures == b"" and "explore(store, images=...) takes them" in seen.facts["no_pictures"]
-    with_pictures = lab.explore(given, images=[train, test], out=tmp_path, **QUIET)
+    with_pictures = lab.explore(with_words, images=[train, test], out=tmp_path, **QUIET)
     assert with_pictures.pictures == of_store.pictures
-    few = lab.explore(given, images=[train, test[:10]], out=tmp_path, **QUIET)
+    few = lab.explore(with_words, images=[train, test[:10]], out=tmp_path, **QUIET)
     assert few.facts["no_pictures"] == "the features have rows that the images have not"
     folder = seen.store.path
     assert folder.exists()
     with pytest.raises(TypeError, match="'train' is a int; expected features by split"):
         lab.explore({"train": 3})
     with pytest.raises(ValueError, match="layers of train"):
-        lab.explore({"train": given["train"], "test": lab.Features({"1": np.eye(2)}, [0, 1])})
+        lab.explore({"train": with_words["train"], "test": lab.Features({"1": np.eye(2)}, [0, 1])})
 
 
 def in_memory(n: int = 9, depth: int = 3) -> lab.Features:

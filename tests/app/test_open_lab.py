@@ -29,12 +29,12 @@ def test_edits_are_never_overwritten(tmp_path):
     for name in ("a.ipynb", "b.ipynb", "notes.txt"):
         (source / name).write_text(json.dumps(f"theirs {name}"))
     copied, there = workbench.copy_notebooks(source, mine)
-    assert [each.name for each in copied] == ["a.ipynb", "b.ipynb"] and there == []
+    assert [path.name for path in copied] == ["a.ipynb", "b.ipynb"] and there == []
     (mine / "a.ipynb").write_text('"edited"')
     (mine / "b.ipynb").unlink()
     (source / "c.ipynb").write_text("new")
     copied, there = workbench.copy_notebooks(source, mine)
-    assert [each.name for each in copied] == ["b.ipynb", "c.ipynb"] and [each.name for each in there] == ["a.ipynb"]
+    assert [path.name for path in copied] == ["b.ipynb", "c.ipynb"] and [path.name for path in there] == ["a.ipynb"]
     assert (mine / "a.ipynb").read_text() == '"edited"' and (mine / "b.ipynb").read_text() == '"theirs b.ipynb"'
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path):
 
 def test_loopback_and_a_token_of_its_own(tmp_path):
     first, second = (workbench.arguments(tmp_path, first="notebooks/a.ipynb", port=1, browser=False) for _ in range(2))
-    tokens = [re.search(r"IdentityProvider\.token=(\w+)", " ".join(each))[1] for each in (first, second)]
+    tokens = [re.search(r"IdentityProvider\.token=(\w+)", " ".join(arguments))[1] for arguments in (first, second)]
     assert len(tokens[0]) == 48 and tokens[0] != tokens[1]
     assert "--ServerApp.ip=127.0.0.1" in first and "--PasswordIdentityProvider.hashed_password=" in first
     assert "--ServerApp.open_browser=False" in first
@@ -90,7 +90,7 @@ def test_loopback_and_a_token_of_its_own(tmp_path):
 
 def test_the_command_copies_and_opens(tmp_path, monkeypatch, capsys):
     opened = {}
-    monkeypatch.setattr(workbench, "open_lab", lambda folder, **how: opened.update(how, folder=folder))
+    monkeypatch.setattr(workbench, "open_lab", lambda folder, **options: opened.update(options, folder=folder))
     assert cli.main(["lab", str(tmp_path / "mine"), "--no-browser", "--port", "8123"]) == 0
     names = sorted(path.name for path in (tmp_path / "mine/notebooks").iterdir())
     assert names == sorted(path.name for path in workbench.notebooks().glob("*.ipynb"))

@@ -47,10 +47,10 @@ def test_a_run_is_the_same_as_itself():
 
 
 def test_an_accuracy_is_within_its_interval_or_differs():
-    found = verdicts(table(layer0=0.54, layer3=0.54, pixels=0.46), drop())
-    assert found["accuracy, first layer"] == "within its interval"
-    assert found["accuracy, last layer"] == found["accuracy, raw pixels"] == "differs"
-    assert found["accuracy, chosen layer"] == found["chosen layer"] == "the same"
+    outcomes = verdicts(table(layer0=0.54, layer3=0.54, pixels=0.46), drop())
+    assert outcomes["accuracy, first layer"] == "within its interval"
+    assert outcomes["accuracy, last layer"] == outcomes["accuracy, raw pixels"] == "differs"
+    assert outcomes["accuracy, chosen layer"] == outcomes["chosen layer"] == "the same"
 
 
 @pytest.mark.parametrize(("layer", "verdict"), [(1, "the same"), (3, "within its interval"), (2, "differs")])

@@ -120,7 +120,7 @@ def test_drawn_images_and_a_processor_have_cards(tiny):
 
 def test_a_spark_has_the_values_and_a_ring_at_the_best():
     drawn = ElementTree.fromstring(spark([0.5, 0.8, 0.7], 1, words='"a" < b'))
-    points = [tuple(map(float, each.split(","))) for each in drawn.find(".//polyline").get("points").split()]
+    points = [tuple(map(float, point.split(","))) for point in drawn.find(".//polyline").get("points").split()]
     heights = [35 - y for _, y in points]
     assert [x for x, _ in points] == [5, 100, 195] and np.allclose(heights, [0, 30, 20])
     circle = drawn.find(".//circle")

@@ -48,7 +48,7 @@ def test_the_line_comes_first_and_the_traceback_after_it(outputs):
         (error,) = outputs[index]
         assert error.output_type == "error" and error.ename == kind
         first, *rest = error.traceback
-        assert line in first and first.count("\n") == 1 and any(kind in each for each in rest)
+        assert line in first and first.count("\n") == 1 and any(kind in entry for entry in rest)
 
 
 def test_a_cell_that_ends_in_a_figure_shows_it_once(outputs):
@@ -79,7 +79,7 @@ def test_importing_changes_no_shell_and_a_handler_of_others_stays(monkeypatch):
 def test_errors_from_elsewhere_are_shown_as_ever(outputs):
     for index, kind in ((3, "ZeroDivisionError"), (4, "ValueError")):
         (error,) = outputs[index]
-        assert error.ename == kind and not any("igpt-lab" in each for each in error.traceback)
+        assert error.ename == kind and not any("igpt-lab" in entry for entry in error.traceback)
     assert "igpt-lab" not in str(outputs[5]) and "nothing" in str(outputs[5])
 
 

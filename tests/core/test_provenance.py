@@ -180,10 +180,10 @@ def test_run_record_is_the_same_at_any_time():
 
 
 def test_versions_are_the_installed_ones():
-    found = versions()
-    assert found["torch"] == version("torch")
-    assert found["python"].count(".") == 2
-    assert set(found) <= {"python", *provenance.PACKAGES}
+    recorded = versions()
+    assert recorded["torch"] == version("torch")
+    assert recorded["python"].count(".") == 2
+    assert set(recorded) <= {"python", *provenance.PACKAGES}
 
 
 def loaded_with(module):

@@ -35,43 +35,45 @@ def as_rare_as_promised(misses, trials, alpha=ALPHA):
 
 
 def test_accuracy_has_its_coverage_by_the_binomial():
-    found = accuracy(np.arange(40) < 30)
-    assert found["test_accuracy"] == 0.75
-    assert binom.sf(29, 40, found["low"]) == pytest.approx(0.025)
-    assert binom.cdf(30, 40, found["high"]) == pytest.approx(0.025)
+    measured = accuracy(np.arange(40) < 30)
+    assert measured["test_accuracy"] == 0.75
+    assert binom.sf(29, 40, measured["low"]) == pytest.approx(0.025)
+    assert binom.cdf(30, 40, measured["high"]) == pytest.approx(0.025)
     assert accuracy(np.ones(5, bool))["high"] == 1 and accuracy(np.zeros(5, bool))["low"] == 0
     for hits in range(13):
-        found = binomtest(hits, 12).proportion_ci(0.9, "exact")
-        np.testing.assert_allclose(exact_interval(hits, 12, alpha=0.1), [found.low, found.high], atol=1e-12)
+        interval = binomtest(hits, 12).proportion_ci(0.9, "exact")
+        np.testing.assert_allclose(exact_interval(hits, 12, alpha=0.1), [interval.low, interval.high], atol=1e-12)
 
 
 def test_compare_by_hand():
-    found = compare(*pair(4, 10, 1, 5))
-    assert (found.only_a, found.only_b, found.n_test) == (10, 1, 20)
-    assert (found.accuracy_a, found.accuracy_b, found.difference) == (14 / 20, 5 / 20, 9 / 20)
-    assert found.p_value == pytest.approx(2 * (1 + 11) / 2**11)
+    comparison = compare(*pair(4, 10, 1, 5))
+    assert (comparison.only_a, comparison.only_b, comparison.n_test) == (10, 1, 20)
+    assert (comparison.accuracy_a, comparison.accuracy_b, comparison.difference) == (14 / 20, 5 / 20, 9 / 20)
+    assert comparison.p_value == pytest.approx(2 * (1 + 11) / 2**11)
     turned = compare(*pair(4, 10, 1, 5)[::-1])
-    assert turned.difference == -found.difference and turned.p_value == found.p_value
-    assert list(found.to_dict()) == "accuracy_a accuracy_b difference low high only_a only_b n_test p_value".split()
+    assert turned.difference == -comparison.difference and turned.p_value == comparison.p_value
+    assert (
+        list(comparison.to_dict()) == "accuracy_a accuracy_b difference low high only_a only_b n_test p_value".split()
+    )
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (3, 3), (2, 9), (40, 61), (500, 390)])
 def test_mcnemar_is_the_binomial_test(only_a, only_b):
     n, fewer = only_a + only_b, min(only_a, only_b)
-    found = compare(*pair(7, only_a, only_b, 2)).p_value
-    assert found == pytest.approx(min(1, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n), rel=1e-9)
-    assert found == pytest.approx(binomtest(only_a, n).pvalue, rel=1e-9)
+    p_value = compare(*pair(7, only_a, only_b, 2)).p_value
+    assert p_value == pytest.approx(min(1, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n), rel=1e-9)
+    assert p_value == pytest.approx(binomtest(only_a, n).pvalue, rel=1e-9)
 
 
 def test_interval_is_the_bootstrap_over_images():
     a, b = pair(500, 70, 40, 90)
-    found, more = compare(a, b), pair(0, 1, 1, 0)  # and the two images that are added
+    comparison, more = compare(a, b), pair(0, 1, 1, 0)  # and the two images that are added
     difference = np.concatenate([a, more[0]]).astype(int) - np.concatenate([b, more[1]])
     rows = np.random.default_rng(1).integers(0, 702, (10_000, 702))
     expected = np.quantile(difference[rows].mean(1), [0.025, 0.975])
-    np.testing.assert_allclose([found.low, found.high], expected, atol=2.5 / 702)
+    np.testing.assert_allclose([comparison.low, comparison.high], expected, atol=2.5 / 702)
     narrow = compare(a, b, alpha=0.5)
-    assert found.low < narrow.low < found.difference < narrow.high < found.high
+    assert comparison.low < narrow.low < comparison.difference < narrow.high < comparison.high
     assert compare(a, b, seed=3) == compare(a, b, seed=3) != compare(a, b, seed=4)
 
 
@@ -95,16 +97,18 @@ def test_one_test_image():
 def test_interval_covers_the_difference(only_a, only_b, n):
     generator, trials = np.random.default_rng(5), 800
     counts = generator.multinomial(n, [only_a, only_b, 1 - only_a - only_b], trials)
-    found = [compare(*pair(0, *cells), n_boot=600, seed=i) for i, cells in enumerate(counts)]
-    misses = sum(not each.low <= only_a - only_b <= each.high for each in found)
+    comparisons = [compare(*pair(0, *cells), n_boot=600, seed=i) for i, cells in enumerate(counts)]
+    misses = sum(not comparison.low <= only_a - only_b <= comparison.high for comparison in comparisons)
     assert as_rare_as_promised(misses, trials) and misses >= binom.ppf(0.001, trials, 0.02)  # nor needlessly wide
 
 
 def test_interval_covers_where_images_rarely_differ():
     trials = 400  # 0.005 of 200 images: often none differs, and a bootstrap of those images alone has no width
     counts = np.random.default_rng(6).multinomial(200, [0.005, 0, 0.995], trials)
-    found = [compare(*pair(0, *cells), n_boot=600) for cells in counts]
-    assert as_rare_as_promised(sum(not each.low <= 0.005 <= each.high for each in found), trials)
+    comparisons = [compare(*pair(0, *cells), n_boot=600) for cells in counts]
+    assert as_rare_as_promised(
+        sum(not comparison.low <= 0.005 <= comparison.high for comparison in comparisons), trials
+    )
     assert not as_rare_as_promised((counts[:, 0] == 0).sum(), trials)
 
 
@@ -119,13 +123,13 @@ def test_peak_of_two_layers_is_the_one_sided_mcnemar():
 def test_peak_equals_all_sign_flips():
     right = np.random.default_rng(3).random((4, 11)) < np.array([0.3, 0.6, 0.7, 0.8])[:, None]
     signs = np.array(list(itertools.product([-1, 1], repeat=11)))
-    found = peak_set(dict(enumerate(right)), n_boot=50_000).p_values
+    p_values = peak_set(dict(enumerate(right)), n_boot=50_000).p_values
     for i in range(4):
         difference = right.astype(int) - right[i]
         scale = np.sqrt(np.maximum((difference != 0).sum(1), 1))
         chance, observed = (signs @ difference.T / scale).max(1), (difference.sum(1) / scale).max()
-        assert found[i] == pytest.approx((chance >= observed - 1e-12).mean(), abs=0.01)
-    assert found == peak_set(dict(reversed(list(enumerate(right)))), n_boot=50_000).p_values  # in any order
+        assert p_values[i] == pytest.approx((chance >= observed - 1e-12).mean(), abs=0.01)
+    assert p_values == peak_set(dict(reversed(list(enumerate(right)))), n_boot=50_000).p_values  # in any order
 
 
 def test_equal_layers_stay_together():
@@ -139,9 +143,9 @@ def test_peak_set_keeps_the_best_of_equals():
     """All five are best: each must be kept as often as promised, and hardly more often (the test is nearly exact)."""
     generator, trials = np.random.default_rng(7), 600
     draws = [layers(250, [0.6] * 5, generator) for _ in range(trials)]
-    lost = sum(0 not in peak_set(each, n_boot=399, seed=i).layers for i, each in enumerate(draws))
+    lost = sum(0 not in peak_set(correct, n_boot=399, seed=i).layers for i, correct in enumerate(draws))
     assert as_rare_as_promised(lost, trials) and lost >= binom.ppf(0.001, trials, 0.03)
-    naive = sum(min(one_sided(each[0], other) for other in each.values()) <= ALPHA for each in draws)
+    naive = sum(min(one_sided(correct[0], other) for other in correct.values()) <= ALPHA for correct in draws)
     assert not as_rare_as_promised(naive, trials)  # what a test without the correction loses
 
 
@@ -167,13 +171,13 @@ def test_table_repeats_accuracy_compare_and_peak_set():
         assert accuracy(correct[row.layer]) == {name: getattr(row, name) for name in ("test_accuracy", "low", "high")}
         assert row.peak_p == peak.p_values[row.layer] and row.in_peak_set == (row.layer in peak.layers)
         for name, other in (("minus_chosen", 1), ("minus_last", 3)):
-            found = compare(correct[row.layer], correct[other])
+            comparison = compare(correct[row.layer], correct[other])
             ends = [getattr(row, name + end) for end in ("", "_p", "_low", "_high", "_low_all", "_high_all", "_p_all")]
             if row.layer == other:
                 assert ends == [0, 1, 0, 0, 0, 0, 1]
                 continue
-            assert ends[:4] == [found.difference, found.p_value, found.low, found.high]
-            assert ends[4] < found.low and found.high < ends[5] and ends[6] >= found.p_value
+            assert ends[:4] == [comparison.difference, comparison.p_value, comparison.low, comparison.high]
+            assert ends[4] < comparison.low and comparison.high < ends[5] and ends[6] >= comparison.p_value
 
 
 def test_all_at_once_is_dunnett_where_layers_are_independent():
@@ -202,9 +206,9 @@ def test_intervals_of_all_layers_cover_all_at_once():
 
 def test_spread_by_hand():
     draws = [np.arange(10) < 6, np.arange(10) < 8, np.arange(10) >= 3]
-    found = spread(draws)
-    assert found.mean == pytest.approx(0.7) and found.standard_deviation == pytest.approx(0.1)
-    assert (found.n_draws, found.n_test) == (3, 10) and spread(dict(enumerate(draws))) == found
+    summary = spread(draws)
+    assert summary.mean == pytest.approx(0.7) and summary.standard_deviation == pytest.approx(0.1)
+    assert (summary.n_draws, summary.n_test) == (3, 10) and spread(dict(enumerate(draws))) == summary
     one = spread(draws[:1])
     assert np.isnan(one.standard_deviation)
     assert {"test_accuracy": one.mean, "low": one.low, "high": one.high} == pytest.approx(accuracy(draws[0]))
@@ -223,8 +227,8 @@ def test_interval_of_a_mean_over_draws_covers():
     """Three fixed classifiers, eight kinds of image: the mean over all images is known."""
     generator, trials = np.random.default_rng(10), 600
     knows = np.array([[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 1, 0, 1, 0]], bool)
-    found = [spread(knows[:, generator.integers(0, 8, 80)]) for _ in range(trials)]
-    misses = sum(not each.low <= knows.mean() <= each.high for each in found)
+    summaries = [spread(knows[:, generator.integers(0, 8, 80)]) for _ in range(trials)]
+    misses = sum(not summary.low <= knows.mean() <= summary.high for summary in summaries)
     assert as_rare_as_promised(misses, trials) and misses >= binom.ppf(0.001, trials, 0.02)
 
 
@@ -245,8 +249,8 @@ def by_covariances(right, share):
 def test_an_interval_over_draws_and_images_is_that_of_covariances(share):
     generator = np.random.default_rng(3)
     right = generator.random((4, 200)) < generator.random(200) * 0.4 + np.array([[0.1], [0.2], [0.25], [0.3]])
-    found, reach = spread(right, overlap=share), by_covariances(right, share)
-    assert [found.low_all, found.high_all] == pytest.approx([max(0, found.mean - reach), found.mean + reach])
+    summary, reach = spread(right, overlap=share), by_covariances(right, share)
+    assert [summary.low_all, summary.high_all] == pytest.approx([max(0, summary.mean - reach), summary.mean + reach])
     for one in (spread(right[:1]), spread(right, overlap=1.0)):  # nothing says how far draws lie apart
         assert np.isnan([one.low_all, one.high_all]).all() and np.isfinite([one.low, one.high]).all()
     same = spread([np.arange(50) < 40] * 3)
@@ -259,9 +263,9 @@ def test_an_interval_over_draws_and_images_covers(shift):
     generator, trials, hits = np.random.default_rng(7), 600, 0
     for _ in range(trials):
         ease, alone = generator.normal(size=1000) * 0.6**0.5, generator.normal(size=(5, 1000)) * 0.4**0.5
-        found = spread(ease + alone + shift * generator.normal(size=(5, 1)) < norm.ppf(0.7) * np.hypot(1, shift))
-        assert found.low_all <= found.low <= found.mean <= found.high <= found.high_all
-        hits += found.low_all <= 0.7 <= found.high_all
+        summary = spread(ease + alone + shift * generator.normal(size=(5, 1)) < norm.ppf(0.7) * np.hypot(1, shift))
+        assert summary.low_all <= summary.low <= summary.mean <= summary.high <= summary.high_all
+        hits += summary.low_all <= 0.7 <= summary.high_all
     assert binom.ppf(0.001, trials, 0.93) <= hits <= binom.ppf(0.999, trials, 0.97)
 
 
@@ -274,8 +278,8 @@ def test_draws_that_share_rows_keep_the_coverage(k):
         rows = [few_per_class(np.zeros(60, int), k, seed=seed, draw=draw) for draw in range(5)]
         shift = generator.normal(size=60)[rows].sum(1, keepdims=True) * 0.1 / k**0.5
         ease, alone = generator.normal(size=1000) * 0.6**0.5, generator.normal(size=(5, 1000)) * 0.4**0.5
-        found = spread(ease + alone + shift < norm.ppf(0.7) * np.hypot(1, 0.1), overlap=0 if k == 12 else 0.6)
-        hits += found.low_all <= 0.7 <= found.high_all
+        summary = spread(ease + alone + shift < norm.ppf(0.7) * np.hypot(1, 0.1), overlap=0 if k == 12 else 0.6)
+        hits += summary.low_all <= 0.7 <= summary.high_all
     assert binom.ppf(0.001, trials, 0.93) <= hits <= binom.ppf(0.999, trials, 0.97)
 
 

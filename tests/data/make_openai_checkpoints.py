@@ -42,18 +42,18 @@ def save(folder: Path, step: int, shards: list[dict[str, tf.Tensor]]) -> None:
 
 
 def main() -> None:
-    given = variables(0, bert=False)
-    np.savez_compressed(HERE / "openai-ar.npz", **given)
-    names = list(given)
+    weights = variables(0, bert=False)
+    np.savez_compressed(HERE / "openai-ar.npz", **weights)
+    names = list(weights)
     rest = {"global_step": tf.constant(7, tf.int64), "model/beta1_power": tf.constant(0.5)}
-    rest |= {f"{name}/Adam": tf.zeros_like(given[name]) for name in ("model/wpe", "model/h1/mlp/c_fc/w")}
-    shards = [{name: tf.constant(given[name]) for name in names[i::2]} for i in range(2)]
+    rest |= {f"{name}/Adam": tf.zeros_like(weights[name]) for name in ("model/wpe", "model/h1/mlp/c_fc/w")}
+    shards = [{name: tf.constant(weights[name]) for name in names[i::2]} for i in range(2)]
     save(HERE / "openai-ar", 7, [rest, *shards])
 
-    given = variables(1, bert=True)
-    np.savez_compressed(HERE / "openai-bert.npz", **given)
+    weights = variables(1, bert=True)
+    np.savez_compressed(HERE / "openai-bert.npz", **weights)
     types = {"model/wpe": tf.float64, "model/wte": tf.bfloat16, "model/ln_f/g": tf.float16}
-    shard = {name: tf.cast(value, types.get(name, tf.float32)) for name, value in given.items()}
+    shard = {name: tf.cast(value, types.get(name, tf.float32)) for name, value in weights.items()}
     shard |= {f"sliced 2 3 {i},1:-": tf.ones((1, 3)) for i in range(2)}
     shard |= {"words": tf.constant(["a", "bc"]), "empty": tf.zeros((0, 4))}
     save(HERE / "openai-bert", 131000, [shard])

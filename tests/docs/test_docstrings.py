@@ -21,18 +21,18 @@ ENTRY = re.compile(r"^ {4}(\*{0,2}\w+(?:, \w+)*): +\S", re.MULTILINE)
 
 def public() -> dict[str, Callable]:
     """Every function that `dir` shows of the package and of its figures, and every method of their classes."""
-    found = {}
+    functions = {}
     for place in (lab, lab.figures):
         for name in dir(place):
             value = getattr(place, name)
             if inspect.isclass(value):
-                found |= {method.__qualname__: method for method in methods(value) if method.__name__ != "__init__"}
+                functions |= {method.__qualname__: method for method in methods(value) if method.__name__ != "__init__"}
                 public_bases = [base for base in value.__mro__[1:] if hasattr(lab, base.__name__)]
                 if is_ours(value.__init__) and value.__init__ not in [base.__init__ for base in public_bases]:
-                    found[f"{value.__name__}.__init__"] = value.__init__
+                    functions[f"{value.__name__}.__init__"] = value.__init__
             elif inspect.isfunction(value):
-                found[f"{place.__name__.replace('igpt_lab', 'lab')}.{name}"] = value
-    return found
+                functions[f"{place.__name__.replace('igpt_lab', 'lab')}.{name}"] = value
+    return functions
 
 
 def methods(kind: type) -> list[Callable]:
@@ -72,16 +72,16 @@ def sections(text: str) -> dict[str, str]:
 
 def missing(name: str, function: Callable) -> list[str]:
     """What a docstring lacks: sections, arguments, and arguments that the function does not have."""
-    found = sections(documentation(name, function))
+    bodies = sections(documentation(name, function))
     wanted = ["Args", "Raises", "Example"]
     if not name.endswith("__init__") and inspect.signature(function).return_annotation not in (None, "None"):
-        wanted.append("Yields" if "Yields" in found else "Returns")
-    lacks = [title for title in wanted if not found.get(title, "").strip()]
-    explained = [one for names in ENTRY.findall(found.get("Args", "")) for one in names.split(", ")]
+        wanted.append("Yields" if "Yields" in bodies else "Returns")
+    lacks = [title for title in wanted if not bodies.get(title, "").strip()]
+    explained = [one for names in ENTRY.findall(bodies.get("Args", "")) for one in names.split(", ")]
     expected = arguments(function)
     lacks += [one for one in expected if one not in explained]
     lacks += [f"{one}, which is no argument" for one in explained if one not in expected]
-    return lacks + ["what it raises by name" for _ in [0] if not ENTRY.search(found.get("Raises", ""))]
+    return lacks + ["what it raises by name" for _ in [0] if not ENTRY.search(bodies.get("Raises", ""))]
 
 
 PUBLIC = public()

@@ -103,7 +103,7 @@ def test_a_curve_of_any_images_takes_four_lines():
     cells = {
         head: blocks_of(section, "python") for head, _, section in (s.partition("\n") for s in text.split("\n## ")[1:])
     }
-    curves = {head: found[0].strip().splitlines() for head, found in cells.items() if "layer_curve" in found[0]}
+    curves = {head: sources[0].strip().splitlines() for head, sources in cells.items() if "layer_curve" in sources[0]}
     assert len(curves) == 10  # nine kinds of input, and one more for other labels
     assert all(len(lines) <= 4 and lines[-1] == "lab.figures.layer_curve(result.table)" for lines in curves.values())
 

@@ -27,8 +27,8 @@ def path(*steps) -> torch.Tensor:
 
 def test_a_straight_line_has_no_curvature_and_a_staircase_a_right_angle():
     for steps, angle in (([[1, 2, 0]], 0), ([[1, 0], [0, 2]], np.pi / 2), ([[1, 0], [-1, 0]], np.pi)):
-        for found in curvature(path(*steps), 4):
-            assert found.item() == pytest.approx(angle, abs=1e-7)
+        for measured in curvature(path(*steps), 4):
+            assert measured.item() == pytest.approx(angle, abs=1e-7)
 
 
 def test_turns_where_a_row_ends_are_counted_apart():
@@ -166,9 +166,9 @@ def test_the_command_loads_training_images_once(tiny_folder, tiny_images, tmp_pa
     asked, load = [], lab.load_images
     few, whole = load(tiny_images, "train", limit=40), load(tiny_images, "train")
 
-    def counted(source, *rest, **how):
+    def counted(source, *rest, **keywords):
         asked.append((source, *rest))
-        return load(source, *rest, **how)
+        return load(source, *rest, **keywords)
 
     monkeypatch.setattr(lab, "load_images", counted)
     options = ["--store", str(tmp_path / "stores"), "--out", str(tmp_path)]

@@ -39,8 +39,8 @@ LOCAL = {"device": "cpu", "progress": False}
 
 def files(store):
     """All of a store, by name."""
-    found = [path for path in store.path.rglob("*") if path.is_file()]
-    return {path.relative_to(store.path).as_posix(): path.read_bytes() for path in found}
+    paths = [path for path in store.path.rglob("*") if path.is_file()]
+    return {path.relative_to(store.path).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(autouse=True)
@@ -134,60 +134,60 @@ def test_a_deadline_is_the_one_that_was_given():
 
 
 def test_the_bytes_are_those_of_the_local_engine(tiny, train, test, tmp_path, two_workers):
-    how = {"scheduler": two_workers.scheduler_address, **LOCAL}
+    options = {"scheduler": two_workers.scheduler_address, **LOCAL}
     local = extract(tiny, [train, test], store=tmp_path / "local", **LOCAL)
-    there = extract_on_cluster(tiny, [train, test], store=tmp_path / "dask", **how)
+    there = extract_on_cluster(tiny, [train, test], store=tmp_path / "dask", **options)
     assert files(there) == files(local) and len(files(local)) == 11
     assert sorted(path.name for path in (tmp_path / "dask").iterdir()) == [there.path.name, "tokens"]
     before = {path: path.stat().st_mtime_ns for path in there.path.rglob("*.parquet")}
     there.part("train", 2).write_bytes(b"damaged")
-    assert files(extract_on_cluster(tiny, [train, test], store=tmp_path / "dask", **how)) == files(local)
+    assert files(extract_on_cluster(tiny, [train, test], store=tmp_path / "dask", **options)) == files(local)
     after = {path: path.stat().st_mtime_ns for path in there.path.rglob("*.parquet")}
     assert [path for path in before if before[path] != after[path]] == [there.part("train", 2)]
 
 
 def test_shares_on_a_cluster_by_the_new_call_and_by_the_old_one(tiny, train, tmp_path, two_workers):
-    how = {"store": tmp_path / "dask", "scheduler": two_workers.scheduler_address, **LOCAL}
-    some = extract_on_cluster(tiny, train, share=(1, 2), **how)
+    options = {"store": tmp_path / "dask", "scheduler": two_workers.scheduler_address, **LOCAL}
+    some = extract_on_cluster(tiny, train, share=(1, 2), **options)
     assert [some.has("train", number) for number in range(6)] == [True, False] * 3
     with pytest.warns(DeprecationWarning, match=r"extract\(engine=, part=, scheduler=\).* use lab.extract_on_cluster"):
-        whole = extract(tiny, train, engine="dask", part=(2, 2), **how)
+        whole = extract(tiny, train, engine="dask", part=(2, 2), **options)
     assert files(whole) == files(extract(tiny, train, store=tmp_path / "local", **LOCAL))
 
 
 def test_probes_on_workers_are_those_of_one_process(tiny, train, test, tmp_path, two_workers):
     store = extract(tiny, [train, test], store=tmp_path, **LOCAL)
     features = [Features.from_store(store, split) for split in ("train", "test")]
-    how = {"scheduler": two_workers.scheduler_address, "progress": False}
+    options = {"scheduler": two_workers.scheduler_address, "progress": False}
     quick = {"steps": 30, "batch_size": 16, "learning_rates": (1.0, 0.1), "device": "cpu"}
     for here, there in (
-        (probe_layers(*features, progress=False), probe_on_cluster(store, **how)),
-        (probe_streaming(store, progress=False, **quick), probe_on_cluster(store, **how, **quick)),
+        (probe_layers(*features, progress=False), probe_on_cluster(store, **options)),
+        (probe_streaming(store, progress=False, **quick), probe_on_cluster(store, **options, **quick)),
     ):
         pd.testing.assert_frame_equal(there.table, here.table, check_dtype=False, rtol=1e-3, atol=1e-5)
         assert there.chosen == here.chosen and list(there.predicted) == list(here.predicted)
         assert all((there.predicted[layer] == here.predicted[layer]).all() for layer in here.predicted)
     with pytest.raises(KeyError, match="has no layers"):
-        probe_on_cluster(store, layers=[9], **how)
+        probe_on_cluster(store, layers=[9], **options)
 
 
 def test_other_weights_images_and_versions_are_refused(tiny, tiny_folder, train, tmp_path, two_workers, monkeypatch):
-    how = {"store": tmp_path, "scheduler": two_workers.scheduler_address, **LOCAL}
+    options = {"store": tmp_path, "scheduler": two_workers.scheduler_address, **LOCAL}
     tiny.transformer.h[0].mlp.c_fc.weight.data += 1
     with pytest.raises(cluster.ClusterError, match="(?s)6 failed.*part 0: ValueError: tiny has other weights"):
-        extract_on_cluster(tiny, train, **how)
+        extract_on_cluster(tiny, train, **options)
     tiny = load_model(tiny_folder)
     with pytest.raises(cluster.ClusterError, match="is not the same on this worker"):
-        extract_on_cluster(tiny, train.select(np.arange(59, -1, -1)), **how)
+        extract_on_cluster(tiny, train.select(np.arange(59, -1, -1)), **options)
     monkeypatch.setattr(cluster, "made_by", lambda: {"torch": "1.0"})
     with pytest.raises(cluster.ClusterError, match="torch is 1.0, there"):
-        extract_on_cluster(tiny, train, **how)
+        extract_on_cluster(tiny, train, **options)
     held = load_images(train.images(), "train", labels=train.labels, name="mine")
     with pytest.raises(ValueError, match=r"mine train has none: write its splits with images.save\('FOLDER/train.parq"):
-        extract_on_cluster(tiny, held, **how)
+        extract_on_cluster(tiny, held, **options)
     tiny.source = None
     with pytest.raises(ValueError, match="workers load the model by its name"):
-        extract_on_cluster(tiny, train, **how)
+        extract_on_cluster(tiny, train, **options)
 
 
 def test_a_bad_image_is_told_with_its_part_and_row_after_the_others(tiny_folder, tmp_path, two_workers):
@@ -197,11 +197,13 @@ def test_a_bad_image_is_told_with_its_part_and_row_after_the_others(tiny_folder,
         Image.new("L", (4, 4), i).save(folder / f"{i:02d}.png")
     (folder / "17.png").write_bytes(b"no image")
     images = load_images(tmp_path / "images", "train")
-    how = {"store": tmp_path / "s", "scheduler": two_workers.scheduler_address, **LOCAL}
+    options = {"store": tmp_path / "s", "scheduler": two_workers.scheduler_address, **LOCAL}
     with pytest.raises(cluster.ClusterError, match="(?s)1 failed.*train part 1: ValueError: images train row 17 "):
-        extract_on_cluster(tiny_folder, images, **how)
+        extract_on_cluster(tiny_folder, images, **options)
     assert len(list((tmp_path / "s").glob("tiny-*/train/*.parquet"))) == 3
-    skipping = extract_on_cluster(tiny_folder, images, on_bad_image="skip", **how | {"store": tmp_path / "skipping"})
+    skipping = extract_on_cluster(
+        tiny_folder, images, on_bad_image="skip", **options | {"store": tmp_path / "skipping"}
+    )
     local = extract(tiny_folder, images, store=tmp_path / "l", on_bad_image="skip", **LOCAL)
     assert files(skipping) == files(local) and list(skipping.skipped("train").row) == [17]
 
@@ -246,9 +248,9 @@ def test_shares_of_processes_at_once(tiny_folder, many, tmp_path):
     jobs = [subprocess.Popen([*command, f"{i}/2", "--store", str(paths[0])], stderr=subprocess.DEVNULL) for i in (2, 1)]
     assert [job.wait(60) for job in jobs] == [0, 0]
     monkey = extract(tiny_folder, load_images(many, "train"), store=paths[1], **LOCAL)
-    found = FeatureStore.open(next(paths[0].glob("tiny-*")))
-    assert verify(found.path) == []
-    np.testing.assert_array_equal(found.layer("ln_1", 3, "train"), monkey.layer("ln_1", 3, "train"))
+    shared = FeatureStore.open(next(paths[0].glob("tiny-*")))
+    assert verify(shared.path) == []
+    np.testing.assert_array_equal(shared.layer("ln_1", 3, "train"), monkey.layer("ln_1", 3, "train"))
 
 
 def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeypatch):
@@ -278,8 +280,8 @@ def test_twenty_killed_workers(tiny_folder, many, tmp_path, two_workers, monkeyp
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        how = {"scheduler": two_workers.scheduler_address}
-        there = extract_on_cluster(tiny_folder, images, store=tmp_path / "dask", **how, **LOCAL)
+        options = {"scheduler": two_workers.scheduler_address}
+        there = extract_on_cluster(tiny_folder, images, store=tmp_path / "dask", **options, **LOCAL)
     finally:
         ended.set()
         killer.join()
@@ -361,8 +363,8 @@ def test_nobody_else_reaches_the_scheduler_that_is_started_here():
 
 async def ask(address, security):
     """What a scheduler or worker says to a first message."""
-    how = security.get_connection_args("client") if security else {}
-    comm = await distributed.comm.connect(address, timeout=5, **how)
+    arguments = security.get_connection_args("client") if security else {}
+    comm = await distributed.comm.connect(address, timeout=5, **arguments)
     try:
         await comm.write({"op": "identity", "reply": True})
         return await comm.read()

@@ -44,8 +44,8 @@ def test_equals_a_plain_forward(tiny, train, test, tmp_path, alignment):
     for images in (train, test):
         expected = plain(tiny, images, alignment)
         for layer in range(3):
-            found = store.layer("resid_pre", layer, images.split)
-            np.testing.assert_allclose(found, expected[:, layer], atol=1e-5)
+            features = store.layer("resid_pre", layer, images.split)
+            np.testing.assert_allclose(features, expected[:, layer], atol=1e-5)
         np.testing.assert_allclose(store.layer("ln_1", 3, images.split), expected[:, 3], atol=1e-5)
         np.testing.assert_array_equal(store.labels(images.split), images.labels)
         np.testing.assert_array_equal(store.index(images.split), images.index)
@@ -91,11 +91,11 @@ def test_found_again_and_kept_apart(tiny, tiny_folder, test, tmp_path, monkeypat
         extract(tiny, test.select(np.arange(30)), **options),
         extract(tiny, test, dtype="bfloat16", **options),
     ]
-    assert len({each.path for each in (store, *others)}) == 6
+    assert len({feature_store.path for feature_store in (store, *others)}) == 6
     other = ImageGPTForCausalImageModeling(replace(tiny.config, activation_function="gelu")).eval()
     other.load_state_dict(tiny.state_dict())
     other.name, other.processor, other.source = tiny.name, tiny.processor, tiny.source
-    assert extract(other, test, **options).path not in {each.path for each in (store, *others)}
+    assert extract(other, test, **options).path not in {feature_store.path for feature_store in (store, *others)}
     monkeypatch.setattr(Runner, "over", lambda *_, **__: pytest.fail("computed again"))
     tiny.config = replace(load_model(tiny_folder).config, resid_pdrop=0.5, id2label={0: "cat", 1: "dog"})
     tiny.config.activation_function = "gelu"  # which changes nothing in a model that is built
@@ -183,15 +183,15 @@ def test_a_bidirectional_model_reads_pixels_as_they_are(tiny, tokens, tmp_path):
     bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
     bert.load_state_dict(tiny.state_dict())
     bert.eval().name, bert.processor = "bert", tiny.processor
-    how = {"store": tmp_path / "stores", "device": "cpu", "progress": False}
-    store = extract(bert, tokens, **how)
+    options = {"store": tmp_path / "stores", "device": "cpu", "progress": False}
+    store = extract(bert, tokens, **options)
     assert store.manifest["key"]["alignment"] == "raw"
-    assert extract(tiny, tokens, **how).manifest["key"]["alignment"] == "sos"
+    assert extract(tiny, tokens, **options).manifest["key"]["alignment"] == "sos"
     with torch.no_grad():
         want = bert(torch.tensor(tokens.tokens), output_hidden_states=True).hidden_states[-1].mean(1)
     np.testing.assert_allclose(store.layer("ln_1", 3, "test"), want, atol=1e-5)
     with pytest.raises(ValueError, match="alignment 'sos': a bidirectional model has no SOS"):
-        extract(bert, tokens, alignment="sos", **how)
+        extract(bert, tokens, alignment="sos", **options)
 
 
 def test_crops_are_kept_apart_and_named(tiny, tiny_folder, tmp_path):
@@ -215,18 +215,20 @@ def test_without_a_palette_tokens_are_what_can_be_fed(tiny, tokens, test, tmp_pa
     tiny.save_pretrained(tmp_path / "bare")
     bare = load_model(tmp_path / "bare")
     assert bare.processor is None
-    how = {"store": tmp_path / "stores", "device": "cpu", "progress": False}
-    store = extract(bare, tokens, **how)
-    np.testing.assert_array_equal(store.layer("ln_1", 2, "test"), extract(tiny, tokens, **how).layer("ln_1", 2, "test"))
+    options = {"store": tmp_path / "stores", "device": "cpu", "progress": False}
+    store = extract(bare, tokens, **options)
+    np.testing.assert_array_equal(
+        store.layer("ln_1", 2, "test"), extract(tiny, tokens, **options).layer("ln_1", 2, "test")
+    )
     assert {store.manifest["key"][name] for name in ("palette", "resample", "crop")} == {"none"}
     np.testing.assert_array_equal(tokenize(tokens, None), tokens.tokens)
-    for use in (lambda: extract(bare, test, **how), lambda: tokenize(test, None)):
+    for use in (lambda: extract(bare, test, **options), lambda: tokenize(test, None)):
         with pytest.raises(ValueError, match="shades test holds images, and they need a palette") as told:
             use()
         assert "\n" not in str(told.value)
     np.save(tmp_path / "set_teX.npy", np.full((10, 16), 8))
     with pytest.raises(ValueError, match="has the token 8; the palette has 8 colours"):
-        extract(bare, load_tokens(tmp_path / "set"), **how)
+        extract(bare, load_tokens(tmp_path / "set"), **options)
     broken = tmp_path / "bare" / "preprocessor_config.json"
     broken.write_text('{"size": 4, "do_color_quantize": false}')
     assert load_model(tmp_path / "bare").processor is None

@@ -126,19 +126,19 @@ def test_hooks_are_gone_and_others_stay(tiny):
     assert hooks() == 1
 
 
-@pytest.mark.parametrize("how", ["called before", "called first inside", "in place", "a part"])
+@pytest.mark.parametrize("compilation", ["called before", "called first inside", "in place", "a part"])
 @torch.no_grad()
-def test_a_compiled_model_is_recorded_without_its_compiler(tiny, how):
+def test_a_compiled_model_is_recorded_without_its_compiler(tiny, compilation):
     want, logits = recorded(tiny), tiny(TOKENS).logits
     torch._dynamo.reset()
     model = tiny
-    if how == "in place":
+    if compilation == "in place":
         model.compile(backend="aot_eager")
-    elif how == "a part":
+    elif compilation == "a part":
         model.transformer = torch.compile(model.transformer, backend="aot_eager", fullgraph=True)
     else:
         model = torch.compile(model, backend="aot_eager", fullgraph=True)
-    if how != "called first inside":
+    if compilation != "called first inside":
         model(TOKENS)
     with pytest.warns(UserWarning, match="a compiled model is recorded without its compiler"):
         got = recorded(model)

@@ -110,17 +110,17 @@ NETWORKS = {
 
 def plain(network, names, inputs, reduce):
     """What modules give, by hooks of nothing but torch: name -> (N, D)."""
-    given, modules = {}, dict(network.named_modules())
+    outputs, modules = {}, dict(network.named_modules())
 
     def keep(name, module, args, output):
-        given[name] = reduce(output if isinstance(output, torch.Tensor) else output[0])
+        outputs[name] = reduce(output if isinstance(output, torch.Tensor) else output[0])
 
     handles = [modules[name].register_forward_hook(functools.partial(keep, name)) for name in names]
     with torch.no_grad():
         network.eval()(inputs)
     for handle in handles:
         handle.remove()
-    return {name: value.numpy() for name, value in given.items()}
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -198,7 +198,7 @@ def test_another_network_pooling_or_preprocess_has_a_store_of_its_own(twelve, te
     assert extract(twelve, test, **options | {"preprocess": pixels(4)}).path == store.path
     twelve.embed.bias.data += 1
     others.append(extract(twelve, test, **options))
-    assert len({each.path for each in (store, *others)}) == 1 + len(others)
+    assert len({feature_store.path for feature_store in (store, *others)}) == 1 + len(others)
 
 
 def test_a_digest_sees_settings_and_code_but_not_the_mode():
@@ -439,14 +439,14 @@ def test_a_network_in_training_mode_is_read_in_eval_mode_and_left_as_it_was(twel
 
 
 @pytest.mark.filterwarnings("ignore:a compiled model is read without its compiler")
-@pytest.mark.parametrize("how", ["whole", "in place", "a block"])
-def test_a_compiled_network_is_read_without_its_compiler(how, twelve, test, tmp_path):
+@pytest.mark.parametrize("compilation", ["whole", "in place", "a block"])
+def test_a_compiled_network_is_read_without_its_compiler(compilation, twelve, test, tmp_path):
     wanted = extract(twelve, test, store=tmp_path / "plain", **OPTIONS)
-    if how == "whole":
+    if compilation == "whole":
         network = torch.compile(twelve)
     else:
         network = twelve
-        network.compile() if how == "in place" else network.blocks[1].compile()
+        network.compile() if compilation == "in place" else network.blocks[1].compile()
     store = extract(network, test, store=tmp_path / "compiled", **OPTIONS)
     assert store.names == wanted.names and store.key["weights"] == wanted.key["weights"]
     assert store.part("test", 0).read_bytes() == wanted.part("test", 0).read_bytes()

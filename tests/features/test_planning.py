@@ -13,11 +13,11 @@ from igpt_lab.models.imagegpt import ImageGPTModel
 
 @pytest.mark.parametrize("size", ["S", "M", "L"])
 def test_flops_are_those_of_the_shapes(size):
-    found, config = plan(SIZES[size], 1000, devices="1xA100"), SIZES[size]
+    costs, config = plan(SIZES[size], 1000, devices="1xA100"), SIZES[size]
     t, d = config.n_positions, config.n_embd
     one = config.n_layer * (24 * t * d**2 + 2 * t * (t + 1) * d)  # 12 D^2 weights, and half of T x T twice
-    assert found["flops"] == pytest.approx(1000 * one, rel=1e-12)
-    assert found["seconds"] == pytest.approx(found["flops"] / (DEVICES["A100"][0] * SHARE))
+    assert costs["flops"] == pytest.approx(1000 * one, rel=1e-12)
+    assert costs["seconds"] == pytest.approx(costs["flops"] / (DEVICES["A100"][0] * SHARE))
 
 
 @pytest.mark.parametrize("n_inner", [None, 24])
@@ -29,11 +29,11 @@ def test_weights_are_those_of_a_model_s_matrices(n_inner):
 
 
 def test_imagenet_at_size_l():
-    found = plan(SIZES["L"], 1_281_167, devices="8xH100")
-    assert found["bytes"] == 1_281_167 * (4 * 49 * 1536 + 16) and round(found["bytes"] / 1e9) == 386
-    assert 1e18 < found["flops"] / 2 < 2e18  # multiply-adds, as the issue has them
-    assert found["parts"] == 641 and 8 * found["seconds"] / 3600 == pytest.approx(found["device_hours"] * 81 * 8 / 641)
-    assert "386 GB in 641 parts" in describe(found)
+    costs = plan(SIZES["L"], 1_281_167, devices="8xH100")
+    assert costs["bytes"] == 1_281_167 * (4 * 49 * 1536 + 16) and round(costs["bytes"] / 1e9) == 386
+    assert 1e18 < costs["flops"] / 2 < 2e18  # multiply-adds, as the issue has them
+    assert costs["parts"] == 641 and 8 * costs["seconds"] / 3600 == pytest.approx(costs["device_hours"] * 81 * 8 / 641)
+    assert "386 GB in 641 parts" in describe(costs)
 
 
 def test_the_command(capsys):
@@ -47,9 +47,9 @@ def test_the_table_of_the_docs():
     text = (Path(__file__).parents[2] / "docs/scale.md").read_text(encoding="utf-8")
     for size in "SML":
         for name, title in (("cifar10", "CIFAR-10"), ("imagenet", "ImageNet")):
-            found = plan(SIZES[size], IMAGES[name], devices="8xH100")
-            line = f"| {size} | {title} | {found['flops']:.2e} | {found['bytes'] / 1e9:,.3g} | {found['parts']:,} |"
+            costs = plan(SIZES[size], IMAGES[name], devices="8xH100")
+            line = f"| {size} | {title} | {costs['flops']:.2e} | {costs['bytes'] / 1e9:,.3g} | {costs['parts']:,} |"
             line += (
-                f" {found['device_hours']:,.3g} | {found['seconds'] / 60:,.3g} | {found['device_bytes'] / 1e9:,.3g} |"
+                f" {costs['device_hours']:,.3g} | {costs['seconds'] / 60:,.3g} | {costs['device_bytes'] / 1e9:,.3g} |"
             )
             assert line in text

@@ -204,10 +204,10 @@ def test_a_full_disk(small_disk, tiny, train, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*part-0000\d-of-00006.parquet was not written"):
         extract(tiny, train, store=small_disk / "stores", **options)
     path = small_disk / "stores" / expected.path.name
-    found = content(path)
-    kept = [name for name in found if name.suffix == ".parquet"]
-    assert kept and len(kept) < 6 and set(found) == {*kept, *[n for n in found if n.name == "manifest.json"]}
-    assert all(found[name] == content(expected.path)[name] for name in kept)
+    files = content(path)
+    kept = [name for name in files if name.suffix == ".parquet"]
+    assert kept and len(kept) < 6 and set(files) == {*kept, *[n for n in files if n.name == "manifest.json"]}
+    assert all(files[name] == content(expected.path)[name] for name in kept)
     listed = json.loads((path / "manifest.json").read_text())["splits"]["train"]
     assert sum(part is not None for part in listed) == len(kept)
     (small_disk / "ballast").unlink()
@@ -229,7 +229,7 @@ def test_any_number_of_images(rows, batch, tiny, train, tmp_path, monkeypatch):
 def test_labels_of_a_shuffled_set_stay_with_their_rows(tiny, train, tmp_path, monkeypatch):
     monkeypatch.setattr(prepared, "ROWS", 7)
     order = np.random.default_rng(0).permutation(60)
-    plain, shuffled = (extract(tiny, each, store=tmp_path, **OPTIONS) for each in (train, train.select(order)))
+    plain, shuffled = (extract(tiny, images, store=tmp_path, **OPTIONS) for images in (train, train.select(order)))
     assert shuffled.path != plain.path and shuffled.index("train").tolist() == order.tolist()
     assert shuffled.labels("train").tolist() == train.labels[order].tolist()
     np.testing.assert_allclose(shuffled.layer("ln_1", 3, "train"), plain.layer("ln_1", 3, "train")[order], atol=1e-5)

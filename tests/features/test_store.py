@@ -41,9 +41,9 @@ def test_round_trip(tmp_path):
     store = FeatureStore.open(fill(tmp_path, (1, 0)).path)
     assert store.path.name.startswith("tiny-b-c-") and store.splits == ["train"]
     for name, values in VALUES.items():
-        found = store.layer("ln_1", int(name[-1]), "train")
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, values)
+        features = store.layer("ln_1", int(name[-1]), "train")
+        assert features.dtype == np.float32
+        np.testing.assert_array_equal(features, values)
     assert store.index("train").tolist() == [10, 11, 12, 13, 14] and store.labels("train").tolist() == [0, 1, 0, 1, 1]
     stats = store.stats().set_index("layer")
     assert stats.max_abs.tolist() == [3, 4] and stats.zeros.tolist() == [0.5, 0] and stats.non_finite.tolist() == [0, 2]
@@ -59,8 +59,8 @@ def test_row_groups_one_by_one(tmp_path):
     writer = fill(tmp_path)
     store = writer.reader()
     assert store.row_groups("train") == [(0, 0, 3), (1, 0, 2)]
-    found = [store.row_group("train", *each[:2], ["label", "index", "ln_1.2"]) for each in store.row_groups("train")]
-    whole = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    groups = [store.row_group("train", *place[:2], ["label", "index", "ln_1.2"]) for place in store.row_groups("train")]
+    whole = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     np.testing.assert_array_equal(whole["ln_1.2"], VALUES["ln_1.2"])
     assert whole["index"].tolist() == [10, 11, 12, 13, 14] and whole["label"].tolist() == [0, 1, 0, 1, 1]
     table = pa.concat_tables([pq.read_table(store.part("train", n)) for n in (0, 1)])
@@ -68,7 +68,7 @@ def test_row_groups_one_by_one(tmp_path):
     store.listed("train")[1]["rows"] = 5
     assert store.row_groups("train")[1:] == [(1, 0, 2), (1, 1, 2), (1, 2, 1)]
     np.testing.assert_array_equal(store.row_group("train", 1, 1, ["ln_1.0"])["ln_1.0"], VALUES["ln_1.0"][2:4])
-    writer.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    writer.write_part("train", 0, np.arange(3), None, {name: column[:3] for name, column in VALUES.items()}, STATS)
     assert store.row_group("train", 0, 0, ["label"])["label"].tolist() == [-1, -1, -1]
 
 
@@ -227,7 +227,7 @@ def test_two_writers_with_their_own_view_make_one_store(tmp_path):
     first, second = (StoreWriter.create(tmp_path / "two", KEY, {"train": 2}) for _ in range(2))
     for store, n in ((first, 0), (second, 1)):
         rows = slice(3 * n, 3 * n + 3)
-        values = {name: each[rows] for name, each in VALUES.items()}
+        values = {name: column[rows] for name, column in VALUES.items()}
         assert list(store.claims([("train", n)])) == [("train", n)]
         store.write_part("train", n, np.arange(10, 15)[rows], np.array([0, 1, 0, 1, 1])[rows], values, STATS)
     assert first.has("train", 1) and list(first.claims([("train", 0), ("train", 1)])) == []
@@ -238,7 +238,7 @@ def test_two_writers_with_their_own_view_make_one_store(tmp_path):
 
 def test_a_thread_sees_what_another_process_listed_while_its_sibling_still_reads(tmp_path, monkeypatch):
     mine, theirs, seen, read = fill(tmp_path, ()), fill(tmp_path, ()), [], manifest_module.read_manifest
-    theirs.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    theirs.write_part("train", 0, np.arange(3), None, {name: column[:3] for name, column in VALUES.items()}, STATS)
 
     def slow(path):
         monkeypatch.setattr(manifest_module, "read_manifest", read)
@@ -266,10 +266,10 @@ def test_a_part_is_claimed_by_one(tmp_path):
 
 
 def test_claims_are_held_after_the_loop_s_end_until_their_part_is_written(tmp_path):
-    store, each = StoreWriter.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
+    store, parts = StoreWriter.create(tmp_path, KEY, {"train": 2}), [("train", 0), ("train", 1)]
     locks = [Path(lock_of(store.path, f".train.{n}").lock_file) for n in (0, 1)]
-    assert list(store.claims(each)) == each and all(map(held, locks))
-    store.write_part("train", 0, np.arange(3), None, {name: each[:3] for name, each in VALUES.items()}, STATS)
+    assert list(store.claims(parts)) == parts and all(map(held, locks))
+    store.write_part("train", 0, np.arange(3), None, {name: column[:3] for name, column in VALUES.items()}, STATS)
     assert [held(lock) for lock in locks] == [False, True]
     store.close()
     assert not any(map(held, locks))

@@ -46,11 +46,14 @@ def test_every_problem_is_listed(store):
     data = store.part("train", 1).read_bytes()
     store.part("train", 1).write_bytes(data[: len(data) // 2])
     store.part("train", 2).write_bytes(bytes([*data[:2000], data[2000] ^ 1, *data[2001:]]))
-    found = texts(store)
-    assert found[0] == "part-00000-of-00003.parquet is missing"
-    assert "part-00001-of-00003.parquet has the digest" in found[1] and "not readable as Parquet" in found[2]
-    assert "part-00002-of-00003.parquet has the digest" in found[3] and "has 25 rows, the manifest lists 10" in found[4]
-    assert len(found) == 5
+    problems = texts(store)
+    assert problems[0] == "part-00000-of-00003.parquet is missing"
+    assert "part-00001-of-00003.parquet has the digest" in problems[1] and "not readable as Parquet" in problems[2]
+    assert (
+        "part-00002-of-00003.parquet has the digest" in problems[3]
+        and "has 25 rows, the manifest lists 10" in problems[4]
+    )
+    assert len(problems) == 5
 
 
 def test_columns_and_index_are_compared_with_the_key(store):
@@ -66,8 +69,8 @@ def test_columns_and_index_are_compared_with_the_key(store):
         (part.slice(1), "has 24 rows, the manifest lists 25"),
     ):  # fmt: skip
         replaced(store, 1, table)
-        found = upkeep.verify(store.path)
-        assert [number for _, number, _ in found] == [1] and message in found[0][2]
+        problems = upkeep.verify(store.path)
+        assert [number for _, number, _ in problems] == [1] and message in problems[0][2]
     replaced(store, 1, part)
     assert texts(store) == []
 
@@ -228,8 +231,11 @@ def test_nothing_of_use_is_pruned(store, tmp_path):
     kept = {path: path.read_bytes() for path in store.path.rglob("part-*-of-00003.parquet")}
     busy = unfinished.claims([("train", 1)])
     next(busy)
-    found = {(each.what, each.path.relative_to(root).as_posix()): each.size for each in upkeep.leftovers(root)}
-    assert found == {
+    sizes = {
+        (leftover.what, leftover.path.relative_to(root).as_posix()): leftover.size
+        for leftover in upkeep.leftovers(root)
+    }
+    assert sizes == {
         ("incomplete store", "begun-01234567"): store.size,
         ("temporary file", f"{store.path.name}/train/.part-00000-of-00003.parquet.abc.tmp"): 4,
         ("part that the manifest does not list", f"{store.path.name}/train/part-00000-of-00002.parquet"): 6,
@@ -237,8 +243,8 @@ def test_nothing_of_use_is_pruned(store, tmp_path):
         ("temporary file", "tokens/set-01234567/.part-7200.tmp"): 4,
     }
     busy.close()
-    for each in upkeep.leftovers(root):
-        upkeep.remove(each)
+    for useless in upkeep.leftovers(root):
+        upkeep.remove(useless)
     assert upkeep.leftovers(root) == [] and not begun.exists()
     assert [path.name for path in unfinished.path.iterdir()] == ["notes.txt"]
     assert (newer / "manifest.json").exists() and (other / "manifest.txt").exists()

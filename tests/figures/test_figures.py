@@ -383,8 +383,8 @@ def test_training_dynamics_shows_each_checkpoint_and_falls_to_the_right():
     over_loss, over_depth = training_dynamics(table).axes
     chosen, last = (container.lines[0].get_xydata().tolist() for container in over_loss.containers)
     assert chosen == last == [[2.0, 40.0], [1.0, 80.0]] and over_loss.xaxis_inverted()  # without step 0
-    found = {label: line.get_ydata().tolist() for label, line in lines(over_depth).items() if label.startswith("step")}
-    assert found == {"step 0": [10, 20], "step 5": [20, 40], "step 10": [40, 80]}
+    curves = {label: line.get_ydata().tolist() for label, line in lines(over_depth).items() if label.startswith("step")}
+    assert curves == {"step 0": [10, 20], "step 5": [20, 40], "step 10": [40, 80]}
 
 
 def test_training_dynamics_of_several_models_compares_them():

@@ -111,8 +111,8 @@ def test_a_style_is_a_name_a_dict_or_a_file(tmp_path):
 
 
 def test_labels_are_the_words_of_names_and_of_anything_else_in_the_figure():
-    given = {MODEL: "ViT", "raw pixels": "Rohpixel", "layer": "Schicht", "a name in another figure": "x"}
-    ax = figures.layer_curve(layer_table(), labels=given)
+    labels = {MODEL: "ViT", "raw pixels": "Rohpixel", "layer": "Schicht", "a name in another figure": "x"}
+    ax = figures.layer_curve(layer_table(), labels=labels)
     assert {"ViT, 95 % interval", "Rohpixel", "random network"} <= set(lines(ax)) and ax.get_xlabel() == "Schicht"
     with pytest.raises(ValueError, match="labels has 'raw pixel', which is not in the figure; did you mean 'raw pixel"):
         figures.layer_curve(layer_table(), labels={"raw pixel": "x"})

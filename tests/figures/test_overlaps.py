@@ -23,19 +23,19 @@ SLACK = 1  # pixels: a box is a little larger than its letters
 
 def drawn_words(figure: Figure, monkeypatch) -> list[tuple[Text, Bbox]]:
     """Every text that is drawn in a figure as a png has it, and its box in pixels."""
-    found = []
+    drawn = []
     draw = Text.draw
 
     def note(text, renderer):
         draw(text, renderer)
         if text.get_visible() and text.get_text().strip():
-            found.append((text, Text.get_window_extent(text, renderer)))
+            drawn.append((text, Text.get_window_extent(text, renderer)))
 
     figure.set_dpi(DPI)
     with monkeypatch.context() as patch:
         patch.setattr(Text, "draw", note)
         figure.draw_without_rendering()
-    return found
+    return drawn
 
 
 def faults(figure: Figure, monkeypatch) -> Iterator[str]:

@@ -263,7 +263,7 @@ def test_text_is_text_in_a_pdf_and_outlines_in_an_svg(tmp_path):
     content = pdf.read_bytes()
     assert b"/FontFile2" in content and b"/Type3" not in content and b"/Subtype /Image" not in content
     streams = re.findall(rb"stream\r?\n(.*?)endstream", content, re.S)
-    assert any(b" Tf" in zlib.decompressobj().decompress(each) for each in streams if each[:1] == b"x")
+    assert any(b" Tf" in zlib.decompressobj().decompress(stream) for stream in streams if stream[:1] == b"x")
     drawn = svg.read_text()
     assert "<image" not in drawn and "<text" not in drawn and "font-family" not in drawn
 

@@ -212,10 +212,10 @@ def test_a_batch_moves_as_theirs_and_ids_stay_integers():
     ours = ImageGPTImageProcessorPil(PALETTE, {"height": 4, "width": 4})
     ways = [(("cpu", torch.float16), {}), ((torch.float16,), {}), ((), {"device": "meta"}), (("meta",), {}),
             (("meta",), {"non_blocking": True})]  # fmt: skip
-    for quantised, (where, how) in itertools.product((True, False), ways):
+    for quantised, (where, options) in itertools.product((True, False), ways):
         name = "input_ids" if quantised else "pixel_values"
         got, wanted = (it(images, return_tensors="pt", do_color_quantize=quantised) for it in (ours, theirs))
-        assert got.to(*where, **how) is got and wanted.to(*where, **how) is wanted
+        assert got.to(*where, **options) is got and wanted.to(*where, **options) is wanted
         assert (got[name].dtype, got[name].device) == (wanted[name].dtype, wanted[name].device)
         assert got[name].is_floating_point() is not quantised
         assert got.to("meta", dtype=torch.float64)[name].is_floating_point() is not quantised

@@ -19,9 +19,9 @@ def test_a_view_is_one_of_the_moves_by_one_or_two_pixels(test):
     for before, after in zip(test, second_view(test), strict=True):
         image, moved = np.asarray(before), np.asarray(after)
         moves = [(flip, y, x) for flip in (False, True) for y in (-2, -1, 1, 2) for x in (-2, -1, 1, 2)]
-        found = [m for m in moves if (_shifted(image[:, ::-1] if m[0] else image, *m[1:]) == moved).all()]
-        assert len(found) == 1
-        seen |= {("flip", found[0][0]), ("down", found[0][1]), ("right", found[0][2])}
+        matches = [m for m in moves if (_shifted(image[:, ::-1] if m[0] else image, *m[1:]) == moved).all()]
+        assert len(matches) == 1
+        seen |= {("flip", matches[0][0]), ("down", matches[0][1]), ("right", matches[0][2])}
     assert len(seen) == 2 + 4 + 4
 
 

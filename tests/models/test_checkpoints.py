@@ -96,7 +96,7 @@ def test_a_hub_name_is_downloaded_without_code_and_no_weights_twice(folder, mode
     assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
     wanted = {"name": "openai/imagegpt-small", "revision": "abc123"}
     patterns = [["*.json", "model*.safetensors"], ["*.json", "pytorch_model*.bin"]]
-    assert asked == [wanted | {"allow_patterns": each} for each in patterns[: 1 + older]]
+    assert asked == [wanted | {"allow_patterns": allowed} for allowed in patterns[: 1 + older]]
 
 
 @pytest.mark.parametrize("source", ["./no/such", "/no/such", "~/nosuch/folder"])
@@ -154,20 +154,20 @@ class Execute:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
-def test_a_pickle_is_refused_and_not_executed(folder, tmp_path, how):
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_a_pickle_is_refused_and_not_executed(folder, tmp_path, kind):
     made, path = tmp_path / "executed", folder / "pytorch_model.bin"
     (folder / "model.safetensors").unlink()
     state = {"transformer.wte.weight": torch.zeros(5, 8), "extra": Execute(made)}
-    if how == "pickle":
+    if kind == "pickle":
         path.write_bytes(pickle.dumps({"extra": Execute(made)}, protocol=2))
     else:
-        torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(CheckpointError, match="pytorch_model.bin holds more than tensors") as caught:
         load(folder)
     assert not made.exists()
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
-    if how == "pickle":
+    if kind == "pickle":
         pickle.loads(path.read_bytes())["extra"].close()
         assert made.exists(), "the file of this test is harmless, so it shows nothing"
 

@@ -132,10 +132,10 @@ def test_the_port_s_first_loss_is_not_ln_v_and_ours_is(port):
 @pytest.mark.parametrize("cls", [ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
 def test_init_port_draws_at_the_scales_of_the_port_and_the_original_at_others(port, cls):
     shape = {"vocab_size": 257, "n_positions": 256, "n_embd": 128, "n_layer": 4, "n_head": 4, "num_labels": 100}
-    given = shape | {"add_cross_attention": True}
-    theirs = dict(getattr(port, cls.__name__)(port.ImageGPTConfig(**given)).named_parameters())
-    ours = dict(cls(lab.ImageGPTConfig(**given), init="transformers").named_parameters())
-    original = dict(cls(lab.ImageGPTConfig(**given)).named_parameters())
+    settings = shape | {"add_cross_attention": True}
+    theirs = dict(getattr(port, cls.__name__)(port.ImageGPTConfig(**settings)).named_parameters())
+    ours = dict(cls(lab.ImageGPTConfig(**settings), init="transformers").named_parameters())
+    original = dict(cls(lab.ImageGPTConfig(**settings)).named_parameters())
     assert set(ours) == set(theirs)
     for name, weight in theirs.items():
         if weight.std() == 0:  # biases are zero and gains one in all three
@@ -206,8 +206,8 @@ def test_the_port_hides_a_colour_that_is_its_padding_and_ours_reads_it():
     model, start = case_of().model(Causal), torch.tensor([[5, 1, 2, 3], [1, 5, 5, 2]])
     plain = twin(model).generate(start, max_length=17, do_sample=False)
     assert not torch.equal(twin(model).generate(start, max_length=17, do_sample=False, pad_token_id=5), plain)
-    for how in ({}, {"pad_token_id": 5}):
-        assert torch.equal(model.generate(start, max_length=17, **how), plain)
+    for options in ({}, {"pad_token_id": 5}):
+        assert torch.equal(model.generate(start, max_length=17, **options), plain)
 
 
 def test_the_port_has_more_constraints_of_text_and_ours_refuses_them():
@@ -220,11 +220,11 @@ def test_the_port_has_more_constraints_of_text_and_ours_refuses_them():
 
 def test_beams_of_the_port_may_end_at_a_token_and_ours_end_at_one_length():
     model, start, ends = case_of().model(Causal), torch.tensor([[16]]), list(range(14))
-    how = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False}
-    assert twin(model).generate(start, eos_token_id=ends, pad_token_id=0, **how).shape[1] < 4
+    options = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False}
+    assert twin(model).generate(start, eos_token_id=ends, pad_token_id=0, **options).shape[1] < 4
     with pytest.raises(ValueError, match="with num_beams; expected none, as beams end at one length here"):
-        model.generate(start, eos_token_id=ends, **how)
-    assert torch.equal(model.generate(start, **how), twin(model).generate(start, **how))
+        model.generate(start, eos_token_id=ends, **options)
+    assert torch.equal(model.generate(start, **options), twin(model).generate(start, **options))
 
 
 @torch.no_grad()
@@ -286,9 +286,9 @@ def test_the_port_squashes_an_image_and_ours_can_crop_its_centre_as_the_paper_do
 def test_the_port_ignores_data_format_and_ours_follows_it(port):
     """It is among the arguments of a call in both."""
     greys, image = np.stack([np.linspace(-1, 1, 16)] * 3, axis=1), Image.new("RGB", (9, 7))
-    how = {"do_color_quantize": False, "return_tensors": "np", "data_format": "channels_last"}
-    theirs = port.ImageGPTImageProcessorPil(clusters=greys, size={"height": 4, "width": 5})(image, **how)
-    ours = lab.ImageGPTImageProcessorPil(clusters=greys, size={"height": 4, "width": 5})(image, **how)
+    options = {"do_color_quantize": False, "return_tensors": "np", "data_format": "channels_last"}
+    theirs = port.ImageGPTImageProcessorPil(clusters=greys, size={"height": 4, "width": 5})(image, **options)
+    ours = lab.ImageGPTImageProcessorPil(clusters=greys, size={"height": 4, "width": 5})(image, **options)
     assert theirs["pixel_values"].shape == (1, 3, 4, 5)
     assert ours["pixel_values"].shape == (1, 4, 5, 3)
 
@@ -370,12 +370,12 @@ def with_encoder(length: int = 16) -> tuple:
 def test_the_port_ignores_the_encoder_s_mask_and_ours_applies_it():
     model, theirs, tokens, encoder = with_encoder(5)
     hide = {"encoder_attention_mask": torch.tensor([[1, 1, 0, 0, 0]] * 2)}
-    how = {"encoder_hidden_states": encoder, "use_cache": False}
-    plain = theirs(tokens, **how).logits
-    assert torch.equal(theirs(tokens, **how, **hide).logits, plain)
-    same(model(tokens, **how).logits, plain)
-    shown = model(tokens, **how | {"encoder_hidden_states": encoder[:, :2]}).logits
-    same(model(tokens, **how, **hide).logits, shown)
+    options = {"encoder_hidden_states": encoder, "use_cache": False}
+    plain = theirs(tokens, **options).logits
+    assert torch.equal(theirs(tokens, **options, **hide).logits, plain)
+    same(model(tokens, **options).logits, plain)
+    shown = model(tokens, **options | {"encoder_hidden_states": encoder[:, :2]}).logits
+    same(model(tokens, **options, **hide).logits, shown)
     assert (shown - plain).abs().max() > 0.05
 
 
@@ -384,10 +384,10 @@ def test_the_port_hides_the_encoder_behind_the_mask_of_its_own_tokens_and_ours_d
     model, theirs, tokens, encoder = with_encoder()
     mask = torch.ones(2, 16, dtype=torch.long)
     mask[:, 10:] = 0
-    how = {"encoder_hidden_states": encoder, "use_cache": False, "output_attentions": True, "attention_mask": mask}
-    assert all(not weights[..., 10:].any() for weights in theirs(tokens, **how).cross_attentions)
-    assert all((weights[..., 10:] > 0).all() for weights in model(tokens, **how).cross_attentions)
-    shorter = how | {"encoder_hidden_states": encoder[:, :5].contiguous()}
+    options = {"encoder_hidden_states": encoder, "use_cache": False, "output_attentions": True, "attention_mask": mask}
+    assert all(not weights[..., 10:].any() for weights in theirs(tokens, **options).cross_attentions)
+    assert all((weights[..., 10:] > 0).all() for weights in model(tokens, **options).cross_attentions)
+    shorter = options | {"encoder_hidden_states": encoder[:, :5].contiguous()}
     with pytest.raises(RuntimeError, match="size of tensor"):
         theirs(tokens, **shorter)
     assert model(tokens, **shorter).logits.isfinite().all()
@@ -410,8 +410,8 @@ def test_with_an_encoder_the_port_s_cache_doubles_it_at_each_step_and_ours_does_
     )
     for step in range(4):
         for one, cache in zip((model, theirs), caches, strict=True):
-            how = {"encoder_hidden_states": encoder, "past_key_values": cache, "output_attentions": True}
-            lengths.append(one(tokens[:, step, None], **how).cross_attentions[0].shape[-1])
+            options = {"encoder_hidden_states": encoder, "past_key_values": cache, "output_attentions": True}
+            lengths.append(one(tokens[:, step, None], **options).cross_attentions[0].shape[-1])
     assert lengths == [5, 5, 5, 10, 5, 20, 5, 40]
 
 

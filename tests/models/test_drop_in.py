@@ -121,11 +121,11 @@ def test_a_traced_model_has_the_biases_that_were_zero_when_it_was_traced():
         with torch.no_grad():
             for bias in biases:
                 bias.zero_()
-            found = torch.jit.trace(Logits(model), tokens)
+            traced_model = torch.jit.trace(Logits(model), tokens)
             for i, bias in enumerate(biases):
                 bias.copy_(torch.linspace(-1, 1, len(bias)) + i)
-            same(found(tokens), model(tokens).logits)
-            traced.append(found(tokens))
+            same(traced_model(tokens), model(tokens).logits)
+            traced.append(traced_model(tokens))
     same(*traced)
 
 

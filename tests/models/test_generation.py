@@ -36,12 +36,12 @@ def _leaves_a_colour(words: list) -> bool:
     return not all([token] in words for token in range(3))
 
 
-def agree(case: Case, start: torch.Tensor, how: dict, seed: int) -> None:
+def agree(case: Case, start: torch.Tensor, options: dict, seed: int) -> None:
     """Every output of both, tokens exactly and numbers to 1e-5 of what is finite."""
     model, outs = case.model(Causal), []
     for one in (model, twin(model)):
         torch.manual_seed(seed)
-        outs.append(one.generate(start, return_dict_in_generate=True, **how, **ASKED))
+        outs.append(one.generate(start, return_dict_in_generate=True, **options, **ASKED))
     ours, theirs = outs
     assert list(ours) == [name for name in theirs if name != "past_key_values"]
     for name in ours:
@@ -69,8 +69,8 @@ def _same(one, other) -> None:
 @few
 def test_penalties_and_forbidden_words_make_the_tokens_and_scores_of_the_port(case, asked, cached, draws, seed):
     start = torch.cat([torch.full((case.n, 1), case.config.sos_token_id), case.tokens()[:, 1:]], dim=1)
-    how = {"max_length": case.config.n_positions + 1, "use_cache": cached, "do_sample": draws, "top_k": 0}
-    agree(case, start, asked | how, seed)
+    options = {"max_length": case.config.n_positions + 1, "use_cache": cached, "do_sample": draws, "top_k": 0}
+    agree(case, start, asked | options, seed)
 
 
 @given(
@@ -80,9 +80,9 @@ def test_penalties_and_forbidden_words_make_the_tokens_and_scores_of_the_port(ca
 @few
 def test_beams_are_those_of_the_port_token_for_token(case, asked, cached, beams, copies, penalty, early):
     case = replace(case, config=replace(case.config, vocab_size=20))  # with fewer, beams may be copies of each other
-    how = {"num_beams": beams, "num_return_sequences": min(copies, beams), "length_penalty": penalty,
-           "early_stopping": early, "do_sample": False, "use_cache": cached}  # fmt: skip
-    agree(case, case.tokens(1), asked | how | {"max_length": case.config.n_positions + 1}, 0)
+    options = {"num_beams": beams, "num_return_sequences": min(copies, beams), "length_penalty": penalty,
+               "early_stopping": early, "do_sample": False, "use_cache": cached}  # fmt: skip
+    agree(case, case.tokens(1), asked | options | {"max_length": case.config.n_positions + 1}, 0)
 
 
 @given(
@@ -92,9 +92,9 @@ def test_beams_are_those_of_the_port_token_for_token(case, asked, cached, beams,
 @few
 def test_drawn_beams_are_those_of_the_port_token_for_token(case, cached, beams, seed, top_k, top_p, temperature):
     case = replace(case, config=replace(case.config, vocab_size=20))
-    how = {"num_beams": beams, "num_return_sequences": beams, "do_sample": True, "use_cache": cached, "top_k": top_k,
-           "top_p": top_p, "temperature": temperature}  # fmt: skip
-    agree(case, case.tokens(1), how | {"max_length": case.config.n_positions + 1}, seed)
+    options = {"num_beams": beams, "num_return_sequences": beams, "do_sample": True, "use_cache": cached,
+               "top_k": top_k, "top_p": top_p, "temperature": temperature}  # fmt: skip
+    agree(case, case.tokens(1), options | {"max_length": case.config.n_positions + 1}, seed)
 
 
 @pytest.mark.parametrize("beams", [2, 3])
@@ -105,8 +105,8 @@ def test_with_as_many_beams_as_images_there_are_the_best_is_the_likeliest(beams)
     images = torch.cartesian_prod(*[torch.arange(beams)] * 2)
     fed = torch.cat([start.expand(len(images), 1), images[:, :1]], dim=1)
     chance = model(fed).logits.log_softmax(-1).gather(2, images[..., None]).sum(dim=(1, 2)).detach()
-    how = {"max_new_tokens": 2, "num_beams": beams**2, "num_return_sequences": 3, "length_penalty": 0.0}
-    out = model.generate(start, **how, return_dict_in_generate=True, output_scores=True)
+    options = {"max_new_tokens": 2, "num_beams": beams**2, "num_return_sequences": 3, "length_penalty": 0.0}
+    out = model.generate(start, **options, return_dict_in_generate=True, output_scores=True)
     want, order = chance.topk(3)
     assert torch.equal(out.sequences[:, 1:], images[order])
     same(out.sequences_scores, want)
@@ -132,25 +132,26 @@ def test_scores_of_the_steps_are_those_of_the_port(seed, colours, penalty):
 def test_the_token_that_ends_a_row_is_no_forbidden_word_as_theirs():
     model, start = CASE.model(Causal), CASE.tokens(1)
     first = int(model.generate(start, max_new_tokens=1)[0, 1])
-    how = {"bad_words_ids": [[first], [(first + 1) % 16]], "eos_token_id": first, "max_length": 17, "do_sample": False}
-    ours, theirs = model.generate(start, **how), twin(model).generate(start, **how)
+    options = {"bad_words_ids": [[first], [(first + 1) % 16]], "eos_token_id": first, "max_length": 17,
+               "do_sample": False}  # fmt: skip
+    ours, theirs = model.generate(start, **options), twin(model).generate(start, **options)
     assert torch.equal(ours, theirs)
     assert ours[0, 1] == first
 
 
-@pytest.mark.parametrize("how", [{}, {"use_cache": False}, {"num_beams": 2}, {"do_sample": True, "top_k": 3}])
-def test_types_of_tokens_go_on_with_the_last_one_as_theirs(how):
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_beams": 2}, {"do_sample": True, "top_k": 3}])
+def test_types_of_tokens_go_on_with_the_last_one_as_theirs(options):
     types = CASE.tokens(4).flip(1)
-    how = {"do_sample": False, "max_length": 17, "token_type_ids": types} | how
-    agree(CASE, CASE.tokens(4), how, 0)
+    options = {"do_sample": False, "max_length": 17, "token_type_ids": types} | options
+    agree(CASE, CASE.tokens(4), options, 0)
     assert not torch.equal(types[:, -1], types[:, -2])
 
 
 @pytest.mark.parametrize("room", [True, False])
 def test_a_cache_in_another_order_goes_on_as_that_of_the_images_in_it(room):
     model, tokens, rows = CASE.model(Causal), CASE.tokens(8), torch.tensor([1, 1])
-    how = {"device": tokens.device, "dtype": model.dtype}
-    cache = KeyValueCache.of(CONFIG, 2, 8, **how) if room else KeyValueCache()
+    placement = {"device": tokens.device, "dtype": model.dtype}
+    cache = KeyValueCache.of(CONFIG, 2, 8, **placement) if room else KeyValueCache()
     with torch.no_grad():
         model(tokens[:, :5], past_key_values=cache)
         cache.reorder_cache(rows)
@@ -168,7 +169,7 @@ def test_what_beams_return_may_be_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("options", "words"),
     [
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0; expected a number above 0"),
         ({"bad_words_ids": []}, r"bad_words_ids=\[\]; expected one word or more"),
@@ -178,9 +179,9 @@ def test_what_beams_return_may_be_trained_on():
         ({"num_beams": 0}, "num_beams is 0; expected a whole number above 0"),
     ],
 )
-def test_what_cannot_be_is_an_error_as_theirs(how, words):
+def test_what_cannot_be_is_an_error_as_theirs(options, words):
     model, start = CASE.model(Causal), CASE.tokens(1)
     with pytest.raises(ValueError, match=words):
-        model.generate(start, max_new_tokens=2, **how)
+        model.generate(start, max_new_tokens=2, **options)
     with pytest.raises((ValueError, ZeroDivisionError)):
-        twin(model).generate(start, max_new_tokens=2, do_sample=False, **how)
+        twin(model).generate(start, max_new_tokens=2, do_sample=False, **options)

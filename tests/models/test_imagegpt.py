@@ -67,11 +67,11 @@ def oracle():
 def oracle_state():
     """The original variables under transformers' names: linear maps (in, out), SOS the last row of `wte`."""
     bundle = Bundle(ORACLE / "model.ckpt-1000000")
-    given = {name.removeprefix("model/"): bundle.read(name) for name in bundle.entries}
-    state = {"wte.weight": np.concatenate([given["wte"], given["sos"][None]]), "wpe.weight": given["wpe"]}
-    width = given["wpe"].shape[1]
+    variables = {name.removeprefix("model/"): bundle.read(name) for name in bundle.entries}
+    state = {"wte.weight": np.concatenate([variables["wte"], variables["sos"][None]]), "wpe.weight": variables["wpe"]}
+    width = variables["wpe"].shape[1]
     for layer in range(4):
-        block = {name.removeprefix(f"h{layer}/"): value for name, value in given.items()}
+        block = {name.removeprefix(f"h{layer}/"): value for name, value in variables.items()}
         query, key, value, out = (block[f"attn/{x}_proj"].reshape(width, width) for x in "qkvc")
         state |= {
             f"h.{layer}.ln_1.weight": block["ln_1/g"],
@@ -81,17 +81,17 @@ def oracle_state():
             f"h.{layer}.mlp.c_fc.weight": block["mlp/c_fc/w"],
             f"h.{layer}.mlp.c_proj.weight": block["mlp/c_proj/w"],
         }
-    state = {f"transformer.{name}": value for name, value in (state | {"ln_f.weight": given["ln_f/g"]}).items()}
-    state |= {"lm_head.weight": given["wtet"], "score.weight": given["clf/wclf"]}
+    state = {f"transformer.{name}": value for name, value in (state | {"ln_f.weight": variables["ln_f/g"]}).items()}
+    state |= {"lm_head.weight": variables["wtet"], "score.weight": variables["clf/wclf"]}
     return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
 
 def oracle_model(cls):
     model = cls(ImageGPTConfig(vocab_size=33, n_positions=64, n_embd=64, n_layer=4, n_head=4, num_labels=7)).eval()
-    given = oracle_state()
+    state = oracle_state()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.zero_() if name.endswith("bias") else weight.copy_(given[name])
+            weight.zero_() if name.endswith("bias") else weight.copy_(state[name])
     return model
 
 
@@ -185,10 +185,10 @@ def test_next_pixel_loss_by_hand():
 def test_a_product_is_numpys_by_either_library(shape, slow, monkeypatch):
     monkeypatch.setattr("igpt_lab.core.devices.mkl_is_slow", lambda: slow and torch.backends.mkldnn.is_available())
     x, weight, bias = torch.randn(*shape[:-1], 14)[..., ::2], torch.randn(7, 20)[:, ::2], torch.randn(10)
-    for given in (None, bias):
-        expected = x.double().numpy() @ weight.double().numpy() + (0 if given is None else given.double().numpy())
+    for addend in (None, bias):
+        expected = x.double().numpy() @ weight.double().numpy() + (0 if addend is None else addend.double().numpy())
         with torch.no_grad():
-            np.testing.assert_allclose(product(x, weight, given), expected, atol=1e-5)
+            np.testing.assert_allclose(product(x, weight, addend), expected, atol=1e-5)
 
 
 def test_norm_by_hand():
@@ -228,10 +228,10 @@ def test_the_model_runs_in_bfloat16():
 def test_padding_on_the_left_stays_finite_under_autocast(dtype, explicit):
     model, tokens, mask = shaken(ImageGPTForCausalImageModeling), tokens_of(), torch.ones(3, 16)
     mask[:, :4] = 0
-    how = {"attention_mask": mask, "position_ids": torch.arange(16)[None] - 4, "output_attentions": explicit}
-    how["position_ids"] = how["position_ids"].clamp(min=0)
+    options = {"attention_mask": mask, "position_ids": torch.arange(16)[None] - 4, "output_attentions": explicit}
+    options["position_ids"] = options["position_ids"].clamp(min=0)
     with torch.autocast("cpu", dtype):
-        got = model(tokens, **how).logits
+        got = model(tokens, **options).logits
     assert got.isfinite().all()
     assert (got[:, 4:] - model(tokens[:, 4:]).logits).abs().max() < 0.1, "what is hidden changed what is not"
 
@@ -314,16 +314,16 @@ def test_every_way_runs_on_the_meta_device(way, low):
     """A tensor that is made on the wrong device, or looked at by the host, fails here."""
     chosen = {name: way[name] for name in ("reorder_and_upcast_attn", "bidirectional") if name in way}
     config = dataclasses.replace(SIZES["L"], n_layer=2, add_cross_attention="encoder_hidden_states" in way, **chosen)
-    given = {name: value for name, value in way.items() if name not in chosen}
+    arguments = {name: value for name, value in way.items() if name not in chosen}
     dtypes = {"masked": torch.bool, "encoder_hidden_states": torch.float32}
     with torch.device("meta"), OnlyMeta(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-        shapes = {name: shape for name, shape in given.items() if isinstance(shape, tuple)}
-        given |= {name: torch.zeros(shape, dtype=dtypes.get(name, torch.long)) for name, shape in shapes.items()}
+        shapes = {name: shape for name, shape in arguments.items() if isinstance(shape, tuple)}
+        arguments |= {name: torch.zeros(shape, dtype=dtypes.get(name, torch.long)) for name, shape in shapes.items()}
         tokens = torch.zeros(2, 64, dtype=torch.long)
         for training in (False, True):
             model = ImageGPTForCausalImageModeling(config).train(training)
             model.gradient_checkpointing_enable()
-            out = model(tokens, labels=tokens, **given)
+            out = model(tokens, labels=tokens, **arguments)
             assert out.logits.shape == (2, 64, 512)
             out.loss.backward()
 
@@ -522,17 +522,17 @@ def test_a_configuration_and_a_type_are_given_while_loading(tmp_path):
     other = dataclasses.replace(TINY, layer_norm_epsilon=0.5)
     loaded = ImageGPTModel.from_pretrained(tmp_path, config=other, n_inner=96)
     assert loaded.config == dataclasses.replace(other, n_inner=96)
-    for given, want in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.bfloat16),
+    for dtype, want in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.bfloat16),
                         ("torch.float16", torch.float16), (torch.float64, torch.float64)):  # fmt: skip
-        assert ImageGPTModel.from_pretrained(tmp_path, dtype=given).dtype == want
-        assert ImageGPTModel.from_pretrained(tmp_path, torch_dtype=given).dtype == want
+        assert ImageGPTModel.from_pretrained(tmp_path, dtype=dtype).dtype == want
+        assert ImageGPTModel.from_pretrained(tmp_path, torch_dtype=dtype).dtype == want
     values = json.loads((tmp_path / "config.json").read_text())
     for name in ("dtype", "torch_dtype"):  # as newer and older versions of transformers write it
         (tmp_path / "config.json").write_text(json.dumps(values | {name: "float16"}))
         assert ImageGPTModel.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
-    for given in ("float23", "int8", "nn"):
-        with pytest.raises(ValueError, match=f"dtype '{given}'; expected a floating-point type"):
-            ImageGPTModel.from_pretrained(tmp_path, dtype=given)
+    for dtype in ("float23", "int8", "nn"):
+        with pytest.raises(ValueError, match=f"dtype '{dtype}'; expected a floating-point type"):
+            ImageGPTModel.from_pretrained(tmp_path, dtype=dtype)
 
 
 @torch.no_grad()
@@ -608,12 +608,12 @@ def test_the_usual_way_is_the_fused_attention_without_a_mask(monkeypatch):
         assert calls == [(None, True)] * TINY.n_layer
 
 
-@pytest.mark.parametrize("how", [{}, {"eos_token_id": 16}, {"use_cache": False}, {"do_sample": True}])
-def test_what_is_generated_may_be_trained_on(how):
+@pytest.mark.parametrize("options", [{}, {"eos_token_id": 16}, {"use_cache": False}, {"do_sample": True}])
+def test_what_is_generated_may_be_trained_on(options):
     model = shaken(ImageGPTForCausalImageModeling).train()
     with torch.inference_mode():
-        given = tokens_of(length=4)
-    images = model.generate(given, max_length=16, **how)
+        prompt = tokens_of(length=4)
+    images = model.generate(prompt, max_length=16, **options)
     assert model.training and not images.is_inference()
     model(images, labels=images).loss.backward()
     assert model.lm_head.weight.grad.any()
@@ -631,9 +631,9 @@ def test_an_error_leaves_the_mode_as_it_was():
     for temperature in (0, -1.0, math.nan):
         with pytest.raises(ValueError, match="temperature=.*; expected a number above 0"):
             model.generate(tokens_of(length=2), max_length=4, do_sample=True, temperature=temperature)
-    for given in ({}, {"input_ids": tokens_of(), "inputs": tokens_of()}):
+    for inputs in ({}, {"input_ids": tokens_of(), "inputs": tokens_of()}):
         with pytest.raises(ValueError, match="either input_ids or inputs; got both or none"):
-            model.generate(**given, max_length=4)
+            model.generate(**inputs, max_length=4)
 
 
 def test_a_bidirectional_model_continues_nothing():

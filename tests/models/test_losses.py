@@ -49,8 +49,8 @@ def test_surprise_is_an_earlier_name(tiny, tokens):
 
 def test_reductions_are_means_of_the_loss_of_each_pixel(tiny, tokens):
     with torch.no_grad():
-        each = lab.next_pixel_loss(tiny, torch.as_tensor(tokens), reduction="none").numpy()
-    for reduction, expected in (("pixel", each), ("image", each.mean(1)), ("all", each.mean())):
+        by_pixel = lab.next_pixel_loss(tiny, torch.as_tensor(tokens), reduction="none").numpy()
+    for reduction, expected in (("pixel", by_pixel), ("image", by_pixel.mean(1)), ("all", by_pixel.mean())):
         losses = losses_of(tiny, tokens, reduction=reduction, batch_size=3)
         assert losses.dtype == np.float64 and losses.shape == expected.shape
         np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -110,8 +110,8 @@ def opens(folder: Path, name: str = "model.ckpt-7") -> Bundle | None:
     """The bundle, or None after an error of the right kind on one line; any other error fails the test."""
     try:
         bundle = Bundle(folder / name)
-        for each in bundle.entries:
-            bundle.read(each)
+        for entry in bundle.entries:
+            bundle.read(entry)
         return bundle
     except CheckpointError as error:
         assert "\n" not in str(error) and str(folder) in str(error)
@@ -203,7 +203,7 @@ def test_a_short_or_damaged_data_file_is_named(ar, tmp_path):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="00002-of-00003 is damaged: the checksum of model/.* differs"):
         openai.convert_openai(ar, tmp_path / "out", progress=False)
-    assert [each.name for each in tmp_path.iterdir()] == ["ar"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ar"]
 
 
 # Which checkpoint
@@ -335,16 +335,16 @@ TOKENS = np.random.default_rng(3).integers(0, 6, (4, 9))
 def test_the_converted_model_gives_the_original_numbers(ar, tmp_path):
     out = openai.convert_openai(ar, tmp_path / "out", progress=False)
     with np.load(DATA / "openai-ar.npz") as file:
-        given = dict(file)
-    logits, states = original_graph(given, TOKENS, 2)
+        variables = dict(file)
+    logits, states = original_graph(variables, TOKENS, 2)
     model = lab.load_model(out)
     inputs = align(torch.from_numpy(TOKENS), "sos", model.config)
     np.testing.assert_allclose(model(inputs).logits, logits, atol=1e-5)
     classifier = ImageGPTForImageClassification.from_pretrained(out)
-    np.testing.assert_allclose(classifier(inputs).logits, states.mean(1) @ given["model/clf/wclf"].T, atol=1e-5)
+    np.testing.assert_allclose(classifier(inputs).logits, states.mean(1) @ variables["model/clf/wclf"].T, atol=1e-5)
     assert (model.config.num_labels, model.config.bidirectional, model.config.n_inner) == (3, False, None)
     assert not any(tensor.any() for name, tensor in model.named_parameters() if name.endswith("bias"))
-    np.testing.assert_array_equal(model.transformer.wte.weight[-1], given["model/sos"])
+    np.testing.assert_array_equal(model.transformer.wte.weight[-1], variables["model/sos"])
     np.testing.assert_allclose(model.processor.clusters, np.load(ar / "kmeans_centers.npy"), rtol=1e-7)
     assert sorted(path.name for path in out.iterdir()) == [
         "config.json", "model.safetensors", "preprocessor_config.json",
@@ -661,24 +661,24 @@ def published(server, ar):
         server.files[f"/checkpoints/igpt-s-bert/131000/{path.name}"] = path.read_bytes()
     server.files["/color-clusters/kmeans_centers.npy"] = (ar / "kmeans_centers.npy").read_bytes()
     for part in ("tr", "va", "te"):
-        for each in "XY":
-            server.files[f"/datasets/cifar10_{part}{each}.npy"] = b"x"
+        for letter in "XY":
+            server.files[f"/datasets/cifar10_{part}{letter}.npy"] = b"x"
     return server
 
 
 def test_what_is_published_is_fetched(published, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    how = {"bert": True, "datasets": ["cifar10"], "address": published.address, "progress": False}
-    folder = openai.download_openai("s", 131_000, **how)
+    options = {"bert": True, "datasets": ["cifar10"], "address": published.address, "progress": False}
+    folder = openai.download_openai("s", 131_000, **options)
     assert folder == tmp_path / "cache/igpt-lab/openai/igpt-s-bert/131000"
     assert len(list(folder.iterdir())) == 34 and len(list((folder.parents[1] / "datasets").iterdir())) == 6
     assert openai.openai_config(openai.find_openai(folder)).bidirectional
     assert {path for _, path, _ in published.log} == set(published.files)
     published.shutdown(), published.server_close()
-    assert openai.download_openai("s", 131_000, **how) == folder, "all is there, yet the server was needed"
+    assert openai.download_openai("s", 131_000, **options) == folder, "all is there, yet the server was needed"
     (folder / "kmeans_centers.npy").unlink()
     with pytest.raises(OSError) as told:
-        openai.download_openai("s", 131_000, **how)
+        openai.download_openai("s", 131_000, **options)
     assert str(told.value) == (
         "no answer (ConnectionError); without a network, put model.ckpt-131000.index to "
         f"model.ckpt-131000.data-00031-of-00032 (33 files) of {published.address}/checkpoints/igpt-s-bert/131000/ into "
@@ -745,13 +745,13 @@ def test_a_token_set_goes_where_images_go(tokens, tiny, tmp_path):
         train = lab.load_images(name, "train")
         assert repr(train) == "<TokenSet shades train: 30 images, 3 classes: 0, 1, 2>"
     assert train.labels.tolist() == [0, 1, 2] * 10
-    given = np.load(tokens.with_name("shades_trX.npy"))
-    found = lab.tokenize(train, tiny.processor)
-    assert found.dtype == np.uint16 and (found == given).all()
+    expected = np.load(tokens.with_name("shades_trX.npy"))
+    ids = lab.tokenize(train, tiny.processor)
+    assert ids.dtype == np.uint16 and (ids == expected).all()
     some = lab.load_images(tokens, "train", limit=6)
     assert (
         np.bincount(some.labels).tolist() == [2, 2, 2]
-        and (lab.tokenize(some, tiny.processor) == given[some.index]).all()
+        and (lab.tokenize(some, tiny.processor) == expected[some.index]).all()
     )
     assert some.fingerprint != train.fingerprint == data.load_tokens(tokens, "train").fingerprint
     test = lab.load_images(tokens, "test")

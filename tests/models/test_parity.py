@@ -56,21 +56,21 @@ class Call(Case):
 
     def arguments(self, cls) -> dict:
         """For both forward passes."""
-        config, given = self.config, {"attention_mask": self.attention_mask(), "use_cache": self.cache}
+        config, inputs = self.config, {"attention_mask": self.attention_mask(), "use_cache": self.cache}
         if self.embeds:
-            given["inputs_embeds"] = self.normal(self.n, self.t, config.n_embd)
+            inputs["inputs_embeds"] = self.normal(self.n, self.t, config.n_embd)
         else:
-            given["input_ids"] = self.tokens()
+            inputs["input_ids"] = self.tokens()
         if self.types:
-            given["token_type_ids"] = self.tokens().flip(0, 1)
+            inputs["token_type_ids"] = self.tokens().flip(0, 1)
         if self.positions:
-            given["position_ids"] = torch.randint(config.n_positions, (self.n, self.t), generator=self.generator())
+            inputs["position_ids"] = torch.randint(config.n_positions, (self.n, self.t), generator=self.generator())
         if self.encoder(cls):
-            given["encoder_hidden_states"] = self.normal(self.n, 5, config.n_embd)
-            given["encoder_attention_mask"] = (torch.arange(5) < 1 + torch.arange(self.n)[:, None]).long()
+            inputs["encoder_hidden_states"] = self.normal(self.n, 5, config.n_embd)
+            inputs["encoder_attention_mask"] = (torch.arange(5) < 1 + torch.arange(self.n)[:, None]).long()
         # transformers cannot give attentions of a model with cross-attention and without an encoder: IndexError.
-        given["output_attentions"] = self.attentions and self.encoder(cls) == config.add_cross_attention
-        return given | {"output_hidden_states": self.states}
+        inputs["output_attentions"] = self.attentions and self.encoder(cls) == config.add_cross_attention
+        return inputs | {"output_hidden_states": self.states}
 
     def encoder(self, cls) -> bool:
         return self.config.add_cross_attention and cls is not ImageGPTForImageClassification
@@ -395,13 +395,13 @@ TOKEN = st.integers(0, 3)
 )  # fmt: skip
 @few
 def test_generation_ends_where_that_of_the_port_does(case, ends, pad, told, cached):
-    how = {"eos_token_id": ends, "pad_token_id": pad}
-    case = case if told else replace(case, config=replace(case.config, **how))
+    options = {"eos_token_id": ends, "pad_token_id": pad}
+    case = case if told else replace(case, config=replace(case.config, **options))
     model, start = case.model(ImageGPTForCausalImageModeling), case.tokens(1)
     assume(pad is None or pad not in start)  # transformers hides it then, see `test_differences`
-    how = (how if told else {}) | {"max_length": case.config.n_positions + 1, "use_cache": cached}
-    theirs = twin(model).generate(inputs=start, do_sample=False, **how)
-    assert torch.equal(model.generate(inputs=start, **how), theirs)
+    options = (options if told else {}) | {"max_length": case.config.n_positions + 1, "use_cache": cached}
+    theirs = twin(model).generate(inputs=start, do_sample=False, **options)
+    assert torch.equal(model.generate(inputs=start, **options), theirs)
 
 
 @given(
@@ -569,8 +569,8 @@ def test_a_mask_of_four_axes_is_added_to_the_scores(case, images, heads, rows, w
     want = by_hand(weights_of(model), case.config, tokens.numpy(), bias=bias.double().numpy())
 
     def answers(dtype):
-        how = {"attention_mask": bias.to(dtype), "output_hidden_states": True, "output_attentions": written}
-        out = model.to(dtype)(tokens, **how)
+        options = {"attention_mask": bias.to(dtype), "output_hidden_states": True, "output_attentions": written}
+        out = model.to(dtype)(tokens, **options)
         return *out.hidden_states, out.logits
 
     shrinks(answers, want)

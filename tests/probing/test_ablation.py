@@ -45,7 +45,7 @@ def stores(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(model, images, stores):
+def ablation(model, images, stores):
     return lab.ablate_protocol(model, *images, store=stores, progress=False)
 
 
@@ -56,7 +56,7 @@ def by_hand(model, tokens, alignment, point):
     if alignment == "sos":
         ids = torch.cat([torch.full((len(ids), 1), 8), ids[:, :-1]], 1)
     blocks, ends = model.transformer.h, []
-    hook = blocks[-1].register_forward_hook(lambda block, given, returned: ends.append(returned[0]))
+    hook = blocks[-1].register_forward_hook(lambda block, inputs, returned: ends.append(returned[0]))
     *states, last = model(ids, output_hidden_states=True).hidden_states
     hook.remove()
     if point == "ln_1":
@@ -66,24 +66,27 @@ def by_hand(model, tokens, alignment, point):
     return {layer: state.mean(1).numpy() for layer, state in enumerate(states)}
 
 
-def test_every_setting_has_every_layer(found):
-    assert len(found.results) == 9 and set(found.results) > {OURS, TRANSFORMERS}
-    assert (found.table[found.table.recipe == ""].solver == "converged").all()  # a stopped solver is in no setting
-    assert len(found.table) == 9 * 4 and not found.table.duplicated(["recipe", *FACTORS, "layer"]).any()
-    assert (found.table.groupby(["recipe", *FACTORS]).chosen.sum() == 1).all()
-    assert found.keys["sos"]["alignment"] == "sos" and found.keys["raw"]["alignment"] == "raw"
-    for setting, rows in found.table.groupby(list(FACTORS)):
-        result = found.results[setting]
+def test_every_setting_has_every_layer(ablation):
+    assert len(ablation.results) == 9 and set(ablation.results) > {OURS, TRANSFORMERS}
+    # A stopped solver is in no setting.
+    assert (ablation.table[ablation.table.recipe == ""].solver == "converged").all()
+    assert len(ablation.table) == 9 * 4 and not ablation.table.duplicated(["recipe", *FACTORS, "layer"]).any()
+    assert (ablation.table.groupby(["recipe", *FACTORS]).chosen.sum() == 1).all()
+    assert ablation.keys["sos"]["alignment"] == "sos" and ablation.keys["raw"]["alignment"] == "raw"
+    for setting, rows in ablation.table.groupby(list(FACTORS)):
+        result = ablation.results[setting]
         np.testing.assert_array_equal(rows.test_accuracy, [result.correct[layer].mean() for layer in rows.layer])
 
 
 @pytest.mark.parametrize("alignment", FACTORS["alignment"])
 @pytest.mark.parametrize("point", FACTORS["point"])
-def test_a_cell_is_probe_layers_by_hand(found, model, images, alignment, point):
-    train, test = (lab.Features(by_hand(model, each, alignment, point), each.labels, each.index) for each in images)
+def test_a_cell_is_probe_layers_by_hand(ablation, model, images, alignment, point):
+    train, test = (
+        lab.Features(by_hand(model, tokens, alignment, point), tokens.labels, tokens.index) for tokens in images
+    )
     for scaling in FACTORS["scaling"]:
         expected = lab.probe_layers(train, test, folds=5, standardise=scaling == "standardised", progress=False)
-        result = found.results[alignment, point, scaling]
+        result = ablation.results[alignment, point, scaling]
         assert result.chosen == expected.chosen
         for layer in range(4):
             np.testing.assert_array_equal(result.correct[layer], expected.correct[layer])
@@ -92,14 +95,14 @@ def test_a_cell_is_probe_layers_by_hand(found, model, images, alignment, point):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_a_repeat_is_scikit_learn_by_hand_on_rows_in_another_order(found, model, images, stores):
+def test_a_repeat_is_scikit_learn_by_hand_on_rows_in_another_order(ablation, model, images, stores):
     store = lab.extract(model, images, store=stores, points=FACTORS["point"], progress=False)
     (x, y), (tested, truth) = (
-        (lab.StoredLayers(store, split, "ln_1")[3], each.labels)
-        for split, each in zip(("train", "test"), images, strict=True)
+        (lab.StoredLayers(store, split, "ln_1")[3], tokens.labels)
+        for split, tokens in zip(("train", "test"), images, strict=True)
     )
-    rows = found.repeats[(found.repeats.point == "ln_1") & (found.repeats["at"] == "last layer")]
-    assert set(rows.layer) == {3} and rows.C.iloc[0] == found.results[OURS].table.C.iloc[3]
+    rows = ablation.repeats[(ablation.repeats.point == "ln_1") & (ablation.repeats["at"] == "last layer")]
+    assert set(rows.layer) == {3} and rows.C.iloc[0] == ablation.results[OURS].table.C.iloc[3]
     order = np.random.default_rng(2).permutation(len(y))
     scaler = StandardScaler().fit(x[order].astype(float))
     model = LogisticRegression(C=rows.C.iloc[0], max_iter=100).fit(scaler.transform(x[order].astype(float)), y[order])
@@ -108,7 +111,7 @@ def test_a_repeat_is_scikit_learn_by_hand_on_rows_in_another_order(found, model,
     assert row.test_accuracy == pytest.approx(model.score(scaler.transform(tested), truth), abs=1 / len(truth))
     at_optimum = rows[rows.solver == "converged"].test_accuracy
     assert np.ptp(at_optimum) <= 1 / len(truth)
-    np.testing.assert_allclose(at_optimum, found.results[OURS].correct[3].mean(), atol=1 / len(truth))
+    np.testing.assert_allclose(at_optimum, ablation.results[OURS].correct[3].mean(), atol=1 / len(truth))
 
 
 def test_a_stopped_fit_depends_on_what_should_not_matter_and_the_optimum_does_not():
@@ -122,60 +125,63 @@ def test_a_stopped_fit_depends_on_what_should_not_matter_and_the_optimum_does_no
     assert at_optimum.converged.all() and np.ptp(at_optimum.test_accuracy) == 0 < np.ptp(stopped.test_accuracy)
 
 
-def test_the_spread_by_hand(found):
+def test_the_spread_by_hand(ablation):
     names = [*FACTORS, "at", "layer", "C"]
-    assert found.stopped[[*FACTORS, "at"]].apply(tuple, axis=1).tolist() == [
+    assert ablation.stopped[[*FACTORS, "at"]].apply(tuple, axis=1).tolist() == [
         (*setting, at) for setting in (OURS, UNSCALED) for at in AT[:2]
     ]
     table = pd.DataFrame({"a": "x", "b": 1, "solver": ["100 iterations"] * 3 + ["converged"] * 2})
     (row,) = spread_of(table.assign(test_accuracy=[0.1, 0.2, 0.6, 0.5, 0.5]), ["a", "b"]).itertuples()
     assert (row.min, row.max, row.repeats, row.converged) == (0.1, 0.6, 3, 0.5)
     assert row.sd == pytest.approx((0.14 / 2) ** 0.5)  # deviations -0.2, -0.1, 0.3
-    assert found.stopped[names].equals(spread_of(found.repeats, names)[names])
+    assert ablation.stopped[names].equals(spread_of(ablation.repeats, names)[names])
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_the_recipe_of_transformers_by_hand(found, model, images):
-    train, test = (by_hand(model, each, "raw", "hidden states") for each in images)
-    y, truth = (each.labels for each in images)
+def test_the_recipe_of_transformers_by_hand(ablation, model, images):
+    train, test = (by_hand(model, tokens, "raw", "hidden states") for tokens in images)
+    y, truth = (tokens.labels for tokens in images)
     scores = [LogisticRegression(max_iter=1000).fit(train[i], y).score(test[i], truth) for i in range(4)]
-    port = found.table[found.table.recipe == "transformers"]
+    port = ablation.table[ablation.table.recipe == "transformers"]
     assert port.test_accuracy.tolist() == pytest.approx(scores, abs=1 / len(truth)) and (port.C == 1).all()
     assert port.layer[port.chosen].item() == np.argmax(scores)  # picked on test, as published
-    row = found.settings[found.settings.recipe == "transformers"].iloc[0]
+    row = ablation.settings[ablation.settings.recipe == "transformers"].iloc[0]
     assert [row.test_accuracy, row.last_accuracy] == pytest.approx([max(scores), scores[-1]], abs=1 / len(truth))
 
 
-def test_settings_and_effects_are_compare_by_hand(found):
-    for row in found.settings[found.settings.recipe == ""].itertuples():
-        result = found.results[tuple(getattr(row, name) for name in FACTORS)]
+def test_settings_and_effects_are_compare_by_hand(ablation):
+    for row in ablation.settings[ablation.settings.recipe == ""].itertuples():
+        result = ablation.results[tuple(getattr(row, name) for name in FACTORS)]
         by_validation = result.chosen
         assert result.table.validation_accuracy.max() == result.table.validation_accuracy[by_validation]
         expected = compare(result.correct[by_validation], result.correct[3])
         assert row.layer == by_validation
         assert (row.drop, row.drop_low, row.drop_p) == (expected.difference, expected.low, expected.p_value)
-    row = found.effects.set_index(["factor", "others", "at"]).loc[("point", "raw, unscaled", "chosen layer"), :]
-    a, b = (found.results["raw", point, "unscaled"] for point in ("ln_1", "resid_pre"))
+    row = ablation.effects.set_index(["factor", "others", "at"]).loc[("point", "raw, unscaled", "chosen layer"), :]
+    a, b = (ablation.results["raw", point, "unscaled"] for point in ("ln_1", "resid_pre"))
     expected = compare(a.correct[a.chosen], b.correct[b.chosen])
     assert (row.a, row.b) == FACTORS["point"]
     assert (row.difference, row.low, row.high, row.p_value) == (
         expected.difference, expected.low, expected.high, expected.p_value,
     )  # fmt: skip
-    row = found.effects.set_index(["factor", "at"]).loc["recipe", "last layer"]
-    assert row.difference == compare(found.results[OURS].correct[3], found.results[TRANSFORMERS].correct[3]).difference
+    row = ablation.effects.set_index(["factor", "at"]).loc["recipe", "last layer"]
+    assert (
+        row.difference
+        == compare(ablation.results[OURS].correct[3], ablation.results[TRANSFORMERS].correct[3]).difference
+    )
 
 
-def test_one_change_at_a_time_is_from_our_setting(found):
-    single = found.single()
+def test_one_change_at_a_time_is_from_our_setting(ablation):
+    single = ablation.single()
     assert single.factor.tolist() == [name for name in FACTORS for _ in range(2)]
     for row in single[single["at"] == "last layer"].itertuples():
         other = tuple(row.b if name == row.factor else level for name, level in zip(FACTORS, OURS, strict=True))
-        a, b = (found.results[each].correct[3] for each in (OURS, other))
+        a, b = (ablation.results[setting].correct[3] for setting in (OURS, other))
         assert row.difference == pytest.approx(a.mean() - b.mean(), abs=1e-12)
 
 
-def test_averages_are_over_the_four_pairs(found):
-    effects = found.effects[found.effects.factor.isin(list(FACTORS))]
+def test_averages_are_over_the_four_pairs(ablation):
+    effects = ablation.effects[ablation.effects.factor.isin(list(FACTORS))]
     for _, rows in effects.groupby(["factor", "at"]):
         whole, pairs = rows[rows.others == "average"].iloc[0], rows[rows.others != "average"]
         assert len(pairs) == (0 if whole["at"] == "drop" else 4)
@@ -192,14 +198,14 @@ def test_the_interval_of_an_average_is_the_bootstrap_over_images():
     right = generator.random((8, 2, 400)) < np.array([0.7, 0.6])[:, None]
     right[1:] = np.where(generator.random(400) < 0.8, right[0], right[1:])  # pairs mostly agree
     differences = right[:, 0].astype(float) - right[:, 1]
-    found = average_difference(differences)
+    average = average_difference(differences)
     of_images = np.append(differences.mean(0), [1, -1])  # and the two images that are added
     resampled = of_images[generator.integers(0, 402, (10_000, 402))].mean(1)
-    np.testing.assert_allclose([found["low"], found["high"]], np.quantile(resampled, [0.025, 0.975]), atol=0.004)
+    np.testing.assert_allclose([average["low"], average["high"]], np.quantile(resampled, [0.025, 0.975]), atol=0.004)
     one, alone = average_difference(differences[:1]), compare(right[0, 0], right[0, 1])
     assert one["difference"] == pytest.approx(alone.difference)
     np.testing.assert_allclose([one["low"], one["high"]], [alone.low, alone.high], atol=0.006)
-    assert found["high"] - found["low"] < one["high"] - one["low"]
+    assert average["high"] - average["low"] < one["high"] - one["low"]
 
 
 def test_p_of_an_average_counts_all_signs():
@@ -224,15 +230,16 @@ def test_an_interaction_by_hand():
     right["f1", "g1", "h1"][:6], right["f1", "g1", "h2"][:9] = True, True
     correct = {setting: {AT[0]: row, AT[1]: np.zeros(10, bool)} for setting, row in right.items()}
     effects = effects_of(correct, FACTORS_BY_HAND, SETTINGS_BY_HAND[-1])
-    found = effects[effects.factor == "interaction"].set_index(["a", "b", "at"])
-    by_place = found.xs("chosen layer", level="at").difference
+    interactions = effects[effects.factor == "interaction"].set_index(["a", "b", "at"])
+    by_place = interactions.xs("chosen layer", level="at").difference
     assert by_place.to_dict() == {  # f's gain beside g1: 0.6 and 0.9, beside g2: 0
         ("f", "g"): pytest.approx(0.75), ("f", "h"): pytest.approx(-0.15), ("g", "h"): pytest.approx(-0.15),
     }  # fmt: skip
-    assert (found.xs("last layer", level="at").difference == 0).all()
-    row = found.loc["f", "h", "chosen layer"]  # 3 images add -1, in one of two contexts each: all signs equal, 2 of 8
+    assert (interactions.xs("last layer", level="at").difference == 0).all()
+    # 3 images add -1, in one of two contexts each: all signs equal, 2 of 8.
+    row = interactions.loc["f", "h", "chosen layer"]
     assert row.p_value == pytest.approx(0.25) and row.low < -0.15 < row.high
-    assert found.loc["f", "g", "drop"].difference == pytest.approx(0.75)
+    assert interactions.loc["f", "g", "drop"].difference == pytest.approx(0.75)
 
 
 def test_where_choices_add_up_no_interaction_is_left():
@@ -242,33 +249,33 @@ def test_where_choices_add_up_no_interaction_is_left():
         first = np.array([level.endswith("1") for level in setting])
         correct[setting] = {at: np.repeat(first, [20, 30, 50]) for at in AT[:2]}
     effects = effects_of(correct, FACTORS_BY_HAND, SETTINGS_BY_HAND[-1])
-    found = effects[effects.factor == "interaction"]
-    assert len(found) == 9 and (found.difference == 0).all() and (found.p_value == 1).all()
-    assert (found.low < 0).all() and (found.high > 0).all()
+    interactions = effects[effects.factor == "interaction"]
+    assert len(interactions) == 9 and (interactions.difference == 0).all() and (interactions.p_value == 1).all()
+    assert (interactions.low < 0).all() and (interactions.high > 0).all()
     averages = effects[(effects.others == "average") & (effects["at"] == "last layer")]
     np.testing.assert_allclose(averages.difference, [0.2, 0.3, 0.5])
 
 
-def test_p_is_corrected_within_its_family(found):
-    effects = found.effects
+def test_p_is_corrected_within_its_family(ablation):
+    effects = ablation.effects
     interactions, averages = effects[effects.factor == "interaction"], effects[effects.others == "average"]
     pairs = effects[effects.factor.isin(list(FACTORS)) & (effects.others != "average")]
     for family, size in ((interactions, 9), (averages, 9), (effects[effects.factor == "recipe"], 3), (pairs, 24)):
         assert len(family) == size
         np.testing.assert_allclose(family.p_holm, list(holm(dict(enumerate(family.p_value))).values()))
-    single = found.single()
+    single = ablation.single()
     np.testing.assert_allclose(single.p_holm, list(holm(dict(enumerate(single.p_value))).values()))
-    corrected = holm(dict(enumerate(found.settings.drop_p)))
-    np.testing.assert_allclose(found.settings.drop_holm, list(corrected.values()))
+    corrected = holm(dict(enumerate(ablation.settings.drop_p)))
+    np.testing.assert_allclose(ablation.settings.drop_holm, list(corrected.values()))
 
 
-def test_what_is_said_is_what_was_found(found):
-    *factors, recipe, one, two, three = found.describe().splitlines()
+def test_what_is_said_is_what_was_found(ablation):
+    *factors, recipe, one, two, three = ablation.describe().splitlines()
     assert len(factors) == 3 and recipe.startswith("ours less transformers")
     assert [line[:25].strip() for line in (one, two, three)] == [
         "alignment x point", "alignment x scaling", "point x scaling"
     ]  # fmt: skip
-    row = found.effects.set_index(["factor", "others", "at"]).loc[("alignment", "average", "last layer"), :]
+    row = ablation.effects.set_index(["factor", "others", "at"]).loc[("alignment", "average", "last layer"), :]
     ends = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     assert factors[0].startswith("sos less raw") and f"last layer {ends}" in factors[0]
 
@@ -287,8 +294,8 @@ def test_bad_input(model, images, tmp_path):
 
 
 def test_the_command(tiny_folder, tiny_images, tmp_path, capsys):
-    given = [str(tiny_folder), str(tiny_images), "--limit", "30", "--layers", "0", "3"]
-    assert cli.main(["ablate", *given, "--store", str(tmp_path / "s"), "--out", str(tmp_path)]) == 0
+    arguments = [str(tiny_folder), str(tiny_images), "--limit", "30", "--layers", "0", "3"]
+    assert cli.main(["ablate", *arguments, "--store", str(tmp_path / "s"), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "sos less raw" in printed and str(tmp_path / "protocol.png") in printed
     table = pd.read_csv(tmp_path / "protocol.csv", keep_default_na=False)

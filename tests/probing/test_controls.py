@@ -100,11 +100,11 @@ def test_the_p_of_permutations_counts_the_real_labels_among_them():
 def test_drops_by_hand():
     trained = result_by_hand(1, "0000", "1110", "1000")  # loses 2 of 4
     falls, holds = result_by_hand(0, "1100", "0000", "0100"), result_by_hand(2, "1111", "0000", "0011")
-    found = compare_drops(trained, [falls, holds])
-    assert (found.chosen_layer, found.last_layer, found.drop, found.n_test) == (1, 2, 0.5, 4)
-    assert (found.control_layers, found.control_drops) == ([0, 2], [0.25, 0])
-    assert (found.control_mean, found.control_lowest, found.control_highest) == (0.125, 0, 0.25)
-    assert found.difference == 0.375 and found.low < 0.375 < found.high
+    comparison = compare_drops(trained, [falls, holds])
+    assert (comparison.chosen_layer, comparison.last_layer, comparison.drop, comparison.n_test) == (1, 2, 0.5, 4)
+    assert (comparison.control_layers, comparison.control_drops) == ([0, 2], [0.25, 0])
+    assert (comparison.control_mean, comparison.control_lowest, comparison.control_highest) == (0.125, 0, 0.25)
+    assert comparison.difference == 0.375 and comparison.low < 0.375 < comparison.high
     at = compare_drops(trained, [falls, holds], layer=1)
     assert at.control_drops == [-0.25, -0.5] and at.difference == 0.875
     with pytest.raises(ValueError, match="results on 2 and 4 test images; expected the same ones"):
@@ -117,15 +117,15 @@ def test_the_interval_of_a_difference_of_drops_is_the_loop_over_resampled_images
     for accuracies in ((0.6, 0.8, 0.7), (0.5, 0.45, 0.44), (0.5, 0.52, 0.47)):
         ease = generator.random(500)
         results.append(ProbeResult(pd.DataFrame(), {i: ease < a for i, a in enumerate(accuracies)}, 1))
-    found = compare_drops(results[0], results[1:])
+    comparison = compare_drops(results[0], results[1:])
     images = [
         np.mean([results[0].correct[1][i], -1.0 * results[0].correct[2][i]]) * 2
         - np.mean([1.0 * control.correct[1][i] - control.correct[2][i] for control in results[1:]])
         for i in range(500)
     ] + [1, -1]  # and the two images that are added
     draws = [np.mean([images[i] for i in generator.integers(0, 502, 502)]) for _ in range(2000)]
-    assert found.difference == pytest.approx(np.mean(images[:-2]))
-    np.testing.assert_allclose([found.low, found.high], np.quantile(draws, [0.025, 0.975]), atol=0.006)
+    assert comparison.difference == pytest.approx(np.mean(images[:-2]))
+    np.testing.assert_allclose([comparison.low, comparison.high], np.quantile(draws, [0.025, 0.975]), atol=0.006)
 
 
 def test_selectivity_is_the_paired_difference_of_each_layer():

@@ -81,11 +81,11 @@ def test_cka_sees_through_rotation_scale_and_shift_and_through_nothing_else():
 
 def test_independent_features_have_no_cka_where_the_biased_one_has():
     tables = [cka({0: normal(i, 256, 40)}, {0: normal(900 + i, 256, 40)}, batch=32, **QUIET) for i in range(60)]
-    found = np.array([table.cka[0] for table in tables])
-    assert abs(found.mean()) < 4 * found.std() / np.sqrt(60) < 0.01
+    estimates = np.array([table.cka[0] for table in tables])
+    assert abs(estimates.mean()) < 4 * estimates.std() / np.sqrt(60) < 0.01
     assert biased_cka(normal(0, 32, 40), normal(900, 32, 40)) > 0.5
     errors = np.array([table.standard_error[0] for table in tables])
-    assert errors.mean() == pytest.approx(found.std(), rel=0.3)
+    assert errors.mean() == pytest.approx(estimates.std(), rel=0.3)
 
 
 def test_cka_of_two_models():
@@ -106,10 +106,16 @@ def test_cka_of_two_models():
 @pytest.mark.parametrize("dimension", [1, 2, 5])
 def test_intrinsic_dimension_of_a_torus(dimension):
     x = torus(0, 2000, dimension)
-    found = intrinsic_dimension(1e-6 * x + 3, **QUIET)
-    assert found["intrinsic_dimension_low"] < dimension * 1.03 and found["intrinsic_dimension_high"] > dimension * 0.97
-    assert found["intrinsic_dimension_high"] / found["intrinsic_dimension_low"] < 1.2 and found["n_distinct"] == 2000
-    assert found["intrinsic_dimension"] == pytest.approx(line_through_the_origin(x), rel=0.04)
+    estimate = intrinsic_dimension(1e-6 * x + 3, **QUIET)
+    assert (
+        estimate["intrinsic_dimension_low"] < dimension * 1.03
+        and estimate["intrinsic_dimension_high"] > dimension * 0.97
+    )
+    assert (
+        estimate["intrinsic_dimension_high"] / estimate["intrinsic_dimension_low"] < 1.2
+        and estimate["n_distinct"] == 2000
+    )
+    assert estimate["intrinsic_dimension"] == pytest.approx(line_through_the_origin(x), rel=0.04)
 
 
 def line_through_the_origin(x, discard=0.1):
@@ -121,9 +127,9 @@ def line_through_the_origin(x, discard=0.1):
 
 
 def test_the_error_of_the_dimension_is_its_spread():
-    found = [intrinsic_dimension(torus(i, 250, 2), **QUIET) for i in range(100)]
-    values = np.array([each["intrinsic_dimension"] for each in found])
-    half = np.array([each["intrinsic_dimension_high"] for each in found]) - values
+    estimates = [intrinsic_dimension(torus(i, 250, 2), **QUIET) for i in range(100)]
+    values = np.array([estimate["intrinsic_dimension"] for estimate in estimates])
+    half = np.array([estimate["intrinsic_dimension_high"] for estimate in estimates]) - values
     assert half.mean() / 1.96 == pytest.approx(values.std(), rel=0.2)
     assert values.std() > 1.08 * values.mean() / np.sqrt(225)  # what independent ratios would give
     assert 0.88 <= (np.abs(values - 2) < half).mean() <= 1
@@ -166,15 +172,15 @@ def overlap(x, labels, k):
 def test_label_overlap_by_definition_and_its_interval_by_deleting_images():
     labels = np.arange(40) % 3
     x = normal(0, 40, 4) + np.eye(3, 4, dtype=np.float32)[labels]
-    found = label_overlap(x, labels, neighbours=4, **QUIET)
-    assert found["label_overlap"] == pytest.approx(overlap(x, labels, 4))
+    estimate = label_overlap(x, labels, neighbours=4, **QUIET)
+    assert estimate["label_overlap"] == pytest.approx(overlap(x, labels, 4))
     without = np.array([overlap(np.delete(x, i, 0), np.delete(labels, i), 4) for i in range(40)])
     error = np.sqrt(39 / 40 * np.square(without - without.mean()).sum())
-    assert found["label_overlap_high"] - found["label_overlap"] == pytest.approx(1.959964 * error)
-    assert found["label_overlap"] - found["label_overlap_low"] == pytest.approx(1.959964 * error)
-    assert found["label_overlap_chance"] == pytest.approx((14 * 13 + 13 * 12 + 13 * 12) / (40 * 39))
+    assert estimate["label_overlap_high"] - estimate["label_overlap"] == pytest.approx(1.959964 * error)
+    assert estimate["label_overlap"] - estimate["label_overlap_low"] == pytest.approx(1.959964 * error)
+    assert estimate["label_overlap_chance"] == pytest.approx((14 * 13 + 13 * 12 + 13 * 12) / (40 * 39))
     letters = np.array(["a", "b", "c"])[labels]
-    assert label_overlap(x, letters, neighbours=4, **QUIET) == found
+    assert label_overlap(x, letters, neighbours=4, **QUIET) == estimate
 
 
 def test_the_interval_of_the_overlap_covers():
@@ -182,9 +188,9 @@ def test_the_interval_of_the_overlap_covers():
         labels = np.random.default_rng(seed).integers(0, 3, 200)
         return normal(seed, 200, 3) + 1.5 * np.eye(3, dtype=np.float32)[labels], labels
 
-    found = [label_overlap(*draw(i), neighbours=8, **QUIET) for i in range(100)]
-    values = np.array([each["label_overlap"] for each in found])
-    half = np.array([each["label_overlap_high"] for each in found]) - values
+    estimates = [label_overlap(*draw(i), neighbours=8, **QUIET) for i in range(100)]
+    values = np.array([estimate["label_overlap"] for estimate in estimates])
+    half = np.array([estimate["label_overlap_high"] for estimate in estimates]) - values
     assert values.std() * 0.9 < half.mean() / 1.96 < values.std() * 1.5  # never too small, at most a half too large
     assert (np.abs(values - values.mean()) < half).mean() >= 0.9
 
@@ -197,10 +203,10 @@ def test_neighbours_are_exact_also_far_from_the_mean_and_over_blocks(block, monk
     scaled = neighbours.scaled(x)
     assert neighbours._search(torch.from_numpy(scaled), 3, False)[2].tolist() == [False] * 50 + [True] * 100
     distances = cdist(scaled.astype(float), scaled.astype(float)) + np.diag(np.full(150, np.inf))
-    near, found = neighbours.nearest_others(x, 3, device="cpu", progress=False)
+    near, measured = neighbours.nearest_others(x, 3, device="cpu", progress=False)
     np.testing.assert_array_equal(near[50:], np.argsort(distances, axis=1)[50:, :3])
-    np.testing.assert_allclose(found, np.sort(distances, axis=1)[:, :3], rtol=1e-5)
-    np.testing.assert_allclose(found, distances[np.arange(150)[:, None], near], rtol=1e-5)
+    np.testing.assert_allclose(measured, np.sort(distances, axis=1)[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(measured, distances[np.arange(150)[:, None], near], rtol=1e-5)
 
 
 def test_equal_rows_are_found_wherever_they_are():

@@ -122,7 +122,7 @@ def test_a_layer_that_lies_on_the_disk_is_read_again_and_not_kept(store, monkeyp
     monkeypatch.setattr("igpt_lab.probing.features.LOADED", 0)
     lazily = [Features.from_store(store, split) for split in ("train", "test")]
     reads, layer = [], FeatureStore.layer
-    monkeypatch.setattr(FeatureStore, "layer", lambda *given: reads.append(given[2:]) or layer(*given))
+    monkeypatch.setattr(FeatureStore, "layer", lambda *arguments: reads.append(arguments[2:]) or layer(*arguments))
     table = probe_layers(*lazily, folds=2, **QUIET).table
     assert reads.count((0, "test")) == 2
     monkeypatch.undo()

@@ -50,23 +50,23 @@ CASES["constant and duplicated columns"] = np.hstack([x, x[:, :2], np.full((150,
 @pytest.mark.parametrize("standardise", [True, False])
 def test_objective_and_weights_are_those_of_scikit_learn(case, standardise):
     x, y = CASES[case]
-    given = StandardScaler().fit_transform(x) if standardise else x
+    features = StandardScaler().fit_transform(x) if standardise else x
     fits = fit_logistic(x, y, CS, standardise=standardise, **TIGHT)
     assert fits.converged.all() and (fits.gradient <= 1e-10).all()
     for i, C in enumerate(CS):
-        peer = theirs(given, y, C)
-        logits = peer.decision_function(given)
+        peer = theirs(features, y, C)
+        logits = peer.decision_function(features)
         logits = np.stack([np.zeros_like(logits), logits], 1) if logits.ndim == 1 else logits
-        assert fits.objective[0, i] == pytest.approx(value_of(given, y, logits, peer.coef_, C), rel=1e-8)
+        assert fits.objective[0, i] == pytest.approx(value_of(features, y, logits, peer.coef_, C), rel=1e-8)
         deviations = x.std(0) if standardise else np.ones(x.shape[1])  # ours act on features as they were given
         assert fits.weights[0, i].T.numpy() * deviations == pytest.approx(peer.coef_, abs=1e-5)
-        inner = given.mean(0) if not standardise else np.zeros(x.shape[1])  # ours act on centred features
+        inner = features.mean(0) if not standardise else np.zeros(x.shape[1])  # ours act on centred features
         theirs_free = peer.intercept_ + peer.coef_ @ inner
         theirs_free -= theirs_free.mean() if len(theirs_free) > 1 else 0  # which the optimum leaves open
         assert fits.intercepts[0, i].numpy() == pytest.approx(theirs_free, abs=1e-4)
         ours = fits.logits(x)[i].softmax(-1).numpy()
-        assert ours == pytest.approx(peer.predict_proba(given), abs=1e-5)
-        assert (fits.predict(x)[i] == peer.predict(given)).mean() > 0.99
+        assert ours == pytest.approx(peer.predict_proba(features), abs=1e-5)
+        assert (fits.predict(x)[i] == peer.predict(features)).mean() > 0.99
 
 
 @pytest.mark.parametrize("case", ["two classes", "ten classes"])
@@ -117,7 +117,7 @@ def test_a_hessian_from_some_rows_and_in_blocks_leads_to_the_same_optimum(monkey
     exact = fit_logistic(x, y, CS, **TIGHT)
     counts = []
     made = objective.Problem.factors
-    monkeypatch.setattr(objective.Problem, "factors", lambda *given: counts.append(1) or made(*given))
+    monkeypatch.setattr(objective.Problem, "factors", lambda *arguments: counts.append(1) or made(*arguments))
     monkeypatch.setattr(objective.Problem, "price", lambda self: 2)
     for unknowns in (54, 27, 9):  # all classes in one block, three, one
         monkeypatch.setattr(objective, "UNKNOWNS", unknowns)
@@ -150,10 +150,10 @@ def test_factors_of_what_rounding_has_made_indefinite():
     blocks -= 1e-5 * blocks.diagonal(dim1=-2, dim2=-1).amax() * torch.eye(60)
     with pytest.raises(torch.linalg.LinAlgError):
         torch.linalg.cholesky(blocks)
-    given = blocks.clone()
+    original = blocks.clone()
     factors = objective._factor(blocks)
     assert factors.isfinite().all()
-    assert (factors @ factors.mT - given).abs().max() < 1e-3 * given.abs().max()
+    assert (factors @ factors.mT - original).abs().max() < 1e-3 * original.abs().max()
 
 
 def test_a_sample_of_rows_estimates_the_hessian_of_all():
@@ -175,8 +175,8 @@ def test_the_direction_is_that_of_the_two_loop_recursion():
     steps[1, 2, 3] = 0
     turns = steps @ (root @ root.T + np.eye(6))
     gradient, guess = random.standard_normal((2, 3, 2, 3)), random.uniform(0.5, 2, (2, 3, 2, 3))
-    given = [torch.as_tensor(a) for a in (gradient, steps, turns, guess)]
-    direction = lbfgs.descent_direction(*given, None).numpy()
+    state = [torch.as_tensor(a) for a in (gradient, steps, turns, guess)]
+    direction = lbfgs.descent_direction(*state, None).numpy()
     for fit in np.ndindex(2, 3):
         pairs = [(s, y, 1 / (s @ y)) for s, y in zip(steps[fit], turns[fit], strict=True) if s.any()]
         q, shares = gradient[fit].ravel(), []
@@ -187,8 +187,8 @@ def test_the_direction_is_that_of_the_two_loop_recursion():
         for (s, y, rho), share in zip(pairs, reversed(shares), strict=True):
             r = r + s * (share - rho * (y @ r))
         assert direction[fit].ravel() == pytest.approx(-r, rel=1e-9)
-    blocks = [torch.diag_embed((1 / given[3][:, j].flatten(1)) ** 0.5)[:, None] for j in range(3)]  # one block a fit
-    assert lbfgs.descent_direction(*given, blocks).numpy() == pytest.approx(direction, rel=1e-9)
+    blocks = [torch.diag_embed((1 / state[3][:, j].flatten(1)) ** 0.5)[:, None] for j in range(3)]  # one block a fit
+    assert lbfgs.descent_direction(*state, blocks).numpy() == pytest.approx(direction, rel=1e-9)
 
 
 def test_what_float32_cannot_reach_goes_on_in_float64():
@@ -251,14 +251,14 @@ def test_scikit_learn_is_left_as_it_is(case, standardise, max_iter):
     x = np.stack([x, x**2])
     fits = fit_sklearn(x, y, CS, standardise=standardise, max_iter=max_iter)
     for layer, i in np.ndindex(2, 3):
-        given = StandardScaler().fit_transform(x[layer]) if standardise else x[layer]
-        peer = LogisticRegression(C=CS[i], max_iter=max_iter).fit(given, y)
+        features = StandardScaler().fit_transform(x[layer]) if standardise else x[layer]
+        peer = LogisticRegression(C=CS[i], max_iter=max_iter).fit(features, y)
         assert fits.iterations[layer, i] == pytest.approx(peer.n_iter_[0], rel=0.1)  # it magnifies rounding
         ours = fits.logits(x[layer], layer)[i].softmax(-1).numpy()
-        assert ours == pytest.approx(peer.predict_proba(given), abs=1e-4)
-        logits = peer.decision_function(given)
+        assert ours == pytest.approx(peer.predict_proba(features), abs=1e-4)
+        logits = peer.decision_function(features)
         logits = np.stack([np.zeros_like(logits), logits], 1) if logits.ndim == 1 else logits
-        assert fits.objective[layer, i] == pytest.approx(value_of(given, y, logits, peer.coef_, CS[i]), rel=1e-6)
+        assert fits.objective[layer, i] == pytest.approx(value_of(features, y, logits, peer.coef_, CS[i]), rel=1e-6)
     best = fit_logistic(x, y, CS, standardise=standardise)
     assert (fits.objective >= best.objective - 1e-6).all() and not fits.converged.all()  # its tolerance is another
 
@@ -282,5 +282,5 @@ def test_a_device_without_float64_is_asked_for_none(monkeypatch):
     expected = fit_logistic(x, y, [0.1, 1.0])
     monkeypatch.setattr(objective, "exact_dtype", lambda device: torch.float32)
     monkeypatch.setattr(torch.Tensor, "double", double)
-    found = fit_logistic(x, y, [0.1, 1.0])
-    torch.testing.assert_close(found.weights.to(expected.weights), expected.weights, rtol=1e-3, atol=1e-3)
+    fits = fit_logistic(x, y, [0.1, 1.0])
+    torch.testing.assert_close(fits.weights.to(expected.weights), expected.weights, rtol=1e-3, atol=1e-3)

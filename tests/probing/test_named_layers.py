@@ -63,8 +63,8 @@ def test_tensors_lists_floats_and_words_are_the_same_features():
         assert other.labels.dtype == np.int64
     words = lab.Features({0: torch.eye(4)}, ["dog", "cat", "cat", "dog"])
     assert words.names == ("cat", "dog") and words.labels.tolist() == [1, 0, 0, 1]
-    given = lab.Features({0: torch.eye(4)}, ["dog", "cat", "cat", "dog"], names=["eel", "dog", "cat"])
-    assert given.labels.tolist() == [1, 2, 2, 1]
+    with_names = lab.Features({0: torch.eye(4)}, ["dog", "cat", "cat", "dog"], names=["eel", "dog", "cat"])
+    assert with_names.labels.tolist() == [1, 2, 2, 1]
     assert words.relabelled(np.array(["a", "b", "b", "b"])).names == ("a", "b")
     named = words.relabelled(np.array([1, 0, 0, 0]), names=["low", "high"])
     assert (named.names, named.labels.tolist()) == (("low", "high"), [1, 0, 0, 0])
@@ -135,17 +135,17 @@ def test_every_probe_and_measure_of_named_layers_is_that_of_numbers(results):
         "neighbours": lambda train, test, _: lab.probe_neighbours(train, test, ks=[3], folds=2, **QUIET).table,
         "svm": lambda train, test, _: lab.probe_svm(train, test, Cs=[1.0], gammas=[1.0], folds=2, **QUIET).table,
         "few": lambda train, test, _: lab.probe_few_labels(train, test, ks=[2, 8], draws=2, **QUIET).table,
-        "permuted": lambda train, test, found: lab.probe_permuted(train, test, found, permutations=2, **QUIET),
-        "selectivity": lambda train, test, found: lab.selectivity(found, found),
+        "permuted": lambda train, test, result: lab.probe_permuted(train, test, result, permutations=2, **QUIET),
+        "selectivity": lambda train, test, result: lab.selectivity(result, result),
         "measures": lambda train, test, _: lab.measure_layers(test, labels=test.labels, **QUIET),
         "cka": lambda train, test, _: lab.cka(test, **QUIET),
         "imbalance": lambda train, test, _: lab.information_imbalance(test, **QUIET),
         "targets": lambda train, test, _: lab.probe_targets(train, test, NUMBERS[:240], NUMBERS[:180], **QUIET).table,
     }
     for name, run in runs.items():
-        plain, with_names = (run(*side, found) for side, found in zip(sides, results, strict=True))
+        plain, with_names = (run(*side, result) for side, result in zip(sides, results, strict=True))
         pd.testing.assert_frame_equal(as_numbers(with_names), plain, check_dtype=False, obj=name)
-    drops = [lab.compare_drops(found, [found]).to_dict() for found in results]
+    drops = [lab.compare_drops(result, [result]).to_dict() for result in results]
     assert drops[1]["control_layers"] == [NAMES[layer] for layer in drops[0]["control_layers"]]
     assert drops[1]["drop"] == drops[0]["drop"]
     joined = [TRAIN.joined([2, 0]), sides[1][0].joined(["a last norm", "stem"])]

@@ -155,9 +155,9 @@ def test_shuffled_test_labels_change_no_choice_and_no_prediction(monkeypatch):
         monkeypatch.setattr(module, "meet_test", noted)
     shuffled = Features(TEST.layers, np.random.default_rng(5).permutation(TEST.labels), TEST.index)
     unseen = ["layer", "layer_rule", "C", "validation_accuracy", "converged"]
-    one, two = (probe_few_labels(TRAIN, each, ks=(4, 60), draws=2, **QUIET).table for each in (TEST, shuffled))
+    one, two = (probe_few_labels(TRAIN, features, ks=(4, 60), draws=2, **QUIET).table for features in (TEST, shuffled))
     assert one[unseen].equals(two[unseen]) and not one.test_accuracy.equals(two.test_accuracy)
-    results = [probe_layers(TRAIN, each, **QUIET) for each in (TEST, shuffled)]
+    results = [probe_layers(TRAIN, features, **QUIET) for features in (TEST, shuffled)]
     assert results[0].chosen == results[1].chosen
     for before, after in ((seen[0], seen[1]), (seen[2], seen[3])):
         assert len(before) > 0
@@ -262,9 +262,9 @@ def test_the_grid_extends_itself_where_its_best_lies_at_an_edge(monkeypatch):
 
     monkeypatch.setattr(choosing, "_validate", scores)
     x = np.arange(3.0)[:, None, None]
-    found = choosing.choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
-    assert [C for C, *_ in found] == pytest.approx([1e-4, 1e3, 0.1])
-    assert len(asked[0][0]) == 3 and [len(each) for each in asked[1:]] == [2, 2, 2, 1]
+    choices = choosing.choose_C(x, None, [None], (1e-2, 1e-1, 1.0), {})
+    assert [C for C, *_ in choices] == pytest.approx([1e-4, 1e3, 0.1])
+    assert len(asked[0][0]) == 3 and [len(Cs) for Cs in asked[1:]] == [2, 2, 2, 1]
     assert choosing.choose_C(x, None, [None], (1.0,), {})[0][0] == 1.0  # one C is no grid
     flat = {C: choosing.ChosenC(C, np.array([0.4, 0.6]), True) for C in (1e-2, 1e-1, 1.0)}
     assert choosing._beyond(flat, 10) is None  # an edge that is no better than the rest
@@ -326,7 +326,7 @@ def test_equal_votes_go_to_nearer_rows_and_k_is_chosen_on_held_out_rows():
 
 
 def test_a_control_task_is_a_function_of_the_pixels_alone():
-    pixels = [Features({0: each.layers[1]}, each.labels, each.index) for each in (TRAIN, TEST)]
+    pixels = [Features({0: features.layers[1]}, features.labels, features.index) for features in (TRAIN, TEST)]
     train, test = control_task(*pixels, types=6, seed=0)
     assert np.bincount(train, minlength=3).all() and len(train) == 300 and len(test) == 240
     again = control_task(*pixels, types=6, seed=0)
@@ -355,14 +355,14 @@ def test_a_large_store_is_read_a_layer_at_a_time_with_the_same_result(monkeypatc
         dtype="float32",
     )  # fmt: skip
     store = StoreWriter.create(tmp_path, key, {"train": 1, "test": 1})
-    for split, each in (("train", TRAIN), ("test", TEST)):
-        features = {f"ln_1.{layer}": x for layer, x in each.layers.items()}
-        store.write_part(split, 0, each.index, each.labels, features, dict.fromkeys(features, [0.0, 0.0, 0]))
+    for split, source in (("train", TRAIN), ("test", TEST)):
+        features = {f"ln_1.{layer}": x for layer, x in source.layers.items()}
+        store.write_part(split, 0, source.index, source.labels, features, dict.fromkeys(features, [0.0, 0.0, 0]))
     store, read = FeatureStore.open(store.path), []
     monkeypatch.setattr("igpt_lab.probing.features.LOADED", 0)
     monkeypatch.setattr("igpt_lab.probing.features.STACKED", 1)
     real = FeatureStore.layer
-    monkeypatch.setattr(FeatureStore, "layer", lambda *given: read.append(given[2]) or real(*given))
+    monkeypatch.setattr(FeatureStore, "layer", lambda *arguments: read.append(arguments[2]) or real(*arguments))
     train, test = (Features.from_store(store, split) for split in ("train", "test"))
     before = len(read)
     table = probe_layers(train, test, **QUIET).table

@@ -60,8 +60,8 @@ def write(root: Path, train, test, parts: int = 7) -> FeatureStore:
         ends = (len(labels) * (np.arange(count + 1) / count) ** 1.2).astype(int)
         for n, rows in enumerate(map(slice, ends, ends[1:])):
             values = {name: x[rows] for name, x in layers.items()}
-            given = None if labels.min() < 0 else labels[rows]
-            store.write_part(split, n, np.arange(1000, 1000 + len(labels))[rows], given, values, {})
+            part_labels = None if labels.min() < 0 else labels[rows]
+            store.write_part(split, n, np.arange(1000, 1000 + len(labels))[rows], part_labels, values, {})
     return FeatureStore.open(store.path)
 
 
@@ -74,8 +74,8 @@ def store(tmp_path_factory) -> FeatureStore:
 
 
 def rows_of(store: FeatureStore, sides=(0, 1), names=NAMES, device="cpu") -> Rows:
-    found = measure(store, "train", names, holdout=0.1, seed=0)
-    return Rows(store, "train", names, found.scaling(sides), measured=found, sides=sides, device=device)
+    measured = measure(store, "train", names, holdout=0.1, seed=0)
+    return Rows(store, "train", names, measured.scaling(sides), measured=measured, sides=sides, device=device)
 
 
 @pytest.mark.parametrize("name, sides", [("choose", (0,)), ("refit", (0, 1))])
@@ -93,10 +93,10 @@ def test_a_head_is_that_of_torch_optim(store, tmp_path, name, sides):
         torch.nn.functional.cross_entropy(linear(x[0, :, :-1]), y).backward()
         optimiser.step()
         schedule.step()
-    found = load_file(tmp_path / f"{name}.safetensors")["weights"][0, :, -1]
+    weights = load_file(tmp_path / f"{name}.safetensors")["weights"][0, :, -1]
     expected = torch.cat([linear.weight.T, linear.bias[None]]).detach()
     assert expected.abs().max() > 0.3
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_all_heads_at_once_equal_one_at_a_time(store, tmp_path):
@@ -107,8 +107,8 @@ def test_all_heads_at_once_equal_one_at_a_time(store, tmp_path):
         for i, rate in enumerate((0.1, 1.0)):
             one = tmp_path / f"{layer} {rate}"
             alone = probe_streaming(store, **QUICK | {"learning_rates": [rate]}, layers=[layer], state=one).table
-            found = load_file(one / "choose.safetensors")["weights"]
-            torch.testing.assert_close(found[0, :, 0], weights[layer, :, i], rtol=1e-5, atol=1e-6)
+            own_weights = load_file(one / "choose.safetensors")["weights"]
+            torch.testing.assert_close(own_weights[0, :, 0], weights[layer, :, i], rtol=1e-5, atol=1e-6)
             row = together.table.loc[layer]
             if row.learning_rate == rate:
                 assert alone.test_accuracy[0] == row.test_accuracy and alone.objective[0] == pytest.approx(
@@ -158,7 +158,7 @@ def test_the_rate_is_chosen_on_rows_that_no_head_has_seen(store, tmp_path):
         x, y = TRAIN[0][name].astype(float), TRAIN[1]
         z = (x - x[~held].mean(0)) / x[~held].std(0)
         scores = [(z[held] @ w[:-1] + w[-1]).argmax(1) == y[held] for w in np.moveaxis(weights[layer], 1, 0)]
-        scores = [each.mean() for each in scores]
+        scores = [hits.mean() for hits in scores]
         assert table.validation_accuracy[layer] == max(scores)
         assert table.learning_rate[layer] == (0.1, 1.0)[int(np.argmax(scores))]
     spoiled = {name: np.where(held[:, None], 1e6, x).astype(np.float32) for name, x in TRAIN[0].items()}
@@ -181,24 +181,24 @@ def test_sides_are_by_row_and_in_proportion(store, tmp_path):
     rows = row_reader.sides_of(np.arange(1000, 1300), 0.1, 0)
     for sides in ((0,), (1,), (0, 1)):
         x = np.stack([TRAIN[0][name][np.isin(rows, sides)].astype(float) for name in NAMES])
-        for each in (coarse, fine):
-            np.testing.assert_allclose(each.scaling(sides)[:, :, 0], [x.mean(1), x.std(1)], rtol=1e-12)
+        for measured in (coarse, fine):
+            np.testing.assert_allclose(measured.scaling(sides)[:, :, 0], [x.mean(1), x.std(1)], rtol=1e-12)
 
 
 def test_features_far_from_zero_or_constant_are_standardised(tmp_path):
     layers = {name: x.copy() for name, x in TRAIN[0].items()}
     layers["ln_1.0"][:, 0] = 0.1  # not exact in float32
     layers["ln_1.0"][:, 1] = 1e6 + np.arange(300)
-    found = measure(write(tmp_path, (layers, TRAIN[1]), TEST), "train", NAMES, holdout=0.1, seed=0).scaling((0, 1))
-    assert found[1, 0, 0, 0] == 1
-    assert found[:, 0, 0, 1] == pytest.approx([1e6 + 149.5, np.arange(300).std()], rel=1e-12)
+    scaling = measure(write(tmp_path, (layers, TRAIN[1]), TEST), "train", NAMES, holdout=0.1, seed=0).scaling((0, 1))
+    assert scaling[1, 0, 0, 0] == 1
+    assert scaling[:, 0, 0, 1] == pytest.approx([1e6 + 149.5, np.arange(300).std()], rel=1e-12)
 
 
 def stream(store, seed, rows, size=16, start=0, buffer=80) -> np.ndarray:
     """Rows in the order in which batches bring them; row i has the feature i."""
-    found = measure(store, "train", NAMES[:1], holdout=0.1, seed=seed)
-    source = Rows(store, "train", NAMES[:1], found.scaling((0, 1)), measured=found)
-    mean, scale = found.scaling((0, 1))[:, 0, 0, 0]
+    measured = measure(store, "train", NAMES[:1], holdout=0.1, seed=seed)
+    source = Rows(store, "train", NAMES[:1], measured.scaling((0, 1)), measured=measured)
+    mean, scale = measured.scaling((0, 1))[:, 0, 0, 0]
     batches, seen = Shuffled(source, buffer).batches(size, start), []
     while len(seen) * size < rows:
         x, y = next(batches)
@@ -228,32 +228,32 @@ def interrupted(monkeypatch, after: int) -> None:
     """The probe's step number `after`, counted over both of its runs, raises KeyboardInterrupt."""
     count, real = iter(range(10**6)), sgd.Heads.step
 
-    def step(*given, **named):
+    def step(*arguments, **named):
         if next(count) == after:
             raise KeyboardInterrupt
-        real(*given, **named)
+        real(*arguments, **named)
 
     monkeypatch.setattr(sgd.Heads, "step", step)
 
 
 @pytest.mark.parametrize("after", [3, 22, 40, 75])
 def test_an_interrupted_run_goes_on_to_the_same_bits(store, tmp_path, monkeypatch, after):
-    how = QUICK | {"buffer": 60, "save_every": 7}
-    straight = probe_streaming(store, **how, state=tmp_path / "straight").table
+    options = QUICK | {"buffer": 60, "save_every": 7}
+    straight = probe_streaming(store, **options, state=tmp_path / "straight").table
     interrupted(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
-        probe_streaming(store, **how, state=tmp_path / "killed")
+        probe_streaming(store, **options, state=tmp_path / "killed")
     monkeypatch.undo()
     taken = []
     real = sgd.Heads.step
     monkeypatch.setattr(sgd.Heads, "step", lambda *a, **b: taken.append(1) or real(*a, **b))
-    assert probe_streaming(store, **how, state=tmp_path / "killed").table.equals(straight)
+    assert probe_streaming(store, **options, state=tmp_path / "killed").table.equals(straight)
     assert len(taken) == 80 - (after // 7 * 7 if after < 40 else 40 + (after - 40) // 7 * 7)
     for file in sorted((tmp_path / "straight").iterdir()):
         assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
-    assert probe_streaming(store, **how, state=tmp_path / "killed").table.equals(straight)
+    assert probe_streaming(store, **options, state=tmp_path / "killed").table.equals(straight)
     assert len(taken) <= 80  # what is finished takes no step
-    assert probe_streaming(store, **how).table.equals(straight)
+    assert probe_streaming(store, **options).table.equals(straight)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
@@ -264,10 +264,10 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.probing import streaming
 from igpt_lab.probing.solvers import sgd
 steps, real = iter(range(99)), sgd.Heads.step
-def step(*given, **named):
+def step(*arguments, **named):
     if next(steps) == 50:
         os.kill(os.getpid(), signal.SIGKILL)
-    real(*given, **named)
+    real(*arguments, **named)
 sgd.Heads.step = step
 streaming.probe_streaming(FeatureStore.open({str(store.path)!r}), **{QUICK!r}, save_every=7, state={str(tmp_path)!r})
 """
@@ -308,16 +308,16 @@ def test_the_rows_in_memory_are_bounded(tmp_path, monkeypatch):
     arrays, tensors, peaks = [], [], []
 
     def note():
-        live = sum(len(each()) for each in arrays if each() is not None)
+        live = sum(len(ref()) for ref in arrays if ref() is not None)
         peaks.append(live + sum(n for ref, n in tensors if not ref.expired()))
 
     row_group, read, load = FeatureStore.row_group, Rows.read, Shuffled._load
 
-    def noted_row_group(*given):
-        found = row_group(*given)
-        arrays.append(weakref.ref(found["ln_1.2"]))
+    def noted_row_group(*arguments):
+        columns = row_group(*arguments)
+        arrays.append(weakref.ref(columns["ln_1.2"]))
         note()
-        return found
+        return columns
 
     def noted_read(self, number):
         x, y = read(self, number)
@@ -346,7 +346,7 @@ def test_the_rows_in_memory_are_bounded(tmp_path, monkeypatch):
 def test_rows_that_fit_the_buffer_are_read_once(store, monkeypatch):
     source, read = rows_of(store), []
     real = FeatureStore.row_group
-    monkeypatch.setattr(FeatureStore, "row_group", lambda *given: read.append(1) or real(*given))
+    monkeypatch.setattr(FeatureStore, "row_group", lambda *arguments: read.append(1) or real(*arguments))
     batches = Shuffled(source).batches(16)
     for _ in range(100):
         next(batches)
@@ -385,9 +385,9 @@ def test_test_labels_are_met_once(store, monkeypatch):
 def test_no_step_waits_for_the_device(store):
     """Nothing can be read back from the meta device."""
     rows = rows_of(store, device="meta")
-    how = {"bar": tqdm(disable=True), "name": "x", "run": {}, "state": None, "save_every": 1}
+    options = {"bar": tqdm(disable=True), "name": "x", "run": {}, "state": None, "save_every": 1}
     plan = sgd.Plan(30, 16, 0.9, [1.0, 0.1], 0.1, 0, 60)
-    heads = sgd.train_heads(rows, np.ones((3, 2)), plan=plan, **how)
+    heads = sgd.train_heads(rows, np.ones((3, 2)), plan=plan, **options)
     assert heads.weights.device.type == "meta" and heads.only(np.zeros(3, int)).weights.shape == (3, 6, 1, 3)
 
 
@@ -481,7 +481,7 @@ def test_bad_input(store, tmp_path):
     with pytest.raises(ValueError, match="needs labels, and test of .* has none"):
         probe_streaming(hidden, **QUICK)
     for split in ("train", "test"):
-        given = {"train": planted(300, 0), "test": planted(120, 1)}
-        given[split][0]["ln_1.1"][5, 2] = np.nan
+        splits = {"train": planted(300, 0), "test": planted(120, 1)}
+        splits[split][0]["ln_1.1"][5, 2] = np.nan
         with pytest.raises(ValueError, match=f"{split}.* has values that are not finite"):
-            probe_streaming(write(tmp_path / f"nan {split}", **given), **QUICK)
+            probe_streaming(write(tmp_path / f"nan {split}", **splits), **QUICK)

@@ -51,12 +51,12 @@ def test_steps_equal_the_uncached_pass(options, large, seen, monkeypatch):
     tokens = pixels_of(model)
     logits = expected(model, tokens)
     decoder = Decoder(model, 3)
-    found, _ = decoder.fill(tokens[:, :5].numpy())
-    torch.testing.assert_close(found, logits[:, 5], atol=1e-5, rtol=0)
+    decoded, _ = decoder.fill(tokens[:, :5].numpy())
+    torch.testing.assert_close(decoded, logits[:, 5], atol=1e-5, rtol=0)
     for position in range(6, 16):
         now = decoder.positions[position : position + 1]
-        found = decoder.step(tokens[:, position - 1], now, seen=position + 1 if seen else None)
-        torch.testing.assert_close(found, logits[:, position], atol=1e-5, rtol=0)
+        decoded = decoder.step(tokens[:, position - 1], now, seen=position + 1 if seen else None)
+        torch.testing.assert_close(decoded, logits[:, position], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -65,15 +65,15 @@ def test_in_the_model_s_own_precision(dtype):
     tokens = pixels_of(model)
     decoder = Decoder(model, 3)
     decoder.fill(tokens[:, :4].numpy())
-    found = decoder.step(tokens[:, 4], decoder.positions[5:6], seen=6)
-    assert found.dtype == dtype
+    decoded = decoder.step(tokens[:, 4], decoder.positions[5:6], seen=6)
+    assert decoded.dtype == dtype
     allowed = 1e-12 if dtype == torch.float64 else 0.1
-    torch.testing.assert_close(found, expected(model, tokens)[:, 5], atol=allowed, rtol=0)
+    torch.testing.assert_close(decoded, expected(model, tokens)[:, 5], atol=allowed, rtol=0)
 
 
 def test_equal_primes_are_passed_through_once():
     model, passed = model_of(), []
-    handle = model.transformer.register_forward_pre_hook(lambda _, given: passed.append(given[0].shape))
+    handle = model.transformer.register_forward_pre_hook(lambda _, inputs: passed.append(inputs[0].shape))
     tokens = pixels_of(model)[[1, 0, 1, 1]]
     logits, log_p = Decoder(model, 4).fill(tokens[:, :7].numpy())
     handle.remove()

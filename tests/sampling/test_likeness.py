@@ -18,8 +18,8 @@ def tokens():
 def test_features_are_those_of_the_store(tiny, train, tmp_path):
     store = lab.extract(tiny, train, store=tmp_path, **QUIET)
     expected = lab.Features.from_store(store, "train")
-    found = features_of(tiny, lab.tokenize(train, tiny.processor, **QUIET), layer=2, batch_size=7, **QUIET)
-    np.testing.assert_allclose(found, expected.layers[2], atol=1e-6)
+    features = features_of(tiny, lab.tokenize(train, tiny.processor, **QUIET), layer=2, batch_size=7, **QUIET)
+    np.testing.assert_allclose(features, expected.layers[2], atol=1e-6)
 
 
 def test_images_and_their_levels_are_no_tokens(tiny, train, tokens):
@@ -53,7 +53,7 @@ def test_counts_by_hand():
     weights = [1, 4, 16, 64]  # of the corners, row by row
     patches = [[black, black, black, black], [black, white, black, white], [black, black, grey, grey],
                [black, white, grey, white]]  # fmt: skip
-    expected = np.bincount([int(np.dot(each, weights)) for each in patches], minlength=256)
+    expected = np.bincount([int(np.dot(patch, weights)) for patch in patches], minlength=256)
     np.testing.assert_array_equal(counts[0], expected)
     assert counts[1, 0] == counts[1].sum() == 4
 

@@ -102,8 +102,8 @@ def test_near_ties_are_decided_by_the_image_alone(tiny, monkeypatch):
     alone, step = [], sampling.Decoder.step
     shaken = torch.Generator().manual_seed(0)
 
-    def shake(*given, **how):
-        logits = step(*given, **how)
+    def shake(*arguments, **options):
+        logits = step(*arguments, **options)
         return logits + 0.02 * (torch.rand(logits.shape, generator=shaken) - 0.5)
 
     monkeypatch.setattr(sampling.Decoder, "step", shake)
@@ -179,11 +179,11 @@ def test_images_come_through_the_palette(tiny, test):
 def test_an_interruption_keeps_whole_rows(tiny, monkeypatch):
     whole, step, taken = sample(tiny, 5, **QUIET), sampling.Decoder.step, []
 
-    def interrupted(*given, **how):
+    def interrupted(*arguments, **options):
         taken.append(1)
         if len(taken) == 15 + 10:  # in the second batch, after SOS and ten steps
             raise KeyboardInterrupt
-        return step(*given, **how)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(sampling.Decoder, "step", interrupted)
     with pytest.warns(UserWarning, match="stopped with 2 of 5 images complete"):

@@ -121,9 +121,9 @@ def test_nothing_is_left_of_a_run_also_when_it_is_stopped(tmp_path, monkeypatch)
     update = trainer_module.Trainer.update
     before = compiled_of(ImageGPTForCausalImageModeling(TINY))
 
-    def noting(function, **how):
+    def noting(function, **options):
         functions.append(weakref.ref(function))
-        return compile(function, backend="aot_eager", **how)
+        return compile(function, backend="aot_eager", **options)
 
     def stopped(self, *batch):
         update(self, *batch)

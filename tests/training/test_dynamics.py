@@ -85,7 +85,7 @@ def test_models_side_by_side_are_the_last_checkpoints_and_raw_pixels(run, tiny_i
         assert rows.test_accuracy.tolist() == whole[whole.step == step].test_accuracy.tolist()
         assert rows["drop"].tolist() == whole[whole.step == step]["drop"].tolist()
     processor = lab.load_model(run).processor
-    pixels = [lab.Features.from_pixels(each, processor) for each in images]
+    pixels = [lab.Features.from_pixels(image_set, processor) for image_set in images]
     alone = lab.probe_layers(*pixels, progress=False).table.test_accuracy.iloc[0]
     assert table[table.control == "raw pixels"].test_accuracy.tolist() == [alone, alone]
     command = ["dynamics", str(run), str(early), "--images", str(tiny_images), "--final", "--name", "both"]
@@ -142,7 +142,7 @@ def test_the_command_draws_what_the_function_gives(run, tiny_images, tmp_path, c
     printed = capsys.readouterr().out.replace("\n    ", " ").splitlines()  # lines of 80 columns, joined
     doubts, lines = ([line for line in printed if line.startswith("  ") == is_doubt] for is_doubt in (True, False))
     assert [line.split(":")[0] for line in lines[:4]] == [f"{run.name}, step {step}" for step in (0, 2, 4, 6)]
-    assert len(lines) == 4 + 5 and all(Path(each).is_file() for each in lines[4:])
+    assert len(lines) == 4 + 5 and all(Path(path).is_file() for path in lines[4:])
     for (_, rows), line in zip(table.groupby("step"), lines[:4], strict=True):
         assert f"chosen layer {rows.layer[rows.chosen].item()} " in line and "with the choice, p = " in line
         assert all(words in [doubt.strip() for doubt in doubts] for words in about_choice(rows))

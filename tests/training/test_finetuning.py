@@ -54,14 +54,14 @@ def test_the_losses_are_the_paper_s_by_plain_formulas(tiny):
         whole, classifier, _ = parts(tiny, tuning)
         classifier.score.weight.data.normal_(0, 0.3)
         weights = torch.tensor([0.5, 1.5])
-        found = finetuning._loss(whole, classifier, tuning, weights)(pixels, labels)
+        loss = finetuning._loss(whole, classifier, tuning, weights)(pixels, labels)
         ids = torch.cat([torch.full((5, 1), 8), pixels[:, :-1]], 1)
         with lab.record(tiny, points=["ln_1"], pool="mean") as pooled:
             logits = tiny(ids).logits
         drawn = -logits.log_softmax(-1).gather(2, pixels[..., None]).mean()
         classes = (pooled["ln_1"][:, layer] @ classifier.score.weight.T).log_softmax(-1)
         clf = -(weights[labels] * classes[torch.arange(5), labels]).mean()
-        torch.testing.assert_close(found, 0.3 * drawn + 2 * clf, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loss, 0.3 * drawn + 2 * clf, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [1, 3])
@@ -110,8 +110,8 @@ def test_the_losses_run_on_the_meta_device(tiny, layer, generative):
     whole = copied(tiny).to("meta")
     classifier = with_head(whole, ("dark", "light"), layer)
     loss = finetuning._loss(whole, classifier, tuning, torch.ones(2, device="meta"))
-    found = loss(torch.zeros(4, 16, dtype=torch.long, device="meta"), torch.zeros(4, dtype=torch.long, device="meta"))
-    assert found.is_meta and found.shape == ()
+    total = loss(torch.zeros(4, 16, dtype=torch.long, device="meta"), torch.zeros(4, dtype=torch.long, device="meta"))
+    assert total.is_meta and total.shape == ()
 
 
 def changed(tiny_folder, out):
@@ -296,10 +296,12 @@ def test_the_learning_rate_is_a_tenth_of_pretraining_s(tiny, train):
 
 def test_confusion_and_mistakes_by_hand():
     chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], np.float32)
-    found = Classified(chances, ("a", "b"), np.array([0, 0, 1, 1]), np.arange(10, 14))
-    assert found.correct.tolist() == [True, False, False, True] and found.mistakes().tolist() == [1, 2]
-    assert found.confusion().values.tolist() == [[1, 1], [1, 1]] and found.accuracy()["test_accuracy"] == 0.5
-    assert found.table().predicted.tolist() == ["a", "b", "a", "b"] and found.table()["index"].tolist()[0] == 10
+    classified = Classified(chances, ("a", "b"), np.array([0, 0, 1, 1]), np.arange(10, 14))
+    assert classified.correct.tolist() == [True, False, False, True] and classified.mistakes().tolist() == [1, 2]
+    assert classified.confusion().values.tolist() == [[1, 1], [1, 1]] and classified.accuracy()["test_accuracy"] == 0.5
+    assert (
+        classified.table().predicted.tolist() == ["a", "b", "a", "b"] and classified.table()["index"].tolist()[0] == 10
+    )
 
 
 def test_a_model_without_a_trained_class_head_classifies_nothing(tiny, tiny_folder, train, tmp_path, capsys):
@@ -372,8 +374,9 @@ def test_the_command_classify_passes_over_what_it_cannot_read(tiny_folder, tmp_p
 
 
 def test_the_commands(tiny_folder, tiny_images, tmp_path, capsys):
-    out, given = tmp_path / "out", ["--pad", "1", "--batch-size", "16", "--learning-rate", "0.03", "--log-every", "10"]
-    arguments = [str(tiny_folder), str(tiny_images), "--out", str(out), "--steps", "40", *given]
+    out = tmp_path / "out"
+    options = ["--pad", "1", "--batch-size", "16", "--learning-rate", "0.03", "--log-every", "10"]
+    arguments = [str(tiny_folder), str(tiny_images), "--out", str(out), "--steps", "40", *options]
     assert cli.main(["finetune", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "40 test images" in printed
@@ -404,8 +407,8 @@ def test_the_command_refuses_to_test_on_its_training_images(tiny_folder, tiny_im
 def test_the_command_says_which_class_has_no_training_images(tiny_folder, tiny_images, tmp_path, capsys):
     root = shutil.copytree(tiny_images, tmp_path / "images")
     shutil.copytree(root / "test/light", root / "test/pale")
-    given = ["--steps", "2", "--pad", "1", "--batch-size", "16"]
-    assert cli.main(["finetune", str(tiny_folder), str(root), "--out", str(tmp_path / "out"), *given]) == 0
+    options = ["--steps", "2", "--pad", "1", "--batch-size", "16"]
+    assert cli.main(["finetune", str(tiny_folder), str(root), "--out", str(tmp_path / "out"), *options]) == 0
     told = "classes without rows in train: pale; the 20 of 60 test images of these count as wrong"
     assert told in capsys.readouterr().err
 

@@ -87,14 +87,14 @@ def test_tensorboard_shows_the_log_of_a_run_that_was_stopped(tmp_path, monkeypat
 def test_losses_of_images_are_what_a_product_of_conditionals_gives():
     model = ImageGPTForCausalImageModeling(TINY, generator=torch.Generator().manual_seed(1))
     torch.nn.init.normal_(model.lm_head.weight, std=0.1, generator=torch.Generator().manual_seed(2))
-    found = losses_of(model, TOKENS[:7], batch_size=3)
-    for image, loss in zip(TOKENS[:7].astype(np.int64), found, strict=True):
+    losses = losses_of(model, TOKENS[:7], batch_size=3)
+    for image, loss in zip(TOKENS[:7].astype(np.int64), losses, strict=True):
         total = 0.0
         for t in range(16):  # one pixel after another, each from those before it alone
             before = torch.as_tensor([[8, *image[:t]]])
             total -= model(before).logits[0, -1].double().log_softmax(0)[image[t]].item()
         assert loss == pytest.approx(total / 16, abs=1e-6)
-    assert losses_of(model, TOKENS[:7], reduction="all") == pytest.approx(found.mean(), abs=1e-9)
+    assert losses_of(model, TOKENS[:7], reduction="all") == pytest.approx(losses.mean(), abs=1e-9)
 
 
 def test_equals_a_plain_loop(tmp_path):
@@ -340,8 +340,8 @@ def test_what_is_left_open_is_settled_by_the_device_and_the_length_of_the_run():
     assert PretrainConfig(steps=500).settled(TINY, cuda).dtype == "bfloat16"
     assert long.settled(TINY, cuda).compile and not PretrainConfig(steps=500).settled(TINY, cpu).compile
     assert not long.settled(replace(TINY, scale_attn_by_inverse_layer_idx=True), cuda).compile
-    given = PretrainConfig(steps=10**9, dtype="float32", compile=False)
-    assert given.settled(TINY, cuda) == given
+    chosen = PretrainConfig(steps=10**9, dtype="float32", compile=False)
+    assert chosen.settled(TINY, cuda) == chosen
     assert PretrainConfig(steps=500).settled(TINY, cpu).dtype in ("float32", "bfloat16")
 
 
@@ -441,9 +441,9 @@ def test_bad_input(tmp_path):
 def test_a_loss_that_is_no_number_or_jumps_stops_with_the_last_good_state(tmp_path, monkeypatch, bad):
     usual, steps = pretraining.next_pixel_loss, []
 
-    def sometimes_bad(model, pixels, **how):
+    def sometimes_bad(model, pixels, **options):
         steps.append(model.training)
-        return usual(model, pixels, **how) + (bad if sum(steps) == 6 else 0)
+        return usual(model, pixels, **options) + (bad if sum(steps) == 6 else 0)
 
     monkeypatch.setattr(pretraining, "next_pixel_loss", sometimes_bad)
     with pytest.raises(FloatingPointError, match=r"steps 5 to 6 .* last good state is .*state.safetensors, of step 4;"):
