@@ -1,4 +1,4 @@
-"""The house: a folder of the package imports only folders to its left, and `import igpt_lab` is instant."""
+"""The house: what a folder of the package imports, an instant `import igpt_lab`, and names that say what they hold."""
 
 import ast
 import subprocess
@@ -49,6 +49,24 @@ def test_a_folder_imports_only_folders_to_its_left(file):
     room = file.relative_to(PACKAGE).parts[0]
     wrong = imports(file.read_text(encoding="utf-8")) - LEFT[room] - {room}
     assert not wrong, f"{file} imports {sorted(wrong)}; it may import {sorted(LEFT[room])}"
+
+
+def vague_names(source: str) -> list[str]:
+    """Variables and arguments of a source that are named after no thing."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    names += [node.arg for node in nodes if isinstance(node, ast.arg)]
+    return [name for name in names if name in {"each", "found", "given", "how"}]
+
+
+def test_vague_names_are_seen():
+    assert vague_names("def f(how): given, x = [each for each in how]; found(x)") == ["given", "each", "how"]
+
+
+def test_names_say_what_they_hold():
+    root = PACKAGE.parent
+    files = [path for folder in ("igpt_lab", "tests", "benchmarks", "docs") for path in (root / folder).rglob("*.py")]
+    assert not {path: names for path in files if (names := vague_names(path.read_text(encoding="utf-8")))}
 
 
 def test_import_alone_is_instant():
