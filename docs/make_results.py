@@ -204,8 +204,11 @@ def shift() -> dict[str, list[dict[str, Any]]]:
     if not (ROOT / "results/studies/shift.csv").exists():
         return {}
     rows = table("studies/shift")
-    rows = rows.assign(cells=[over_seeds(row, SHIFT_MEASURES) for row in rows.to_dict("records")])
-    clean = rows[(rows.corruption == "contrast") & (rows.level == 1)]
+    is_clean = rows.level == rows.corruption.map({"contrast": 1, "blur": 0})
+    cells = [over_seeds(row, SHIFT_MEASURES) for row in rows.to_dict("records")]
+    cells = [[*of_row[:-2], "", ""] if clean else of_row for of_row, clean in zip(cells, is_clean, strict=True)]
+    rows = rows.assign(cells=cells)
+    clean = rows[is_clean & (rows.corruption == "contrast")]
     return {"levels": rows[rows.point == "ln_1"].to_dict("records"), "points": clean.to_dict("records")}
 
 

@@ -18,6 +18,7 @@ _HOME = {
     "CorruptedImages": "images.corruptions",
     "Drawn": "sampling.sampling",
     "DropComparison": "probing.controls",
+    "Edits": "explaining.edits",
     "Explanation": "explaining.explain",
     "Explorer": "app.explorer.widget",
     "ExtractionSettings": "features.settings",

@@ -173,7 +173,11 @@ def _section(results: Results, run: Run) -> dict[str, Any]:
         "headline": _headline(figures),
         "discrepancies": saved.discrepancies(results),
         "unconverged": saved.unconverged(figures),
-        "insignificant": saved.insignificant(figures) + saved.not_told_apart(results.tables),
+        "insignificant": [
+            *saved.insignificant(figures),
+            *saved.not_told_apart(results.tables),
+            *saved.not_resolved(results.tables),
+        ],
         "figures": list(map(_entry, figures)),
         "n_figures": len(figures),
         "other_tables": {name: (captions.table_name(name), table_of(table)) for name, table in results.tables.items()},

@@ -226,6 +226,15 @@ def not_told_apart(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     )
 
 
+def not_resolved(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The predictions of `explain` that its measurements do not decide."""
+    table = tables.get("answers", pd.DataFrame())
+    if not {"prediction", "verdict"} <= set(table):
+        return []
+    answers = table.drop_duplicates("prediction")
+    return [f"Prediction not resolved: {words}" for words in answers.prediction[answers.verdict == "not resolved"]]
+
+
 def _add_table(results: Results, csvs: dict[str, bytes], file: Path, files: list[Path]) -> None:
     content = read_regular(file)
     results.tables[file.stem], csvs[file.stem] = read_table(content), content

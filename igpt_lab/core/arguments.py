@@ -132,7 +132,9 @@ def plain(value: Any, annotation: Any, name: str) -> Any:
             return values
     text = " ".join(repr(value).split())
     text = text if len(text) <= 60 else f"{text[:57]}..."
-    raise TypeError(f"{name}={text} is of type {type(value).__name__}; expected {_expected(classes, lists)}")
+    of = type(value)
+    kind = f"{of.__module__}.{of.__name__}" if of.__name__ in {one.__name__ for one in classes} else of.__name__
+    raise TypeError(f"{name}={text} is of type {kind}; expected {_expected(classes, lists)}")
 
 
 def _classes(annotation: Any) -> list[type]:

@@ -26,7 +26,7 @@ from igpt_lab.explaining.variants import Variant, with_windows, without_parts
 from igpt_lab.features.hooks import check_eval, check_untouched, layers_of
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.models.losses import check_alignment
+from igpt_lab.models.losses import check_causal
 from igpt_lab.probing.solvers.linear_probe import LinearProbe
 
 KINDS = ("skip", "mean", "resample")
@@ -227,7 +227,7 @@ def _check(
     layers: Sequence[int] | None, train_tokens: np.ndarray | None = None,
 ) -> list[int]:  # fmt: skip
     """The blocks; ValueError or RuntimeError for what cannot be done, before any work."""
-    check_alignment("sos", model.config)
+    check_causal(model.config)
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}; expected one of {', '.join(KINDS)}")
     for part in parts:

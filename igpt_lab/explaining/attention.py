@@ -29,7 +29,7 @@ from igpt_lab.core.significance import mean_interval
 from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import check_eval, layers_of, record
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.losses import on_device
+from igpt_lab.models.losses import check_causal, on_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,8 +198,7 @@ def attention_from(
 def _checked(model: Any, tokens: Any, layers: Sequence[int] | None, weighting: str) -> tuple[np.ndarray, list[int]]:
     """Tokens (N, T) of whole images and the blocks, both fit for this model; ValueError where anything is not."""
     config = model.config
-    if getattr(config, "bidirectional", False):
-        raise ValueError("a bidirectional (BERT) model has no start token and sees later pixels; use a causal model")
+    check_causal(config)
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
     check_eval(model)

@@ -24,7 +24,25 @@ from igpt_lab.models.imagegpt import dtype_of_products
 
 Place = tuple[str, int]  # point, layer
 Function = Callable[[Tensor], Tensor]
-Edits = dict[Place, Function]
+
+
+class Edits(dict[Place, Function]):
+    """Functions of (point, layer), for `edit`. Where two that `|` joins share a place, the right one edits last."""
+
+    def __or__(self, other: Any) -> Edits:  # type: ignore[override]
+        joined = Edits(self)
+        for place, function in other.items():
+            joined[place] = _then(self[place], function) if place in self else function
+        return joined
+
+    __ior__ = __or__  # type: ignore[assignment]
+
+    def __ror__(self, other: Any) -> Edits:  # type: ignore[override]
+        return Edits(other) | self
+
+
+def _then(first: Function, second: Function) -> Function:
+    return lambda value: second(first(value))
 
 
 @checked
@@ -70,7 +88,7 @@ def _functions(edits: Mapping[Place, Function], blocks: int) -> Edits:
     """The edits, checked, with layers counted from 0."""
     if not isinstance(edits, Mapping):
         raise TypeError(f"edits are a {type(edits).__name__}; expected {{(point, layer): function}}")
-    functions: Edits = {}
+    functions = Edits()
     for place, function in edits.items():
         if not (_is_place(place) and callable(function)):
             raise TypeError(f"{place!r}: {type(function).__name__}; expected (point, layer): function")

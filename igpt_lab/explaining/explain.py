@@ -36,7 +36,7 @@ from igpt_lab.images.image_sets import ImageSet, TokenSet
 from igpt_lab.images.splits import stratified_draw
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 from igpt_lab.models.loading import load_model, tokens_of
-from igpt_lab.models.losses import check_alignment
+from igpt_lab.models.losses import check_causal
 from igpt_lab.probing.features import Features
 from igpt_lab.probing.probes import probe_layers
 from igpt_lab.probing.results import ProbeResult
@@ -93,8 +93,8 @@ def explain(
 ) -> Explanation:
     """Run every instrument on a few images, and answer the predictions about layer c.
 
-    At most TRAIN training images and TEST test images of `explaining.sizes` are used; for the attentive probe as many
-    training images as keep their states below 2 GB.
+    At most 2,500 training images and 1,000 test images are used: of each instrument TRAIN and TEST of
+    `explaining.sizes`, and for the attentive probe as many training images as keep their states below 2 GB.
 
     Args:
         model: One that predicts pixels in their order, or what `load_model` takes; it is moved to the device.
@@ -164,7 +164,7 @@ def instruments(
 def check_explainable(model: ImageGPTForCausalImageModeling, chosen: int | None) -> None:
     """ValueError for a model that has no layer c between its ends, and where `chosen` is not one of these."""
     config = model.config
-    check_alignment("sos", config)
+    check_causal(config)
     if config.n_layer < 2 or config.n_positions < 2:
         raise ValueError(
             f"a model of n_layer={config.n_layer}, n_positions={config.n_positions}; expected 2 blocks or more, as the "

@@ -29,7 +29,7 @@ from igpt_lab.features.hooks import check_eval, layers_of, numbers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.cost import inner_width
-from igpt_lab.models.losses import on_device
+from igpt_lab.models.losses import check_causal, on_device
 
 Translate = Callable[[Tensor, int], Tensor]  # states (..., D) of a layer -> those that the last norm is given
 MEASURES = ("nats", "error_to_final", "entropy", "rgb_error", "start_token")
@@ -170,8 +170,7 @@ def lens_tokens(model: Any, tokens: Any) -> np.ndarray:
     """
     if not hasattr(model, "lm_head"):
         raise ValueError(f"a {type(model).__name__} has no head over colours; expected a model as lab.load_model gives")
-    if getattr(model.config, "bidirectional", False):
-        raise ValueError("a bidirectional (BERT) model predicts hidden pixels, not the next one; use a causal model")
+    check_causal(model.config)
     check_eval(model)
     tokens = checked_tokens(tokens, model.config)
     if not tokens.size:

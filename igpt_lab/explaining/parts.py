@@ -3,7 +3,7 @@
     with edit(model, skip(model, "head", 3, head=0) | mean_of(model, "mlp", 5, training_tokens)):
         model(tokens)
 
-Edits of several places can be joined by `|`. Heads of one layer share a place: they need an `edit` block each.
+Edits can be joined by `|`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
-from igpt_lab.models.losses import on_device
+from igpt_lab.models.losses import check_causal, on_device
 
 ADDED = {"attention": "attn_out", "mlp": "mlp_out", "head": "head_out"}  # where what a part adds can be replaced
 PARTS = ("block", *ADDED)
@@ -154,9 +154,9 @@ def _replace(model: nn.Module, part: str, layer: int, head: int | None, stand_in
             changed[..., columns] = stand_in(x[..., columns])
             return changed
 
-        return {("head_out", layer): one_head}
+        return Edits({("head_out", layer): one_head})
     if part != "block":
-        return {(ADDED[part], layer): stand_in}
+        return Edits({(ADDED[part], layer): stand_in})
     begun: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -167,20 +167,22 @@ def _replace(model: nn.Module, part: str, layer: int, head: int | None, stand_in
         before = begun.pop()
         return before + stand_in(x - before)
 
-    return {("resid_pre", layer): keep, ("resid_post", layer): end}
+    return Edits({("resid_pre", layer): keep, ("resid_post", layer): end})
 
 
 def check_part(model: nn.Module, part: str, layer: int, head: int | None) -> int:
     """The layer, counted from 0; ValueError for a part, layer or head that is not there, or a head of another part."""
     if part not in PARTS:
         raise ValueError(f"part {part!r}; expected one of {', '.join(PARTS)}")
-    (layer,) = layers_of("resid_post", len(backbone_of(model).h), [layer])
+    blocks = len(backbone_of(model).h)
+    if not -blocks <= layer < blocks:
+        raise ValueError(f"{part} of layer {layer}; this model has blocks 0..{blocks - 1}")
     config: Any = model.config
     if (head is None) != (part != "head"):
         raise ValueError(f"head {head} of part {part!r}; a head has a number, and only a head")
     if head is not None and not 0 <= head < config.n_head:
         raise ValueError(f"head {head}; this model has heads 0..{config.n_head - 1}")
-    return layer
+    return layer % blocks
 
 
 def head_slice(model: nn.Module, head: int) -> slice:
@@ -200,6 +202,7 @@ def means_of(
     Of `head` it is the heads' side by side. Sums are in float64 where the device has it, so that a batch's size changes
     no more than what its products round.
     """
+    check_causal(model.config)
     check_eval(model)
     tokens = checked_tokens(tokens, model.config)
     if not len(tokens):

@@ -217,7 +217,9 @@ def describe(answers: pd.DataFrame) -> str:
     for row in answers.itertuples():
         is_first = row.number in {prediction.number for prediction in PREDICTIONS}
         name = row.prediction if is_first else f"  {row.number}"
-        lines.append(f"{name} {row.verdict}: {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]")
+        p_holm = getattr(row, "p_holm", np.nan)
+        corrected = "" if np.isnan(p_holm) else f", p = {p_holm:.2g} (Holm)"
+        lines.append(f"{name} {row.verdict}: {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]{corrected}")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from igpt_lab.explaining.measurement import Measurement
 from igpt_lab.features.hooks import backbone_of, check_eval, layers_of, numbers_of, record
 from igpt_lab.features.settings import default_batch
 from igpt_lab.images.tokens import checked_tokens
-from igpt_lab.models.losses import on_device
+from igpt_lab.models.losses import check_causal, on_device
 
 OF_LABELS = ("class", "class (mean state)")
 TARGETS = ("current pixel", "next pixel", "row", "column", "mean colour", *OF_LABELS)
@@ -144,10 +144,7 @@ def _table(readouts: dict[tuple[int, str], Readout], values: dict[str, list[np.n
 def _whole_images(model: Any, tokens: np.ndarray) -> np.ndarray:
     """Tokens, checked against the model."""
     config = model.config
-    if getattr(config, "bidirectional", False):
-        raise ValueError(
-            "a bidirectional model has no next pixel; expected a model that predicts pixels in their order"
-        )
+    check_causal(config)
     check_eval(model)
     tokens = checked_tokens(tokens, config)
     if tokens.shape[1] != config.n_positions or len(tokens) < 2:

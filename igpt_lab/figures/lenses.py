@@ -32,7 +32,7 @@ def lens_curve(
 
     Args:
         table: LENS_COLUMNS, as `logit_lens` and `tuned_lens` return them: a line for each `kind`, and a level line at
-            what the last layer reaches.
+            what the last of these layers reaches.
         probe: PROBE_COLUMNS, as `probe_layers(...).table` has them; of a table with controls only the model's rows are
             drawn, and the layer that is `chosen` has a ring.
         marks: BASELINE_COLUMNS, as `pixel_baselines` returns them: a level line a row.
@@ -112,8 +112,9 @@ def _plot_kinds(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _mark_levels(ax: Axes, table: pd.DataFrame, marks: pd.DataFrame | None) -> None:
-    """Level lines with their values in the legend: the baselines, and the last layer."""
-    levels = [("last layer", table.nats[table.layer == table.layer.max()].iloc[0])]
+    """Level lines with their values in the legend: the baselines, and the last of the layers."""
+    last = int(table.layer.max())
+    levels = [(f"layer {last}", table.nats[table.layer == last].iloc[0])]
     if marks is not None:
         check_columns(marks, BASELINE_COLUMNS)
         levels += zip(marks.baseline, marks.nats, strict=True)

@@ -78,7 +78,7 @@ def stratified_split(
     for label, rows in _classes(labels).items():
         if len(rows) < 2:
             named = repr(names[label]) if names else label
-            raise ValueError(f"class {named} has 1 row; a split needs at least 2 of each class")
+            raise ValueError(f"class {named} has 1 row; a split needs at least 2 of each class: give more images")
         count = min(max(int(fraction * len(rows) + 0.5), 1), len(rows) - 1)
         held[np.random.default_rng([seed, label]).permutation(rows)[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -54,6 +54,12 @@ def check_alignment(alignment: str, config: ImageGPTConfig | None = None) -> Non
         raise ValueError("alignment 'sos': a bidirectional model has no SOS; use 'raw'")
 
 
+def check_causal(config: Any) -> None:
+    """ValueError for the configuration of a model that does not predict pixels in their order."""
+    if getattr(config, "bidirectional", False):
+        raise ValueError("a bidirectional (BERT) model predicts hidden pixels, not the next one; use a causal model")
+
+
 def next_pixel_loss(model: ImageGPTForCausalImageModeling, tokens: Tensor, *, reduction: str = "mean") -> Tensor:
     """Mean over N and all T pixels of -log p(pixel | pixels before it), in nats, for pixels int64 (N, T).
 

@@ -94,6 +94,8 @@ def made(tmp_path_factory):
     likeness = {"measure": ["palette", "patches"], "value": [0.1, 0.4], "low": [0.05, 0.3], "high": [0.2, 0.5]}
     likeness |= {"floor": [0.1, 0.1], "floor_low": [0.0, 0.0], "floor_high": [0.15, 0.15]}
     pd.DataFrame(likeness).to_csv(folder / "likeness.csv", index=False)
+    answers = {"prediction": ["a", "b", "b"], "verdict": ["held", "not resolved", "not resolved"]}
+    pd.DataFrame(answers).to_csv(folder / "answers.csv", index=False)
     (folder / "log.json").write_text("[1]")
     (folder / "log.csv").write_text("step\n1\n")
     return folder
@@ -128,6 +130,7 @@ def test_the_page_says_what_the_files_say(run):
     assert (
         "ln_1" not in words[words.index("Not significant") : words.index("Figures Accuracy over depth")]
     )  # single pairs are not listed
+    assert words.count("Prediction not resolved: b") == 1 and "Prediction not resolved: a" not in words
     assert "samples and real images are not told apart by palette" in words and "by palette, patches" not in words
     assert "Files differed from the commit" in words and "Figures come from 3 commits" in words
     assert "tiny <1> (weights abababab) on shades; 9 test images; layers ln_1: 0..2; mean" in words

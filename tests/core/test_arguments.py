@@ -74,6 +74,12 @@ def test_what_cannot_be_meant_is_refused_in_one_line(value, annotation, message)
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_of_the_same_name_is_told_by_its_module():
+    theirs = type("Path", (), {"__module__": "of.others"})()
+    with pytest.raises(TypeError, match=r"is of type of\.others\.Path; expected a path"):
+        plain(theirs, Path, "x")
+
+
 def test_a_checked_function_keeps_its_face_and_its_own_errors():
     @checked
     def area(width: int, height: int = 2, *more: int, **others: int) -> int:

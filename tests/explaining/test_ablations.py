@@ -77,6 +77,7 @@ def test_without_its_heads_attention_gives_its_bias(tiny):
     with edit(tiny, skip(tiny, "head", 1, head=0)):
         got = logits(tiny, skip(tiny, "head", 1, head=1))
     assert got.equal(logits(tiny, {("attn_out", 1): bias.expand_as}))
+    assert got.equal(logits(tiny, skip(tiny, "head", 1, head=0) | skip(tiny, "head", 1, head=1)))
     assert not got.equal(logits(tiny, skip(tiny, "attention", 1)))
     bias.zero_()  # as in released weights
     with edit(tiny, skip(tiny, "head", 1, head=0)):
@@ -337,9 +338,9 @@ def test_other_bad_input(tiny):
     with pytest.raises(RuntimeError, match="training mode"):
         leave_out(tiny.train(), TOKENS)
     tiny.eval().config = replace(tiny.config, bidirectional=True)
-    with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
+    with pytest.raises(ValueError, match="hidden pixels, not the next one; use a causal model"):
         leave_out(tiny, TOKENS)
-    with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
+    with pytest.raises(ValueError, match="hidden pixels, not the next one; use a causal model"):
         mean_of(tiny, "mlp", 0, TRAIN, **QUIET)
 
 

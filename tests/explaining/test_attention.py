@@ -232,7 +232,7 @@ def test_bad_input_is_refused_in_one_line_before_any_work(tiny, monkeypatch):
     bert = ImageGPTForCausalImageModeling(ImageGPTConfig(**SIZES | {"bidirectional": True}))
     for measure in (maps_of, lambda *arguments, **options: lab.attention_from(*arguments, 3, **options)):
         one = TOKENS[:1]
-        with pytest.raises(ValueError, match="bidirectional .BERT. model has no start token"):
+        with pytest.raises(ValueError, match="hidden pixels, not the next one; use a causal model"):
             measure(bert, one)
         with pytest.raises(ValueError, match=r"layer 3 at qkv; this model has layers 0..2 there"):
             measure(tiny, one, layers=[3])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from igpt_lab.explaining.edits import edit, window
+from igpt_lab.explaining.edits import Edits, edit, window
 from igpt_lab.explaining.parts import skip
 from igpt_lab.features.extraction import extract
 from igpt_lab.features.hooks import POINTS, layers_of, record
@@ -90,6 +90,15 @@ def test_edits_at_one_place_are_made_from_the_inside_out(tiny):
     own = states(tiny, ("ln_1", 1))
     with edit(tiny, {("ln_1", 1): lambda x: 2 * x}), edit(tiny, {("ln_1", 1): lambda x: x + 1}):
         torch.testing.assert_close(states(tiny, ("ln_1", 1)), 2 * (own + 1))
+
+
+@pytest.mark.parametrize("kind", [dict, Edits])
+def test_edits_that_are_joined_at_one_place_are_made_from_left_to_right(kind):
+    place, twos = ("mlp_out", 1), torch.tensor([2.0])
+    edits = kind({place: torch.neg, ("mlp_out", 2): torch.neg}) | Edits({place: torch.exp})
+    assert edits[place](twos) == torch.exp(-twos) and edits["mlp_out", 2](twos) == -twos
+    edits |= {place: torch.neg}
+    assert edits[place](twos) == -torch.exp(-twos)
 
 
 def test_a_negative_layer_counts_from_the_end(tiny):

@@ -17,7 +17,9 @@ from igpt_lab.figures import saving
 from igpt_lab.images.image_sets import TokenSet
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling
 
-FIGURES = "lens strip bits positions prefixes attention offsets looks windows left_out heads attentive".split()
+FIGURES = (
+    "lens strip bits bits_relative positions prefixes attention offsets looks windows left_out heads attentive".split()
+)
 
 
 def test_the_command_saves_what_each_instrument_measured_and_prints_the_answers(
@@ -51,7 +53,7 @@ def test_what_cannot_be_explained_is_refused_before_any_work(tiny, train, test, 
     with pytest.raises(ValueError, match="has no labels"):
         lab.explain(tiny, replace(train, labels=None), test, **options)
     model = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True)).eval()
-    with pytest.raises(ValueError, match="a bidirectional model has no SOS"):
+    with pytest.raises(ValueError, match="hidden pixels, not the next one; use a causal model"):
         lab.explain(model, train, test, **options)
     assert not list(tmp_path.iterdir())
 
@@ -69,7 +71,10 @@ def test_the_command_refuses_it_before_its_estimate(tiny, tiny_folder, tiny_imag
     bert = ImageGPTForCausalImageModeling(replace(tiny.config, bidirectional=True))
     bert.processor = tiny.processor
     bert.save_pretrained(tmp_path / "bert")
-    for model, words in ((tiny_folder, "layer c = 3"), (tmp_path / "bert", "a bidirectional model has no SOS")):
+    for model, words in (
+        (tiny_folder, "layer c = 3"),
+        (tmp_path / "bert", "hidden pixels, not the next one; use a causal model"),
+    ):
         arguments = ["explain", str(model), str(tiny_images), "--chosen", "3", "--store", str(tmp_path)]
         assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) != 0
         printed = capsys.readouterr()

@@ -131,6 +131,7 @@ def test_a_quarter_that_is_above_0_by_its_own_interval_alone_is_not_resolved():
     assert 0.0125 < p < 0.05 and (table.low[1:5] > 0).all()
     assert table.p_holm[1:5].tolist() == pytest.approx([4 * p] * 4)
     assert table.verdict.tolist() == ["not resolved"] * 5 + ["held"]
+    assert predictions.describe(table).splitlines()[1].endswith(f"], p = {4 * p:.2g} (Holm)")
 
 
 def test_the_spread_over_seeds_stands_beside_the_interval_over_images():

@@ -207,7 +207,7 @@ def test_what_is_not_causal_or_too_large_is_refused(tiny, monkeypatch):
         bits_by_layer(tiny, TOKENS, TOKENS, progress=False)
     bert = ImageGPTForCausalImageModeling(ImageGPTConfig(vocab_size=9, n_positions=16, n_embd=8, n_layer=1, n_head=2,
                                                          bidirectional=True, **PLAIN))  # fmt: skip
-    with pytest.raises(ValueError, match="a bidirectional model has no next pixel"):
+    with pytest.raises(ValueError, match="hidden pixels, not the next one; use a causal model"):
         bits_by_layer(bert, TOKENS, TOKENS)
     del tiny.processor
     with pytest.raises(ValueError, match="target 'mean colour' needs a palette"):

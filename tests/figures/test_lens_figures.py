@@ -20,7 +20,7 @@ def test_nats_and_accuracy_share_their_layers():
     np.testing.assert_allclose(drawn["logit"].get_xydata(), [[0, 5], [1, 4], [2, 3]])
     np.testing.assert_allclose(drawn["tuned"].get_ydata(), [4, 3, 2])
     assert set(drawn["ln V: 6.00"].get_ydata()) == {6} and set(drawn["unigram: 4.50"].get_ydata()) == {4.5}
-    assert set(drawn["last layer: 3.00"].get_ydata()) == {3}
+    assert set(drawn["layer 2: 3.00"].get_ydata()) == {3}
     band = nats.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((2.8, 5.2))
     drawn = lines(accuracy)

@@ -67,6 +67,8 @@ def explain(
 ) -> None:  # fmt: skip
     """Why the middle: every instrument on a few images, the figures, and which of the seven predictions hold.
 
+    At most 2,500 training images and 1,000 test images are drawn.
+
     Each figure is written as soon as its instrument is done, with its table beside it. The table of the refitted
     probes is refit.csv, that of the answers answers.csv.
     """
@@ -129,3 +131,5 @@ def _figures(name: str, measured: dict[str, Any], title: str) -> Iterator[tuple[
         stem, plot = FIGURES[name]
         table = getattr(value, "table", value)
         yield stem, getattr(lab.figures, plot)(table, title=title), table
+        if name == "bits":
+            yield "bits_relative", lab.figures.bits_curve(table, relative=True, title=title), table
