@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
 LEAST, MOST = 2**18, 2**22  # numbers that such a computation reads: 1 MB and 16 MB in float32
+AHEAD = 8  # results a thread that may wait for an earlier one which takes longer
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _of_thread = threading.local()
@@ -37,7 +38,7 @@ def side_by_side(
     """What the function gives for each job, in their order.
 
     Those of middle size run in as many threads as torch uses, or `at_most` of them, each by one thread, so that results
-    do not depend on their number; no more jobs are taken at once than that, and one. What torch is told by `with` holds
+    do not depend on their number; at most that many and one are taken and not done. What torch is told by `with` holds
     in them as in the caller: autocast, gradients, inference. An error or an interruption ends it once those that run
     are done, or say `check_wanted`; one that comes between two results ends it where it is closed.
     """
@@ -59,8 +60,11 @@ def side_by_side(
         try:
             for job in jobs:
                 waiting.append(pool.submit(alike, job))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
+                while len(running := [future for future in waiting if not future.done()]) > threads:
+                    if not waiting[0].done() and len(waiting) <= AHEAD * threads:
+                        wait(running, return_when=FIRST_COMPLETED)
+                    else:
+                        yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:

@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from igpt_lab.core.arguments import checked
+from igpt_lab.core.devices import exact_dtype
 from igpt_lab.probing.solvers.lbfgs import minimise
 from igpt_lab.probing.solvers.objective import (
     Problem,
@@ -40,6 +41,7 @@ from igpt_lab.probing.solvers.objective import (
 SAVED = 30  # passes that a Hessian near the end saves in each fold
 FORGOTTEN = 0.03  # of the derivatives at a fold's start, what may be left of them at its end
 WEAK = 1e6  # C N, above which the penalty is lost in the rounding of a Hessian's factors
+WEAKER = 1e9  # C N, above which float32 ends before the tolerance
 KEPT = 2**28  # numbers of the Hessians that are kept meanwhile: 1 GiB
 
 
@@ -176,10 +178,10 @@ def fit_folds(
     unknowns = unknowns_of(width, classes if classes > 2 else 1)
     pays = price_of(n, width, unknowns) < SAVED * len(folds) and unknowns**2 * strengths.size < KEPT
     if n < width or strengths.max() * n > WEAK or not pays:
+        dtype = exact_dtype(torch.device(device)) if strengths.max() * n > WEAKER else torch.float32
+        options = {"standardise": standardise, "max_iter": max_iter, "dtype": dtype, "device": device}
         for fit, _ in folds:
-            yield fit_logistic(
-                x[:, fit], y[fit], Cs, standardise=standardise, tol=tol / 10, max_iter=max_iter, device=device
-            )
+            yield fit_logistic(x[:, fit], y[fit], Cs, tol=tol / 10, **options)
         return
     rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
     whole = Problem(rows, strengths, torch.float32)

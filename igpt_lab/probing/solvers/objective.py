@@ -20,6 +20,8 @@ LOGITS = 2**19  # of a step through the rows on a CPU: they stay in its caches
 CACHED = 2**18  # values of features, in float64, that do
 UNKNOWNS = 6000  # of a block of the Hessian: 144 MB in float32
 ROWS = 32  # of the Hessian's sample, for each feature
+SMALLEST = -80.0  # log of the least probability; products of numbers that float32 holds as denormal ones are slow
+DENSE = 3  # times as many operations a second a Hessian does as a pass, whose matrices are thin
 
 
 def scale_of(mean: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,7 +178,8 @@ def unknowns_of(width: int, vectors: int) -> int:
 
 def price_of(rows: int, width: int, unknowns: int) -> float:
     """What a Hessian with blocks of so many unknowns costs, in passes over the rows (rows, width)."""
-    return (min(ROWS * width, rows) * unknowns + unknowns**2 / 3) / (4 * rows) if unknowns else math.inf
+    work = min(ROWS * width, rows) * unknowns + unknowns**2 / 3
+    return work / (4 * rows * DENSE) if unknowns else math.inf
 
 
 def _eigenbasis(standard: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,12 +244,14 @@ def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     index = y.expand(*logits.shape[:2], 1, -1)
     logs = logits.log_softmax(2)
     losses = -logs.gather(2, index).sum((2, 3))
-    return losses, logs.exp_().scatter_add_(2, index, logs.new_full((), -1.0).expand(index.shape))
+    p = logs.clamp_min_(SMALLEST).exp_()
+    return losses, p.scatter_add_(2, index, p.new_full((), -1.0).expand(index.shape))
 
 
 def _probabilities(logits: Tensor) -> Tensor:
     """Logits (S, M, n) -> probabilities, of the second class where M = 1."""
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+    p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+    return p.clamp_(1e-15, 1)
 
 
 def _drawn(z: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
