@@ -232,6 +232,11 @@ def transfer() -> list[dict[str, Any]]:
     return chosen.assign(pixels=chosen.model.map(pixels)).to_dict("records")
 
 
+def dtypes() -> dict[str, list[dict[str, Any]]]:
+    """What bfloat16 costs each layer, by model."""
+    return {f"{name}-xs": table(f"studies/dtypes_{name}").to_dict("records") for name in ("fashion", "cifar10")}
+
+
 def without_labels() -> dict[str, list[dict[str, Any]]]:
     """What is lost where a score without labels picks the layer: a row for each score, by model."""
     models = {}
@@ -368,6 +373,7 @@ def rendered(page: str) -> str:
         "dynamics": dynamics(list(runs.values())),
         "tuned": long_fine_tuning(),
         "transfer": transfer(),
+        "dtypes": dtypes(),
         "shift": shift(),
         "without_labels": without_labels(),
         "benchmarks": benchmarks(),

@@ -15,7 +15,7 @@ import torch
 import igpt_lab as lab
 from igpt_lab.app.paper import FOLDS, Paper
 from igpt_lab.core.arguments import local
-from igpt_lab.core.devices import best_device, product
+from igpt_lab.core.devices import best_device, gains_by_bfloat16, product
 from igpt_lab.core.published import SETS, plain
 from igpt_lab.explaining.sizes import FITS, image_passes, readout_flops
 from igpt_lab.features.planning import SHARE
@@ -43,7 +43,7 @@ class Rates:
 def rates(device: torch.device) -> Rates:
     """The share SHARE of what products reach on this device."""
     full = _rate(device, torch.float32)
-    return Rates(SHARE * (_rate(device, torch.bfloat16) if device.type == "cuda" else full), SHARE * full)
+    return Rates(SHARE * (_rate(device, torch.bfloat16) if gains_by_bfloat16(device.type) else full), SHARE * full)
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:

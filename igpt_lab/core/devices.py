@@ -32,6 +32,16 @@ def mkl_is_slow() -> bool:
     return with_both and known.get("avx512_f", False) and "Intel" not in known["cpu_name"]
 
 
+@functools.cache
+def gains_by_bfloat16(kind: str) -> bool:
+    """Whether features take less time with products in bfloat16: on CUDA, and on a CPU with AMX.
+
+    AVX-512 multiplies bfloat16 too, and gains nothing by it at width 96 (docs/benchmarks.md, `home`).
+    """
+    known: dict = getattr(torch.cpu, "get_capabilities", dict)()
+    return kind == "cuda" or (kind == "cpu" and known.get("amx_bf16", False))
+
+
 def widened(x: Tensor) -> Tensor:
     """In float32, or in float64 where it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

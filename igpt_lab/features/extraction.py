@@ -59,8 +59,9 @@ def extract(
         pool: Pooling over positions, see `record`. Of modules "mean" over tokens (N, T, D) or over space (N, C, H, W),
             "first" (also "cls") or "last" token, or a function from what a module gives to (N, D).
         alignment: "sos" by default, and "raw" for a bidirectional model, which has no SOS.
-        dtype: Of the matrix products, "float32" or "bfloat16"; by default bfloat16 on CUDA alone, and for any other
-            network that of its weights. Weights are float32. A `torch.autocast` around the call changes nothing.
+        dtype: Of the matrix products, "float32" or "bfloat16"; by default bfloat16 on CUDA and on CPUs with AMX,
+            elsewhere float32, and for any other network that of its weights. Weights are float32. A `torch.autocast`
+            around the call changes nothing.
         batch_size: Images at a time, on a CPU for each core; by default what suits the device. It is halved where
             memory runs out.
         on_bad_image: "skip" leaves out images that cannot be read, and the store lists them; "error" raises ValueError.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from igpt_lab.core.arguments import check_fields
+from igpt_lab.core.devices import gains_by_bfloat16
 from igpt_lab.core.provenance import digest
 from igpt_lab.core.values import did_you_mean
 from igpt_lab.features.hooks import layers_of
@@ -78,7 +79,7 @@ class ExtractionSettings:
         pooling(self.pool).check(config.n_positions)
         alignment = self.alignment or ("raw" if config.bidirectional else "sos")
         check_alignment(alignment, config)
-        dtype = self.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        dtype = self.dtype or ("bfloat16" if gains_by_bfloat16(device.type) else "float32")
         return replace(self, alignment=alignment, dtype=dtype)
 
     def layers_at(self, config: ImageGPTConfig) -> dict[str, list[int]]:

@@ -64,7 +64,7 @@ def _share(text: str) -> tuple[int, int]:
     argument(
         "--dtype",
         choices=["float32", "bfloat16"],
-        help="number format of matrix products (default: bfloat16 on CUDA, else float32)",
+        help="number format of matrix products (default: bfloat16 on CUDA and on CPUs with AMX, else float32)",
     ),
     argument("--batch-size", type=int, help="number of images at a time (default: by the device)"),
     ON_BAD_IMAGE,

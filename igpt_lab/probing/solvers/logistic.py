@@ -179,9 +179,11 @@ def fit_folds(
     pays = price_of(n, width, unknowns) < SAVED * len(folds) and unknowns**2 * strengths.size < KEPT
     if n < width or strengths.max() * n > WEAK or not pays:
         dtype = exact_dtype(torch.device(device)) if strengths.max() * n > WEAKER else torch.float32
-        options = {"standardise": standardise, "max_iter": max_iter, "dtype": dtype, "device": device}
         for fit, _ in folds:
-            yield fit_logistic(x[:, fit], y[fit], Cs, tol=tol / 10, **options)
+            yield fit_logistic(
+                x[:, fit], y[fit], Cs, standardise=standardise, tol=tol / 10, max_iter=max_iter, dtype=dtype,
+                device=device,
+            )  # fmt: skip
         return
     rows, every = StandardisedRows(rest, labels, standardise, device), np.ones(strengths.shape, bool)
     whole = Problem(rows, strengths, torch.float32)
