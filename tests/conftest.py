@@ -10,6 +10,7 @@ from PIL import Image
 
 import igpt_lab as lab
 from igpt_lab.explaining.measurement import UNCHANGED
+from igpt_lab.features import settings
 from igpt_lab.features.hooks import POINTS, record
 from igpt_lab.images.processor import ImageGPTImageProcessorPil
 from igpt_lab.models.config import ImageGPTConfig
@@ -40,6 +41,14 @@ def assert_means(measurement, column):
         assert values.dtype == np.float64 and values.ndim == 1
         np.testing.assert_allclose(values.mean(), mean, rtol=1e-6, atol=1e-9)
     assert {key[: len(keys)] for key in measurement.of_images} <= {*of_rows, UNCHANGED}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default():
+    """On any processor: tests compare features to rounding, and name bfloat16 where they mean it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "gains_by_bfloat16", lambda kind: kind == "cuda")
+        yield
 
 
 @pytest.fixture(scope="session")

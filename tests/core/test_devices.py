@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import igpt_lab as lab
+from conftest import TINY
 from igpt_lab.app import cli
-from igpt_lab.core.devices import best_device, drawing, precision, without_autocast
+from igpt_lab.core.devices import best_device, drawing, gains_by_bfloat16, precision, without_autocast
+from igpt_lab.features import settings
 from igpt_lab.features.runner import is_out_of_memory
+from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.models.losses import losses_of
 
 
@@ -29,6 +32,15 @@ def test_devices_by_name(monkeypatch):
         ):
             best_device(name)
     assert best_device("mps", here=False).type == "mps"
+
+
+@pytest.mark.parametrize(("known", "gains"), [("amx_bf16", True), ("avx512_bf16", False), ("avx2", False)])
+def test_features_are_in_bfloat16_on_a_cpu_with_amx_and_on_cuda(monkeypatch, known, gains):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {known: True})
+    monkeypatch.setattr(settings, "gains_by_bfloat16", gains_by_bfloat16.__wrapped__)
+    for name, dtype in (("cpu", "bfloat16" if gains else "float32"), ("cuda", "bfloat16"), ("mps", "float32")):
+        assert ExtractionSettings().settled(TINY, torch.device(name)).dtype == dtype
+        assert ExtractionSettings(dtype="float32").settled(TINY, torch.device(name)).dtype == "float32"
 
 
 @pytest.mark.skipif(best_device().type != "cpu", reason="a machine without an accelerator is meant")
