@@ -6,11 +6,11 @@ the test images of a probe of standardised features, whose strength a tenth of t
 batch size and dtype, the processor and the solver that are fastest for it, which are measured first and are not in its
 time; nor is decoding the images. It fits as many layers at once as there are cores, a process of one thread each.
 
-`igpt-lab probe` computes in float32, or in bfloat16 on a CPU with AMX, chooses by ten folds in place of one tenth, probes
-raw pixels too, compares layers and writes figure and tables, all of which is in its time. Only untrained networks and
-permuted labels, its other controls, are left out. README's lines of Python do that without raw pixels. Two rows are of
-functions of ours that do what the script does and no more: features in bfloat16 where that is the script's fastest, and
-one tenth held out. Peak memory is of the main process, without the script's workers.
+`igpt-lab probe` computes in float32, or in bfloat16 on a CPU with AMX, chooses by ten folds in place of one tenth,
+probes raw pixels too, compares layers and writes figure and tables, all of which is in its time. Only untrained
+networks and permuted labels, its other controls, are left out. README's lines of Python do that without raw pixels. Two
+rows are of functions of ours that do what the script does and no more: features in bfloat16 where that is the script's
+fastest, and one tenth held out. Peak memory is of the main process, without the script's workers.
 """
 
 import contextlib
