@@ -243,7 +243,8 @@ def test_shares_in_any_order_fill_one_store(tiny, train, test, tmp_path, order):
 
 
 def test_shares_of_processes_at_once(tiny_folder, many, tmp_path):
-    command = [sys.executable, "-m", "igpt_lab", "extract", str(tiny_folder), str(many), "--split", "train", "--part"]
+    command = [sys.executable, "-m", "igpt_lab", "extract", str(tiny_folder), str(many), "--split", "train"]
+    command += ["--dtype", "float32", "--part"]
     paths = tmp_path / "shares", tmp_path / "whole"
     jobs = [subprocess.Popen([*command, f"{i}/2", "--store", str(paths[0])], stderr=subprocess.DEVNULL) for i in (2, 1)]
     assert [job.wait(60) for job in jobs] == [0, 0]
@@ -299,7 +300,8 @@ prepared.ROWS = 10
 if __name__ == "__main__":
     model, images, store, address = sys.argv[1:]
     images = load_images(images, "train")
-    extract_on_cluster(model, images, store=store, scheduler=address, device="cpu", progress=False)
+    options = {"scheduler": address, "device": "cpu", "dtype": "float32", "progress": False}
+    extract_on_cluster(model, images, store=store, **options)
 """
 
 
