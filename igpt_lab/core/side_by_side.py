@@ -60,11 +60,11 @@ def side_by_side(
         try:
             for job in jobs:
                 waiting.append(pool.submit(alike, job))
-                while len(running := [future for future in waiting if not future.done()]) > threads:
-                    if not waiting[0].done() and len(waiting) <= AHEAD * threads:
-                        wait(running, return_when=FIRST_COMPLETED)
-                    else:
-                        yield waiting.popleft().result()
+                running = [future for future in waiting if not future.done()]
+                if len(running) > threads and len(waiting) <= AHEAD * threads:
+                    wait(running, return_when=FIRST_COMPLETED)
+                while waiting and (waiting[0].done() or len(waiting) > AHEAD * threads):
+                    yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:

@@ -25,17 +25,22 @@ def threads(request):
 
 def test_results_come_in_order_each_by_one_thread_and_few_jobs_at_once(threads):
     taken, done = [], threading.Semaphore(0)
+    full, read = threading.Event(), threading.Event()
 
     def jobs():
         for job in range(6):
             taken.append(job)
+            if len(taken) > threads:
+                full.set()
             yield job
 
     def work(job):
+        assert threads == 1 or (read if job else full).wait(60)
         return job, torch.get_num_threads()
 
     results = side_by_side(work, jobs(), CPU, LEAST)
-    assert next(results) == (0, 1) and (len(taken) == 1 if threads == 1 else len(taken) > threads)
+    assert next(results) == (0, 1) and len(taken) == (1 if threads == 1 else threads + 1)
+    read.set()
     assert list(results) == [(job, 1) for job in range(1, 6)]
     assert torch.get_num_threads() == threads
     late = threading.Thread(target=lambda: (taken.append(torch.get_num_threads()), done.release()))
@@ -44,7 +49,7 @@ def test_results_come_in_order_each_by_one_thread_and_few_jobs_at_once(threads):
 
 
 def test_others_go_on_beside_a_long_job_and_few_are_taken_at_once():
-    """The first job ends once the fourth has run; few of the jobs taken are not done."""
+    """The first job ends once the fourth has run; three of the jobs taken are not done, at most."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     taken, done = [], []
@@ -68,7 +73,26 @@ def test_others_go_on_beside_a_long_job_and_few_are_taken_at_once():
         results = list(side_by_side(work, jobs(), CPU, LEAST))
     finally:
         torch.set_num_threads(before)
-    assert [job for job, _ in results] == list(range(20)) and max(count for _, count in results) <= 4
+    assert [job for job, _ in results] == list(range(20)) and max(count for _, count in results) <= 3
+
+
+def test_results_do_not_wait_for_jobs_that_are_slow_to_come():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    received, waiting = [], []
+
+    def jobs():
+        for job in range(8):
+            waiting.append(job - len(received))
+            yield job
+            time.sleep(0.05)  # as for the next features to be read
+
+    try:
+        for result in side_by_side(lambda job: job, jobs(), CPU, LEAST):
+            received.append(result)
+    finally:
+        torch.set_num_threads(before)
+    assert received == list(range(8)) and max(waiting) <= 3
 
 
 def test_they_run_at_the_same_time():

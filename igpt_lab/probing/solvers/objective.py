@@ -251,7 +251,7 @@ def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _probabilities(logits: Tensor) -> Tensor:
     """Logits (S, M, n) -> probabilities, of the second class where M = 1."""
     p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
-    return p.clamp_(1e-15, 1)
+    return p.clamp_(1e-15, 1)  # a product of two is no denormal number
 
 
 def _drawn(z: Tensor, p: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
