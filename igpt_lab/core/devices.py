@@ -24,22 +24,34 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight.t(), bias)
 
 
+def by_onednn(*, bfloat16: bool) -> bool:
+    """Whether it is oneDNN that multiplies matrices of float32, or of bfloat16, on this processor."""
+    if bfloat16:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return mkl_is_slow()
+
+
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether torch multiplies with MKL on a processor with AVX-512 that is not Intel's: oneDNN takes half the time."""
-    known: dict = getattr(torch.cpu, "get_capabilities", dict)()
+    known = _of_processor()
     with_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return with_both and known.get("avx512_f", False) and "Intel" not in known["cpu_name"]
 
 
-@functools.cache
-def gains_by_bfloat16(kind: str) -> bool:
-    """Whether features take less time with products in bfloat16: on CUDA, and on a CPU with AMX.
+def gains_by_bfloat16(kind: str, *, training: bool = False) -> bool:
+    """Whether features, or training, take less time with products in bfloat16: on CUDA, and on a CPU with AMX.
 
-    AVX-512 multiplies bfloat16 too, and gains nothing by it at width 96 (docs/benchmarks.md, `home`).
+    Training gains on a CPU whose AVX-512 multiplies bfloat16 too; features of width 96 do not (docs/benchmarks.md,
+    `home`).
     """
-    known: dict = getattr(torch.cpu, "get_capabilities", dict)()
-    return kind == "cuda" or (kind == "cpu" and known.get("amx_bf16", False))
+    needed = "avx512_bf16" if training else "amx_bf16"
+    return kind == "cuda" or (kind == "cpu" and _of_processor().get(needed, False))
+
+
+def _of_processor() -> dict:
+    """What torch knows of this processor; nothing in versions that do not say it."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def widened(x: Tensor) -> Tensor:

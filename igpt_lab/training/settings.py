@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self, TypeVar, get_args, get_origin, get_typ
 import numpy as np
 import torch
 
+from igpt_lab.core.devices import gains_by_bfloat16
 from igpt_lab.features.settings import check_names
 from igpt_lab.models.config import ImageGPTConfig
 from igpt_lab.models.cost import block_weights
@@ -151,14 +152,13 @@ class TrainConfig(ABC):
     def settled(self, config: ImageGPTConfig, device: torch.device) -> Self:
         """With what is None chosen for a device: bfloat16 where it multiplies it, compiled where that pays."""
         dtype, compiled = self.dtype, self.compile
-        on_cpu, on_cuda = device.type == "cpu", device.type == "cuda"
         if dtype is None:
-            gains = on_cuda or (on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False))
-            dtype = "bfloat16" if gains else "float32"
+            dtype = "bfloat16" if gains_by_bfloat16(device.type, training=True) else "float32"
         if compiled is None:
             weights = block_weights(config)
             pays = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
-            has_compiler = on_cuda or (on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None)
+            on_cpu, compiler = device.type == "cpu", shutil.which(os.environ.get("CXX", "g++"))
+            has_compiler = device.type == "cuda" or (on_cpu and compiler is not None)
             one_code = not config.scale_attn_by_inverse_layer_idx  # every block would be compiled for itself
             compiled = pays and has_compiler and one_code
         return replace(self, dtype=dtype, compile=compiled)

@@ -17,6 +17,7 @@ from igpt_lab.features import settings
 from igpt_lab.features.runner import is_out_of_memory
 from igpt_lab.features.settings import ExtractionSettings
 from igpt_lab.models.losses import losses_of
+from igpt_lab.training.settings import PretrainConfig
 
 
 def test_devices_by_name(monkeypatch):
@@ -37,10 +38,17 @@ def test_devices_by_name(monkeypatch):
 @pytest.mark.parametrize(("known", "gains"), [("amx_bf16", True), ("avx512_bf16", False), ("avx2", False)])
 def test_features_are_in_bfloat16_on_a_cpu_with_amx_and_on_cuda(monkeypatch, known, gains):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {known: True})
-    monkeypatch.setattr(settings, "gains_by_bfloat16", gains_by_bfloat16.__wrapped__)
+    monkeypatch.setattr(settings, "gains_by_bfloat16", gains_by_bfloat16)
     for name, dtype in (("cpu", "bfloat16" if gains else "float32"), ("cuda", "bfloat16"), ("mps", "float32")):
         assert ExtractionSettings().settled(TINY, torch.device(name)).dtype == dtype
         assert ExtractionSettings(dtype="float32").settled(TINY, torch.device(name)).dtype == "float32"
+
+
+@pytest.mark.parametrize(("known", "gains"), [("avx512_bf16", True), ("avx2", False)])
+def test_training_is_in_bfloat16_on_a_cpu_that_multiplies_it_and_on_cuda(monkeypatch, known, gains):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {known: True})
+    for name, dtype in (("cpu", "bfloat16" if gains else "float32"), ("cuda", "bfloat16"), ("mps", "float32")):
+        assert PretrainConfig(steps=1, warmup=0).settled(TINY, torch.device(name)).dtype == dtype
 
 
 @pytest.mark.skipif(best_device().type != "cpu", reason="a machine without an accelerator is meant")
