@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from igpt_lab.core.devices import product, widened
+from igpt_lab.core.devices import by_onednn, product, widened
 from igpt_lab.models.config import ACTIVATIONS, quick_gelu
 
 if TYPE_CHECKING:
@@ -61,13 +61,21 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return (x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).mul_(gain)
 
 
-def activation(act: Callable[[Tensor], Tensor], x: Tensor, maker: nn.Module, plain: type) -> Tensor:
-    """act(x), written over `x` where that is ours alone: made by a `maker` of the type `plain` that no hook watches."""
-    if act is not quick_gelu or not applies(x) or type(maker) is not plain:
-        return act(x)
-    if maker._forward_hooks or nn.modules.module._global_forward_hooks:
-        return act(x)
-    return quick_gelu_(x)
+def hidden(act: Callable[[Tensor], Tensor], x: Tensor, layer: Linear, plain: type) -> Tensor:
+    """act(layer(x)), with fewer passes where the layer is of the type `plain` and `is_plain`.
+
+    What oneDNN multiplies, it activates at once: with silu(u) = u sigmoid(u), quick_gelu(u) = silu(1.702 u) / 1.702.
+    """
+    if act is not quick_gelu or not applies(x) or type(layer) is not plain or not is_plain(layer):
+        return act(layer(x))
+    bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    enough = x.numel() >= layer.nx**2  # rows, so that weights times 1.702 cost less than is saved
+    if not (enough and x.dtype == layer.weight.dtype == torch.float32 and by_onednn(bfloat16=bfloat16)):
+        return quick_gelu_(layer(x))
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    weight, bias = (1.702 * layer.weight).to(dtype), (1.702 * layer.bias).to(dtype)
+    silu = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight.t(), bias, "swish", [], "")
+    return silu.mul_(1 / 1.702)
 
 
 def quick_gelu_(x: Tensor) -> Tensor:
@@ -78,8 +86,8 @@ def quick_gelu_(x: Tensor) -> Tensor:
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """Keys or values, laid out for the fused kernel, which walks over them again and again."""
-    return x.contiguous() if applies(x) else x
+    """Keys or values (N, heads, T, C), laid out for the fused kernel, which walks over many of them again and again."""
+    return x.contiguous() if applies(x) and x.shape[2] >= FUSED_FROM else x
 
 
 def prepare_training(model: ImageGPTPreTrainedModel, *, bfloat16: bool) -> set[str]:

@@ -136,8 +136,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.c_fc(x)
-        return self.dropout(self.c_proj(fast.activation(self.act, inner, self.c_fc, Linear)))
+        return self.dropout(self.c_proj(fast.hidden(self.act, x, self.c_fc, Linear)))
 
 
 @peer("modeling_layers", "GradientCheckpointingLayer")

@@ -35,20 +35,37 @@ def test_inference_without_the_fast_paths_is_the_same(changes, monkeypatch):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
 @torch.no_grad()
-def test_an_activation_is_written_over_nobody_elses_tensor():
-    layer, x = Linear(4, 4), torch.arange(8.0).view(2, 4)
-    assert fast.activation(quick_gelu, x.clone(), layer, Linear).equal(quick_gelu(x))
-    over = x.clone()
-    assert fast.activation(quick_gelu, over, layer, Linear).data_ptr() == over.data_ptr()
-    hook = layer.register_forward_hook(lambda *_: None)
-    assert fast.activation(quick_gelu, over, layer, Linear).data_ptr() != over.data_ptr()
+def test_an_activation_is_written_over_nobody_elses_tensor(onednn, monkeypatch):
+    monkeypatch.setattr(fast, "by_onednn", lambda **_: onednn and torch.backends.mkldnn.is_available())
+    layer, x = Linear(4, 8), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(layer.bias, generator=torch.Generator().manual_seed(2))
+    before = x.clone()
+    expected = quick_gelu(layer(x))
+    torch.testing.assert_close(fast.hidden(quick_gelu, x, layer, Linear), expected, atol=1e-6, rtol=1e-5)
+    assert fast.hidden(torch.relu, x, layer, Linear).equal(layer(x).relu())
+    watched = []
+    hook = layer.register_forward_hook(lambda *call: watched.append(call[2]))
+    assert fast.hidden(quick_gelu, x, layer, Linear).equal(expected) and watched[0].equal(layer(x))
     hook.remove()
-    subclass = type("Watched", (Linear,), {})
-    for act, maker in ((torch.relu, layer), (quick_gelu, torch.nn.Linear(4, 4)), (quick_gelu, subclass(4, 4))):
-        assert fast.activation(act, over, maker, Linear).data_ptr() != over.data_ptr()
-    with torch.enable_grad():
-        assert fast.activation(quick_gelu, over, layer, Linear).data_ptr() != over.data_ptr()
+    layer.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+    assert fast.hidden(quick_gelu, x, layer, Linear).equal(quick_gelu(layer(x)))
+    doubled = type("Doubled", (Linear,), {"forward": lambda self, x: 2 * Linear.forward(self, x)})(4, 8)
+    assert fast.hidden(quick_gelu, x, doubled, Linear).equal(quick_gelu(doubled(x)))
+    assert x.equal(before)
+
+
+@torch.no_grad()
+def test_an_activation_in_bfloat16_is_as_near_as_its_rounding():
+    layer, x = Linear(16, 64), torch.randn(3, 30, 16, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(layer.weight, 0, 0.5, generator=torch.Generator().manual_seed(1))
+    exact = quick_gelu(layer(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = fast.hidden(quick_gelu, x, layer, Linear)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).abs().max() < 0.01 * exact.abs().max()
 
 
 @pytest.mark.parametrize("changes", [{}, {"bidirectional": True}])
