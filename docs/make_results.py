@@ -287,9 +287,8 @@ def times() -> str:
             lines = table(f"benchmarks/{folder.name}/home").set_index("metric").ours["time of README's lines of Python"]
             whole = table(f"benchmarks/{folder.name}/reproduce").set_index("case").ours["make reproduce"]
             cores, processor, *_ = (folder / "home.md").read_text(encoding="utf-8").splitlines()[-1].split(", ")
-            place = f"on {cores} of an {processor}"
-            words.append(f"These lines take {lines:.0f} s {place}, and `make reproduce` {whole / 60:.0f} minutes.")
-    return "\n".join(words)
+            words.append(f"{lines:.0f} s and {whole / 60:.0f} minutes on {cores} of an {processor}")
+    return f"These lines and `make reproduce` take {'; '.join(words)}."
 
 
 def percent(share: float, digits: int = 1) -> str:
