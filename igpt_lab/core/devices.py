@@ -24,11 +24,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight.t(), bias)
 
 
-def by_onednn(*, bfloat16: bool) -> bool:
+def by_onednn(dtype: torch.dtype) -> bool:
     """Whether it is oneDNN that multiplies matrices of float32, or of bfloat16, on this processor."""
-    if bfloat16:
+    if dtype == torch.bfloat16:
         return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return mkl_is_slow()
+    return dtype == torch.float32 and mkl_is_slow()
 
 
 @functools.cache

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from igpt_lab.models.imagegpt import Block, Linear
     from igpt_lab.models.pretrained import ImageGPTPreTrainedModel
 
+SLOPE = 1.702  # of `quick_gelu`
 CHUNK = 128  # queries that training on a CPU attends with at a time
 OURS = {nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList}  # modules of torch that the network is made of
 FUSED_FROM = 1024  # positions from which on the fused kernel is as fast in float32, and takes less memory
@@ -64,29 +65,28 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 def hidden(act: Callable[[Tensor], Tensor], x: Tensor, layer: Linear, plain: type) -> Tensor:
     """act(layer(x)), with fewer passes where the layer is of the type `plain` and `is_plain`.
 
-    What oneDNN multiplies, it activates at once: with silu(u) = u sigmoid(u), quick_gelu(u) = silu(1.702 u) / 1.702.
+    What oneDNN multiplies, it activates at once: with silu(u) = u sigmoid(u), quick_gelu(u) = silu(SLOPE u) / SLOPE.
     """
     if act is not quick_gelu or not applies(x) or type(layer) is not plain or not is_plain(layer):
         return act(layer(x))
-    bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    enough = x.numel() >= layer.nx**2  # rows, so that weights times 1.702 cost less than is saved
-    if not (enough and x.dtype == layer.weight.dtype == torch.float32 and by_onednn(bfloat16=bfloat16)):
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    enough = x.numel() >= layer.nx**2  # rows, so that SLOPE times the weights costs less than is saved
+    if not (enough and x.dtype == layer.weight.dtype == torch.float32 and by_onednn(dtype)):
         return quick_gelu_(layer(x))
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    weight, bias = (1.702 * layer.weight).to(dtype), (1.702 * layer.bias).to(dtype)
+    weight, bias = (SLOPE * layer.weight).to(dtype), (SLOPE * layer.bias).to(dtype)
     silu = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight.t(), bias, "swish", [], "")
-    return silu.mul_(1 / 1.702)
+    return silu.mul_(1 / SLOPE)
 
 
 def quick_gelu_(x: Tensor) -> Tensor:
     """`quick_gelu` in place, to the last bit, a chunk at a time that stays in a CPU's caches."""
     for chunk in x.flatten(0, -2).split(max(1, 2**18 // x.shape[-1])):
-        chunk.mul_((1.702 * chunk).sigmoid_())
+        chunk.mul_((SLOPE * chunk).sigmoid_())
     return x
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """Keys or values (N, heads, T, C), laid out for the fused kernel, which walks over many of them again and again."""
+    """Keys or values (N, heads, T, C); many, laid out for the fused kernel, which walks over them again and again."""
     return x.contiguous() if applies(x) and x.shape[2] >= FUSED_FROM else x
 
 

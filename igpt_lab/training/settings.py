@@ -157,8 +157,8 @@ class TrainConfig(ABC):
         if compiled is None:
             weights = block_weights(config)
             pays = 6 * weights * self.steps * self.batch_size * config.n_positions > WORTH_COMPILING
-            on_cpu, compiler = device.type == "cpu", shutil.which(os.environ.get("CXX", "g++"))
-            has_compiler = device.type == "cuda" or (on_cpu and compiler is not None)
+            on_cpu, on_cuda = device.type == "cpu", device.type == "cuda"
+            has_compiler = on_cuda or (on_cpu and shutil.which(os.environ.get("CXX", "g++")) is not None)
             one_code = not config.scale_attn_by_inverse_layer_idx  # every block would be compiled for itself
             compiled = pays and has_compiler and one_code
         return replace(self, dtype=dtype, compile=compiled)

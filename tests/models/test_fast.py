@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from igpt_lab.core import devices
 from igpt_lab.models import fast
 from igpt_lab.models.config import ImageGPTConfig, quick_gelu
 from igpt_lab.models.imagegpt import ImageGPTForCausalImageModeling, Linear
@@ -38,18 +39,28 @@ def test_inference_without_the_fast_paths_is_the_same(changes, monkeypatch):
 @pytest.mark.parametrize("onednn", [False, True])
 @torch.no_grad()
 def test_an_activation_is_written_over_nobody_elses_tensor(onednn, monkeypatch):
-    monkeypatch.setattr(fast, "by_onednn", lambda **_: onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(devices, "mkl_is_slow", lambda: onednn and torch.backends.mkldnn.is_available())
     layer, x = Linear(4, 8), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
     torch.nn.init.normal_(layer.bias, generator=torch.Generator().manual_seed(2))
     before = x.clone()
     expected = quick_gelu(layer(x))
-    torch.testing.assert_close(fast.hidden(quick_gelu, x, layer, Linear), expected, atol=1e-6, rtol=1e-5)
+    quick = fast.hidden(quick_gelu, x, layer, Linear)
+    torch.testing.assert_close(quick, expected, atol=1e-6, rtol=1e-5)
+    assert onednn or quick.equal(expected)
+    over = layer(x)
+    assert fast.quick_gelu_(over).data_ptr() == over.data_ptr() and over.equal(expected)
     assert fast.hidden(torch.relu, x, layer, Linear).equal(layer(x).relu())
     watched = []
     hook = layer.register_forward_hook(lambda *call: watched.append(call[2]))
     assert fast.hidden(quick_gelu, x, layer, Linear).equal(expected) and watched[0].equal(layer(x))
     hook.remove()
+    with torch.enable_grad():
+        assert fast.hidden(quick_gelu, x, layer, Linear).grad_fn is not None
+    with torch.autocast("cpu", torch.float16):
+        assert fast.hidden(quick_gelu, x, layer, Linear).dtype == torch.float16
+    of_torch = torch.nn.Linear(4, 8)
+    assert fast.hidden(quick_gelu, x, of_torch, Linear).equal(quick_gelu(of_torch(x)))
     layer.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
     assert fast.hidden(quick_gelu, x, layer, Linear).equal(quick_gelu(layer(x)))
     doubled = type("Doubled", (Linear,), {"forward": lambda self, x: 2 * Linear.forward(self, x)})(4, 8)
