@@ -15,7 +15,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth, plain_layer
 from igpt_lab.core.display import card, say_once, span
 from igpt_lab.core.provenance import digest
-from igpt_lab.core.side_by_side import is_middling, side_by_side
+from igpt_lab.core.side_by_side import LEAST, side_by_side
 from igpt_lab.core.values import check_finite, did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
@@ -221,7 +221,7 @@ def over_stacks(
 ) -> Iterator[Result]:
     """What the function gives for layers and their features (B, N, D), all layers in their order.
 
-    Layers of middle size for a CPU are taken one by one and `side_by_side`, others together as `stacks` has them.
+    Layers of middle size for a CPU run `side_by_side`, others one stack after another.
     """
     jobs = stacks(features, device)
     for first in jobs:
@@ -229,12 +229,12 @@ def over_stacks(
 
 
 def stacks(features: Features, device: torch.device | None = None) -> Iterator[tuple[list[Any], np.ndarray]]:
-    """Layers of one width together, as (B, N, D), as many as `STACKED` allows; alone those to run `side_by_side`."""
+    """Layers of one width together, as (B, N, D), as many as `STACKED` allows; on a CPU each alone, but small ones."""
     layers: list[Layer] = []
     stack: list[np.ndarray] = []
     for layer, x in features.layers.items():
         _check_layer(layer, x, len(features.labels), len(features.index))
-        room = 0 if is_middling(device, x.size) else STACKED
+        room = STACKED if x.size < LEAST or device is None or device.type != "cpu" else 0
         if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > room):
             yield layers, np.stack(stack)
             layers, stack = [], []

@@ -167,28 +167,32 @@ def test_a_sample_of_rows_estimates_the_hessian_of_all():
     assert (part - whole).norm() < (objective._hessian(*few, 4) - whole).norm()  # rows that weigh more are drawn more
 
 
-def test_the_direction_is_that_of_the_two_loop_recursion():
+def test_the_direction_is_that_of_the_two_loop_recursion(monkeypatch):
     """Nocedal and Wright (2006), algorithm 7.4, for one fit at a time and without the pair that tells nothing."""
+    monkeypatch.setattr(lbfgs, "MEMORY", 5)
     random = np.random.default_rng(0)
     root = random.standard_normal((6, 6))
-    steps = random.standard_normal((2, 3, 5, 6))
-    steps[1, 2, 3] = 0
+    steps = random.standard_normal((2, 3, 17, 6))  # more than there is room for
     turns = steps @ (root @ root.T + np.eye(6))
+    turns[1, 2, 15] *= -1  # no curvature along it
     gradient, guess = random.standard_normal((2, 3, 2, 3)), random.uniform(0.5, 2, (2, 3, 2, 3))
-    state = [torch.as_tensor(a) for a in (gradient, steps, turns, guess)]
-    direction = lbfgs.descent_direction(*state, None).numpy()
+    down, first_guess = torch.as_tensor(gradient), torch.as_tensor(guess)
+    pairs = lbfgs.Pairs.of(down)
+    for place in range(17):
+        pairs.add(torch.as_tensor(steps[:, :, place]), torch.as_tensor(turns[:, :, place]))
+    direction = lbfgs.descent_direction(down, pairs, first_guess, None).numpy()
     for fit in np.ndindex(2, 3):
-        pairs = [(s, y, 1 / (s @ y)) for s, y in zip(steps[fit], turns[fit], strict=True) if s.any()]
+        latest = [(s, y, 1 / (s @ y)) for s, y in zip(steps[fit][-5:], turns[fit][-5:], strict=True) if s @ y > 0]
         q, shares = gradient[fit].ravel(), []
-        for s, y, rho in reversed(pairs):
+        for s, y, rho in reversed(latest):
             shares.append(rho * (s @ q))
             q = q - shares[-1] * y
         r = guess[fit].ravel() * q
-        for (s, y, rho), share in zip(pairs, reversed(shares), strict=True):
+        for (s, y, rho), share in zip(latest, reversed(shares), strict=True):
             r = r + s * (share - rho * (y @ r))
         assert direction[fit].ravel() == pytest.approx(-r, rel=1e-9)
-    blocks = [torch.diag_embed((1 / state[3][:, j].flatten(1)) ** 0.5)[:, None] for j in range(3)]  # one block a fit
-    assert lbfgs.descent_direction(*state, blocks).numpy() == pytest.approx(direction, rel=1e-9)
+    blocks = [torch.diag_embed((1 / first_guess[:, j].flatten(1)) ** 0.5)[:, None] for j in range(3)]  # one block a fit
+    assert lbfgs.descent_direction(down, pairs, first_guess, blocks).numpy() == pytest.approx(direction, rel=1e-9)
 
 
 def test_what_float32_cannot_reach_goes_on_in_float64():
@@ -212,10 +216,11 @@ def test_what_the_passes_compute_stays_on_its_device():
     parts = [(torch.zeros(2, 5, 6, device="meta"), torch.zeros(5, dtype=torch.long, device="meta"))]
     value, gradient = objective.objective_and_gradient(parts, weights, torch.zeros(2, 3, 1, 6, device="meta"), 5)
     assert value.shape == (2, 3) and gradient.shape == weights.shape
-    pairs = torch.zeros(2, 3, 7, 24, device="meta")
-    assert lbfgs.descent_direction(weights, pairs, pairs, weights, None).is_meta
+    pairs = lbfgs.Pairs.of(weights)
+    pairs.add(weights.flatten(2), weights.flatten(2))
+    assert lbfgs.descent_direction(weights, pairs, weights, None).is_meta
     factors = [torch.zeros(2, 2, 12, 12, device="meta")] * 3
-    assert lbfgs.descent_direction(weights, pairs, pairs, weights, factors).is_meta
+    assert lbfgs.descent_direction(weights, pairs, weights, factors).is_meta
     drawn = objective._drawn(torch.zeros(9, 6, device="meta"), torch.zeros(4, 9, device="meta"), 5)
     assert objective._hessian(*drawn, 2).is_meta
 

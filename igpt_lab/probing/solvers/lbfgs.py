@@ -11,7 +11,7 @@ and m pairs that are remembered. Fits of one strength stop together: a column go
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def minimise(
         state.factors = [factors[column] for column in state.columns.tolist()]
     passes = 0  # since the last Hessian
     for count in range(max_iter + 1):
-        state.stop_finished(problem.largest_derivative(state.gradient), bounds[:, state.columns])
+        state.stop_finished(problem, bounds[:, state.columns])
         going = state.active.any(0).nonzero()[:, 0]
         if not len(going) or count == max_iter:
             break
@@ -64,6 +64,55 @@ def minimise(
 
 
 @dataclass
+class Pairs:
+    """What the last `MEMORY` steps tell: changes of the weights, of the gradient, and products of the two.
+
+    The arrays have room for twice as many, so that they move only once in `MEMORY` steps. A step of zeros, along which
+    the curvature is not above 0, tells nothing.
+    """
+
+    steps: Tensor  # (B, S, 2 MEMORY, n): changes of the weights, the latest last
+    turns: Tensor  # (B, S, 2 MEMORY, n): changes of the gradient along them
+    upper: Tensor  # (B, S, 2 MEMORY, 2 MEMORY): steps times turns, the triangle; 1 on its diagonal for a step of zeros
+    end: int = 0  # of what the arrays hold
+
+    @classmethod
+    def of(cls, weights: Tensor) -> Pairs:
+        """Without a step yet, for weights (B, S, M, R + 1)."""
+        b, s, m, r = weights.shape
+        steps, turns = weights.new_zeros(2, b, s, 2 * MEMORY, m * r)
+        return cls(steps, turns, weights.new_zeros(b, s, 2 * MEMORY, 2 * MEMORY))
+
+    def only(self, going: Tensor) -> Pairs:
+        """Those of the columns at the places `going`."""
+        return replace(self, steps=self.steps[:, going], turns=self.turns[:, going], upper=self.upper[:, going])
+
+    def latest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`steps` and `turns` (B, S, m, n) and `upper` (B, S, m, m)."""
+        last = slice(max(0, self.end - MEMORY), self.end)
+        return self.steps[:, :, last], self.turns[:, :, last], self.upper[:, :, last, last]
+
+    def add(self, step: Tensor, turn: Tensor) -> None:
+        """Changes (B, S, n), taken as zeros where the curvature along them is not above 0.
+
+        That is the condition under which the matrix stays positive definite (Nocedal and Wright, eq. 6.7).
+        """
+        if self.end == 2 * MEMORY:
+            kept, self.end = slice(MEMORY + 1, None), MEMORY - 1
+            self.steps[:, :, : self.end] = self.steps[:, :, kept]
+            self.turns[:, :, : self.end] = self.turns[:, :, kept]
+            self.upper[:, :, : self.end, : self.end] = self.upper[:, :, kept, kept]
+        place, self.end = self.end, self.end + 1
+        bent = (step * turn).sum(2, keepdim=True) > 0
+        self.steps[:, :, place] = torch.where(bent, step, 0)
+        self.turns[:, :, place] = torch.where(bent, turn, 0)
+        steps, turns, upper = self.latest()
+        products = (steps @ turns[:, :, -1, :, None])[..., 0]
+        products[..., -1] += products[..., -1] == 0
+        upper[..., -1] = products
+
+
+@dataclass
 class _State:
     """The state of the fits whose strengths are `columns`, int64 (S,), among those of the problem."""
 
@@ -75,9 +124,8 @@ class _State:
     guess: Tensor  # of the inverse Hessian, its diagonal
     length: Tensor  # (B, S), of the step to try next
     idle: Tensor  # (B, S), steps since the last gain in value or slope
-    lowest: Tensor  # (B, S), the least that the largest derivative has been
-    steps: Tensor  # (B, S, m, n): changes of the weights, the latest last; zeros tell nothing
-    turns: Tensor  # (B, S, m, n): changes of the gradient along them
+    lowest: Tensor  # (B, S), the least that the norm of the gradient has been
+    pairs: Pairs
     factors: list[Tensor] | None = None  # in place of `guess`, for each column (B, G, U, U): see `Problem.factors`
 
     def only(self, going: Tensor) -> _State:
@@ -92,16 +140,22 @@ class _State:
             self.length[:, going],
             self.idle[:, going],
             self.lowest[:, going],
-            self.steps[:, going],
-            self.turns[:, going],
+            self.pairs.only(going),
             None if self.factors is None else [self.factors[place] for place in going.tolist()],
         )
 
-    def stop_finished(self, largest: Tensor, tol: Tensor) -> None:
-        """Note which fits are done, by their largest derivative (B, S) and what it may be (B, S)."""
-        self.idle = torch.where(largest < self.lowest, 0, self.idle)
-        self.lowest = torch.minimum(largest, self.lowest)
-        self.active = self.active & (largest > tol) & (self.idle < IDLE)
+    def stop_finished(self, problem: Problem, tol: Tensor) -> None:
+        """Note which fits are done: no derivative is above `tol` (B, S), or precision is at its end.
+
+        The largest derivative, which takes a product of matrices, is not below their root mean square.
+        """
+        norm = torch.linalg.vector_norm(self.gradient, dim=(2, 3))
+        self.idle = torch.where(norm < self.lowest, 0, self.idle)
+        self.lowest = torch.minimum(norm, self.lowest)
+        self.active = self.active & (self.idle < IDLE)
+        near = norm <= tol * math.sqrt(problem.derivatives)
+        if (self.active & near).any():
+            self.active = self.active & (problem.largest_derivative(self.gradient) > tol)
 
     def step(self, problem: Problem) -> None:
         """Try one step of each fit, in one pass over the rows; one that gains too little is tried shorter next time.
@@ -109,7 +163,7 @@ class _State:
         The line search is backtracking to sufficient decrease (Nocedal and Wright, algorithm 3.1 and eq. 3.4), here
         with an allowance for rounding.
         """
-        direction = descent_direction(self.gradient, self.steps, self.turns, self.guess, self.factors)
+        direction = descent_direction(self.gradient, self.pairs, self.guess, self.factors)
         slope = (self.gradient * direction).sum((2, 3))
         weights = self.weights + self.length[..., None, None] * direction
         value, gradient = problem.evaluate(weights, self.columns)
@@ -118,7 +172,7 @@ class _State:
         better = self.active & (value <= self.value + DECREASE * self.length * slope + rounding)
         self.idle = torch.where(value < self.value - rounding, 0, self.idle + 1)
         moved = better[..., None, None]
-        self.remember(
+        self.pairs.add(
             torch.where(moved, weights - self.weights, 0).flatten(2),
             torch.where(moved, gradient - self.gradient, 0).flatten(2),
         )
@@ -127,22 +181,12 @@ class _State:
         self.value = torch.where(better, value, self.value)
         self.length = torch.where(better, 1.0, _shorter(self.length, slope, rise))
 
-    def remember(self, step: Tensor, turn: Tensor) -> None:
-        """Add changes (B, S, n) of weights and gradient, as zeros where the curvature along them is not above 0.
-
-        That is the condition under which the matrix stays positive definite (Nocedal and Wright, eq. 6.7).
-        """
-        bent = (step * turn).sum(2, keepdim=True) > 0
-        self.steps = torch.cat([self.steps, torch.where(bent, step, 0)[:, :, None]], 2)[:, :, -MEMORY:]
-        self.turns = torch.cat([self.turns, torch.where(bent, turn, 0)[:, :, None]], 2)[:, :, -MEMORY:]
-
 
 def _begin(problem: Problem, start: Tensor, todo: Tensor) -> _State:
     """The columns of which any fit is `todo`, bool (B, S), at `start` and without memory."""
     columns = todo.any(0).nonzero()[:, 0]
     weights = start[:, columns]
     value, gradient = problem.evaluate(weights, columns)
-    nothing = weights.flatten(2)[:, :, None][:, :, :0]
     return _State(
         columns,
         todo[:, columns],
@@ -153,8 +197,7 @@ def _begin(problem: Problem, start: Tensor, todo: Tensor) -> _State:
         length=torch.ones_like(value),
         idle=torch.zeros_like(value),
         lowest=torch.full_like(value, math.inf),
-        steps=nothing,
-        turns=nothing,
+        pairs=Pairs.of(weights),
     )
 
 
@@ -168,21 +211,18 @@ def _shorter(length: Tensor, slope: Tensor, rise: Tensor) -> Tensor:
     return shorter.nan_to_num(0)
 
 
-def descent_direction(
-    gradient: Tensor, steps: Tensor, turns: Tensor, guess: Tensor, factors: list[Tensor] | None
-) -> Tensor:
-    """Minus the inverse Hessian that the last `steps` and `turns` (B, S, m, n) tell of, times the gradient.
+def descent_direction(gradient: Tensor, pairs: Pairs, guess: Tensor, factors: list[Tensor] | None) -> Tensor:
+    """Minus the inverse Hessian that the pairs tell of, times the gradient.
 
     (B, S, M, R + 1), as the gradient. The same as the two-loop recursion (Nocedal and Wright, algorithm 7.4) in another
     order of sums, by products of matrices: the compact form of the inverse (Byrd, Nocedal and Schnabel, 1994, theorem
-    2.2). `upper` is the triangle of their R, with 1 on the diagonal for a step of zeros.
+    2.2), of which `Pairs.upper` is R.
     """
     down = -gradient.flatten(2)[..., None]
-    if not steps.shape[2]:
+    if not pairs.end:
         return _first_guess(down, guess, factors).view_as(gradient)
-    products = steps @ turns.mT
-    bend = products.diagonal(dim1=-2, dim2=-1)
-    upper = products.triu() + torch.diag_embed((bend == 0).to(bend.dtype))
+    steps, turns, upper = pairs.latest()
+    bend = upper.diagonal(dim1=-2, dim2=-1)
     along = torch.linalg.solve_triangular(upper, steps @ down, upper=True)
     ahead = _first_guess(down - turns.mT @ along, guess, factors)
     back = torch.linalg.solve_triangular(upper.mT, bend[..., None] * along - turns @ ahead, upper=False)

@@ -72,9 +72,10 @@ class Problem:
     """The fits of all layers and strengths, in the eigenbasis of each layer's covariance.
 
     There the Hessian at weights of zero is diagonal. `z` are rows (B, N, R + 1) with R = min(N, D), the last feature a
-    constant 1; `penalty` (B, S, 1, R + 1) is 1 / (C N) for each weight and 0 for the intercept. Another `basis`
-    (B, D, D), orthonormal, may be given: that of nearly the same rows. With `apart` each class is a block of
-    the Hessian, which is then made only where it is asked for.
+    constant 1; `penalty` (B, S, 1, R + 1) is 1 / (C N) for each weight and 0 for the intercept; `derivatives` is how
+    many of them a fit has by weights of standardised features and by intercepts. Another `basis` (B, D, D),
+    orthonormal, may be given: that of nearly the same rows. With `apart` each class is a block of the Hessian, which is
+    then made only where it is asked for.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Problem:
         self.prior = (rows.class_sizes / len(rows)).to(dtype)
         vectors = len(self.prior) if len(self.prior) > 2 else 1
         width = self.z.shape[2]
+        self.derivatives = vectors * (self.basis.shape[1] + 1)
         self.together = unknowns_of(width, 1 if apart else vectors) // width  # classes of a block, at most
 
     def start(self) -> Tensor:
