@@ -25,6 +25,11 @@ def is_middling(device: torch.device | None, numbers: int) -> bool:
     return device is not None and device.type == "cpu" and LEAST <= numbers <= MOST
 
 
+def gains_in_a_stack(device: torch.device | None, numbers: int) -> bool:
+    """Whether what reads so many numbers is better done together with others: on a CPU, where it is small."""
+    return device is None or device.type != "cpu" or numbers < LEAST
+
+
 def at_once(device: torch.device | None, numbers: int, at_most: int | None = None) -> int:
     """How many computations that read so many numbers `side_by_side` runs at a time."""
     threads = torch.get_num_threads() if is_middling(device, numbers) else 1

@@ -15,7 +15,7 @@ from igpt_lab.core.arguments import checked
 from igpt_lab.core.depth import Layer, in_depth, plain_layer
 from igpt_lab.core.display import card, say_once, span
 from igpt_lab.core.provenance import digest
-from igpt_lab.core.side_by_side import LEAST, side_by_side
+from igpt_lab.core.side_by_side import gains_in_a_stack, side_by_side
 from igpt_lab.core.values import check_finite, did_you_mean
 from igpt_lab.features.store import FeatureStore, StoredLayers
 from igpt_lab.images.image_sets import ImageSet
@@ -234,7 +234,7 @@ def stacks(features: Features, device: torch.device | None = None) -> Iterator[t
     stack: list[np.ndarray] = []
     for layer, x in features.layers.items():
         _check_layer(layer, x, len(features.labels), len(features.index))
-        room = STACKED if x.size < LEAST or device is None or device.type != "cpu" else 0
+        room = STACKED if gains_in_a_stack(device, x.size) else 0
         if stack and (x.shape != stack[0].shape or (len(stack) + 1) * x.size > room):
             yield layers, np.stack(stack)
             layers, stack = [], []

@@ -173,14 +173,15 @@ def test_the_direction_is_that_of_the_two_loop_recursion(monkeypatch):
     random = np.random.default_rng(0)
     root = random.standard_normal((6, 6))
     steps = random.standard_normal((2, 3, 17, 6))  # more than there is room for
+    steps[0, 1, 14] = 0
     turns = steps @ (root @ root.T + np.eye(6))
     turns[1, 2, 15] *= -1  # no curvature along it
     gradient, guess = random.standard_normal((2, 3, 2, 3)), random.uniform(0.5, 2, (2, 3, 2, 3))
-    down, first_guess = torch.as_tensor(gradient), torch.as_tensor(guess)
-    pairs = lbfgs.Pairs.of(down)
+    slope, first_guess = torch.as_tensor(gradient), torch.as_tensor(guess)
+    pairs = lbfgs.Pairs.of(slope)
     for place in range(17):
         pairs.add(torch.as_tensor(steps[:, :, place]), torch.as_tensor(turns[:, :, place]))
-    direction = lbfgs.descent_direction(down, pairs, first_guess, None).numpy()
+    direction = lbfgs.descent_direction(slope, pairs, first_guess, None).numpy()
     for fit in np.ndindex(2, 3):
         latest = [(s, y, 1 / (s @ y)) for s, y in zip(steps[fit][-5:], turns[fit][-5:], strict=True) if s @ y > 0]
         q, shares = gradient[fit].ravel(), []
@@ -192,7 +193,7 @@ def test_the_direction_is_that_of_the_two_loop_recursion(monkeypatch):
             r = r + s * (share - rho * (y @ r))
         assert direction[fit].ravel() == pytest.approx(-r, rel=1e-9)
     blocks = [torch.diag_embed((1 / first_guess[:, j].flatten(1)) ** 0.5)[:, None] for j in range(3)]  # one block a fit
-    assert lbfgs.descent_direction(down, pairs, first_guess, blocks).numpy() == pytest.approx(direction, rel=1e-9)
+    assert lbfgs.descent_direction(slope, pairs, first_guess, blocks).numpy() == pytest.approx(direction, rel=1e-9)
 
 
 def test_what_float32_cannot_reach_goes_on_in_float64():

@@ -25,7 +25,7 @@ from igpt_lab.features.store import FeatureStore
 from igpt_lab.features.writing import StoreWriter
 from igpt_lab.images.splits import stratified_split
 from igpt_lab.probing import choosing, few_labels, neighbours, probes
-from igpt_lab.probing.features import Features
+from igpt_lab.probing.features import Features, stacks
 from igpt_lab.probing.few_labels import probe_few_labels
 from igpt_lab.probing.neighbours import probe_neighbours
 from igpt_lab.probing.probes import control_task, probe_layers
@@ -276,6 +276,8 @@ def test_layers_in_stacks_equal_layers_one_by_one_and_side_by_side(monkeypatch):
     together = probe_layers(TRAIN, TEST, **QUIET).table
     monkeypatch.setattr("igpt_lab.core.side_by_side.LEAST", 0)
     side_by_side = probe_layers(TRAIN, TEST, **QUIET).table
+    monkeypatch.setattr("igpt_lab.core.side_by_side.MOST", 0)  # layers larger than those of middle size are alone too
+    assert [len(layers) for layers, _ in stacks(TRAIN, torch.device("cpu"))] == [1] * len(TRAIN.layers)
     monkeypatch.undo()
     few = probe_few_labels(TRAIN, TEST, ks=(4,), draws=2, **QUIET).table
     monkeypatch.setattr("igpt_lab.probing.features.STACKED", 1)
