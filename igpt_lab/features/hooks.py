@@ -184,9 +184,11 @@ def _by_name(pool: str) -> Callable[[Tensor, str, int], Tensor]:
 def _aligned(alignment: str, config, pooled: Pooled):
     """A hook that aligns a backbone's `input_ids`, its first argument, where `align` has not made them."""
 
-    def hook(_, inputs: tuple, named: dict) -> tuple[tuple, dict] | None:
+    def hook(_, inputs: tuple, named: dict | None = None) -> tuple[tuple, dict] | None:
+        if named is None or not pooled._is_ours():  # torch forgets `named` where another thread removes the hook
+            return None
         ids = inputs[0] if inputs else named["input_ids"]
-        if is_aligned(ids) or not pooled._is_ours():
+        if is_aligned(ids):
             return None
         ids = align(ids, alignment, config)
         return ((ids, *inputs[1:]), named) if inputs else (inputs, named | {"input_ids": ids})

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -158,6 +159,16 @@ def test_two_threads_on_one_model_have_each_their_own_numbers(tiny, side_by_side
     with ThreadPoolExecutor(2) as pool:
         tables = list(pool.map(lens, halves))
     assert all(table.equals(alone) for table, alone in zip(tables, expected, strict=True))
+
+
+def test_a_recording_that_ends_within_the_pass_of_another_thread_leaves_it_alone(tiny):
+    ids, recording = torch.from_numpy(TOKENS[:2]), ExitStack()
+    expected = tiny(ids).logits
+    handle = tiny.transformer.register_forward_pre_hook(lambda *_: recording.close())
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(recording.enter_context, lab.record(tiny, alignment="sos")).result()
+        assert torch.equal(tiny(ids).logits, expected)
+    handle.remove()
 
 
 def test_inside_a_recording_all_numbers_are_the_same(tiny, train, tmp_path):
