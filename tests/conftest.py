@@ -1,5 +1,6 @@
 """A tiny model and tiny images: 4 x 4 pixels, 8 greys, 3 blocks of width 8."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ def assert_means(measurement, column):
         assert values.dtype == np.float64 and values.ndim == 1
         np.testing.assert_allclose(values.mean(), mean, rtol=1e-6, atol=1e-9)
     assert {key[: len(keys)] for key in measurement.of_images} <= {*of_rows, UNCHANGED}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_interrupts():
+    """Also where the tests were started in the background, which a script's shell does with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
