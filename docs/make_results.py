@@ -270,12 +270,15 @@ def goals() -> dict[str, list[dict[str, Any]]]:
                 lists.setdefault(folder.name, []).append(goal | {"value": "", "verdict": "not measured"})
                 continue
             row = rows.iloc[0]
-            value, share = row.ratio, row.ratio / goal["goal"]
-            if math.isnan(row.ratio):  # no peer: seconds, of which less is better
+            value = row.ours if goal["metric"].startswith("share of") else row.ratio
+            share = value / goal["goal"]
+            if math.isnan(value):  # no peer: seconds, of which less is better
                 value, share = row.ours, goal["goal"] / row.ours
             tried = f"; tried: {goal['tried']}" if goal["tried"] else ""
-            verdict = "reached" if share >= 1 else f"missed by {1 - share:.0%}{tried}"
-            lists.setdefault(folder.name, []).append(goal | {"value": f"{value:.3g}", "verdict": verdict})
+            missed = f"{1 - share:.0%}" if share < 0.99 else "less than 1%"
+            shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            verdict = "reached" if share >= 1 else f"missed by {missed}{tried}"
+            lists.setdefault(folder.name, []).append(goal | {"value": shown, "verdict": verdict})
     return lists
 
 

@@ -64,16 +64,18 @@ def test_check_names_a_page_that_is_not_what_the_files_give(maker, tmp_path, mon
 def test_a_goal_is_reached_or_missed_by_a_share_and_says_what_was_tried(maker, tmp_path, monkeypatch):
     monkeypatch.setattr(maker, "ROOT", tmp_path)
     files = {
-        "docs/goals.csv": "what,file,case,metric,goal,tried\n2,a,x,speed,2,\n4,a,x,speed,4,much\nb,b,,time,30,",
-        "results/benchmarks/abacus/a.csv": "case,metric,ours,ratio\ny,speed,1,9\nx,speed,1,3",
-        "results/benchmarks/abacus/b.csv": "case,metric,ours,ratio\nz,time,40,",
+        "docs/goals.csv": "what,file,case,metric,goal,tried\n2,a,x,speed,2,\n4,a,x,speed,4,much\n"
+        "near,a,x,speed,3.001,\nrate,a,x,share of it,0.8,\nb,b,,time,1200,",
+        "results/benchmarks/abacus/a.csv": "case,metric,ours,ratio\ny,speed,1,9\nx,speed,1,3\nx,share of it,0.6,3",
+        "results/benchmarks/abacus/b.csv": "case,metric,ours,ratio\nz,time,1600,",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (rows,) = maker.goals().values()
-    assert [row["value"] for row in rows] == ["3", "3", "40"]
-    assert [row["verdict"] for row in rows] == ["reached", "missed by 25%; tried: much", "missed by 25%"]
+    assert [row["value"] for row in rows] == ["3", "3", "3", "0.6", "1,600"]
+    missed = ["missed by 25%; tried: much", "missed by less than 1%", "missed by 25%", "missed by 25%"]
+    assert [row["verdict"] for row in rows] == ["reached", *missed]
 
 
 def test_the_seeds_of_one_study_are_on_the_page_alone(maker, studies):
